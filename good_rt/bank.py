@@ -1,0 +1,99 @@
+"""The feature bank: unit-norm penultimate features of in-distribution images, searched by faiss.
+
+It gives the k-NN distance (Sun et al., arXiv 2204.06507) in two ways: as a score, and as a differentiable
+discrepancy that guidance climbs. Both search without gradient, then compute the found distance exactly.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SPARE = 8
+"""Candidates beyond the k-th that are ranked again by exact distance: faiss' expanded ‖q‖²+‖b‖²−2q·b rounds."""
+
+
+class FeatureBank:
+    """M unit-norm features (M, D) float32 on the CPU.
+
+    Neighbours are ordered by exact Euclidean distance, ties by the lower row, so that duplicates in the bank count
+    as often as they are there and a search is deterministic. Distances lie in [0, 2].
+
+    Raises GoodRtError when the features are not a finite (M, D) matrix of unit rows.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        if features.ndim != 2 or len(features) == 0:
+            raise GoodRtError(f"a feature bank needs an (M, D) matrix with M > 0, not shape {tuple(features.shape)}")
+        norms = torch.linalg.vector_norm(features.float(), dim=1)
+        wrong = (~((norms - 1).abs() < 1e-3)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise GoodRtError(f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the features first")
+        self.features = features.detach().float().contiguous()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def _index(self) -> Any:
+        import faiss
+
+        index = faiss.IndexFlatL2(self.features.shape[1])
+        index.add(self.features.numpy())
+        return index
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(N, D) queries -> distances (N, k) and bank rows (N, k) int64, nearest first.
+
+        ``exclude`` (N,) int64 names for each query one bank row that does not count: itself, when the queries come
+        from the bank. Raises GoodRtError when the bank has fewer than k rows that count.
+        """
+        available = len(self) - (exclude is not None)
+        if not 1 <= k <= available:
+            raise GoodRtError(f"k must be between 1 and {available} (the bank's size), not {k}")
+        wanted = min(len(self), k + SPARE + (exclude is not None))
+        _, found = self._index.search(queries.detach().float().contiguous().numpy(), wanted)
+        rows = torch.from_numpy(found).sort(dim=1).values  # by row first: the stable sort below then breaks ties by row
+        distances = torch.linalg.vector_norm(queries[:, None] - self.features.to(queries.dtype)[rows], dim=2)
+        if exclude is not None:
+            distances = distances.masked_fill(rows == exclude[:, None], torch.inf)
+        distances, order = distances.sort(dim=1, stable=True)
+        return distances[:, :k], rows.gather(1, order)[:, :k]
+
+    def distance(self, queries: Tensor, k: int) -> Tensor:
+        """(N, D) queries -> (N,) distance to the k-th nearest feature, differentiable in the queries.
+
+        The gradient is the unit vector away from that neighbour; at distance 0 it is 0.
+        """
+        _, rows = self.search(queries, k)
+        return torch.linalg.vector_norm(queries - self.features.to(queries.dtype)[rows[:, -1]], dim=1)
+
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes the features as safetensors."""
+        from safetensors.torch import save_file
+
+        with atomic_path(path) as temporary:
+            save_file({"features": self.features}, temporary, dict(metadata or {}))
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureBank:
+        """Reads what `save` wrote. Raises GoodRtError when the file is missing or something else."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return cls(load_file(path)["features"])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise GoodRtError(f"{path} is not a feature bank ({error}); make it again with `good-rt train`") from None

@@ -1,0 +1,36 @@
+"""The decision: a split-conformal p-value of a score among those of held-out ID images.
+
+With n calibration scores exchangeable with the ID inputs to come, P(p ≤ α) ≤ α: at most a share α of ID inputs is
+refused (Vovk et al., Algorithmic Learning in a Random World; Bates et al., arXiv 2104.08279, Sec. 2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from good_rt.errors import GoodRtError
+
+
+def conformal_p_value(calibration: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """p = (1 + #{calibration ≥ score})/(n + 1): (n,) and (N,) scores, higher = more OOD -> (N,) in (0, 1].
+
+    Raises GoodRtError when there is no calibration score or one that is not finite.
+    """
+    if len(calibration) == 0 or not np.isfinite(calibration).all():
+        raise GoodRtError("calibration needs at least one score, all finite; check the held-out ID images")
+    ordered = np.sort(calibration)
+    below = np.searchsorted(ordered, scores, side="left")
+    return (1 + len(ordered) - below) / (len(ordered) + 1)
+
+
+def check_alpha(alpha: float, calibration_size: int) -> None:
+    """Raises GoodRtError unless 0 < α < 1 and some input could be refused: 1/(n+1) ≤ α."""
+    if not 0 < alpha < 1:
+        raise GoodRtError(f"alpha must be between 0 and 1, not {alpha}")
+    if alpha * (calibration_size + 1) < 1:
+        needed = int(np.ceil(1 / alpha)) - 1
+        raise GoodRtError(
+            f"alpha {alpha} needs at least {needed} calibration images, there are {calibration_size}; "
+            "with fewer, nothing would ever be refused"
+        )

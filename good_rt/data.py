@@ -1,0 +1,82 @@
+"""In-distribution data: labelled images in the parts ``train``, ``held_out`` and ``test``, kept apart by their files.
+
+``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it standardises, fits the
+gate and calibrates; ``test`` is looked at by the evaluation alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from good_rt.errors import GoodRtError
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """images (N, H, W, C) uint8 and, where known, labels (N,) int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: slice | NDArray[np.int64]) -> LabelledImages:
+        """The chosen images with their labels."""
+        return LabelledImages(self.images[index], None if self.labels is None else self.labels[index])
+
+
+def load_npz(path: Path) -> LabelledImages:
+    """Reads ``images`` (N, H, W) or (N, H, W, C) uint8 and optional ``labels`` from an .npz file; never unpickles.
+
+    Raises GoodRtError that names the file when it is missing, damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]
+            labels = file["labels"].astype(np.int64) if "labels" in file else None
+    except FileNotFoundError:
+        raise GoodRtError(f"{path} does not exist; give an .npz file with uint8 images (N, H, W[, C])") from None
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files
+        raise GoodRtError(f"{path} is not an .npz file of images ({type(error).__name__}: {error})") from None
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+        raise GoodRtError(f"{path}: images must be uint8 (N, H, W[, C]) with N > 0, not {images.dtype} {images.shape}")
+    if labels is not None and labels.shape != (len(images),):
+        raise GoodRtError(f"{path}: {len(images)} images but labels of shape {labels.shape}")
+    return LabelledImages(images if images.ndim == 4 else images[..., None], labels)
+
+
+@dataclass(frozen=True)
+class IdData:
+    """The parts of an ID data folder, each read when it is asked for: train.npz, held_out.npz, test.npz."""
+
+    folder: Path
+
+    def part(self, name: str, classes: int, channels: int, size: int) -> LabelledImages:
+        """One part, checked against what the classifier takes. Raises GoodRtError that names what does not fit."""
+        path = self.folder / f"{name}.npz"
+        data = load_npz(path)
+        if data.labels is None:
+            raise GoodRtError(f"{path} has no labels; add an array `labels` with a class index for each image")
+        if data.images.shape[1:] != (size, size, channels):
+            found = "x".join(map(str, data.images.shape[1:]))
+            raise GoodRtError(f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them")
+        if data.labels.min() < 0 or data.labels.max() >= classes:
+            raise GoodRtError(f"{path}: labels run to {data.labels.max()}, the classifier has {classes} classes")
+        return data
+
+
+def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """Two disjoint halves, every other image each: one standardises and fits the gate, one calibrates the p-value."""
+    return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
+
+
+def spread(data: LabelledImages, count: int) -> LabelledImages:
+    """At most ``count`` images, evenly spaced over the data."""
+    if count >= len(data):
+        return data
+    return data.take(np.linspace(0, len(data) - 1, count).round().astype(np.int64))

@@ -1,0 +1,117 @@
+"""A generated set on disk: PNG images, a manifest with one row an image, the job's settings, a contact sheet.
+
+The sampler's batches end here; training and calibration read it. Rows are appended batch by batch, so an interrupted
+job goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path, read_json, write_json
+from good_rt.images import contact_sheet, read_image
+
+SHEET_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generated image: how it was made, and both discrepancies of it and of its unguided twin of the same seed."""
+
+    index: int
+    file: str
+    seed: int
+    label: int
+    guidance: str
+    strength: float
+    energy: float
+    knn_distance: float
+    energy_before: float | None
+    knn_distance_before: float | None
+
+
+class GeneratedSet:
+    """A folder with images/, manifest.jsonl, job.json and contact_sheet.png."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest = folder / "manifest.jsonl"
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
+        path = self.folder / "job.json"
+        if path.exists():
+            found = read_json(path)
+            if found != json.loads(json.dumps(job)):
+                changed = sorted(k for k in {*found, *job} if found.get(k) != json.loads(json.dumps(job.get(k))))
+                raise GoodRtError(
+                    f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
+                    "choose another --out, or delete it"
+                )
+            return
+        if self._manifest.exists():
+            raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another --out, or delete it")
+        try:
+            (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another --out") from None
+        write_json(path, dict(job))
+
+    def rows(self) -> list[Row]:
+        """The manifest's rows by index; a last line cut short by an interruption does not count."""
+        if not self._manifest.exists():
+            return []
+        rows: dict[int, Row] = {}
+        lines = self._manifest.read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                row = Row(**json.loads(line))
+            except (ValueError, TypeError):
+                if number == len(lines):
+                    break
+                raise GoodRtError(f"{self._manifest}, line {number}: not a manifest row; generate the set anew") from None
+            rows[row.index] = row
+        return [rows[index] for index in sorted(rows)]
+
+    def append(self, images: NDArray[np.uint8], rows: Sequence[Row]) -> None:
+        """Writes images (N, H, W, C) and then their rows, so that a row's image is always there."""
+        for image, row in zip(images, rows, strict=True):
+            with atomic_path(self.folder / row.file) as temporary:
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary, "PNG")
+        text = self._manifest.read_text() if self._manifest.exists() else ""
+        with self._manifest.open("a") as file:
+            if text and not text.endswith("\n"):
+                file.write("\n")
+            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+    def images(self) -> NDArray[np.uint8]:
+        """All images (N, H, W, C) by index. Raises GoodRtError when there are none or one is damaged."""
+        rows = self.rows()
+        if not rows:
+            raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
+        folder = (self.folder / "images").resolve()
+        loaded = []
+        for row in rows:
+            path = (self.folder / row.file).resolve()
+            if path.parent != folder:
+                raise GoodRtError(f"{self._manifest}: image {row.index} lies outside {folder}; generate the set anew")
+            with Image.open(path) as image:
+                channels, size = len(image.getbands()), (image.height, image.width)
+            loaded.append(read_image(path, channels, size))
+        return np.stack(loaded)
+
+    def write_contact_sheet(self) -> Path:
+        """The first images as one PNG, eight to a row."""
+        path = self.folder / "contact_sheet.png"
+        with atomic_path(path) as temporary:
+            contact_sheet(self.images()[:SHEET_IMAGES], columns=8, scale=2).save(temporary, "PNG")
+        return path

@@ -1,0 +1,120 @@
+"""x̂0 = denoise(y, σ, labels): one signature for every diffusion model, whatever its network predicts.
+
+Here alone y and σ are turned into what the network was trained on (x_t and a timestep). The sampler sees only
+this signature, and the vector-Jacobian product that variance guidance needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from good_rt.errors import GoodRtError
+from good_rt.schedule import FloatArray, alpha_cumprod_of, sigma_of
+
+Network = Callable[..., Tensor]
+"""(sample (N, C, H, W), timestep (N,) float32, class_labels (N,) int64 if class-conditional) -> (N, C, H, W)."""
+
+
+class Denoiser(Protocol):
+    """The estimate of the clean latent, and its vector-Jacobian product."""
+
+    def __call__(self, y: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        """y (N, C, H, W) at noise level ``sigma``, labels (N,) int64 -> x̂0 (N, C, H, W)."""
+        ...
+
+    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None, v: Tensor) -> Tensor:
+        """(∂x̂0/∂y)ᵀ v, of the shape of y. Raises GoodRtError where no gradient is to be had."""
+        ...
+
+
+def x0_from_noise(output: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """ε-prediction: x̂0 = (x_t − √(1−ᾱ) ε̂)/√ᾱ = y − σ ε̂ (Tweedie)."""
+    return y - sigma * output
+
+
+def x0_from_velocity(output: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """v-prediction (Salimans & Ho, arXiv 2202.00512, App. D): x̂0 = √ᾱ x_t − √(1−ᾱ) v̂ = (y/√(1+σ²) − σ v̂)/√(1+σ²)."""
+    scale = (1 + sigma**2) ** -0.5
+    return scale * (scale * y - sigma * output)
+
+
+def x0_from_sample(output: Tensor, y: Tensor, sigma: float) -> Tensor:
+    """x0-prediction: the network's output itself."""
+    return output
+
+
+PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "epsilon": x0_from_noise,
+    "v_prediction": x0_from_velocity,
+    "sample": x0_from_sample,
+}
+"""diffusers' names of what a network predicts -> x̂0 of (output, y, σ)."""
+
+
+@dataclass(frozen=True)
+class DiscreteDenoiser:
+    """A network trained on discrete timesteps, with classifier-free guidance in one batch.
+
+    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is the PyTorch network that
+    `vjp` goes back through (the same object where ``network`` is PyTorch already). ``cfg_scale`` w gives
+    x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598, Eq. 6); ``null_class`` is the label ∅.
+    ``clip`` bounds x̂0 to [−clip, clip], as pixel models' schedulers ask for.
+    """
+
+    network: Network
+    alphas_cumprod: FloatArray
+    prediction: str = "epsilon"
+    null_class: int | None = None
+    cfg_scale: float = 1.0
+    clip: float | None = None
+    differentiable: Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise GoodRtError(f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}")
+        if self.cfg_scale != 1 and self.null_class is None:
+            raise GoodRtError(
+                f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an unconditional class; use scale 1"
+            )
+
+    def timestep(self, sigma: float) -> float:
+        """σ -> timestep: exact for a trained σ, between two of them linear in log σ."""
+        table = np.log(sigma_of(self.alphas_cumprod))
+        return float(np.interp(np.log(sigma), table, np.arange(len(table))))
+
+    def __call__(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            return self._denoise(self.network, y, sigma, labels)
+
+    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None, v: Tensor) -> Tensor:
+        if self.differentiable is None:
+            raise GoodRtError(
+                "variance guidance (rho > 0) goes back through the UNet, and this engine has no gradient; "
+                "set rho to 0 or use the PyTorch engine"
+            )
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self._denoise(self.differentiable, y, sigma, labels), y, v)
+        return gradient
+
+    def _denoise(self, network: Network, y: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        x = y * float(np.sqrt(alpha_cumprod_of(sigma)))
+        t = x.new_full((len(x),), self.timestep(sigma), dtype=torch.float32)
+        x0 = PREDICTIONS[self.prediction]
+        if labels is None:
+            estimate = x0(network(x, t), y, sigma)
+        elif self.cfg_scale == 1:
+            estimate = x0(network(x, t, labels), y, sigma)
+        else:
+            assert self.null_class is not None  # checked at construction
+            both = torch.cat([labels, torch.full_like(labels, self.null_class)])
+            with_class, without = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            estimate = x0(without + self.cfg_scale * (with_class - without), y, sigma)
+        return estimate if self.clip is None else estimate.clamp(-self.clip, self.clip)

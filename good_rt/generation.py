@@ -1,0 +1,195 @@
+"""Generating OOD images: a job's settings, and the loop that runs the guided sampler batch by batch into a folder.
+
+An image depends on job seed and index alone (and on the batch size by rounding), so an interrupted job goes on and
+gives the same set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from good_rt.bank import FeatureBank
+from good_rt.classifier import Classifier
+from good_rt.dataset import GeneratedSet, Row
+from good_rt.denoiser import Denoiser
+from good_rt.discrepancy import ClassifierGuidance, IdScales, feature_level, image_level
+from good_rt.errors import GoodRtError
+from good_rt.guidance import Decoder, GuidanceConfig
+from good_rt.sampler import sample, sample_seeds
+from good_rt.schedule import FloatArray
+
+GuidanceKind = Literal["none", "img", "feat", "both"]
+LAMBDA: dict[str, float] = {"img": 0.0, "feat": 1.0, "both": 0.5}
+"""λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """What is generated; together with the models it determines every image."""
+
+    count: int
+    guidance: GuidanceKind = "both"
+    config: GuidanceConfig = GuidanceConfig(mu=0.1)
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Factors of ρ and μ that the images take in turn, so that a set reaches from near to far OOD."""
+    k: int = 10
+    temperature: float = 1.0
+    eta: float = 1.0
+    seed: int = 0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch < 1:
+            raise GoodRtError(f"count and batch must be at least 1, not {self.count} and {self.batch}")
+        if not self.strengths or min(self.strengths) < 0:
+            raise GoodRtError(f"strengths must be one or more numbers of at least 0, not {self.strengths}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The models a job runs on, whatever runtime is behind them.
+
+    ``decode`` gives the final images, ``decode_with_gradient`` is the PyTorch decoder that guidance differentiates.
+    """
+
+    denoiser: Denoiser
+    decode: Decoder
+    decode_with_gradient: Decoder
+    classifier: Classifier
+    bank: FeatureBank
+    scales: IdScales
+    sigmas: FloatArray
+    shape: tuple[int, int, int]
+    conditional: bool
+
+    def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
+        """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins."""
+        guidance, config = None, replace(job.config, rho=0.0, mu=0.0)
+        if guided and job.guidance != "none":
+            lam = LAMBDA[job.guidance]
+            guidance = ClassifierGuidance(self.classifier, self.bank, self.scales, lam, job.k, job.temperature)
+            config = job.config
+        latents = sample(
+            self.denoiser,
+            self.decode_with_gradient,
+            guidance,
+            self.sigmas,
+            config,
+            sample_seeds(job.seed, indices),
+            self.shape,
+            self.labels(indices) if self.conditional else None,
+            job.eta,
+            strength=torch.tensor([self.strength(job, index) for index in indices]),
+        )
+        with torch.no_grad():
+            return to_uint8(self.decode(latents))
+
+    def labels(self, indices: list[int]) -> Tensor:
+        """The classes of the images, in turn: (N,) int64."""
+        return torch.tensor(indices) % len(self.classifier.config.classes)
+
+    @staticmethod
+    def strength(job: GenerationJob, index: int) -> float:
+        """The factor of ρ and μ of the image at this index."""
+        return job.strengths[index % len(job.strengths)]
+
+    def discrepancies(self, images: NDArray[np.uint8], job: GenerationJob) -> tuple[Tensor, Tensor]:
+        """Energy and distance to the k-th neighbour of images (N, H, W, C), (N,) each."""
+        with torch.no_grad():
+            logits, features = self.classifier(from_uint8(images))
+            return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
+
+
+def from_uint8(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def generate(
+    generator: Generator,
+    job: GenerationJob,
+    out: Path,
+    *,
+    twins: bool = True,
+    describe: dict[str, Any] | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> GeneratedSet:
+    """Runs the job into ``out``, going on where an interrupted run stopped, and writes the contact sheet.
+
+    ``twins`` also samples each image's unguided twin of the same seed, for the manifest's "before" columns.
+    ``describe`` names the models in job.json, so that a folder is not continued with others. ``on_images`` hears how
+    many images are done. Raises GoodRtError when ``out`` belongs to another job or cannot be written.
+    """
+    out_set = GeneratedSet(out)
+    # count is left out: a finished set may be extended
+    settings = {k: v for k, v in job.to_json().items() if k != "count"}
+    out_set.begin({**settings, "twins": twins, **(describe or {})})
+    done = {row.index for row in out_set.rows()}
+    on_images(len([index for index in done if index < job.count]))
+    for first in range(0, job.count, job.batch):
+        indices = list(range(first, first + job.batch))  # a whole batch always, so that its bytes never change
+        wanted = [i for i, index in enumerate(indices) if index < job.count and index not in done]
+        if not wanted:
+            continue
+        images = generator.images(job, indices)
+        energy, distance = generator.discrepancies(images, job)
+        before: tuple[Tensor, Tensor] | None = None
+        if job.guidance == "none":
+            before = energy, distance
+        elif twins:
+            before = generator.discrepancies(generator.images(job, indices, guided=False), job)
+        seeds = sample_seeds(job.seed, indices)
+        labels = generator.labels(indices).tolist()
+        rows = [
+            Row(
+                index=indices[i],
+                file=f"images/{indices[i]:06d}.png",
+                seed=seeds[i],
+                label=labels[i],
+                guidance=job.guidance,
+                strength=generator.strength(job, indices[i]),
+                energy=float(energy[i]),
+                knn_distance=float(distance[i]),
+                energy_before=float(before[0][i]) if before else None,
+                knn_distance_before=float(before[1][i]) if before else None,
+            )
+            for i in wanted
+        ]
+        out_set.append(images[wanted], rows)
+        on_images(len(wanted))
+    out_set.write_contact_sheet()
+    return out_set
+
+
+def pick_batch(generator: Generator, count: int, largest: int = 128) -> int:
+    """The batch size with the most denoised latents a second, found by timing sizes that double from 8."""
+    best, best_rate, size = 1, 0.0, min(8, count)
+    while size <= min(largest, max(count, 1)):
+        y = torch.zeros(size, *generator.shape)
+        labels = generator.labels(list(range(size))) if generator.conditional else None
+        generator.denoiser(y, 1.0, labels)  # the first run of a size also allocates
+        began = time.perf_counter()
+        generator.denoiser(y, 1.0, labels)
+        rate = size / (time.perf_counter() - began)
+        if rate < 1.05 * best_rate:
+            break
+        best, best_rate, size = size, rate, 2 * size
+    return best

@@ -1,0 +1,67 @@
+"""OOD scores that need a classifier's logits alone: the established peers of the unified score.
+
+They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance is in `good_rt.bank`,
+the unified score in `good_rt.unified`; `good_rt.metrics` measures them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from good_rt.errors import GoodRtError
+
+Scores = NDArray[np.float64]
+
+LOGIT_SCORES: dict[str, Callable[[ArrayLike], Scores]] = {}
+"""Every score of this file by the name that tables show, in that order."""
+
+
+def logit_score(name: str) -> Callable[[Callable[[ArrayLike], Scores]], Callable[[ArrayLike], Scores]]:
+    """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one more row."""
+
+    def enter(function: Callable[[ArrayLike], Scores]) -> Callable[[ArrayLike], Scores]:
+        LOGIT_SCORES[name] = function
+        return function
+
+    return enter
+
+
+@logit_score("MSP")
+def msp(logits: ArrayLike) -> Scores:
+    """1 − max_c softmax(f)_c, one minus the maximum softmax probability (Hendrycks & Gimpel, arXiv 1610.02136).
+
+    Computed as s / (1 + s) with s = Σ_{c ≠ argmax} exp(f_c − max f), which keeps the order of confident images that
+    1 − softmax would round to one tie at 0. In [0, 1).
+    """
+    falling = np.sort(_checked(logits), axis=1)[:, ::-1]
+    others = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
+    return others / (1 + others)
+
+
+@logit_score("MaxLogit")
+def max_logit(logits: ArrayLike) -> Scores:
+    """−max_c f_c, the negative largest logit (Hendrycks et al., arXiv 1911.11132)."""
+    return -_checked(logits).max(1)
+
+
+@logit_score("Energy")
+def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
+    """−T · logsumexp_c(f_c / T), the free energy (Liu et al., arXiv 2010.03759, Eq. 4); T > 0."""
+    if not temperature > 0:
+        raise GoodRtError(f"the energy's temperature must be above 0, not {temperature}")
+    array = _checked(logits)
+    largest = array.max(1, keepdims=True)
+    return -(largest[:, 0] + temperature * np.log(np.exp((array - largest) / temperature).sum(1)))
+
+
+def _checked(logits: ArrayLike) -> Scores:
+    array = np.asarray(logits, np.float64)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise GoodRtError(f"logits must be of shape (images, classes), not {array.shape}")
+    bad = np.flatnonzero(~np.isfinite(array).all(1))
+    if bad.size:
+        raise GoodRtError(f"the logits of {bad.size} of {len(array)} images are not finite (the first: image {bad[0]})")
+    return array

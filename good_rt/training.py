@@ -1,0 +1,269 @@
+"""Fine-tuning the classifier with generated OOD images, so that its energy tells ID from OOD.
+
+L = CE(ID) + w·BCE(sigmoid(g(−energy)), is ID) with a learned head g, as in VOS (Du et al., arXiv 2202.01197, Eq. 6) and
+GOOD (arXiv 2510.17131). Part of the ID images goes through the VAE, since the network would otherwise learn that
+"looks decoded" means OOD.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from good_rt.classifier import Classifier, predict
+from good_rt.errors import GoodRtError, NonFiniteError
+from good_rt.files import atomic_path
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the fine-tuning."""
+
+    steps: int = 300
+    id_batch: int = 96
+    ood_batch: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    weight: float = 1.0
+    """w, weight of the energy regulariser."""
+    decoded_share: float = 0.5
+    """Share of the ID batch that is replaced by its VAE reconstruction, where reconstructions are given."""
+    seed: int = 0
+    evaluate_every: int = 50
+    """Steps between two looks at the held-out images, which also write the checkpoint."""
+    max_accuracy_drop: float = 0.005
+    """Largest loss of held-out ID accuracy with which a state may be kept."""
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What the fine-tuning sees; images (N, C, H, W) in [-1, 1], labels (N,) int64.
+
+    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be absent (the control).
+    ``val_*`` are held out: they choose the state that is kept, and are never trained on.
+    """
+
+    images: Tensor
+    labels: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+    decoded: Tensor | None = None
+    ood: Tensor | None = None
+    val_ood: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Losses of one step; ``val_*`` where the held-out images were looked at."""
+
+    step: int
+    ce: float
+    bce: float | None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The best state's classifier, its held-out accuracy, the accuracy before, and every step."""
+
+    classifier: Classifier
+    accuracy: float
+    accuracy_before: float
+    best_step: int
+    history: tuple[TrainStep, ...]
+
+
+class EnergyHead(nn.Module):
+    """g: −energy (N,) -> logit (N,) that the sample is ID; one hidden layer, as VOS has it."""
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(self, negative_energy: Tensor) -> Tensor:
+        # logsumexp is of the order of 10; a quarter of it is a range in which the head starts well
+        return self.layers(negative_energy[:, None] / 4)[:, 0]
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flips half of the images (N, C, H, W) and shifts all by up to 2 pixels."""
+    flip = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flip[:, None, None, None], images.flip(3), images)
+    rows, columns = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    return torch.roll(images, (rows, columns), (2, 3))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of (N, K) logits whose largest is at the (N,) label."""
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def finetune(
+    classifier: Classifier,
+    data: TrainingImages,
+    config: TrainConfig = TrainConfig(),
+    checkpoint: Path | None = None,
+    on_step: Callable[[TrainStep], None] = lambda step: None,
+) -> TrainResult:
+    """Fine-tunes a copy of the classifier and returns its best state on the held-out images.
+
+    Best is the lowest held-out loss among the states whose held-out accuracy lost at most ``max_accuracy_drop``.
+    With ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError when no state
+    kept the accuracy, and NonFiniteError that names the step of a loss that is not finite.
+    """
+    torch.manual_seed(config.seed)
+    before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
+    model = copy.deepcopy(classifier).requires_grad_(True)
+    head = EnergyHead()
+    optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], config.lr, weight_decay=config.weight_decay)
+    state = _Progress(model, head, optimiser, copy.deepcopy(model))
+    if checkpoint is not None:
+        state.load(checkpoint, config)
+    while state.step < config.steps:
+        ce, bce = _train_step(state, data, config)
+        done = TrainStep(state.step, ce, bce)
+        if state.step % config.evaluate_every == 0 or state.step == config.steps:
+            val_loss, val_accuracy = _validate(model, head, data, config)
+            done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
+            if before - val_accuracy <= config.max_accuracy_drop and val_loss < state.best_loss:
+                state.best_loss, state.best_step, state.best_accuracy = val_loss, state.step, val_accuracy
+                state.best.load_state_dict(model.state_dict())
+            state.history.append(done)
+            if checkpoint is not None:
+                state.save(checkpoint, config)
+        else:
+            state.history.append(done)
+        on_step(done)
+    if state.best_step == 0:
+        raise GoodRtError(
+            f"training failed: held-out ID accuracy fell from {before:.4f} by more than {config.max_accuracy_drop} in "
+            "every state looked at; lower --lr or the regulariser's --weight"
+        )
+    best = state.best.eval().requires_grad_(False)
+    return TrainResult(best, state.best_accuracy, before, state.best_step, tuple(state.history))
+
+
+@dataclass
+class _Progress:
+    """Everything a resumed run needs; the only mutable thing here."""
+
+    model: Classifier
+    head: EnergyHead
+    optimiser: torch.optim.AdamW
+    best: Classifier
+    step: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    best_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.history: list[TrainStep] = []
+
+    def save(self, folder: Path, config: TrainConfig) -> None:
+        """Tensors as safetensors, the rest as JSON in their metadata; one rename makes the checkpoint whole."""
+        import json
+
+        from safetensors.torch import save_file
+
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.state_dict().items()}
+        tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
+        scalars = {name: getattr(self, name) for name in ("step", "best_loss", "best_step", "best_accuracy")}
+        meta = {"config": asdict(config), "scalars": scalars, "history": [asdict(step) for step in self.history]}
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "checkpoint.safetensors") as temporary:
+            save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"good_rt": json.dumps(meta)})
+
+    def load(self, folder: Path, config: TrainConfig) -> None:
+        """Goes on from a checkpoint of the same settings; without one it starts anew."""
+        import json
+
+        from safetensors import safe_open
+
+        path = folder / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["good_rt"])
+            if meta["config"] != asdict(config):
+                raise GoodRtError(f"{path} was trained with other settings; use them again, or delete it to start anew")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.best.load_state_dict(part("best."))
+        self.head.load_state_dict(part("head."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimiser.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        for name, value in meta["scalars"].items():
+            setattr(self, name, value)
+        self.history = [TrainStep(**step) for step in meta["history"]]
+
+
+def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> tuple[float, float | None]:
+    """One optimiser step on a batch that depends on seed and step alone; returns CE and BCE."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
+    cosine = 0.5 * (1 + math.cos(math.pi * state.step / config.steps))
+    for group in state.optimiser.param_groups:
+        group["lr"] = config.lr * min(1.0, (state.step + 1) / 30) * cosine
+
+    index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
+    images = data.images[index]
+    if data.decoded is not None and config.decoded_share > 0:
+        count = round(config.decoded_share * config.id_batch)
+        index[:count] %= len(data.decoded)
+        images = torch.cat([data.decoded[index[:count]], images[count:]])
+    labels = data.labels[index]
+    if data.ood is not None:
+        images = torch.cat([images, data.ood[torch.randint(len(data.ood), (config.ood_batch,), generator=generator)]])
+    state.model.train()
+    ce, bce = _losses(state.model, state.head, augment(images, generator), labels, data.ood is not None)
+    loss = ce if bce is None else ce + config.weight * bce
+    if not torch.isfinite(loss):
+        raise NonFiniteError(state.step, [])
+    state.optimiser.zero_grad()
+    loss.backward()
+    state.optimiser.step()
+    state.step += 1
+    return ce.item(), None if bce is None else bce.item()
+
+
+def _losses(
+    model: Classifier, head: EnergyHead, images: Tensor, labels: Tensor, with_ood: bool
+) -> tuple[Tensor, Tensor | None]:
+    """CE of the leading ID images, and BCE of all, where the rest is OOD."""
+    logits, _ = model(images)
+    count = len(labels)
+    ce = F.cross_entropy(logits[:count], labels)
+    if not with_ood:
+        return ce, None
+    is_id = (torch.arange(len(images)) < count).float()
+    return ce, F.binary_cross_entropy_with_logits(head(torch.logsumexp(logits, dim=1)), is_id)
+
+
+@torch.no_grad()
+def _validate(model: Classifier, head: EnergyHead, data: TrainingImages, config: TrainConfig) -> tuple[float, float]:
+    """Loss and ID accuracy on the held-out images; ID and OOD have the same weight in the regulariser."""
+    model.eval()
+    logits, _ = predict(model, data.val_images)
+    loss = F.cross_entropy(logits, data.val_labels)
+    if data.val_ood is not None:
+        ood_logits, _ = predict(model, data.val_ood)
+        is_id, is_ood = head(torch.logsumexp(logits, dim=1)), head(torch.logsumexp(ood_logits, dim=1))
+        loss = loss + config.weight * 0.5 * (F.softplus(-is_id).mean() + F.softplus(is_ood).mean())
+    return float(loss), accuracy(logits, data.val_labels)

@@ -1,0 +1,100 @@
+"""The unified score: one number out of energy and k-NN distance, by a gate that is learned once and for all.
+
+Both discrepancies are standardised on held-out ID data; the gate is fitted on ID against generated OOD images, so that
+a single image can be scored and no test set is looked at (GOOD, arXiv 2510.17131, Sec. 3.4, takes its weight from each
+whole test set instead).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from good_rt.errors import GoodRtError
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class UnifiedScore:
+    """u(a) = w(a)·a_feat + (1−w(a))·a_img of the standardised discrepancies a = (energy, k-NN distance).
+
+    The gate is w(a) = log(1−π+π·exp(cδ))/(cδ) with δ = a_feat − a_img, so that u = log((1−π)e^{c·a_img} + π e^{c·a_feat})/c,
+    a soft maximum (c > 0) or minimum (c < 0). Hence w lies in (0, 1), u increases in both discrepancies (∂u/∂a_feat is
+    a softmax weight, ∂u/∂a_img the other), and c → 0 is the fixed weight π.
+    """
+
+    energy_mean: float
+    energy_std: float
+    distance_mean: float
+    distance_std: float
+    pi: float
+    c: float
+
+    def __call__(self, energy: FloatArray, distance: FloatArray) -> FloatArray:
+        """(N,) energies and (N,) k-NN distances -> (N,) unified scores; higher = more OOD."""
+        image, feature = self.standardise(energy, distance)
+        return combine(image, feature, self.pi, self.c)
+
+    def standardise(self, energy: FloatArray, distance: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """a_img and a_feat: mean 0 and standard deviation 1 on the ID data it was fitted on."""
+        return (
+            (np.asarray(energy, np.float64) - self.energy_mean) / self.energy_std,
+            (np.asarray(distance, np.float64) - self.distance_mean) / self.distance_std,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def combine(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
+    """u of the standardised discrepancies, each (N,)."""
+    if abs(c) < 1e-6:
+        return (1 - pi) * image + pi * feature
+    return np.logaddexp(np.log1p(-pi) + c * image, np.log(pi) + c * feature) / c
+
+
+def gate(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
+    """w(a) in (0, 1), each (N,); π where both discrepancies agree."""
+    delta = feature - image
+    return np.where(np.abs(c * delta) < 1e-6, pi, (combine(image, feature, pi, c) - image) / np.where(delta, delta, 1))
+
+
+def fit(
+    id_energy: FloatArray, id_distance: FloatArray, ood_energy: FloatArray, ood_distance: FloatArray
+) -> UnifiedScore:
+    """Fits standardisation on ID, then π and c by maximum likelihood of P(OOD) = sigmoid(s·u + b), s > 0.
+
+    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are. Raises GoodRtError when
+    a side is empty, not finite or without spread.
+    """
+    from scipy.optimize import minimize
+
+    arrays = {"ID energies": id_energy, "ID distances": id_distance}
+    arrays |= {"OOD energies": ood_energy, "OOD distances": ood_distance}
+    for name, values in arrays.items():
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise GoodRtError(f"the unified score needs at least 2 finite {name}; got {len(values)}, check the images")
+    means = float(np.mean(id_energy)), float(np.mean(id_distance))
+    stds = float(np.std(id_energy)), float(np.std(id_distance))
+    if min(stds) <= 0:
+        raise GoodRtError("energy or k-NN distance is the same for all ID images; the classifier or bank is degenerate")
+    plain = UnifiedScore(means[0], stds[0], means[1], stds[1], 0.5, 0.0)
+    id_image, id_feature = plain.standardise(id_energy, id_distance)
+    ood_image, ood_feature = plain.standardise(ood_energy, ood_distance)
+
+    def loss(parameters: FloatArray) -> float:
+        logit, c, log_scale, bias = parameters
+        pi, scale = 1 / (1 + np.exp(-logit)), np.exp(log_scale)
+        id_logit = scale * combine(id_image, id_feature, pi, c) + bias
+        ood_logit = scale * combine(ood_image, ood_feature, pi, c) + bias
+        # a weak pull to π = ½, c = 0 keeps the problem well-posed where one discrepancy separates perfectly
+        ridge = 1e-3 * (logit**2 + c**2 + log_scale**2)
+        return float(np.logaddexp(0, id_logit).mean() + np.logaddexp(0, -ood_logit).mean() + ridge)
+
+    bounds = [(-6.0, 6.0), (-5.0, 5.0), (-5.0, 5.0), (None, None)]
+    found = minimize(loss, np.zeros(4), method="L-BFGS-B", bounds=bounds)
+    logit, c = float(found.x[0]), float(found.x[1])
+    return UnifiedScore(means[0], stds[0], means[1], stds[1], float(1 / (1 + np.exp(-logit))), c)

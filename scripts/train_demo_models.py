@@ -1,0 +1,229 @@
+"""Trains the demo's classifier, VAE and class-conditional latent UNet from Fashion-MNIST's classes 0 to 7.
+
+    python scripts/train_demo_models.py classifier --out build/demo
+    python scripts/train_demo_models.py vae        --out build/demo
+    python scripts/train_demo_models.py unet       --out build/demo     # needs the VAE
+
+Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20, 20 and 75 minutes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+import fashion_mnist
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from good_rt.demo.network import SmallResNet
+
+NULL_CLASS = len(fashion_mnist.CLASSES)
+
+
+def images(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
+    """(N, 1, 32, 32) float in [-1, 1] and (N,) int64 labels."""
+    x = torch.from_numpy(split.images).float()[:, None] / 127.5 - 1
+    return x.contiguous(memory_format=torch.channels_last), torch.from_numpy(split.labels).long()
+
+
+def augment(x: Tensor, generator: torch.Generator, erase: bool) -> Tensor:
+    """Flips and shifts each image; ``erase`` also blanks a square of 8 pixels in half of them."""
+    n = len(x)
+    flip = torch.rand(n, generator=generator) < 0.5
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    dx, dy = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    x = torch.roll(x, (dx, dy), (2, 3))
+    if erase:
+        top, left = (torch.randint(-4, 28, (n, 1, 1), generator=generator) for _ in range(2))
+        pixel = torch.arange(32)
+        rows = (pixel[None, :, None] >= top) & (pixel[None, :, None] < top + 8)
+        columns = (pixel[None, None, :] >= left) & (pixel[None, None, :] < left + 8)
+        chosen = torch.rand(n, 1, 1, generator=generator) < 0.5
+        x = x.masked_fill((rows & columns & chosen)[:, None], -1.0)
+    return x
+
+
+def fit(
+    name: str,
+    out: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    size: int,
+    batch: int,
+    steps: int,
+    ema: float = 0.0,
+) -> None:
+    """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a checkpoint.
+
+    With ``ema`` > 0 the model ends as the exponential moving average of its weights.
+    """
+    checkpoint = out / f"{name}.ckpt"
+    average = copy.deepcopy(model).requires_grad_(False) if ema else None
+    step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        step = state["step"]
+        click.echo(f"{name}: goes on at step {step}")
+    peaks = [group.setdefault("peak", group["lr"]) for group in optimiser.param_groups]
+    began, first, shown = time.time(), step, 0.0
+    model.train()
+    while step < steps:
+        generator = torch.Generator().manual_seed(step)  # a batch depends on its step alone, so a resumed run agrees
+        if step % (size // batch) == 0 or step == first:
+            epoch = torch.Generator().manual_seed(1_000_000 + step // (size // batch))
+            order = torch.randperm(size, generator=epoch)
+        offset = step % (size // batch) * batch
+        factor = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        value = loss(order[offset : offset + batch], generator)
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0 if ema else 5.0)
+        optimiser.step()
+        step += 1
+        if average is not None:
+            decay = min(ema, (1 + step) / (10 + step))
+            for target, weight in zip(average.parameters(), model.parameters(), strict=True):
+                target.lerp_(weight.detach(), 1 - decay)
+        shown = 0.98 * shown + 0.02 * value.item()
+        if step % 100 == 0 or step == steps:
+            speed = (time.time() - began) / (step - first)
+            click.echo(
+                f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step"
+            )
+        if step % 250 == 0 or step == steps:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+            if average is not None:
+                state["average"] = average.state_dict()
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    if average is not None:
+        model.load_state_dict(average.state_dict())
+    model.eval().requires_grad_(False)
+
+
+def batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int = 500) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([run(part) for part in x.split(size)])
+
+
+@click.group()
+def main() -> None:
+    """Trains one of the demo's models."""
+
+
+def stage(function: Callable[..., None]) -> click.Command:
+    """The options every stage has."""
+    options: Iterable[Callable[[Callable[..., None]], Callable[..., None]]] = (
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoints and models."),
+        click.option("--source", type=click.Path(path_type=Path), default=fashion_mnist.SOURCE, show_default=True),
+        click.option("--threads", default=2, show_default=True),
+        click.option("--steps", type=int, help="Optimiser steps; the default is what the shipped model had."),
+    )
+    for option in options:
+        function = option(function)
+    return main.command()(function)
+
+
+def prepare(out: Path, source: Path, threads: int) -> dict[str, tuple[Tensor, Tensor]]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    out.mkdir(parents=True, exist_ok=True)
+    return {name: images(split) for name, split in fashion_mnist.load(source).items()}
+
+
+@stage
+def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None:
+    """SmallResNet with SGD, flips, shifts and erased squares."""
+    data = prepare(out, source, threads)
+    x, y = data["train"]
+    model = SmallResNet().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        return F.cross_entropy(model(augment(x[index], generator, erase=True)), y[index])
+
+    fit("classifier", out, model, optimiser, loss, len(x), 128, steps or 20 * (len(x) // 128))
+    for name in ("held_out", "test"):
+        guess = batches(model, data[name][0]).argmax(1)
+        click.echo(f"classifier accuracy on {name}: {(guess == data[name][1]).float().mean():.4f}")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "classifier.safetensors")
+
+
+@stage
+def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
+    """AutoencoderKL, 32x32x1 to 8x8x8."""
+    data = prepare(out, source, threads)
+    x, _ = data["train"]
+    model = AutoencoderKL(
+        in_channels=1, out_channels=1, sample_size=32, latent_channels=8, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        batch = augment(x[index], generator, erase=False)
+        posterior = model.encode(batch).latent_dist
+        decoded = model.decode(posterior.sample(generator)).sample
+        return F.mse_loss(decoded, batch) + 0.3 * F.l1_loss(decoded, batch) + 1e-5 * posterior.kl().mean()
+
+    fit("vae", out, model, optimiser, loss, len(x), 48, steps or 2800, ema=0.995)
+    latents = batches(lambda part: model.encode(part).latent_dist.mean, x[:8000])
+    model.register_to_config(scaling_factor=1 / latents.std().item())
+    test = data["test"][0]
+    decoded = batches(lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test)
+    click.echo(f"vae test MSE {F.mse_loss(decoded, test):.5f}, latent std by channel {latents.std(dim=(0, 2, 3))}")
+    model.save_pretrained(out / "vae")
+
+
+@stage
+def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
+    """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free guidance."""
+    data = prepare(out, source, threads)
+    x, y = data["train"]
+    encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
+    scale = encoder.config.scaling_factor
+    latents = batches(lambda part: encoder.encode(part).latent_dist.mean * scale, torch.cat([x, x.flip(3)]))
+    labels = torch.cat([y, y])
+    channels = latents.shape[1]
+    model = UNet2DModel(
+        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(64, 128),
+        down_block_types=("AttnDownBlock2D",) * 2, up_block_types=("AttnUpBlock2D",) * 2, norm_num_groups=16,
+        attention_head_dim=32, num_class_embeds=NULL_CLASS + 1,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction",
+        clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
+    )  # fmt: skip
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        z, label = latents[index], labels[index].clone()
+        t = torch.randint(1000, (len(z),), generator=generator)
+        noise = torch.randn(z.shape, generator=generator)
+        label[torch.rand(len(z), generator=generator) < 0.1] = NULL_CLASS
+        predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
+        return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
+
+    fit("unet", out, model, optimiser, loss, len(latents), 96, steps or 10_000, ema=0.999)
+    model.save_pretrained(out / "unet")
+    scheduler.save_pretrained(out / "scheduler")
+
+
+if __name__ == "__main__":
+    main()
