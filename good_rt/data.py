@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from good_rt.errors import GoodRtError
 
@@ -80,3 +82,14 @@ def spread(data: LabelledImages, count: int) -> LabelledImages:
     if count >= len(data):
         return data
     return data.take(np.linspace(0, len(data) - 1, count).round().astype(np.int64))
+
+
+def from_uint8(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().numpy()

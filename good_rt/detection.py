@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from good_rt import unified
 from good_rt.bank import FeatureBank
-from good_rt.calibration import check_alpha
+from good_rt.calibration import check_alpha, conformal_p_value
 from good_rt.classifier import Classifier, predict
 from good_rt.discrepancy import image_level
 from good_rt.unified import UnifiedScore
@@ -77,6 +77,7 @@ class DetectorModule(nn.Module):
         check_alpha(config.alpha, len(calibration))
         self.classifier = classifier
         self.unified = score
+        self.feature_bank = bank
         self.config = config
         self.register_buffer("bank", bank.features)
         self.register_buffer("calibration", torch.from_numpy(np.sort(calibration)).float())
@@ -90,6 +91,10 @@ class DetectorModule(nn.Module):
         refused = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
         p_value = (1 + refused).float() / (len(self.calibration) + 1)
         return logits, energy, distance, score, p_value, p_value <= self.config.alpha
+
+    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Conformal p-values (N,) of unified scores (N,)."""
+        return conformal_p_value(self.calibration.double().numpy(), scores)
 
     def _unified(self, energy: Tensor, distance: Tensor) -> Tensor:
         """`good_rt.unified.combine` in torch operations that every ONNX runtime has."""

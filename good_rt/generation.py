@@ -7,7 +7,7 @@ gives the same set.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, predict
+from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
 from good_rt.dataset import GeneratedSet, Row
-from good_rt.denoiser import Denoiser
+from good_rt.denoiser import Denoiser, DiscreteDenoiser
+from good_rt.diffusion import DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, IdScales, feature_level, image_level
+from good_rt.engines.base import Engine
 from good_rt.errors import GoodRtError
 from good_rt.guidance import Decoder, GuidanceConfig
 from good_rt.sampler import sample, sample_seeds
@@ -112,17 +115,6 @@ class Generator:
             return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
 
 
-def from_uint8(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def generate(
     generator: Generator,
     job: GenerationJob,
@@ -193,3 +185,72 @@ def pick_batch(generator: Generator, count: int, largest: int = 128) -> int:
             break
         best, best_rate, size = size, rate, 2 * size
     return best
+
+
+def make_generator(
+    model: DiffusionModel,
+    classifier: Classifier,
+    id_data: IdData,
+    job: GenerationJob,
+    *,
+    steps: int = 25,
+    cfg_scale: float = 1.0,
+    bank_size: int = 10_000,
+    engines: Mapping[str, Engine] | None = None,
+) -> Generator:
+    """Puts the models together: ``engines`` run UNet and decoder where given, else PyTorch does.
+
+    Gradients go through the retained PyTorch modules either way. The bank is made of the ID data's training part, the
+    scales of its held-out part. Raises GoodRtError when model and classifier do not fit together.
+    """
+    config = classifier.config
+    image_shape = (config.channels, config.image_size, config.image_size)
+    if model.image_shape != image_shape:
+        raise GoodRtError(
+            f"the diffusion model makes images of shape {model.image_shape}, the classifier takes {image_shape}; "
+            "both must agree"
+        )
+    classes = len(config.classes)
+    if model.num_class_embeds is not None and model.num_class_embeds < classes:
+        raise GoodRtError(f"the diffusion model knows {model.num_class_embeds} classes, the classifier {classes}")
+    null_class = classes if model.num_class_embeds is not None and model.num_class_embeds > classes else None
+    unet, decode = model.unet, model.decoder or _identity
+    denoiser = DiscreteDenoiser(
+        engine_function(engines["unet"], "output") if engines else unet,
+        model.alphas_cumprod,
+        model.prediction_type,
+        null_class,
+        cfg_scale,
+        model.clip,
+        differentiable=unet,
+    )
+    bank_images = id_data.part("train", classes, config.channels, config.image_size)
+    _, features = predict(classifier, from_uint8(spread(bank_images, bank_size).images))
+    bank = FeatureBank(features)
+    known, _ = halves(id_data.part("held_out", classes, config.channels, config.image_size))
+    scales = IdScales.measure(*predict(classifier, from_uint8(known.images)), bank, job.k, job.temperature)
+    return Generator(
+        denoiser=denoiser,
+        decode=engine_function(engines["vae_decoder"], "images") if engines and model.decoder else decode,
+        decode_with_gradient=decode,
+        classifier=classifier,
+        bank=bank,
+        scales=scales,
+        sigmas=model.sigmas(steps),
+        shape=model.sample_shape,
+        conditional=model.num_class_embeds is not None,
+    )
+
+
+def engine_function(engine: Engine, output: str) -> Callable[..., Tensor]:
+    """An engine as a function of its inputs in their order, giving one output."""
+    names = tuple(engine.inputs)
+
+    def run(*tensors: Tensor) -> Tensor:
+        return engine(**dict(zip(names, tensors, strict=True)))[output]
+
+    return run
+
+
+def _identity(latents: Tensor) -> Tensor:
+    return latents

@@ -22,8 +22,9 @@ RECALL_PERCENT = 95
 
 LOWER_IS_BETTER = frozenset({"fpr95", "fpr95_ood"})
 
-_BLOCK = 1 << 16
-"""Resampled counts held at once: a block of this many stays in a core's cache."""
+_BLOCK = 1 << 20
+"""Resampled counts held at once: arrays of 8 MB, which numpy lays on huge pages, so that most of the time is not spent
+on page faults (measured: half the time of blocks that fit a core's cache)."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _checked(scores: ArrayLike, what: str) -> Floats:
 
 
 def _groups(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Counts, Counts, int]:
-    """Each score's place (N,) and (M,) among the distinct scores in rising order, and how many distinct ones there are."""
+    """Each score's place, (N,) and (M,), among the distinct scores in rising order, and the number of those."""
     id_array, ood_array = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
     distinct, places = np.unique(np.concatenate([id_array, ood_array]), return_inverse=True)
     return places[: id_array.size], places[id_array.size :], distinct.size
@@ -162,15 +163,14 @@ def _resample(members: Counts, groups: int, rows: int, rng: np.random.Generator)
     return np.bincount(draws.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
-def _from_counts(id_counts: Counts, ood_counts: Counts) -> Floats:
+def _from_counts(ids: Counts, oods: Counts) -> Floats:
     """Counts (..., G) of ID and OOD at each distinct score, rising -> the figures (..., 5) in the order of METRICS."""
-    ids, oods = id_counts.astype(np.float64), ood_counts.astype(np.float64)  # whole numbers, exact up to 2^53
     ids_up, oods_up = ids.cumsum(-1), oods.cumsum(-1)
     n, m = ids_up[..., -1:], oods_up[..., -1:]
     # Twice the Mann-Whitney U is a whole number, so that ties cost no rounding.
     auroc = _dot(oods, 2 * ids_up - ids) / (2 * n * m)[..., 0]
     falling = (..., slice(None, None, -1))
-    ids_down, oods_down = ids[falling].cumsum(-1), oods[falling].cumsum(-1)
+    ids_down, oods_down = (n - ids_up + ids)[falling], (m - oods_up + oods)[falling]
     aupr_in = _aupr(ids, ids_up, oods_up)
     aupr_out = _aupr(oods[falling], oods_down, ids_down)
     fpr95 = _false_positives(ids_up, oods_up)
@@ -178,7 +178,7 @@ def _from_counts(id_counts: Counts, ood_counts: Counts) -> Floats:
     return np.stack([auroc, aupr_in, aupr_out, fpr95, fpr95_ood], axis=-1)
 
 
-def _aupr(positives: Floats, true_positives: Floats, false_positives: Floats) -> Floats:
+def _aupr(positives: Counts, true_positives: Counts, false_positives: Counts) -> Floats:
     """Trapezoids under precision against recall, from cumulated counts in the order of acceptance.
 
     The curve starts at recall 0 and precision 1. The least float makes the precision 1 where a resample has accepted
@@ -191,11 +191,11 @@ def _aupr(positives: Floats, true_positives: Floats, false_positives: Floats) ->
     return area / (2 * true_positives[..., -1])
 
 
-def _dot(a: Floats, b: Floats) -> Floats:
+def _dot(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.einsum("...i,...i->...", a, b))
 
 
-def _false_positives(true_positives: Floats, false_positives: Floats) -> Floats:
+def _false_positives(true_positives: Counts, false_positives: Counts) -> Floats:
     """Share of the negatives accepted where the positives' recall first reaches 95 %, from cumulated counts."""
     first = np.argmax(true_positives >= _rank(int(true_positives[..., -1].flat[0])), axis=-1)
     return np.take_along_axis(false_positives, first[..., None], -1)[..., 0] / false_positives[..., -1]

@@ -7,6 +7,7 @@ the unified score in `good_rt.unified`; `good_rt.metrics` measures them all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,15 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from good_rt.errors import GoodRtError
 
 Scores = NDArray[np.float64]
+Score = TypeVar("Score", bound=Callable[..., Scores])
 
 LOGIT_SCORES: dict[str, Callable[[ArrayLike], Scores]] = {}
 """Every score of this file by the name that tables show, in that order."""
 
 
-def logit_score(name: str) -> Callable[[Callable[[ArrayLike], Scores]], Callable[[ArrayLike], Scores]]:
+def logit_score(name: str) -> Callable[[Score], Score]:
     """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one more row."""
 
-    def enter(function: Callable[[ArrayLike], Scores]) -> Callable[[ArrayLike], Scores]:
+    def enter(function: Score) -> Score:
         LOGIT_SCORES[name] = function
         return function
 
@@ -37,14 +39,15 @@ def msp(logits: ArrayLike) -> Scores:
     1 − softmax would round to one tie at 0. In [0, 1).
     """
     falling = np.sort(_checked(logits), axis=1)[:, ::-1]
-    others = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
+    others: Scores = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
     return others / (1 + others)
 
 
 @logit_score("MaxLogit")
 def max_logit(logits: ArrayLike) -> Scores:
     """−max_c f_c, the negative largest logit (Hendrycks et al., arXiv 1911.11132)."""
-    return -_checked(logits).max(1)
+    largest: Scores = _checked(logits).max(1)
+    return -largest
 
 
 @logit_score("Energy")
@@ -53,8 +56,9 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
     if not temperature > 0:
         raise GoodRtError(f"the energy's temperature must be above 0, not {temperature}")
     array = _checked(logits)
-    largest = array.max(1, keepdims=True)
-    return -(largest[:, 0] + temperature * np.log(np.exp((array - largest) / temperature).sum(1)))
+    largest: Scores = array.max(1, keepdims=True)
+    rest: Scores = np.exp((array - largest) / temperature).sum(1)
+    return -(largest[:, 0] + temperature * np.log(rest))
 
 
 def _checked(logits: ArrayLike) -> Scores:

@@ -155,8 +155,8 @@ def test_guidance_moves_mass_to_the_favoured_mode_and_stays_on_the_modes():
     mixture = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], 0.3, [0.5, 0.5])
     towards_right = lambda x: x.flatten(1)[:, 0]  # noqa: E731
     base, _ = plane(mixture, None, OFF, eta=1.0)
-    right, _ = plane(mixture, towards_right, GuidanceConfig(rho=0.02, step="raw"), eta=1.0)
-    left, _ = plane(mixture, lambda x: -towards_right(x), GuidanceConfig(rho=0.02, step="raw"), eta=1.0)
+    right, _ = plane(mixture, towards_right, GuidanceConfig(rho=0.05, step="raw"), eta=1.0)
+    left, _ = plane(mixture, lambda x: -towards_right(x), GuidanceConfig(rho=0.05, step="raw"), eta=1.0)
     share = [(points[:, 0] > 0).double().mean().item() for points in (left, base, right)]
     assert abs(share[1] - 0.5) < 0.08
     assert share[0] < 0.25

@@ -38,11 +38,17 @@ class SmallResNet(nn.Module):
 
     def __init__(self, in_channels: int = 1, width: int = 32, num_classes: int = 8) -> None:
         super().__init__()
+        half = width // 2
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+            nn.Conv2d(in_channels, half, 3, 1, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        )  # fmt: skip
         self.stages = nn.Sequential(
-            ResidualBlock(width, width, 1), ResidualBlock(width, 2 * width, 2), ResidualBlock(2 * width, 4 * width, 2)
+            ResidualBlock(width, width, 1),
+            ResidualBlock(width, 2 * width, 2),
+            ResidualBlock(2 * width, 2 * width, 1),
+            ResidualBlock(2 * width, 4 * width, 2),
+            ResidualBlock(4 * width, 4 * width, 1),
         )
         self.head = nn.Linear(4 * width, num_classes)
 

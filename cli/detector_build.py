@@ -1,0 +1,59 @@
+"""`good-rt detector build`: bank, gate and calibration of a classifier, written as one detector.onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from good_rt.cli.options import classifier_option, emit_json, generated_option, id_option, json_option
+
+EPILOG = """\b
+Examples:
+  good-rt detector build --ood ood/                                     for the demo's classifier
+  good-rt detector build --classifier trained/classifier --ood ood/     for the one that was trained with them
+  good-rt detector build --ood ood/ --alpha 0.01 --k 5 -o strict.onnx
+"""
+
+
+@click.command(epilog=EPILOG)
+@generated_option(required=True)
+@classifier_option
+@id_option
+@click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of ID inputs that may be refused.")
+@click.option("--bank-size", type=click.IntRange(1), default=10_000, show_default=True, help="Features in the bank.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("detector.onnx"), show_default=True)
+@json_option
+def build(  # fmt: skip
+    generated: tuple[Path, ...], classifier: Path, id_data: Path, k: int, alpha: float, bank_size: int, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Build detector.onnx: image in; logits, energy, k-NN distance, unified score, p-value and decision out.
+
+    The gate is fitted on held-out ID images against generated ones, the p-value calibrated on other held-out images.
+    The file is compared with PyTorch before it gets its name.
+    """
+    from good_rt.cli.workflow import run_build
+    from good_rt.detection import DetectorConfig
+
+    detector, parity = run_build(classifier, id_data, generated, out, DetectorConfig(k=k, alpha=alpha), bank_size)
+    unified = detector.unified
+    if as_json:
+        emit_json({
+            "detector": str(out),
+            "bytes": out.stat().st_size,
+            "unified": unified.to_json(),
+            "parity": {
+                "images": parity.images,
+                "max_relative": parity.max_relative,
+                "class_disagreements": parity.class_disagreements,
+                "ood_disagreements": parity.ood_disagreements,
+            },
+        })
+        return
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}")
+    click.echo(
+        f"file against PyTorch on {parity.images} images: largest relative difference of the score "
+        f"{parity.max_relative['score']:.1e}, {parity.class_disagreements + parity.ood_disagreements} labels differ"
+    )

@@ -1,0 +1,61 @@
+"""`good-rt evaluate`: how well each score of each classifier tells ID test images from OOD sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option
+
+EPILOG = """\b
+Examples:
+  good-rt evaluate --ood ood/                                               the demo's classifier on the demo's sets
+  good-rt evaluate --ood ood/ --classifier before=clf/ --classifier trained=trained/classifier
+  good-rt evaluate --ood ood/ --test-set street=street.npz --json
+"""
+
+
+def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    pairs = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            raise click.BadParameter(f"{value!r} is not NAME=PATH")
+        pairs[name] = Path(path)
+    return pairs
+
+
+@click.command(epilog=EPILOG)
+@generated_option(required=True)
+@click.option("--classifier", "classifiers", multiple=True, callback=_pairs, metavar="NAME=DIR",
+              help="A classifier and its row's name; may be given several times.  [default: the demo's]")
+@id_option
+@click.option("--test-set", "test_sets", multiple=True, callback=_pairs, metavar="NAME=FILE.npz",
+              help="An OOD test set; may be given several times.  [default: the demo's]")
+@click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
+@out_option("evaluation", "Folder of evaluation.json.")
+@json_option
+def evaluate(  # fmt: skip
+    generated: tuple[Path, ...], classifiers: dict[str, Path], id_data: Path, test_sets: dict[str, Path], k: int,
+    out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure OOD detection: AUROC, AUPR and FPR at 95 % recall, with bootstrap intervals.
+
+    Scores: MSP, MaxLogit, Energy, k-NN and the unified score, whose gate is fitted on --ood (generated images).
+    FPR95 is the share of OOD images accepted when 95 % of ID images are.
+    """
+    from good_rt.cli.tables import print_evaluation
+    from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
+    from good_rt.demo.assets import CLASSIFIER
+    from good_rt.detection import DetectorConfig
+
+    sets = load_test_sets(test_sets) if test_sets else demo_test_sets()
+    evaluation, _ = run_evaluate(
+        classifiers or {"before": CLASSIFIER}, id_data, generated, sets, DetectorConfig(k=k), out / "evaluation.json"
+    )
+    if as_json:
+        emit_json(evaluation.to_json())
+        return
+    print_evaluation(evaluation)
+    click.echo(f"all figures with their intervals: {out / 'evaluation.json'}")

@@ -1,0 +1,102 @@
+"""Writes the finished detector as one ONNX file, checked against PyTorch before it gets its name.
+
+The file carries classifier, feature bank, gate and calibration; `good_rt.detector` and any ONNX runtime run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import good_rt
+from good_rt.detection import OUTPUTS, DetectorModule
+from good_rt.detector import DetectorInfo
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.errors import ParityError
+from good_rt.export.to_onnx import export_onnx
+from good_rt.files import atomic_path
+
+RELATIVE_TOLERANCE = 1e-4
+"""Largest difference of file and PyTorch, relative to the output's spread over the images compared."""
+
+
+@dataclass(frozen=True)
+class DetectorParity:
+    """How far detector.onnx and PyTorch differ over N images: largest differences, and labels that disagree."""
+
+    images: int
+    max_relative: dict[str, float]
+    class_disagreements: int
+    ood_disagreements: int
+
+
+def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: int = 250) -> DetectorParity:
+    """Runs file and module on images (N, C, H, W) in [0, 1] and compares every output."""
+    engine = OnnxRuntimeEngine(path)
+    found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
+    expected: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
+    with torch.no_grad():
+        for part in images.split(batch):
+            for name, value in engine(images=part).items():
+                found[name].append(value)
+            for name, value in zip(OUTPUTS, module(part), strict=True):
+                expected[name].append(value)
+    ours = {name: torch.cat(values) for name, values in found.items()}
+    reference = {name: torch.cat(values) for name, values in expected.items()}
+    relative = {}
+    for name in ("logits", "energy", "knn_distance", "score", "p_value"):
+        scale = reference[name].double().abs().mean().clamp_min(1e-12)
+        relative[name] = float((ours[name].double() - reference[name].double()).abs().max() / scale)
+    return DetectorParity(
+        images=len(images),
+        max_relative=relative,
+        class_disagreements=int((ours["logits"].argmax(1) != reference["logits"].argmax(1)).sum()),
+        ood_disagreements=int((ours["is_ood"] != reference["is_ood"]).sum()),
+    )
+
+
+def export_detector(module: DetectorModule, path: Path, images: Tensor, training: str) -> DetectorParity:
+    """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
+
+    ``training`` says what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an output
+    differs by more than `RELATIVE_TOLERANCE` or a label or decision differs.
+    """
+    config = module.classifier.config
+    info = DetectorInfo(
+        format_version=1,
+        classes=config.classes,
+        channels=config.channels,
+        image_size=config.image_size,
+        alpha=module.config.alpha,
+        k=module.config.k,
+        distance="euclidean distance of unit-norm features to the k-th nearest of the bank",
+        training=training,
+        versions={"good-rt": good_rt.__version__, "torch": torch.__version__, "numpy": np.__version__},
+        weights_sha256=_weights_hash(module),
+    )
+    with atomic_path(path) as temporary:
+        export_onnx(
+            module, {"images": images[:2]}, OUTPUTS, temporary, metadata={"good_rt": info.to_json()}
+        )
+        parity = detector_parity(module, temporary, images)
+        worst = max(parity.max_relative, key=lambda name: parity.max_relative[name])
+        if not parity.max_relative[worst] <= RELATIVE_TOLERANCE or parity.class_disagreements or parity.ood_disagreements:
+            raise ParityError(
+                f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} relative "
+                f"(bound {RELATIVE_TOLERANCE:.0e}), {parity.class_disagreements} classes and "
+                f"{parity.ood_disagreements} decisions of {len(images)} differ; nothing was written"
+            )
+    return parity
+
+
+def _weights_hash(module: DetectorModule) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""The errors that users see: one line that says what is wrong, where, and what to do; commands exit with code 2."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class GoodRtError(Exception):
+    """Something the user can mend."""
+
+
+class ParityError(GoodRtError):
+    """An exported graph does not compute what PyTorch computes."""
+
+
+class NonFiniteError(GoodRtError):
+    """A NaN or infinite value, with the step and the samples (places in the batch) where it came up."""
+
+    def __init__(self, step: int, samples: Sequence[int]) -> None:
+        self.step, self.samples = step, tuple(samples)
+        where = f" for sample{'s' if len(self.samples) > 1 else ''} {', '.join(map(str, self.samples))}" if samples else ""
+        super().__init__(f"a value is not finite at step {step}{where}; lower the strength or the learning rate")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module, or raises GoodRtError that names the extra it comes with."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise GoodRtError(f"{module} is missing ({error}); install it with: pip install 'good-rt[{extra}]'") from None

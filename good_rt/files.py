@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all: written aside, then renamed; and JSON and hashes with clear errors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from good_rt.errors import GoodRtError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write a file or folder to; it gets its name when the block succeeds.
+
+    Raises GoodRtError when the place cannot be written to; nothing is left behind then.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise GoodRtError(f"cannot write {path} ({error.strerror}); choose another place") from None
+    try:
+        temporary = holder / path.name
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise GoodRtError(f"cannot write {path} ({error.strerror}); choose another place") from None
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises GoodRtError when it is missing or something else."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise GoodRtError(f"cannot read {path} ({error.strerror})") from None
+    except ValueError as error:
+        raise GoodRtError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise GoodRtError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,81 @@
+"""The gate's invariants, its fit on known data, and the conformal p-value's guarantee."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from good_rt.calibration import check_alpha, conformal_p_value
+from good_rt.errors import GoodRtError
+from good_rt.unified import combine, fit, gate
+
+value = st.floats(-50, 50)
+weight = st.floats(0.01, 0.99)
+curvature = st.floats(-5, 5)
+
+
+@given(value, value, weight, curvature)
+def test_the_gate_is_a_weight_and_gives_the_score(image, feature, pi, c):
+    a, b = np.array([image]), np.array([feature])
+    w = gate(a, b, pi, c)
+    assert (w >= -1e-9).all()
+    assert (w <= 1 + 1e-9).all()
+    np.testing.assert_allclose(w * b + (1 - w) * a, combine(a, b, pi, c), atol=1e-6)
+
+
+@given(value, value, weight, curvature, st.floats(0.001, 10))
+def test_the_score_increases_in_both_discrepancies(image, feature, pi, c, step):
+    here = combine(np.array(image), np.array(feature), pi, c)
+    assert combine(np.array(image + step), np.array(feature), pi, c) >= here - 1e-9
+    assert combine(np.array(image), np.array(feature + step), pi, c) >= here - 1e-9
+
+
+def samples(ood_energy, ood_distance, n=2000):
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(-7, 2, n), rng.normal(0.3, 0.1, n), rng.normal(ood_energy, 2, n), rng.normal(ood_distance, 0.1, n)
+    )  # fmt: skip
+
+
+def test_the_fit_trusts_the_discrepancy_that_separates():
+    assert fit(*samples(-1, 0.3)).pi < 0.25  # energy alone tells
+    assert fit(*samples(-7, 0.6)).pi > 0.75  # distance alone tells
+    both = fit(*samples(-3, 0.5))
+    assert 0.25 < both.pi < 0.75
+
+
+def test_a_score_of_one_image_does_not_depend_on_others():
+    score = fit(*samples(-3, 0.5))
+    energy, distance = np.array([-7.0, -2.0, 0.0]), np.array([0.2, 0.5, 0.9])
+    together = score(energy, distance)
+    np.testing.assert_array_equal(together, [score(energy[i : i + 1], distance[i : i + 1])[0] for i in range(3)])
+
+
+def test_degenerate_data_is_refused():
+    one = np.ones(5)
+    with pytest.raises(GoodRtError, match="same for all ID images"):
+        fit(one, one, one, one)
+    with pytest.raises(GoodRtError, match="finite OOD energies"):
+        fit(np.arange(5.0), np.arange(5.0), np.array([1.0, np.nan]), np.arange(2.0))
+
+
+def test_p_value_counts_ties_against_refusal():
+    calibration = np.array([1.0, 2.0, 2.0, 3.0])
+    np.testing.assert_allclose(conformal_p_value(calibration, np.array([0.0, 2.0, 3.0, 9.0])), [1.0, 0.8, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_at_most_alpha_of_exchangeable_inputs_is_refused(alpha):
+    rng = np.random.default_rng(1)
+    refused = sum(
+        int((conformal_p_value(rng.normal(size=500), rng.normal(size=1)) <= alpha).sum()) for _ in range(4000)
+    )
+    assert refused <= binom.ppf(0.9999, 4000, alpha)
+    assert refused >= binom.ppf(0.0001, 4000, alpha - 1 / 501)
+
+
+def test_an_alpha_that_could_never_refuse_is_refused():
+    with pytest.raises(GoodRtError, match="at least 99 calibration images"):
+        check_alpha(0.01, 50)
+    check_alpha(0.01, 99)
