@@ -15,22 +15,46 @@ from numpy.typing import NDArray
 
 from good_rt.classifier import load_classifier, save_classifier
 from good_rt.cli.options import Bars
-from good_rt.data import IdData, from_uint8, halves, load_npz
+from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import Evaluation, ScoredSets
 from good_rt.export.detector import DetectorParity, export_detector
-from good_rt.export.export import ensure_exported
-from good_rt.export.manifest import load_engines
+from good_rt.export.export import export_models
+from good_rt.export.manifest import Manifest, load_engines
+from good_rt.export.to_onnx import OPSET
+from good_rt.export.parity import ABSOLUTE, RELATIVE
 from good_rt.files import write_json
+from good_rt.labelled import load_npz
 from good_rt.generation import GenerationJob, generate, make_generator, pick_batch
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.training import TrainConfig, TrainResult, finetune
 
 Sets = Mapping[str, NDArray[np.uint8]]
 PARITY_IMAGES = 512
+
+
+def run_export(
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    out: Path,
+    bars: Bars,
+    *,
+    opset: int = OPSET,
+    relative: float = RELATIVE,
+    absolute: float = ABSOLUTE,
+    force: bool = False,
+) -> tuple[Manifest, bool]:
+    """Exports where something changed; the parity check's real images are held-out ID images."""
+    images = id_part(IdData(id_dir), "held_out", load_classifier(classifier_dir)).images[:32]
+    with bars.task("exporting to ONNX", 4) as advance:
+        return export_models(
+            model_dir, classifier_dir, out, images=from_uint8(images), opset=opset, relative=relative,
+            absolute=absolute, force=force, on_graph=lambda name: advance(1),
+        )  # fmt: skip
 
 
 def run_generate(
@@ -50,8 +74,8 @@ def run_generate(
     """Generates ``job.count`` images into ``out``; exports the models into ``engines`` first where they are not yet."""
     model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
     if engines is not None:
-        with bars.task("exporting models to ONNX", None):
-            ensure_exported(model_dir, classifier_dir, engines)
+        run_export(model_dir, classifier_dir, id_dir, engines, bars)
+    source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
     generator = make_generator(
         model,
         classifier,
@@ -59,7 +83,7 @@ def run_generate(
         job,
         steps=steps,
         cfg_scale=cfg_scale,
-        engines=load_engines(engines) if engines is not None else None,
+        engines=load_engines(engines, source) if engines is not None else None,
     )
     if auto_batch:
         # an interrupted job goes on with the size that it began with
@@ -67,8 +91,7 @@ def run_generate(
         begun = json.loads(settings.read_text()).get("batch") if settings.exists() else None
         job = replace(job, batch=begun or pick_batch(generator, job.count))
     describe = {
-        "model": model.fingerprint,
-        "classifier": classifier.fingerprint,
+        **source,
         "engine": "torch" if engines is None else "onnx",
         "steps": steps,
         "cfg_scale": cfg_scale,

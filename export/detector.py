@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import good_rt
-from good_rt.detection import OUTPUTS, DetectorModule
-from good_rt.detector import DetectorInfo
+from good_rt.detection import DetectorModule
+from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
 from good_rt.export.to_onnx import export_onnx
@@ -68,11 +68,11 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
     """
     config = module.classifier.config
     info = DetectorInfo(
-        format_version=1,
         classes=config.classes,
         channels=config.channels,
         image_size=config.image_size,
         alpha=module.config.alpha,
+        calibration_size=len(module.calibration),
         k=module.config.k,
         distance="euclidean distance of unit-norm features to the k-th nearest of the bank",
         training=training,
@@ -81,7 +81,7 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
     )
     with atomic_path(path) as temporary:
         export_onnx(
-            module, {"images": images[:2]}, OUTPUTS, temporary, metadata={"good_rt": info.to_json()}
+            module, {"images": images[:2]}, OUTPUTS, temporary, metadata={METADATA_KEY: info.to_json()}
         )
         parity = detector_parity(module, temporary, images)
         worst = max(parity.max_relative, key=lambda name: parity.max_relative[name])

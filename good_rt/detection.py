@@ -22,8 +22,6 @@ from good_rt.classifier import Classifier, predict
 from good_rt.discrepancy import image_level
 from good_rt.unified import UnifiedScore
 
-OUTPUTS = ("logits", "energy", "knn_distance", "score", "p_value", "is_ood")
-
 
 @dataclass(frozen=True)
 class DetectorConfig:
@@ -56,7 +54,7 @@ def measure(
 
 
 class DetectorModule(nn.Module):
-    """images (N, C, H, W) float32 in [0, 1] -> the `OUTPUTS` in their order, each with leading axis N.
+    """images (N, C, H, W) float32 in [0, 1] -> `good_rt.detector.OUTPUTS` in their order, each with leading axis N.
 
     The k nearest bank rows are found by their inner product; the distance to the k-th is then computed exactly, since
     √(2−2·q·b) loses half the digits for near neighbours.

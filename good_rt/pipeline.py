@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.classifier import Classifier, predict
-from good_rt.data import IdData, LabelledImages, from_uint8, halves, spread
+from good_rt.data import IdData, from_uint8, halves, spread
 from good_rt.dataset import GeneratedSet
 from good_rt.detection import DetectorConfig, DetectorModule, build_detector, measure
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
+from good_rt.labelled import LabelledImages
 from good_rt.scores import LOGIT_SCORES
 from good_rt.training import TrainingImages
 from good_rt.unified import FloatArray

@@ -63,15 +63,17 @@ WALLPAPERS = (  # those of the package that are CC-BY-4.0 or CC0; the others ask
     "sunset_by_Aitzol_Berasategi.jpg",
 )
 EMOJI_SKIPPED = ("clothing", "geometric", "skin-tone")
+EMOJI_SKIPPED_NAMES = re.compile(r"RUNNING SHIRT|UNIFORM|SKATE$|BOOT$|MIDDLE FINGER EXTENDED")
+"""What else is worn, and a rude gesture."""
 TEXTURES = ("brick", "grass", "gravel")
 CLIPART = (
-    "animals", "buildings", "containers", "decorations", "education", "electronics", "food", "office", "plants",
-    "recreation", "science", "tools", "transportation",
+    "animals", "buildings", "decorations", "education", "electronics", "food", "office", "plants", "recreation",
+    "science", "tools", "transportation",
 )  # fmt: skip
 CLIPART_SKIPPED = re.compile(
-    # Clothing, shoes and bags are (near) in-distribution; then signs, series of one picture, and what may offend.
+    # Clothing, shoes and bags are (near) in-distribution; then signs, series, what may offend, a broken file.
     r"cloth|shirt|shoe|boot|dress_|coat|jacket|pants|trouser|sandal|sneaker|sweater|bag|purse|skirt|sock_|shorts|boxer|"
-    r"suitcase|backpack|aiga-symbols|roadsigns|games/cards|weapons|sunwheel|what_s_up_doc",
+    r"suitcase|backpack|aiga-symbols|roadsigns|games/cards|weapons|sunwheel|what_s_up_doc|duck_yellow_ii",
     re.IGNORECASE,
 )
 
@@ -170,7 +172,10 @@ def emoji(package: Path) -> Images:
     names = sorted(
         entry["image"]
         for entry in listed
-        if entry["has_img_google"] and entry["subcategory"] not in EMOJI_SKIPPED and "-200D-" not in entry["unified"]
+        if entry["has_img_google"]
+        and entry["subcategory"] not in EMOJI_SKIPPED
+        and not EMOJI_SKIPPED_NAMES.search(entry["name"])
+        and "-200D-" not in entry["unified"]
     )
     objects = (on_black(Image.open(package / "img" / "google" / "64" / name)) for name in names)
     return np.stack(list(distinct(image for image in objects if image is not None)))
@@ -196,9 +201,9 @@ def clipart(folder: Path, count: int) -> Images:
 
 
 def balanced(split: fashion_mnist.Split, per_class: int) -> fashion_mnist.Split:
-    """The first images of each class, in the split's order."""
+    """The first images of each class, shuffled, so that every run of images holds all classes."""
     chosen = [np.flatnonzero(split.labels == label)[:per_class] for label in range(len(fashion_mnist.CLASSES))]
-    return split.where(np.sort(np.concatenate(chosen)))
+    return split.where(np.random.default_rng(0).permutation(np.concatenate(chosen)))
 
 
 def without(split: fashion_mnist.Split, *others: fashion_mnist.Split) -> fashion_mnist.Split:
@@ -238,7 +243,7 @@ def main(**folders: Path) -> None:
     splits = fashion_mnist.load(folders["fashion_mnist"])
     near = fashion_mnist.near_ood(folders["fashion_mnist"])
     test = splits["test"]
-    held_out = without(splits["held_out"], test, near)
+    held_out = balanced(without(splits["held_out"], test, near), fashion_mnist.HELD_OUT)
     train = balanced(without(splits["train"], held_out, test, near), 2_000)
     for name, split in (("train", train), ("held_out", held_out), ("test", test)):
         write(out / f"{name}.npz", split.images, split.labels)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from good_rt.demo.network import SmallResNet
 
-VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (1200, 1e-8, 0.0))
+VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (600, 1e-8, 0.0))
 """(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal at first; as it falls
 the channels that it had silenced come to carry detail."""
 NULL_CLASS = len(fashion_mnist.CLASSES)

@@ -1,0 +1,110 @@
+"""`good-rt`: the group of all commands. Each lives in a file of its own and is imported when it is called.
+
+Errors that a user can mend end in one line on standard error and exit code 2; anything else keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from good_rt import __version__
+from good_rt.errors import GoodRtError
+
+COMMANDS = {
+    "demo": "good_rt.cli.demo:demo",
+    "export": "good_rt.cli.export:export",
+    "generate": "good_rt.cli.generate:generate",
+    "train": "good_rt.cli.train:train",
+    "detector": "good_rt.cli.main:detector",
+    "evaluate": "good_rt.cli.evaluate:evaluate",
+}
+DETECTOR_COMMANDS = {
+    "build": "good_rt.cli.detector_build:build",
+    "score": "good_rt.cli.detector_score:score",
+}
+TOOLKIT = {"torch", "diffusers", "onnx", "onnxscript", "faiss", "safetensors", "sklearn", "scipy", "matplotlib", "jinja2"}
+"""Top-level modules that come with the extra `toolkit`."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named as module:attribute, and imported when one of them is needed."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = dict(lazy or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return None
+        module, _, name = self._lazy[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+EPILOG = """\b
+Examples:
+  good-rt demo                               the whole way on shipped images: about five minutes
+  good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
+  good-rt detector score photo.png --detector detector.onnx
+"""
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="good-rt")
+def cli() -> None:
+    """Make an image classifier know what it was not trained on.
+
+    Guides a diffusion model with the classifier towards out-of-distribution images, trains and calibrates a detector
+    with them, and ships it as one ONNX file.
+    """
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=DETECTOR_COMMANDS,
+    epilog="""\b
+Examples:
+  good-rt detector build --ood ood/ -o detector.onnx
+  good-rt detector score photos/ --detector detector.onnx --csv scores.csv
+""",
+)
+def detector() -> None:
+    """Build detector.onnx, or score images with it."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GoodRtError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        top = (error.name or "").partition(".")[0]
+        if top not in TOOLKIT:
+            raise
+        _fail(f"this command needs {top}; install it with: pip install 'good-rt[toolkit]'")
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}; check the path, its permissions and the space left")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,90 @@
+"""Options that several commands share, progress bars, and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from good_rt.demo import assets
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PATH = click.Path(path_type=Path)
+
+model_option = click.option(
+    "--model", type=PATH, default=assets.MODEL, show_default="the demo's", help="Diffusion model: a diffusers folder."
+)
+classifier_option = click.option(
+    "--classifier", type=PATH, default=assets.CLASSIFIER, show_default="the demo's",
+    help="Classifier folder: classifier.json and model.safetensors.",
+)  # fmt: skip
+id_option = click.option(
+    "--id", "id_data", type=PATH, default=assets.DATA, show_default="the demo's",
+    help="Folder of in-distribution images: train.npz, held_out.npz, test.npz.",
+)  # fmt: skip
+engines_option = click.option(
+    "--engines", type=PATH, default=Path("engines"), show_default=True,
+    help="Folder of the exported engines; they are made there when missing.",
+)  # fmt: skip
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def generated_option(required: bool) -> Callable[[Any], Any]:
+    """--ood, the generated sets."""
+    return click.option(
+        "--ood", "generated", type=PATH, multiple=True, required=required,
+        help="Folder of generated images (from `good-rt generate`); may be given several times.",
+    )  # fmt: skip
+
+
+def out_option(default: str, text: str) -> Callable[[Any], Any]:
+    """--out of a folder."""
+    return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text)
+
+
+def emit_json(value: object) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2))
+
+
+class Bars:
+    """Progress bars on standard error, or none at all."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def task(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar for one piece of work; the function it gives is told of each advance. ``total`` None: of unknown length."""
+        if self._progress is None:
+            yield lambda count: None
+            return
+        task = self._progress.add_task(text, total=total)
+        progress = self._progress
+        yield lambda count: progress.advance(task, count)
+        progress.update(task, total=total or 1, completed=total or 1)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Bars]:
+    """Progress bars while the block runs."""
+    if quiet:
+        yield Bars(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield Bars(bars)

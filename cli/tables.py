@@ -1,0 +1,59 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from good_rt.evaluation import Evaluation
+    from good_rt.export.manifest import Manifest
+
+
+def print_parity(manifest: Manifest) -> None:
+    """The worst batch size of every output, on real and random inputs."""
+    table = Table(title="engine against PyTorch, largest difference over batch sizes")
+    for column in ("graph", "output", "inputs", "batches"):
+        table.add_column(column)
+    for column in ("absolute", "relative to RMS", "of tolerance"):
+        table.add_column(column, justify="right")
+    keys = dict.fromkeys((row.graph, row.output, row.inputs) for row in manifest.parity)
+    for key in keys:
+        rows = [row for row in manifest.parity if (row.graph, row.output, row.inputs) == key]
+        worst = max(rows, key=lambda row: row.excess)
+        batches = ", ".join(str(row.batch) for row in rows)
+        table.add_row(*key, batches, f"{worst.max_absolute:.1e}", f"{worst.max_relative:.1e}", f"{worst.excess:.2%}")
+    Console().print(table)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """AUROC and FPR95 of every score of every model on every OOD set, and the ID accuracy."""
+    from good_rt.evaluation import MEAN
+
+    table = Table(title="AUROC / FPR95 in %, the share of OOD images accepted at 95 % ID recall; best AUROC in bold")
+    for column in ("classifier", "score"):
+        table.add_column(column, no_wrap=True)
+    sets = [*evaluation.ood_sets, MEAN]
+    for name in sets:
+        table.add_column(name, justify="right", no_wrap=True)
+    best = {name: evaluation.best("auroc", name) for name in sets}
+    for model in evaluation.models:
+        for score in evaluation.scores:
+            cells = []
+            for name in sets:
+                row = evaluation.row(model, score, name)
+                text = f"{100 * row.metrics.auroc:.1f} / {100 * row.metrics.fpr95:.1f}"
+                cells.append(f"[bold]{text}[/bold]" if row == best[name] else text)
+            table.add_row(model, score, *cells)
+        table.add_section()
+    Console().print(table)
+    accuracy = ", ".join(f"{model} {100 * share.rate:.2f} %" for model, share in evaluation.id_accuracy.items())
+    print(f"ID accuracy: {accuracy}")
+    for refusal in evaluation.id_refusal:
+        share = refusal.share
+        print(
+            f"ID images refused at alpha {refusal.alpha}: {share.rate:.4f} "
+            f"({share.count} of {share.n}; 95 % interval {share.low:.4f} to {share.high:.4f})"
+        )

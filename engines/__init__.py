@@ -1,0 +1,1 @@
+"""Running a graph: one `Engine` protocol, one file a runtime."""

@@ -1,0 +1,71 @@
+"""ONNX graphs on ONNX Runtime: CPU, and CUDA or TensorRT where those execution providers are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from good_rt.engines.base import TensorSpec, check_inputs
+from good_rt.errors import GoodRtError
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxRuntimeEngine:
+    """An ONNX file as an engine. CPU tensors pass to and from the runtime without a copy.
+
+    ``providers`` in the order of preference, ``threads`` within an operator (0: the runtime's choice, all cores).
+    Raises GoodRtError when the file cannot be loaded or a provider is not installed.
+    """
+
+    def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        missing = [name for name in providers if name not in ort.get_available_providers()]
+        if missing:
+            raise GoodRtError(
+                f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
+            )
+        if not path.exists():
+            raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised, in one line
+        try:
+            self._session = ort.InferenceSession(path, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            first = str(error).splitlines()[0]
+            raise GoodRtError(f"{path} is not an ONNX file that ONNX Runtime can load ({first})") from None
+
+    @cached_property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return {node.name: _spec(node) for node in self._session.get_inputs()}
+
+    @cached_property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return {node.name: _spec(node) for node in self._session.get_outputs()}
+
+    def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
+        check_inputs(self, arrays)
+        feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
+        try:
+            values = self._session.run(None, feeds)
+        except Exception as error:
+            raise GoodRtError(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from None
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+def _spec(node: Any) -> TensorSpec:
+    return TensorSpec(DTYPES.get(node.type, node.type), tuple(node.shape))

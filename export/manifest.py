@@ -1,0 +1,99 @@
+"""manifest.json beside the engines: what each file is, made from what, by what, and how close to PyTorch it is.
+
+Engines are loaded through it, so that a damaged file or another model's engine is found before it runs.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from good_rt.engines.base import TensorSpec
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.errors import GoodRtError
+from good_rt.export.parity import Parity
+from good_rt.files import read_json, sha256, write_json
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One exported graph: file, hash, inputs and outputs."""
+
+    file: str
+    sha256: str
+    bytes: int
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All graphs of one model and classifier. ``source`` holds the fingerprints of both."""
+
+    source: Mapping[str, str]
+    opset: int
+    tolerance: Mapping[str, float]
+    graphs: Mapping[str, GraphEntry]
+    parity: tuple[Parity, ...]
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "cpu": platform.processor() or platform.machine()}
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises GoodRtError when the folder holds no manifest that this version can read."""
+        path = folder / NAME
+        if not path.exists():
+            raise GoodRtError(f"{folder} holds no engines ({NAME} is missing); make them with `good-rt export`")
+        value = read_json(path)
+        if value.get("format") != FORMAT:
+            raise GoodRtError(f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export again")
+        try:
+            graphs = {
+                name: GraphEntry(
+                    entry["file"], entry["sha256"], entry["bytes"], _specs(entry["inputs"]), _specs(entry["outputs"])
+                )
+                for name, entry in value["graphs"].items()
+            }
+            parity = tuple(Parity(**row) for row in value["parity"])
+            return cls(value["source"], value["opset"], value["tolerance"], graphs, parity, value["versions"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from None
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / NAME, self.to_json())
+
+    def check_files(self, folder: Path) -> None:
+        """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one that was exported."""
+        for name, entry in self.graphs.items():
+            path = folder / entry.file
+            if Path(entry.file).name != entry.file:
+                raise GoodRtError(f"{folder / NAME}: graph {name!r} lies outside the folder; export again")
+            if not path.exists():
+                raise GoodRtError(f"{path} is missing; export again")
+            if sha256(path) != entry.sha256:
+                raise GoodRtError(f"{path} is not the file that was exported (its hash differs); export again")
+
+
+def load_engines(folder: Path, source: Mapping[str, str] | None = None, threads: int = 0) -> dict[str, OnnxRuntimeEngine]:
+    """All engines of a folder by graph name, their files checked against the manifest.
+
+    With ``source`` (fingerprints) they must also be of that model and classifier. Raises GoodRtError otherwise.
+    """
+    manifest = Manifest.read(folder)
+    if source is not None and dict(manifest.source) != dict(source):
+        raise GoodRtError(f"the engines in {folder} are of another model or classifier; export again, or to another folder")
+    manifest.check_files(folder)
+    return {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in manifest.graphs.items()}
+
+
+def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(spec["dtype"], tuple(spec["shape"])) for name, spec in value.items()}

@@ -1,0 +1,67 @@
+"""Whether an exported graph computes what PyTorch computes, on real and random inputs at several batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from good_rt.engines.base import Engine
+
+BATCHES = (1, 2, 5, 16)
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+"""Default tolerances: |engine − torch| ≤ absolute + relative·|torch|, for every element."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences of one output over all inputs of one kind at one batch size.
+
+    ``excess`` is the largest |engine − torch| / (absolute + relative·|torch|): at most 1 passes.
+    """
+
+    graph: str
+    output: str
+    inputs: str
+    batch: int
+    max_absolute: float
+    max_relative: float
+    excess: float
+
+    @property
+    def ok(self) -> bool:
+        return self.excess <= 1  # False for NaN as well
+
+
+@torch.no_grad()
+def compare(
+    graph: str,
+    engine: Engine,
+    module: nn.Module,
+    inputs: Mapping[str, Callable[[int], Mapping[str, Tensor]]],
+    *,
+    batches: Sequence[int] = BATCHES,
+    relative: float = RELATIVE,
+    absolute: float = ABSOLUTE,
+) -> list[Parity]:
+    """Runs engine and module on each kind of ``inputs`` ("real", "random": batch size -> arrays by name)."""
+    rows = []
+    for kind, make in inputs.items():
+        for batch in batches:
+            arrays = make(batch)
+            found = engine(**arrays)
+            expected = module(*(arrays[name] for name in engine.inputs))
+            outputs = expected if isinstance(expected, tuple) else (expected,)
+            for name, reference in zip(engine.outputs, outputs, strict=True):
+                difference = (found[name].double() - reference.double()).abs()
+                size = reference.double().abs()
+                excess = difference / (absolute + relative * size).clamp_min(1e-300)
+                # relative to the output's own spread, since single elements may be near 0
+                spread = size.square().mean().sqrt().clamp_min(1e-30)
+                worst = float("nan") if excess.isnan().any() else float(excess.max())
+                rows.append(
+                    Parity(graph, name, kind, batch, float(difference.max()), float(difference.max() / spread), worst)
+                )
+    return rows

@@ -1,0 +1,123 @@
+"""detector.onnx at work: scores images with numpy and ONNX Runtime alone.
+
+`good_rt.export.detector` writes the file; what it needs to know of itself stands in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from good_rt.errors import GoodRtError
+
+FORMAT = 1
+OUTPUTS = ("logits", "energy", "knn_distance", "score", "p_value", "is_ood")
+METADATA_KEY = "good_rt"
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What a detector file says of itself."""
+
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    alpha: float
+    """Share of ID inputs that may be refused, where the caller does not set another."""
+    calibration_size: int
+    """Held-out ID images behind the p-value; no p-value is below 1/(calibration_size + 1)."""
+    k: int
+    distance: str
+    training: str
+    """What the classifier was fine-tuned with."""
+    versions: Mapping[str, str]
+    weights_sha256: str
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DetectorInfo:
+        """Raises ValueError when the text is not one, or of another format."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise ValueError(f"format {found!r}, this version reads {FORMAT}")
+        values["classes"] = tuple(values["classes"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The detector's answers for N images; higher scores are more out-of-distribution."""
+
+    score: NDArray[np.float32]
+    p_value: NDArray[np.float32]
+    is_ood: NDArray[np.bool_]
+    label: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    energy: NDArray[np.float32]
+    knn_distance: NDArray[np.float32]
+
+
+class Detector:
+    """A detector.onnx, ready to score.
+
+    ``alpha`` sets another share of ID inputs that may be refused. Raises GoodRtError when the file is missing, damaged,
+    or no detector of ours, or alpha is not one that its calibration can hold.
+    """
+
+    def __init__(self, path: Path, alpha: float | None = None, threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        if not path.is_file():
+            raise GoodRtError(f"{path} does not exist; build it with `good-rt detector build`")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised, in one line
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            metadata = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            first = (str(error).splitlines() or ["unreadable"])[0]
+            raise GoodRtError(f"{path} is damaged or no ONNX file ({first}); build it again") from None
+        names = tuple(node.name for node in self._session.get_outputs())
+        if METADATA_KEY not in metadata or names != OUTPUTS:
+            raise GoodRtError(f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt detector build`")
+        try:
+            self.info = DetectorInfo.from_json(metadata[METADATA_KEY])
+        except (ValueError, TypeError, KeyError) as error:
+            raise GoodRtError(f"{path} is a detector that cannot be read ({error}); build it again") from None
+        self.alpha = self.info.alpha if alpha is None else alpha
+        smallest = 1 / (self.info.calibration_size + 1)
+        if not smallest <= self.alpha < 1:
+            raise GoodRtError(f"alpha must be at least {smallest:.3g} for this detector, and below 1; not {self.alpha}")
+
+    def score(self, images: NDArray[np.uint8], batch: int = 64) -> Scores:
+        """Scores images (N, H, W, C) uint8. Raises GoodRtError when they do not fit or an output is not finite."""
+        expected = (self.info.image_size, self.info.image_size, self.info.channels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+            raise GoodRtError(f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} {images.shape}")
+        parts = []
+        for first in range(0, len(images), batch):
+            pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
+            parts.append(self._session.run(list(OUTPUTS), {"images": pixels}))
+        found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)}
+        wrong = np.flatnonzero(~np.isfinite(found["score"]) | ~np.isfinite(found["logits"]).all(axis=1))
+        if len(wrong):
+            raise GoodRtError(f"the detector's output for image {wrong[0]} is not finite; its weights are damaged")
+        return Scores(
+            score=found["score"],
+            p_value=found["p_value"],
+            is_ood=found["p_value"] <= np.float32(self.alpha),
+            label=found["logits"].argmax(axis=1),
+            logits=found["logits"],
+            energy=found["energy"],
+            knn_distance=found["knn_distance"],
+        )

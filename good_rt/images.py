@@ -1,0 +1,100 @@
+"""Reading image files as a model takes them, and contact sheets. Light: Pillow and numpy alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from good_rt.errors import GoodRtError
+
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 2**20
+"""Larger files and images are refused unread: a small file can unpack to gigabytes."""
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = False) -> NDArray[np.uint8]:
+    """An image file as (H, W, C) uint8 with 1 (grey) or 3 (RGB) channels and ``size`` (H, W).
+
+    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8. With ``fit`` the
+    image is converted to the channels and resized (Lanczos); without, it must have them. Raises GoodRtError that names
+    the file when it is missing, damaged, too large, or does not fit.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise GoodRtError(f"{path} has more than {MAX_BYTES >> 20} MiB; refused")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own remarks; the pixel bound below is ours
+            with Image.open(path) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise GoodRtError(f"{path} has {file.width}x{file.height} pixels, more than {MAX_PIXELS}; refused")
+                image = _plain(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise GoodRtError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise GoodRtError(f"{path} is a folder, not an image") from None
+    except PermissionError:
+        raise GoodRtError(f"{path} cannot be read: permission denied") from None
+    except UnidentifiedImageError:
+        raise GoodRtError(f"{path} is not an image that can be read") from None
+    except GoodRtError:
+        raise
+    except Exception as error:  # decoders raise many kinds on damaged files
+        raise GoodRtError(f"{path} is a damaged image ({str(error) or type(error).__name__})") from None
+    mode, (height, width) = MODES[channels], size
+    if fit:
+        image = image.convert(mode)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if image.mode != mode:
+        names = {"L": "grey", "RGB": "RGB"}
+        raise GoodRtError(f"{path} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit")
+    if image.size != (width, height):
+        found = f"{image.width}x{image.height}"
+        raise GoodRtError(f"{path} has {found} pixels, {width}x{height} are expected; resize it, or use --fit")
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any Pillow image as L or RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
+        top = 255.0 if values.max(initial=0) <= 255 else 65535.0  # 16-bit files come as I;16 or I
+        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured).convert("RGB")
+        return flat.convert("L") if image.mode == "LA" else flat
+    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the image files anywhere in the folders, in order. Raises GoodRtError where there is nothing."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise GoodRtError(f"{path} holds no image files")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def contact_sheet(images: NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:
+    """Images (N, H, W, C) side by side, ``columns`` to a row, each enlarged ``scale`` times."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    padded = np.zeros((rows * columns, height, width, channels), np.uint8)
+    padded[:n] = images
+    sheet = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,36 @@
+"""Packs what train_demo_models.py made into the package: half precision, diffusers folders, classifier folder.
+
+    python scripts/package_demo_models.py --source build/demo --out good_rt/demo/assets/models
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+import fashion_mnist
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from safetensors.torch import load_file
+
+from good_rt.classifier import Classifier, ClassifierConfig, save_classifier
+from good_rt.demo.network import SmallResNet
+
+
+@click.command()
+@click.option("--source", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(source: Path, out: Path) -> None:
+    """Writes OUT/diffusion and OUT/classifier."""
+    shutil.rmtree(out, ignore_errors=True)
+    for kind, name in ((UNet2DModel, "unet"), (AutoencoderKL, "vae")):
+        kind.from_pretrained(source / name).half().save_pretrained(out / "diffusion" / name)
+    DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(out / "diffusion" / "scheduler")
+    config = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)
+    network = SmallResNet()
+    network.load_state_dict(load_file(source / "classifier.safetensors"))
+    save_classifier(Classifier(network, config), out / "classifier")
+
+
+if __name__ == "__main__":
+    main()
