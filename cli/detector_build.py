@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from good_rt.cli.options import classifier_option, emit_json, generated_option, id_option, json_option
 
 EPILOG = """\b
@@ -25,7 +24,7 @@ Examples:
 @click.option("--bank-size", type=click.IntRange(1), default=10_000, show_default=True, help="Features in the bank.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("detector.onnx"), show_default=True)
 @json_option
-def build(  # fmt: skip
+def build(
     generated: tuple[Path, ...], classifier: Path, id_data: Path, k: int, alpha: float, bank_size: int, out: Path,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -35,22 +34,25 @@ def build(  # fmt: skip
     The file is compared with PyTorch before it gets its name.
     """
     from good_rt.cli.workflow import run_build
+
     from good_rt.detection import DetectorConfig
 
     detector, parity = run_build(classifier, id_data, generated, out, DetectorConfig(k=k, alpha=alpha), bank_size)
     unified = detector.unified
     if as_json:
-        emit_json({
-            "detector": str(out),
-            "bytes": out.stat().st_size,
-            "unified": unified.to_json(),
-            "parity": {
-                "images": parity.images,
-                "max_relative": parity.max_relative,
-                "class_disagreements": parity.class_disagreements,
-                "ood_disagreements": parity.ood_disagreements,
-            },
-        })
+        emit_json(
+            {
+                "detector": str(out),
+                "bytes": out.stat().st_size,
+                "unified": unified.to_json(),
+                "parity": {
+                    "images": parity.images,
+                    "max_relative": parity.max_relative,
+                    "class_disagreements": parity.class_disagreements,
+                    "ood_disagreements": parity.ood_disagreements,
+                },
+            }
+        )
         return
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}")
     click.echo(

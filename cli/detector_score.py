@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-
 from good_rt.cli.options import PATH, emit_json, json_option
+
 from good_rt.detector import Detector, Scores
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
@@ -47,7 +47,7 @@ class Line:
 @click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file; - for standard output.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 for all cores.")
 @json_option
-def score(  # fmt: skip
+def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,
     csv_path: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option
 
 EPILOG = """\b
@@ -28,15 +27,27 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 @click.command(epilog=EPILOG)
 @generated_option(required=True)
-@click.option("--classifier", "classifiers", multiple=True, callback=_pairs, metavar="NAME=DIR",
-              help="A classifier and its row's name; may be given several times.  [default: the demo's]")
+@click.option(
+    "--classifier",
+    "classifiers",
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME=DIR",
+    help="A classifier and its row's name; may be given several times.  [default: the demo's]",
+)
 @id_option
-@click.option("--test-set", "test_sets", multiple=True, callback=_pairs, metavar="NAME=FILE.npz",
-              help="An OOD test set; may be given several times.  [default: the demo's]")
+@click.option(
+    "--test-set",
+    "test_sets",
+    multiple=True,
+    callback=_pairs,
+    metavar="NAME=FILE.npz",
+    help="An OOD test set; may be given several times.  [default: the demo's]",
+)
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
 @out_option("evaluation", "Folder of evaluation.json.")
 @json_option
-def evaluate(  # fmt: skip
+def evaluate(
     generated: tuple[Path, ...], classifiers: dict[str, Path], id_data: Path, test_sets: dict[str, Path], k: int,
     out: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -47,6 +58,7 @@ def evaluate(  # fmt: skip
     """
     from good_rt.cli.tables import print_evaluation
     from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
+
     from good_rt.demo.assets import CLASSIFIER
     from good_rt.detection import DetectorConfig
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -34,7 +33,7 @@ Examples:
 @click.option("--absolute", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
 @click.option("--force", is_flag=True, help="Export again even where nothing changed.")
 @json_option
-def export(  # fmt: skip
+def export(
     model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float, force: bool,
     as_json: bool,
 ) -> None:  # fmt: skip

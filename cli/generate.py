@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -33,38 +32,74 @@ Examples:
 @classifier_option
 @id_option
 @engines_option
-@click.option("--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True,
-              help="What runs UNet and decoder. Gradients always go through PyTorch.")
-@click.option("--batch", is_flag=False, flag_value="auto", default="auto", metavar="[N]",
-              help="Images a batch; without N the fastest size is found by timing.  [default: auto]")
+@click.option(
+    "--engine",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    show_default=True,
+    help="What runs UNet and decoder. Gradients always go through PyTorch.",
+)
+@click.option(
+    "--batch",
+    is_flag=False,
+    flag_value="auto",
+    default="auto",
+    metavar="[N]",
+    help="Images a batch; without N the fastest size is found by timing.  [default: auto]",
+)
 @click.option("-n", "--count", type=click.IntRange(1), default=64, show_default=True, help="Images in all.")
-@click.option("--guidance", type=click.Choice(["img", "feat", "both", "none"]), default="both", show_default=True,
-              help="Image level (log-partition), feature level (k-NN distance), both, or unguided.")
+@click.option(
+    "--guidance",
+    type=click.Choice(["img", "feat", "both", "none"]),
+    default="both",
+    show_default=True,
+    help="Image level (log-partition), feature level (k-NN distance), both, or unguided.",
+)
 @click.option("--mu", type=float, default=0.1, show_default=True, help="Strength of mean guidance, on x̂0.")
-@click.option("--rho", type=float, default=0.0, show_default=True,
-              help="Strength of variance guidance, through the UNet.")
-@click.option("--strengths", default="0.5,1,2", show_default=True,
-              help="Factors of --mu and --rho that the images take in turn.")
-@click.option("--schedule", type=click.Choice(["constant", "increase", "decrease"]), default="constant",
-              show_default=True, help="How --mu and --rho change over the steps.")
-@click.option("--sigma", type=float, default=0.0, show_default=True, help="Width of the Gaussian smoothing; 0 for none.")
+@click.option(
+    "--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance, through the UNet."
+)
+@click.option(
+    "--strengths", default="0.5,1,2", show_default=True, help="Factors of --mu and --rho that the images take in turn."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "increase", "decrease"]),
+    default="constant",
+    show_default=True,
+    help="How --mu and --rho change over the steps.",
+)
+@click.option(
+    "--sigma", type=float, default=0.0, show_default=True, help="Width of the Gaussian smoothing; 0 for none."
+)
 @click.option("--n-mc", type=int, default=1, show_default=True, help="Monte-Carlo samples of the smoothing.")
 @click.option("--n-iter", type=int, default=1, show_default=True, help="Mean-guidance steps at each noise level.")
 @click.option("--n-recur", type=int, default=1, show_default=True, help="Passes over each noise level.")
-@click.option("--step", type=click.Choice(["unit", "raw"]), default="unit", show_default=True,
-              help="Scale each gradient to root mean square 1, or take it as it is.")
+@click.option(
+    "--step",
+    type=click.Choice(["unit", "raw"]),
+    default="unit",
+    show_default=True,
+    help="Scale each gradient to root mean square 1, or take it as it is.",
+)
 @click.option("--clip", type=float, help="Largest norm of a sample's raw gradient.")
 @click.option("--band", type=(float, float), help="ℓ between which guidance fades out: LOW HIGH.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Neighbour of the k-NN distance.")
 @click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Sampler steps.")
-@click.option("--eta", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="DDIM's η; 0 is deterministic.")
+@click.option(
+    "--eta", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="DDIM's η; 0 is deterministic."
+)
 @click.option("--cfg", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
-@click.option("--twins/--no-twins", default=True, show_default=True,
-              help="Also sample each image unguided, for the manifest's columns \"before\".")
+@click.option(
+    "--twins/--no-twins",
+    default=True,
+    show_default=True,
+    help='Also sample each image unguided, for the manifest\'s columns "before".',
+)
 @seed_option
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
-def generate(  # fmt: skip
+def generate(
     model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, batch: str, count: int, guidance: Any,
     mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int, n_recur: int, step: Any,
     clip: float | None, band: tuple[float, float] | None, k: int, steps: int, eta: float, cfg: float, twins: bool,
@@ -76,6 +111,7 @@ def generate(  # fmt: skip
     job.json and contact_sheet.png. The same seed gives the same images.
     """
     from good_rt.cli.workflow import run_generate
+
     from good_rt.errors import GoodRtError
     from good_rt.generation import GenerationJob
     from good_rt.guidance import GuidanceConfig
@@ -83,7 +119,9 @@ def generate(  # fmt: skip
     try:
         factors = tuple(float(value) for value in strengths.split(","))
     except ValueError:
-        raise click.BadParameter(f"{strengths!r} is not a list of numbers like 0.5,1,2", param_hint="--strengths") from None
+        raise click.BadParameter(
+            f"{strengths!r} is not a list of numbers like 0.5,1,2", param_hint="--strengths"
+        ) from None
     if batch != "auto" and not (batch.isdigit() and int(batch) > 0):
         raise click.BadParameter(f"{batch!r} is not a number of images", param_hint="--batch")
     config = GuidanceConfig(
@@ -92,7 +130,9 @@ def generate(  # fmt: skip
     )  # fmt: skip
     if guidance != "none" and not config.active:
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")
-    job = GenerationJob(count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=1 if batch == "auto" else int(batch))
+    job = GenerationJob(
+        count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=1 if batch == "auto" else int(batch)
+    )
     with progress(quiet=as_json) as bars:
         made = run_generate(
             model, classifier, id_data, out, job, engines=engines if engine == "onnx" else None, steps=steps,

@@ -27,7 +27,18 @@ DETECTOR_COMMANDS = {
     "build": "good_rt.cli.detector_build:build",
     "score": "good_rt.cli.detector_score:score",
 }
-TOOLKIT = {"torch", "diffusers", "onnx", "onnxscript", "faiss", "safetensors", "sklearn", "scipy", "matplotlib", "jinja2"}
+TOOLKIT = {
+    "torch",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "faiss",
+    "safetensors",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+}
 """Top-level modules that come with the extra `toolkit`."""
 
 

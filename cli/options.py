@@ -32,7 +32,9 @@ engines_option = click.option(
     "--engines", type=PATH, default=Path("engines"), show_default=True,
     help="Folder of the exported engines; they are made there when missing.",
 )  # fmt: skip
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
@@ -62,7 +64,7 @@ class Bars:
 
     @contextmanager
     def task(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar for one piece of work; the function it gives is told of each advance. ``total`` None: of unknown length."""
+        """A bar for one piece of work (without ``total`` of unknown length); the function it gives takes each advance."""
         if self._progress is None:
             yield lambda count: None
             return
@@ -79,8 +81,15 @@ def progress(quiet: bool = False) -> Iterator[Bars]:
         yield Bars(None)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

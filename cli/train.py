@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -35,12 +34,17 @@ Examples:
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of AdamW.")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Weight of the energy regulariser.")
-@click.option("--decoded-share", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="Share of the ID batch that goes through the VAE, so that \"looks decoded\" is no shortcut.")
+@click.option(
+    "--decoded-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help='Share of the ID batch that goes through the VAE, so that "looks decoded" is no shortcut.',
+)
 @seed_option
 @out_option("trained", "Folder of the trained classifier; an interrupted run goes on.")
 @json_option
-def train(  # fmt: skip
+def train(
     generated: tuple[Path, ...], control: bool, classifier: Path, model: Path, id_data: Path, steps: int, lr: float,
     weight: float, decoded_share: float, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -50,6 +54,7 @@ def train(  # fmt: skip
     the lowest loss on held-out images is kept; when all of them lost more than 0.5 points of accuracy, the run fails.
     """
     from good_rt.cli.workflow import run_train
+
     from good_rt.errors import GoodRtError
     from good_rt.training import TrainConfig
 

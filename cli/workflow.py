@@ -11,24 +11,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from good_rt.cli.options import Bars
+from good_rt.export.detector import DetectorParity, export_detector
+from good_rt.export.export import export_models
+from good_rt.export.manifest import Manifest, load_engines
+from good_rt.export.parity import ABSOLUTE, RELATIVE
+from good_rt.export.to_onnx import OPSET
 from numpy.typing import NDArray
 
 from good_rt.classifier import load_classifier, save_classifier
-from good_rt.cli.options import Bars
 from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import Evaluation, ScoredSets
-from good_rt.export.detector import DetectorParity, export_detector
-from good_rt.export.export import export_models
-from good_rt.export.manifest import Manifest, load_engines
-from good_rt.export.to_onnx import OPSET
-from good_rt.export.parity import ABSOLUTE, RELATIVE
 from good_rt.files import write_json
-from good_rt.labelled import load_npz
 from good_rt.generation import GenerationJob, generate, make_generator, pick_batch
+from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.training import TrainConfig, TrainResult, finetune
 
@@ -109,7 +109,7 @@ def run_train(
     config: TrainConfig,
     bars: Bars,
 ) -> TrainResult:
-    """Fine-tunes the classifier; without ``generated`` it is the control. Writes out/classifier and out/training.json."""
+    """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
     classifier = load_classifier(classifier_dir)
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, load_diffusion(model_dir))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
-
 from good_rt.engines.base import TensorSpec, check_inputs
+from torch import Tensor, nn
 
 
 class TorchEngine:
     """A module whose positional inputs are named by ``inputs`` in their order, and its outputs by ``outputs``."""
 
-    def __init__(
-        self, module: nn.Module, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-    ) -> None:
+    def __init__(self, module: nn.Module, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> None:
         self._module = module
         self.inputs = inputs
         self.outputs = outputs

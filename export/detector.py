@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.export.to_onnx import export_onnx
 from torch import Tensor
 
 import good_rt
 from good_rt.detection import DetectorModule
 from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
-from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
 
 RELATIVE_TOLERANCE = 1e-4
@@ -63,8 +63,8 @@ def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: i
 def export_detector(module: DetectorModule, path: Path, images: Tensor, training: str) -> DetectorParity:
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
-    ``training`` says what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an output
-    differs by more than `RELATIVE_TOLERANCE` or a label or decision differs.
+    ``training`` says what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
+    output differs by more than `RELATIVE_TOLERANCE` or a label or decision differs.
     """
     config = module.classifier.config
     info = DetectorInfo(
@@ -80,15 +80,17 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
         weights_sha256=_weights_hash(module),
     )
     with atomic_path(path) as temporary:
-        export_onnx(
-            module, {"images": images[:2]}, OUTPUTS, temporary, metadata={METADATA_KEY: info.to_json()}
-        )
+        export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata={METADATA_KEY: info.to_json()})
         parity = detector_parity(module, temporary, images)
         worst = max(parity.max_relative, key=lambda name: parity.max_relative[name])
-        if not parity.max_relative[worst] <= RELATIVE_TOLERANCE or parity.class_disagreements or parity.ood_disagreements:
+        if (
+            not parity.max_relative[worst] <= RELATIVE_TOLERANCE
+            or parity.class_disagreements
+            or parity.ood_disagreements
+        ):
             raise ParityError(
-                f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} relative "
-                f"(bound {RELATIVE_TOLERANCE:.0e}), {parity.class_disagreements} classes and "
+                f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} "
+                f"relative (bound {RELATIVE_TOLERANCE:.0e}), {parity.class_disagreements} classes and "
                 f"{parity.ood_disagreements} decisions of {len(images)} differ; nothing was written"
             )
     return parity

@@ -13,8 +13,9 @@ from typing import Any
 
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
+
+from good_rt.errors import GoodRtError
 from good_rt.files import read_json, sha256, write_json
 
 FORMAT = 1
@@ -83,14 +84,18 @@ class Manifest:
                 raise GoodRtError(f"{path} is not the file that was exported (its hash differs); export again")
 
 
-def load_engines(folder: Path, source: Mapping[str, str] | None = None, threads: int = 0) -> dict[str, OnnxRuntimeEngine]:
+def load_engines(
+    folder: Path, source: Mapping[str, str] | None = None, threads: int = 0
+) -> dict[str, OnnxRuntimeEngine]:
     """All engines of a folder by graph name, their files checked against the manifest.
 
     With ``source`` (fingerprints) they must also be of that model and classifier. Raises GoodRtError otherwise.
     """
     manifest = Manifest.read(folder)
     if source is not None and dict(manifest.source) != dict(source):
-        raise GoodRtError(f"the engines in {folder} are of another model or classifier; export again, or to another folder")
+        raise GoodRtError(
+            f"the engines in {folder} are of another model or classifier; export again, or to another folder"
+        )
     manifest.check_files(folder)
     return {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in manifest.graphs.items()}
 

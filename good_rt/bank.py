@@ -39,7 +39,9 @@ class FeatureBank:
         wrong = (~((norms - 1).abs() < 1e-3)).nonzero()
         if len(wrong):
             row = int(wrong[0])
-            raise GoodRtError(f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the features first")
+            raise GoodRtError(
+                f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the features first"
+            )
         self.features = features.detach().float().contiguous()
 
     def __len__(self) -> int:

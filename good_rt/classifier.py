@@ -41,6 +41,9 @@ class ClassifierConfig:
 class Classifier(nn.Module):
     """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N, D)."""
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, network: nn.Module, config: ClassifierConfig, fingerprint: str = "") -> None:
         super().__init__()
         self.network = network
@@ -114,7 +117,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file as float32 (whole numbers stay so). Raises GoodRtError when it is something else or not finite."""
+    """A safetensors file, its floats as float32. Raises GoodRtError when it is something else or not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

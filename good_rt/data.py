@@ -32,7 +32,9 @@ class IdData:
             raise GoodRtError(f"{path} has no labels; add an array `labels` with a class index for each image")
         if data.images.shape[1:] != (size, size, channels):
             found = "x".join(map(str, data.images.shape[1:]))
-            raise GoodRtError(f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them")
+            raise GoodRtError(
+                f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them"
+            )
         if data.labels.min() < 0 or data.labels.max() >= classes:
             raise GoodRtError(f"{path}: labels run to {data.labels.max()}, the classifier has {classes} classes")
         return data

@@ -78,7 +78,9 @@ class GeneratedSet:
             except (ValueError, TypeError):
                 if number == len(lines):
                     break
-                raise GoodRtError(f"{self._manifest}, line {number}: not a manifest row; generate the set anew") from None
+                raise GoodRtError(
+                    f"{self._manifest}, line {number}: not a manifest row; generate the set anew"
+                ) from None
             rows[row.index] = row
         return [rows[index] for index in sorted(rows)]
 

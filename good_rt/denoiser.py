@@ -78,10 +78,13 @@ class DiscreteDenoiser:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             known = ", ".join(PREDICTIONS)
-            raise GoodRtError(f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}")
+            raise GoodRtError(
+                f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}"
+            )
         if self.cfg_scale != 1 and self.null_class is None:
             raise GoodRtError(
-                f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an unconditional class; use scale 1"
+                f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an unconditional class; "
+                "use scale 1"
             )
 
     def timestep(self, sigma: float) -> float:

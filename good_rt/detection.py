@@ -90,7 +90,7 @@ class DetectorModule(nn.Module):
         p_value = (1 + refused).float() / (len(self.calibration) + 1)
         return logits, energy, distance, score, p_value, p_value <= self.config.alpha
 
-    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Conformal p-values (N,) of unified scores (N,)."""
         return conformal_p_value(self.calibration.double().numpy(), scores)
 

@@ -89,7 +89,9 @@ class Detector:
             raise GoodRtError(f"{path} is damaged or no ONNX file ({first}); build it again") from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:
-            raise GoodRtError(f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt detector build`")
+            raise GoodRtError(
+                f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt detector build`"
+            )
         try:
             self.info = DetectorInfo.from_json(metadata[METADATA_KEY])
         except (ValueError, TypeError, KeyError) as error:
@@ -103,7 +105,9 @@ class Detector:
         """Scores images (N, H, W, C) uint8. Raises GoodRtError when they do not fit or an output is not finite."""
         expected = (self.info.image_size, self.info.image_size, self.info.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
-            raise GoodRtError(f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} {images.shape}")
+            raise GoodRtError(
+                f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} {images.shape}"
+            )
         parts = []
         for first in range(0, len(images), batch):
             pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from good_rt.errors import GoodRtError
@@ -90,7 +88,7 @@ class DiffusionModel:
 def load_diffusion(folder: Path) -> DiffusionModel:
     """Reads a diffusers folder with unet/, scheduler/ and, for a latent model, vae/.
 
-    Raises GoodRtError when a part is missing, damaged, pickled, of an unknown class, or has weights that are not finite.
+    Raises GoodRtError when a part is missing, damaged, pickled, of an unknown class, or not finite.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 

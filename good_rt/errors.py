@@ -20,7 +20,9 @@ class NonFiniteError(GoodRtError):
 
     def __init__(self, step: int, samples: Sequence[int]) -> None:
         self.step, self.samples = step, tuple(samples)
-        where = f" for sample{'s' if len(self.samples) > 1 else ''} {', '.join(map(str, self.samples))}" if samples else ""
+        where = (
+            f" for sample{'s' if len(self.samples) > 1 else ''} {', '.join(map(str, self.samples))}" if samples else ""
+        )
         super().__init__(f"a value is not finite at step {step}{where}; lower the strength or the learning rate")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class GenerationJob:
 
     count: int
     guidance: GuidanceKind = "both"
-    config: GuidanceConfig = GuidanceConfig(mu=0.1)
+    config: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(mu=0.1))
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Factors of ρ and μ that the images take in turn, so that a set reaches from near to far OOD."""
     k: int = 10

@@ -83,7 +83,7 @@ def training_images(
     """
     train = id_part(id_data, "train", classifier)
     val, _ = halves(id_part(id_data, "held_out", classifier))
-    assert train.labels is not None and val.labels is not None  # noqa: PT018 (id_part checks both)
+    assert train.labels is not None and val.labels is not None
     images = from_uint8(train.images)
     reconstructed = decoded_images(model, images[:decoded], on_images=on_images) if model is not None else None
     ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)

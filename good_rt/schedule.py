@@ -29,7 +29,7 @@ def alpha_cumprod_of(sigma: FloatArray | float) -> FloatArray:
 
 
 def timesteps(train_steps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> NDArray[np.int64]:
-    """The (steps,) timesteps in decreasing order that diffusers' schedulers visit (Lin et al., arXiv 2305.08891, Tab. 2).
+    """The (steps,) timesteps, falling, that diffusers' schedulers visit (Lin et al., arXiv 2305.08891, Tab. 2).
 
     Raises GoodRtError when ``steps`` is not between 1 and ``train_steps``.
     """

@@ -123,7 +123,9 @@ def finetune(
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
     model = copy.deepcopy(classifier).requires_grad_(True)
     head = EnergyHead()
-    optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], config.lr, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(
+        [*model.parameters(), *head.parameters()], config.lr, weight_decay=config.weight_decay
+    )
     state = _Progress(model, head, optimiser, copy.deepcopy(model))
     if checkpoint is not None:
         state.load(checkpoint, config)

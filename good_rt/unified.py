@@ -21,9 +21,10 @@ FloatArray = NDArray[np.float64]
 class UnifiedScore:
     """u(a) = w(a)·a_feat + (1−w(a))·a_img of the standardised discrepancies a = (energy, k-NN distance).
 
-    The gate is w(a) = log(1−π+π·exp(cδ))/(cδ) with δ = a_feat − a_img, so that u = log((1−π)e^{c·a_img} + π e^{c·a_feat})/c,
-    a soft maximum (c > 0) or minimum (c < 0). Hence w lies in (0, 1), u increases in both discrepancies (∂u/∂a_feat is
-    a softmax weight, ∂u/∂a_img the other), and c → 0 is the fixed weight π.
+    The gate is w(a) = log(1−π+π·exp(cδ))/(cδ) with δ = a_feat − a_img, so that
+    u = log((1−π)e^{c·a_img} + π e^{c·a_feat})/c, a soft maximum (c > 0) or minimum (c < 0). Hence w lies in (0, 1), u
+    increases in both discrepancies (∂u/∂a_feat is a softmax weight, ∂u/∂a_img the other), and c → 0 is the fixed
+    weight π.
     """
 
     energy_mean: float

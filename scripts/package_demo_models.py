@@ -1,6 +1,6 @@
 """Packs what train_demo_models.py made into the package: half precision, diffusers folders, classifier folder.
 
-    python scripts/package_demo_models.py --source build/demo --out good_rt/demo/assets/models
+python scripts/package_demo_models.py --source build/demo --out good_rt/demo/assets/models
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from good_rt.demo.network import SmallResNet
 
-VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (600, 1e-8, 0.0))
-"""(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal at first; as it falls
-the channels that it had silenced come to carry detail."""
+VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (1200, 1e-8, 0.0))
+"""(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal at first; as it
+falls the channels that it had silenced come to carry detail."""
 NULL_CLASS = len(fashion_mnist.CLASSES)
 
 
@@ -99,9 +99,7 @@ def fit(
         shown = 0.98 * shown + 0.02 * value.item()
         if step % 100 == 0 or step == steps:
             speed = (time.time() - began) / (step - first)
-            click.echo(
-                f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step"
-            )
+            click.echo(f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step")
         if step % 250 == 0 or step == steps:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
             if average is not None:

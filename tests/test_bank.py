@@ -19,7 +19,9 @@ def unit(n, d, seed=0, dtype=torch.float32):
 def test_distances_are_scikit_learns(k):
     bank, queries = unit(500, 16), unit(40, 16, seed=1)
     distances, rows = FeatureBank(bank).search(queries, k)
-    expected, indices = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.double()).kneighbors(queries.double())
+    expected, indices = (
+        NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.double()).kneighbors(queries.double())
+    )
     torch.testing.assert_close(distances.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
     assert (rows == torch.from_numpy(indices)).float().mean() > 0.99  # equal but for rounding of near ties
     torch.testing.assert_close(FeatureBank(bank).distance(queries, k), distances[:, -1])

@@ -1,5 +1,7 @@
 """The sampler against diffusers' DDIM, closed forms on Gaussians, and finite differences; and its determinism."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -144,7 +146,7 @@ def test_guidance_shifts_a_gaussian_by_the_closed_form(rho, mu):
     base, sigmas = plane(mixture, None, OFF)
     moved, _ = plane(mixture, linear, config)
     shift = torch.zeros(2, dtype=torch.float64)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         jacobian = std**2 / (std**2 + sigma**2)
         carry = jacobian * (1 - following / sigma) + following / sigma
         shift = carry * shift + mu * direction + rho * (1 + sigma**2) * jacobian * direction
@@ -208,7 +210,9 @@ def test_clipping_bounds_each_sample_alone():
     assert torch.equal(clipped[1], gradient[1])
     unit = limited(gradient, value, GuidanceConfig(mu=1), 0)
     torch.testing.assert_close(unit.square().mean(dim=(1, 2, 3)), torch.ones(2))
-    assert torch.equal(limited(torch.zeros(1, 1, 2, 2), torch.zeros(1), GuidanceConfig(mu=1), 0), torch.zeros(1, 1, 2, 2))
+    assert torch.equal(
+        limited(torch.zeros(1, 1, 2, 2), torch.zeros(1), GuidanceConfig(mu=1), 0), torch.zeros(1, 1, 2, 2)
+    )
 
 
 def test_the_band_stops_samples_that_have_gone_far_enough():
@@ -227,7 +231,16 @@ def test_a_value_that_is_not_finite_names_step_and_sample(unet):
 
     denoiser = DiscreteDenoiser(network(unet), alphas)
     with pytest.raises(NonFiniteError, match=r"step \d+.*sample.* 1"):
-        sample(denoiser, lambda z: z.clamp(-2, 2), explodes, sigmas, GuidanceConfig(mu=0.1), seeds, SHAPE, torch.zeros(3).long())
+        sample(
+            denoiser,
+            lambda z: z.clamp(-2, 2),
+            explodes,
+            sigmas,
+            GuidanceConfig(mu=0.1),
+            seeds,
+            SHAPE,
+            torch.zeros(3).long(),
+        )
     broken = DiscreteDenoiser(lambda x, t, labels: x * torch.tensor([1.0, 1.0, torch.nan])[:, None, None, None], alphas)
     with pytest.raises(NonFiniteError, match=r"step 0.*sample.* 2"):
         sample(broken, lambda z: z, None, sigmas, OFF, seeds, SHAPE, torch.zeros(3).long())

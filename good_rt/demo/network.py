@@ -5,7 +5,6 @@ It stands for the user's own classifier; nothing in the method depends on its fo
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
