@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from good_rt.cli.options import classifier_option, emit_json, generated_option, id_option, json_option
+
+from good_rt.cli.options import classifier_option, emit_json, generated_option, id_option, json_option, out_option
 
 EPILOG = """\b
 Examples:
@@ -22,7 +23,7 @@ Examples:
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of ID inputs that may be refused.")
 @click.option("--bank-size", type=click.IntRange(1), default=10_000, show_default=True, help="Features in the bank.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("detector.onnx"), show_default=True)
+@out_option("detector.onnx", "The file to write.")
 @json_option
 def build(
     generated: tuple[Path, ...], classifier: Path, id_data: Path, k: int, alpha: float, bank_size: int, out: Path,
@@ -34,7 +35,6 @@ def build(
     The file is compared with PyTorch before it gets its name.
     """
     from good_rt.cli.workflow import run_build
-
     from good_rt.detection import DetectorConfig
 
     detector, parity = run_build(classifier, id_data, generated, out, DetectorConfig(k=k, alpha=alpha), bank_size)
@@ -45,12 +45,7 @@ def build(
                 "detector": str(out),
                 "bytes": out.stat().st_size,
                 "unified": unified.to_json(),
-                "parity": {
-                    "images": parity.images,
-                    "max_relative": parity.max_relative,
-                    "class_disagreements": parity.class_disagreements,
-                    "ood_disagreements": parity.ood_disagreements,
-                },
+                "parity": parity.to_json(),
             }
         )
         return

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from good_rt.cli.options import PATH, emit_json, json_option
 
+from good_rt.cli.options import PATH, emit_json, json_option
 from good_rt.detector import Detector, Scores
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
@@ -55,6 +55,8 @@ def score(
 
     The p-value is the share of held-out ID images that look at least as strange; at or below alpha, the image is OOD.
     """
+    if as_json and str(csv_path) == "-":
+        raise GoodRtError("--json and --csv - would both print to standard output; choose one of them")
     detector = Detector(detector_path, alpha, threads)
     size = (detector.info.image_size, detector.info.image_size)
     images, names, skipped = [], [], []
@@ -118,5 +120,5 @@ def _print_table(lines: list[Line], alpha: float) -> None:
         table.add_column(name, justify="right")
     for line in lines:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
-        table.add_row(escape(line.file), line.label, f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
+        table.add_row(escape(line.file), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
     Console().print(table)

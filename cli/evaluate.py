@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option
+
+from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option, progress
 
 EPILOG = """\b
 Examples:
@@ -45,7 +46,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="An OOD test set; may be given several times.  [default: the demo's]",
 )
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
-@out_option("evaluation", "Folder of evaluation.json.")
+@out_option("evaluation", "Folder of evaluation.json and report.html.")
 @json_option
 def evaluate(
     generated: tuple[Path, ...], classifiers: dict[str, Path], id_data: Path, test_sets: dict[str, Path], k: int,
@@ -58,16 +59,16 @@ def evaluate(
     """
     from good_rt.cli.tables import print_evaluation
     from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
-
     from good_rt.demo.assets import CLASSIFIER
     from good_rt.detection import DetectorConfig
 
     sets = load_test_sets(test_sets) if test_sets else demo_test_sets()
-    evaluation, _ = run_evaluate(
-        classifiers or {"before": CLASSIFIER}, id_data, generated, sets, DetectorConfig(k=k), out / "evaluation.json"
-    )
+    with progress(quiet=as_json) as bars:
+        evaluation = run_evaluate(
+            classifiers or {"before": CLASSIFIER}, id_data, generated, sets, DetectorConfig(k=k), out, bars
+        )
     if as_json:
         emit_json(evaluation.to_json())
         return
     print_evaluation(evaluation)
-    click.echo(f"all figures with their intervals: {out / 'evaluation.json'}")
+    click.echo(f"all figures with their intervals: {out / 'evaluation.json'}; pictures: {out / 'report.html'}")

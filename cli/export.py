@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -17,7 +18,7 @@ from good_rt.cli.options import (
 
 EPILOG = """\b
 Examples:
-  good-rt export                                            the demo's models to ./engines
+  good-rt export                                            the demo's models to ./good-rt-engines
   good-rt export --model sd/ --classifier clf/ -o engines/
   good-rt export --relative 1e-4 --absolute 1e-5 --force    with tighter tolerances
 """
@@ -27,7 +28,7 @@ Examples:
 @model_option
 @classifier_option
 @id_option
-@out_option("engines", "Folder of the engines; replaced as a whole.")
+@out_option("good-rt-engines", "Folder of the engines; replaced as a whole.")
 @click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--relative", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
 @click.option("--absolute", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -110,8 +111,7 @@ def generate(
     Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image, and of its unguided twin),
     job.json and contact_sheet.png. The same seed gives the same images.
     """
-    from good_rt.cli.workflow import run_generate
-
+    from good_rt.cli.workflow import open_generator, run_job
     from good_rt.errors import GoodRtError
     from good_rt.generation import GenerationJob
     from good_rt.guidance import GuidanceConfig
@@ -134,10 +134,11 @@ def generate(
         count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=1 if batch == "auto" else int(batch)
     )
     with progress(quiet=as_json) as bars:
-        made = run_generate(
-            model, classifier, id_data, out, job, engines=engines if engine == "onnx" else None, steps=steps,
-            cfg_scale=cfg, twins=twins, auto_batch=batch == "auto", bars=bars,
+        generator, describe = open_generator(
+            model, classifier, id_data, job, engines=engines if engine == "onnx" else None, steps=steps, cfg_scale=cfg,
+            bars=bars,
         )  # fmt: skip
+        made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()
     summary = {
         "out": str(out),

@@ -29,7 +29,7 @@ id_option = click.option(
     help="Folder of in-distribution images: train.npz, held_out.npz, test.npz.",
 )  # fmt: skip
 engines_option = click.option(
-    "--engines", type=PATH, default=Path("engines"), show_default=True,
+    "--engines", type=PATH, default=Path("good-rt-engines"), show_default=True,
     help="Folder of the exported engines; they are made there when missing.",
 )  # fmt: skip
 seed_option = click.option(
@@ -64,7 +64,7 @@ class Bars:
 
     @contextmanager
     def task(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar for one piece of work (without ``total`` of unknown length); the function it gives takes each advance."""
+        """A bar for one piece of work (without ``total``: of unknown length); the function it gives takes advances."""
         if self._progress is None:
             yield lambda count: None
             return

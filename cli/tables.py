@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from good_rt.export.manifest import Manifest
-
     from good_rt.evaluation import Evaluation
+    from good_rt.export.manifest import Manifest
 
 
 def print_parity(manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from good_rt.cli.options import (
     classifier_option,
     emit_json,
@@ -54,7 +55,6 @@ def train(
     the lowest loss on held-out images is kept; when all of them lost more than 0.5 points of accuracy, the run fails.
     """
     from good_rt.cli.workflow import run_train
-
     from good_rt.errors import GoodRtError
     from good_rt.training import TrainConfig
 

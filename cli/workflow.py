@@ -5,35 +5,60 @@ Each is a few calls of the library; whoever writes Python instead of typing comm
 
 from __future__ import annotations
 
-import json
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from good_rt.cli.options import Bars
-from good_rt.export.detector import DetectorParity, export_detector
-from good_rt.export.export import export_models
-from good_rt.export.manifest import Manifest, load_engines
-from good_rt.export.parity import ABSOLUTE, RELATIVE
-from good_rt.export.to_onnx import OPSET
 from numpy.typing import NDArray
 
 from good_rt.classifier import load_classifier, save_classifier
+from good_rt.cli.options import Bars
 from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.diffusion import load_diffusion
-from good_rt.evaluation import Evaluation, ScoredSets
-from good_rt.files import write_json
-from good_rt.generation import GenerationJob, generate, make_generator, pick_batch
+from good_rt.evaluation import Evaluation
+from good_rt.export.detector import DetectorParity, export_detector
+from good_rt.export.export import export_models
+from good_rt.export.manifest import Manifest, load_engines
+from good_rt.export.parity import ABSOLUTE, RELATIVE
+from good_rt.export.to_onnx import OPSET
+from good_rt.files import read_json, write_json
+from good_rt.generation import GenerationJob, Generator, generate, make_generator, pick_batch
+from good_rt.images import contact_sheet
 from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
+from good_rt.report import ReportData, Sheet, write_report
 from good_rt.training import TrainConfig, TrainResult, finetune
 
 Sets = Mapping[str, NDArray[np.uint8]]
 PARITY_IMAGES = 512
+TRAINING = "training.json"
+SHEET_IMAGES, SHEET_COLUMNS = 32, 8
+GUIDANCE_TEXTS = {
+    "none": ("Unguided", "What the diffusion model makes by itself."),
+    "img": ("Image level", "Guided to a low log-partition of the classifier."),
+    "feat": ("Feature level", "Guided away from the features of ID images."),
+    "both": ("Both levels", "Guided by the sum of both."),
+}
+"""Title and caption of a generated set's contact sheet, by its kind of guidance."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says beside its figures; ``also`` are folders of images to show that no gate was fitted on."""
+
+    title: str = "OOD detection, measured"
+    summary: str = "How well each score of each classifier tells in-distribution test images from OOD images."
+    models: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    also: Sequence[Path] = ()
 
 
 def run_export(
@@ -57,45 +82,55 @@ def run_export(
         )  # fmt: skip
 
 
-def run_generate(
+def open_generator(
     model_dir: Path,
     classifier_dir: Path,
     id_dir: Path,
-    out: Path,
     job: GenerationJob,
     *,
     engines: Path | None,
     steps: int,
     cfg_scale: float,
-    twins: bool,
-    auto_batch: bool,
     bars: Bars,
-) -> GeneratedSet:
-    """Generates ``job.count`` images into ``out``; exports the models into ``engines`` first where they are not yet."""
+) -> tuple[Generator, dict[str, Any]]:
+    """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
+
+    One generator serves every job of the same k and temperature.
+    """
     model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
     if engines is not None:
         run_export(model_dir, classifier_dir, id_dir, engines, bars)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
-    generator = make_generator(
-        model,
-        classifier,
-        IdData(id_dir),
-        job,
-        steps=steps,
-        cfg_scale=cfg_scale,
-        engines=load_engines(engines, source) if engines is not None else None,
-    )
+    with bars.task("building the feature bank", None):
+        generator = make_generator(
+            model,
+            classifier,
+            IdData(id_dir),
+            job,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            engines=load_engines(engines, source) if engines is not None else None,
+        )
+    engine = "torch" if engines is None else "onnx"
+    return generator, {**source, "engine": engine, "steps": steps, "cfg_scale": cfg_scale}
+
+
+def run_job(
+    generator: Generator,
+    describe: dict[str, Any],
+    job: GenerationJob,
+    out: Path,
+    bars: Bars,
+    *,
+    twins: bool,
+    auto_batch: bool = False,
+) -> GeneratedSet:
+    """Generates ``job.count`` images into ``out``; ``auto_batch`` finds the batch size by timing."""
     if auto_batch:
         # an interrupted job goes on with the size that it began with
         settings = out / "job.json"
-        begun = json.loads(settings.read_text()).get("batch") if settings.exists() else None
+        begun = read_json(settings).get("batch") if settings.exists() else None
         job = replace(job, batch=begun or pick_batch(generator, job.count))
-    describe = {
-        **source,
-        "engine": "torch" if engines is None else "onnx",
-        "steps": steps,
-        "cfg_scale": cfg_scale,
-    }
     with bars.task(f"sampling, guidance {job.guidance}, batches of {job.batch}", job.count) as advance:
         return generate(generator, job, out, twins=twins, describe=describe, on_images=advance)
 
@@ -117,7 +152,7 @@ def run_train(
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier, out / "classifier")
     write_json(
-        out / "training.json",
+        out / TRAINING,
         {
             "config": asdict(config),
             "generated": [str(folder) for folder in generated],
@@ -143,7 +178,7 @@ def run_build(
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = halves(id_part(id_data, "held_out", classifier))
     images = (from_uint8(known.images[:PARITY_IMAGES]) + 1) / 2
-    training = "generated OOD images" if (classifier_dir.parent / "training.json").exists() else "none"
+    training = "generated OOD images" if (classifier_dir.parent / TRAINING).exists() else "none"
     return detector, export_detector(detector, out, images, training=training)
 
 
@@ -154,16 +189,67 @@ def run_evaluate(
     sets: Sets,
     config: DetectorConfig,
     out: Path,
-) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
-    """Evaluates every classifier with a detector of its own, and writes the figures to ``out`` (JSON)."""
+    bars: Bars,
+    page: Page = Page(),
+) -> Evaluation:
+    """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html."""
     id_data = IdData(id_dir)
-    detectors = {
-        name: detector_for(load_classifier(folder), id_data, generated, config) for name, folder in classifiers.items()
-    }
-    evaluation, scores = evaluate_detectors(detectors, id_data, sets)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, evaluation.to_json())
-    return evaluation, scores
+    detectors = {}
+    with bars.task("building detectors", len(classifiers)) as advance:
+        for name, folder in classifiers.items():
+            detectors[name] = detector_for(load_classifier(folder), id_data, generated, config)
+            advance(1)
+    with bars.task("scoring the test sets", None):
+        evaluation, scores = evaluate_detectors(detectors, id_data, sets)
+    write_json(out / "evaluation.json", evaluation.to_json())
+    last = list(detectors.values())[-1]
+    data = ReportData(
+        title=page.title,
+        summary=page.summary,
+        evaluation=evaluation,
+        score="Unified",
+        near=next(iter(sets)),
+        scores=scores,
+        sheets=_sheets(id_part(id_data, "held_out", last.classifier).images, [*page.also, *generated]),
+        training=_training_curve(list(classifiers.values())[-1]),
+        models=page.models,
+        settings={**page.settings, "k": str(config.k), "alpha": str(config.alpha)},
+        versions=installed_versions(),
+        files={"detector and figures": str(out), **page.files},
+    )
+    with bars.task("drawing the report", None):
+        write_report(out / "report.html", data)
+    return evaluation
+
+
+def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet]:
+    """Contact sheets of ID images and of every generated set."""
+    sheets = [
+        Sheet.of("In-distribution", contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS), "Held-out ID images.")
+    ]
+    for folder in folders:
+        made = GeneratedSet(folder)
+        rows, images = made.rows(), made.images()
+        title, caption = GUIDANCE_TEXTS[rows[0].guidance]
+        energy, distance = (np.mean([getattr(row, name) for row in rows]) for name in ("energy", "knn_distance"))
+        caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
+        sheets.append(Sheet.of(title, contact_sheet(images[:SHEET_IMAGES], SHEET_COLUMNS), caption))
+    return sheets
+
+
+def _training_curve(classifier_dir: Path) -> list[tuple[float, float, float]]:
+    """(step, CE, BCE) of the fine-tuning behind a classifier folder; empty where it had none with OOD images."""
+    path = classifier_dir.parent / TRAINING
+    if not path.exists():
+        return []
+    history = read_json(path)["history"]
+    return [(step["step"], step["ce"], step["bce"]) for step in history if step["bce"] is not None]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    names = ("good-rt", "torch", "diffusers", "onnx", "onnxruntime", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def load_test_sets(paths: Mapping[str, Path]) -> Sets:

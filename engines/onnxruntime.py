@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from good_rt.engines.base import TensorSpec, check_inputs
 from torch import Tensor
 
+from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.errors import GoodRtError
 
 DTYPES = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from good_rt.engines.base import TensorSpec, check_inputs
 from torch import Tensor, nn
+
+from good_rt.engines.base import TensorSpec, check_inputs
 
 
 class TorchEngine:

@@ -6,19 +6,20 @@ The file carries classifier, feature bank, gate and calibration; `good_rt.detect
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.export.to_onnx import export_onnx
 from torch import Tensor
 
 import good_rt
 from good_rt.detection import DetectorModule
 from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
+from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
 
 RELATIVE_TOLERANCE = 1e-4
@@ -33,6 +34,9 @@ class DetectorParity:
     max_relative: dict[str, float]
     class_disagreements: int
     ood_disagreements: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: int = 250) -> DetectorParity:

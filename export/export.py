@@ -9,16 +9,16 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import torch
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.export.manifest import GraphEntry, Manifest
-from good_rt.export.parity import ABSOLUTE, RELATIVE, Parity, compare
-from good_rt.export.to_onnx import OPSET, export_onnx
 from torch import Tensor, nn
 
 import good_rt
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.diffusion import DiffusionModel, load_diffusion
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
+from good_rt.export.manifest import NAME, GraphEntry, Manifest
+from good_rt.export.parity import ABSOLUTE, RELATIVE, Parity, compare
+from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.files import atomic_path, sha256
 
 InputMaker = Callable[[int], Mapping[str, Tensor]]
@@ -95,7 +95,7 @@ def export_models(
 
     ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check. An unchanged model with intact files is
     left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
-    computes.
+    computes, and GoodRtError when ``out`` holds other things than engines.
     """
     model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
     if model.image_shape[0] != classifier.config.channels or model.image_shape[1] != classifier.config.image_size:
@@ -114,6 +114,14 @@ def export_models(
         else:
             if (dict(found.source), found.opset, dict(found.tolerance)) == (source, opset, tolerance):
                 return found, False
+    if out.is_dir() and not (out / NAME).exists() and any(out.iterdir()):
+        raise GoodRtError(
+            f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise GoodRtError(
+            f"{out} holds other files, and an export replaces its folder as a whole; choose another --out"
+        )
     entries: dict[str, GraphEntry] = {}
     rows: list[Parity] = []
     with atomic_path(out) as folder:

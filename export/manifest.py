@@ -13,13 +13,12 @@ from typing import Any
 
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.export.parity import Parity
-
 from good_rt.errors import GoodRtError
+from good_rt.export.parity import Parity
 from good_rt.files import read_json, sha256, write_json
 
 FORMAT = 1
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Raises GoodRtError when the folder holds no manifest that this version can read."""
-        path = folder / NAME
+        path = folder / MANIFEST
         if not path.exists():
-            raise GoodRtError(f"{folder} holds no engines ({NAME} is missing); make them with `good-rt export`")
+            raise GoodRtError(f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt export`")
         value = read_json(path)
         if value.get("format") != FORMAT:
             raise GoodRtError(f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export again")
@@ -70,14 +69,14 @@ class Manifest:
             raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from None
 
     def write(self, folder: Path) -> None:
-        write_json(folder / NAME, self.to_json())
+        write_json(folder / MANIFEST, self.to_json())
 
     def check_files(self, folder: Path) -> None:
         """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one that was exported."""
         for name, entry in self.graphs.items():
             path = folder / entry.file
             if Path(entry.file).name != entry.file:
-                raise GoodRtError(f"{folder / NAME}: graph {name!r} lies outside the folder; export again")
+                raise GoodRtError(f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again")
             if not path.exists():
                 raise GoodRtError(f"{path} is missing; export again")
             if sha256(path) != entry.sha256:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from good_rt.engines.base import Engine
 from torch import Tensor, nn
+
+from good_rt.engines.base import Engine
 
 BATCHES = (1, 2, 5, 16)
 RELATIVE, ABSOLUTE = 1e-3, 1e-4

@@ -18,6 +18,23 @@ from good_rt.errors import GoodRtError
 OPSET = 20
 
 
+def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    """The module as a graph of aten operations whose inputs share one batch size, any from 1.
+
+    ``examples`` are inputs by name, in the module's order. What torch.export raises is left as it is.
+    """
+    arrays, shapes = tuple(examples.values()), torch.export.ShapesCollection()
+    for array in arrays:  # unlike Dim("batch"), DYNAMIC bears with a module that treats large batches apart
+        shapes[array] = {0: torch.export.Dim.DYNAMIC}
+    with (
+        quiet(),
+        torch.no_grad(),
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # batch 1 is nothing special
+    ):
+        dynamic = shapes.dynamic_shapes(module, arrays)
+        return torch.export.export(module, arrays, dynamic_shapes=dynamic, strict=False)
+
+
 def export_onnx(
     module: nn.Module,
     examples: Mapping[str, Tensor],
@@ -32,17 +49,17 @@ def export_onnx(
     ``examples`` are inputs by name, in the module's order, with a batch of at least 2 (a batch of 1 would be taken for
     a constant). Raises GoodRtError when the module cannot be exported or the result is not valid ONNX.
     """
-    batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet(), torch.no_grad():
+        traced = trace(module, examples)
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
+                traced,
                 tuple(examples.values()),
                 dynamo=True,
                 verbose=False,
                 input_names=list(examples),
                 output_names=list(outputs),
-                dynamic_shapes=tuple({0: batch} for _ in examples),
+                dynamic_shapes=tuple({0: "batch"} for _ in examples),
                 opset_version=opset,
             )
     except Exception as error:  # the exporter raises many kinds; its first line says which operation it was
@@ -60,7 +77,7 @@ def export_onnx(
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def quiet():  # type: ignore[no-untyped-def]
     """The exporter prints its progress and warns of its own internals; errors are raised all the same."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -57,6 +57,7 @@ class GeneratedSet:
                     f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
                     "choose another --out, or delete it"
                 )
+            self._mend()
             return
         if self._manifest.exists():
             raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another --out, or delete it")
@@ -65,6 +66,12 @@ class GeneratedSet:
         except OSError as error:
             raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another --out") from None
         write_json(path, dict(job))
+
+    def _mend(self) -> None:
+        """Takes a last line that an interruption cut short off the manifest, so that no row is glued to it."""
+        if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
+            with atomic_path(self._manifest) as temporary:
+                temporary.write_text("".join(_line(row) for row in self.rows()))
 
     def rows(self) -> list[Row]:
         """The manifest's rows by index; a last line cut short by an interruption does not count."""
@@ -89,11 +96,8 @@ class GeneratedSet:
         for image, row in zip(images, rows, strict=True):
             with atomic_path(self.folder / row.file) as temporary:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary, "PNG")
-        text = self._manifest.read_text() if self._manifest.exists() else ""
         with self._manifest.open("a") as file:
-            if text and not text.endswith("\n"):
-                file.write("\n")
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+            file.writelines(map(_line, rows))
 
     def images(self) -> NDArray[np.uint8]:
         """All images (N, H, W, C) by index. Raises GoodRtError when there are none or one is damaged."""
@@ -106,9 +110,14 @@ class GeneratedSet:
             path = (self.folder / row.file).resolve()
             if path.parent != folder:
                 raise GoodRtError(f"{self._manifest}: image {row.index} lies outside {folder}; generate the set anew")
-            with Image.open(path) as image:
-                channels, size = len(image.getbands()), (image.height, image.width)
+            try:
+                with Image.open(path) as image:
+                    channels, size = 1 if image.mode == "L" else 3, (image.height, image.width)
+            except OSError as error:
+                raise GoodRtError(f"{path} cannot be read ({error.strerror or error}); generate the set anew") from None
             loaded.append(read_image(path, channels, size))
+            if loaded[-1].shape != loaded[0].shape:
+                raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
         return np.stack(loaded)
 
     def write_contact_sheet(self) -> Path:
@@ -117,3 +126,7 @@ class GeneratedSet:
         with atomic_path(path) as temporary:
             contact_sheet(self.images()[:SHEET_IMAGES], columns=8, scale=2).save(temporary, "PNG")
         return path
+
+
+def _line(row: Row) -> str:
+    return json.dumps(asdict(row)) + "\n"

@@ -21,20 +21,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises GoodRtError when the place cannot be written to; nothing is left behind then.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name of its own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise GoodRtError(f"cannot write {path} ({error.strerror}); choose another place") from None
+        raise GoodRtError(f"cannot write {path} ({error.strerror or error}); choose another place") from None
     try:
         temporary = holder / path.name
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
+            os.replace(path, holder / "replaced")  # goes with the holder
         os.replace(temporary, path)
     except OSError as error:
-        raise GoodRtError(f"cannot write {path} ({error.strerror}); choose another place") from None
+        raise GoodRtError(f"cannot write {path} ({error.strerror or error}); choose another place") from None
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from good_rt.sampler import sample, sample_seeds
 from good_rt.schedule import FloatArray
 
 GuidanceKind = Literal["none", "img", "feat", "both"]
+KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
 LAMBDA: dict[str, float] = {"img": 0.0, "feat": 1.0, "both": 0.5}
 """λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
 

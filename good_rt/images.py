@@ -41,6 +41,8 @@ def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = Fal
         raise GoodRtError(f"{path} is a folder, not an image") from None
     except PermissionError:
         raise GoodRtError(f"{path} cannot be read: permission denied") from None
+    except Image.DecompressionBombError:  # Pillow's own bound, reached before ours
+        raise GoodRtError(f"{path} has more than {MAX_PIXELS} pixels; refused") from None
     except UnidentifiedImageError:
         raise GoodRtError(f"{path} is not an image that can be read") from None
     except GoodRtError:
@@ -65,12 +67,13 @@ def _plain(image: Image.Image) -> Image.Image:
     """Any Pillow image as L or RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float64)
-        top = 255.0 if values.max(initial=0) <= 255 else 65535.0  # 16-bit files come as I;16 or I
+        # 16-bit files come as I;16, or as I or F, which may hold 8 bits as well
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         coloured = image.convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured).convert("RGB")
-        return flat.convert("L") if image.mode == "LA" else flat
+        return flat.convert("L") if image.mode in {"1", "L", "LA"} else flat
     return image.convert("L" if image.mode in {"1", "L"} else "RGB")
 
 

@@ -8,10 +8,12 @@ GOOD (arXiv 2510.17131). Part of the ID images goes through the VAE, since the n
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +119,8 @@ def finetune(
 
     Best is the lowest held-out loss among the states whose held-out accuracy lost at most ``max_accuracy_drop``.
     With ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError when no state
-    kept the accuracy, and NonFiniteError that names the step of a loss that is not finite.
+    kept the accuracy or the checkpoint is damaged or of another run, and NonFiniteError that names the step of a loss
+    that is not finite.
     """
     torch.manual_seed(config.seed)
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
@@ -127,8 +130,9 @@ def finetune(
         [*model.parameters(), *head.parameters()], config.lr, weight_decay=config.weight_decay
     )
     state = _Progress(model, head, optimiser, copy.deepcopy(model))
+    job = {"config": asdict(config), "data": _fingerprint(classifier, data)} if checkpoint is not None else {}
     if checkpoint is not None:
-        state.load(checkpoint, config)
+        state.load(checkpoint, job)
     while state.step < config.steps:
         ce, bce = _train_step(state, data, config)
         done = TrainStep(state.step, ce, bce)
@@ -140,7 +144,7 @@ def finetune(
                 state.best.load_state_dict(model.state_dict())
             state.history.append(done)
             if checkpoint is not None:
-                state.save(checkpoint, config)
+                state.save(checkpoint, job)
         else:
             state.history.append(done)
         on_step(done)
@@ -169,7 +173,7 @@ class _Progress:
     def __post_init__(self) -> None:
         self.history: list[TrainStep] = []
 
-    def save(self, folder: Path, config: TrainConfig) -> None:
+    def save(self, folder: Path, job: Mapping[str, Any]) -> None:
         """Tensors as safetensors, the rest as JSON in their metadata; one rename makes the checkpoint whole."""
         import json
 
@@ -181,25 +185,31 @@ class _Progress:
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
         scalars = {name: getattr(self, name) for name in ("step", "best_loss", "best_step", "best_accuracy")}
-        meta = {"config": asdict(config), "scalars": scalars, "history": [asdict(step) for step in self.history]}
+        meta = {"job": job, "scalars": scalars, "history": [asdict(step) for step in self.history]}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "checkpoint.safetensors") as temporary:
             save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"good_rt": json.dumps(meta)})
 
-    def load(self, folder: Path, config: TrainConfig) -> None:
-        """Goes on from a checkpoint of the same settings; without one it starts anew."""
+    def load(self, folder: Path, job: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint of the same settings, classifier and images; without one it starts anew."""
         import json
 
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         path = folder / "checkpoint.safetensors"
         if not path.exists():
             return
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["good_rt"])
-            if meta["config"] != asdict(config):
-                raise GoodRtError(f"{path} was trained with other settings; use them again, or delete it to start anew")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(path, "pt") as file:
+                meta = json.loads(file.metadata()["good_rt"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise GoodRtError(f"{path} is damaged ({error}); delete it to start anew") from None
+        if meta.get("job") != job:
+            raise GoodRtError(
+                f"{path} was trained with other settings, images or another classifier; use them again, choose another "
+                "place, or delete it to start anew"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -215,6 +225,17 @@ class _Progress:
         for name, value in meta["scalars"].items():
             setattr(self, name, value)
         self.history = [TrainStep(**step) for step in meta["history"]]
+
+
+def _fingerprint(classifier: Classifier, data: TrainingImages) -> str:
+    """One hash of the classifier's weights and of all images and labels."""
+    digest = hashlib.sha256()
+    tensors = {**classifier.state_dict(), **vars(data)}
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {None if tensor is None else tuple(tensor.shape)}\n".encode())
+        if tensor is not None:
+            digest.update(tensor.detach().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> tuple[float, float | None]:

@@ -15,7 +15,7 @@ import pytest
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = (*assets.ID_SETS, *assets.OOD_TEST_SETS, assets.VALIDATION_SET)
 
 

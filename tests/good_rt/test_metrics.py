@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
 
@@ -16,6 +17,7 @@ from good_rt.metrics import (
     binomial_interval,
     bootstrap,
     detection_metrics,
+    frechet_distance,
     mean_metrics,
     metrics_from,
     recall_threshold,
@@ -202,3 +204,19 @@ def test_mean_and_reading_back() -> None:
     assert metrics_from({name: getattr(one, name) for name in METRICS}) == one
     with pytest.raises(GoodRtError, match="need the numbers auroc"):
         metrics_from({"auroc": 1.0})
+
+
+def test_frechet_distance_is_that_of_scipys_matrix_root() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(300, 5)), rng.normal(0.4, 1.7, (200, 5)) @ rng.normal(size=(5, 5))
+    covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    gap = np.square(first.mean(0) - second.mean(0)).sum()
+    expected = gap + np.trace(sum(covariances) - 2 * np.real(sqrtm(covariances[0] @ covariances[1])))
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(first, first + 2) == pytest.approx(4 * 5)
+
+
+def test_frechet_distance_says_what_it_cannot_compare() -> None:
+    with pytest.raises(GoodRtError, match=r"\(3, 2\) and \(3, 4\)"):
+        frechet_distance(np.ones((3, 2)), np.ones((3, 4)))

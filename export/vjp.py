@@ -1,0 +1,170 @@
+"""A module together with its vector-Jacobian product, as one graph with a dynamic batch.
+
+Guidance goes back through decoder and UNet; with this they need no autograd, so that any ONNX runtime can run them.
+The module is exported to aten operations, and `good_rt.export.vjp_rules` says how each of them is pulled back.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from good_rt.export.to_onnx import OPSET, export_onnx, trace
+from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path
+
+aten = torch.ops.aten
+
+GRADIENT = "gradient"
+"""The name of the output that holds Jᵀv."""
+
+
+def cotangent_names(outputs: Sequence[str]) -> tuple[str, ...]:
+    """The inputs that hold v: "cotangent" for a module of one output, else one a output, "cotangent_" and its name."""
+    return ("cotangent",) if len(outputs) == 1 else tuple(f"cotangent_{name}" for name in outputs)
+
+
+class VjpModule(nn.Module):
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv), in plain tensor operations without autograd."""
+
+    def __init__(self, primal: fx.GraphModule, wrt: fx.Node) -> None:
+        super().__init__()
+        self.primal, self._wrt = primal, wrt
+        self.outputs = len(_outputs(primal.graph))
+        self._active = _active(primal.graph, wrt)
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        cotangents, inputs = arrays[: self.outputs], iter(arrays[self.outputs :])
+        values: dict[fx.Node, Any] = {}
+        tape: list[tuple[fx.Node, Sequence[Gradient | None]]] = []
+        for node in self.primal.graph.nodes:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(node.target)(self.primal)
+            elif node.op == "call_function" and node in self._active:
+                values[node], gradients = _rule(node)(*args, **kwargs)
+                tape.append((node, gradients))
+            elif node.op == "call_function":
+                values[node] = node.target(*args, **kwargs)
+        found: dict[fx.Node, Any] = {}
+        for output, cotangent in zip(_outputs(self.primal.graph), cotangents, strict=True):
+            _accumulate(found, output, cotangent)
+        for node, gradients in reversed(tape):
+            if node in found:
+                self._pull_back(node, gradients, found)
+        gradient = found.get(self._wrt)
+        results = tuple(values[node] for node in _outputs(self.primal.graph))
+        return (*results, torch.zeros_like(values[self._wrt]) if gradient is None else gradient)
+
+    def _pull_back(self, node: fx.Node, gradients: Sequence[Gradient | None], found: dict[fx.Node, Any]) -> None:
+        """Takes the node's cotangent out of ``found`` and adds what it gives to the node's arguments."""
+        cotangent = found.pop(node)
+        if node.target is operator.getitem:  # one of several outputs: its place in their list
+            source, place = node.args
+            found.setdefault(source, [None] * len(source.meta["val"]))[place] = cotangent
+            return
+        for place, source in enumerate(pytree.tree_leaves(node.args)):
+            if source not in self._active:
+                continue
+            gradient = gradients[place] if place < len(gradients) else None
+            if gradient is None:
+                raise GoodRtError(_unknown(node, f" for its argument {place} as it is used here"))
+            _accumulate(found, source, gradient(cotangent))
+
+
+def _accumulate(found: dict[fx.Node, Any], node: fx.Node, cotangent: Tensor) -> None:
+    found[node] = found[node] + cotangent if node in found else cotangent
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    return list(graph.output_node().args[0])
+
+
+def _rule(node: fx.Node) -> Rule:
+    return _getitem if node.target is operator.getitem else RULES[node.target]
+
+
+def _getitem(values: Sequence[Tensor], place: int) -> tuple[Tensor, Sequence[Gradient]]:
+    return values[place], ()
+
+
+def _unknown(node: fx.Node, what: str = "") -> str:
+    """What is said of an operation without a rule: its name, and the submodule that it stands in."""
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    place = f" (in {modules[-1]})" if modules else ""
+    return f"{node.target}{place} has no gradient rule{what}; add one to good_rt.export.vjp_rules"
+
+
+def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
+    """The nodes through which the input acts on the outputs. Raises GoodRtError when one of them has no rule."""
+    active = {wrt}
+    for node in graph.nodes:
+        if (
+            node.op == "call_function"
+            and node.target not in ZERO_GRADIENT
+            and active.intersection(node.all_input_nodes)
+            and any(
+                value.is_floating_point() for value in pytree.tree_leaves(node.meta["val"]) if isinstance(value, Tensor)
+            )
+        ):
+            if node.target is not operator.getitem and node.target not in RULES:
+                raise GoodRtError(_unknown(node))
+            active.add(node)
+    return active
+
+
+KEPT = (
+    aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.silu.default, aten.gelu.default,
+    aten.linear.default, aten.scaled_dot_product_attention.default, aten.upsample_nearest2d.vec, aten.avg_pool2d.default,
+    aten.leaky_relu.default,
+)  # fmt: skip
+"""Operations that have a rule of their own, better than the sum of their parts."""
+
+
+def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any batch size from 1.
+
+    ``examples`` are inputs by name, in the module's order. Raises GoodRtError that names the aten operation when there
+    is no rule for one that the gradient goes through, or when the module cannot be traced.
+    """
+    program = trace(module, examples)
+    table = torch.export.default_decompositions()
+    for operation in KEPT:
+        table.pop(operation, None)
+    primal = program.run_decompositions(table).module(check_guards=False)
+    for node in list(primal.graph.nodes):
+        if "assert" in str(node.target):
+            primal.graph.erase_node(node)
+    primal.graph.eliminate_dead_code()
+    placeholders = [node for node in primal.graph.nodes if node.op == "placeholder"]
+    return VjpModule(primal, placeholders[list(examples).index(wrt)])
+
+
+def export_vjp_onnx(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    wrt: str,
+    outputs: Sequence[str],
+    path: Path,
+    *,
+    opset: int = OPSET,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    product = vjp_module(module, examples, wrt)
+    with torch.no_grad():
+        results = module(*examples.values())
+    results = results if isinstance(results, tuple) else (results,)
+    cotangents = dict(zip(cotangent_names(outputs), results, strict=True))
+    with atomic_path(path) as temporary:
+        export_onnx(
+            product, {**cotangents, **examples}, (*outputs, GRADIENT), temporary, opset=opset, metadata=metadata
+        )

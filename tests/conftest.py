@@ -1,0 +1,199 @@
+"""What the tests share: tiny models that are built here, real images out of the shipped sets, and the command line.
+
+The models are small and hardly trained, so no test may ask more of them than that they compute something.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+
+from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from good_rt.cli.main import main
+from good_rt.data import IdData, from_uint8
+from good_rt.demo import assets
+from good_rt.demo.network import SmallResNet
+from good_rt.detection import DetectorConfig, DetectorModule
+from good_rt.diffusion import load_diffusion
+from good_rt.export.detector import export_detector
+from good_rt.export.export import export_models
+from good_rt.generation import GenerationJob, Generator, GuidanceKind, generate, make_generator
+from good_rt.guidance import GuidanceConfig
+from good_rt.pipeline import detector_for
+
+PARTS = {"train": 400, "held_out": 240, "test": 160}
+
+torch.set_num_threads(1)  # small tensors; and the same sums in every process
+
+
+@pytest.fixture(scope="session")
+def id_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ID data folder of real images."""
+    folder = tmp_path_factory.mktemp("id")
+    for name, count in PARTS.items():
+        data = assets.load_images(name).take(slice(0, count))
+        np.savez_compressed(folder / f"{name}.npz", images=data.images, labels=data.labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_dir(tmp_path_factory: pytest.TempPathFactory, id_dir: Path) -> Path:
+    """A classifier folder: width 8, trained for a few seconds on the ID images."""
+    torch.manual_seed(0)
+    network = SmallResNet(width=8)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    data = assets.load_images("train").take(slice(0, PARTS["train"]))
+    images, labels = from_uint8(data.images), torch.from_numpy(data.labels)
+    for step in range(40):
+        rows = torch.randint(len(images), (64,), generator=torch.Generator().manual_seed(step))
+        loss = F.cross_entropy(network(images[rows]), labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    folder = tmp_path_factory.mktemp("classifier")
+    config = ClassifierConfig("small_resnet", assets.CLASSES, channels=1, image_size=32, arguments={"width": 8})
+    save_classifier(Classifier(network.eval(), config), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class-conditional latent diffusion model with random weights: a diffusers folder."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("latent")
+    UNet2DModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4, attention_head_dim=8, num_class_embeds=9,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(4, 8, 8), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
+        sample_size=32, scaling_factor=0.8,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    DDIMScheduler(clip_sample=False, timestep_spacing="trailing").save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unconditional pixel diffusion model with random weights: no vae/."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("pixel")
+    UNet2DModel(
+        sample_size=32, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        add_attention=False,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier(classifier_dir: Path) -> Classifier:
+    return load_classifier(classifier_dir)
+
+
+def tiny_job(count: int = 20, guidance: GuidanceKind = "both", batch: int = 10, **settings: Any) -> GenerationJob:
+    config = GuidanceConfig(mu=0.3)
+    return GenerationJob(count, guidance, config, k=3, batch=batch, **settings)
+
+
+@pytest.fixture(scope="session")
+def make_job() -> Callable[..., GenerationJob]:
+    """A job that a tiny model does in a second: count, guidance, batch, settings."""
+    return tiny_job
+
+
+@pytest.fixture(scope="session")
+def generator(model_dir: Path, classifier: Classifier, id_dir: Path) -> Generator:
+    """The latent model on PyTorch, with 3 steps."""
+    return make_generator(load_diffusion(model_dir), classifier, IdData(id_dir), tiny_job(), steps=3)
+
+
+@pytest.fixture(scope="session")
+def generated_dirs(tmp_path_factory: pytest.TempPathFactory, generator: Generator) -> list[Path]:
+    """Two generated sets of 20 images, by image-level and by feature-level guidance. Not to be changed."""
+    folder = tmp_path_factory.mktemp("generated")
+    kinds: tuple[GuidanceKind, ...] = ("img", "feat")
+    for kind in kinds:
+        generate(generator, tiny_job(guidance=kind), folder / kind)
+    return [folder / kind for kind in kinds]
+
+
+@pytest.fixture(scope="session")
+def detector_module(classifier: Classifier, id_dir: Path, generated_dirs: list[Path]) -> DetectorModule:
+    return detector_for(classifier, IdData(id_dir), generated_dirs, DetectorConfig(k=3, alpha=0.1))
+
+
+@pytest.fixture(scope="session")
+def detector_path(tmp_path_factory: pytest.TempPathFactory, detector_module: DetectorModule) -> Path:
+    """A detector.onnx: grey 32x32, α = 0.1, 120 calibration images. Not to be changed."""
+    path = tmp_path_factory.mktemp("detector") / "detector.onnx"
+    images = (from_uint8(assets.load_images("test").images[:64]) + 1) / 2
+    export_detector(detector_module, path, images, training="nothing")
+    return path
+
+
+@pytest.fixture(scope="session")
+def engines_dir(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path
+) -> Path:
+    """The exported engines of the latent model and the classifier. Not to be changed."""
+    folder = tmp_path_factory.mktemp("export") / "engines"
+    export_models(model_dir, classifier_dir, folder, images=real_images(id_dir, 8))
+    return folder
+
+
+def real_images(id_dir: Path, count: int) -> torch.Tensor:
+    with np.load(id_dir / "held_out.npz") as file:
+        return from_uint8(file["images"][:count, ..., None] if file["images"].ndim == 3 else file["images"][:count])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed(self) -> str:
+        """The one line of an error that the user can mend; anything else is a failed test."""
+        assert self.code == 2, self
+        line = self.err.rstrip("\n").splitlines()[-1]
+        assert line.startswith("error: "), self.err
+        assert self.err.count("error: ") == 1 and "Traceback" not in self.err, self.err
+        return line
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`good-rt ARGUMENTS…` in this process: the console script's own function."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["good-rt", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
