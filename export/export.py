@@ -16,7 +16,7 @@ from good_rt.classifier import Classifier, load_classifier
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
-from good_rt.export.manifest import NAME, GraphEntry, Manifest
+from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest
 from good_rt.export.parity import ABSOLUTE, RELATIVE, Parity, compare
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.files import atomic_path, sha256
@@ -114,13 +114,9 @@ def export_models(
         else:
             if (dict(found.source), found.opset, dict(found.tolerance)) == (source, opset, tolerance):
                 return found, False
-    if out.is_dir() and not (out / NAME).exists() and any(out.iterdir()):
+    if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
             f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"
-        )
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise GoodRtError(
-            f"{out} holds other files, and an export replaces its folder as a whole; choose another --out"
         )
     entries: dict[str, GraphEntry] = {}
     rows: list[Parity] = []

@@ -36,7 +36,8 @@ class IdData:
                 f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them"
             )
         if data.labels.min() < 0 or data.labels.max() >= classes:
-            raise GoodRtError(f"{path}: labels run to {data.labels.max()}, the classifier has {classes} classes")
+            found = f"{data.labels.min()} to {data.labels.max()}"
+            raise GoodRtError(f"{path}: labels run from {found}, the classifier has {classes} classes (from 0)")
         return data
 
 

@@ -33,8 +33,8 @@ def test_parts_are_the_files(id_dir: Path) -> None:
         ((4, 32, 32, 1), None, "has no labels"),
         ((4, 32, 32, 3), [0, 1, 2, 3], "images are 32x32x3, the classifier takes 32x32x1"),
         ((4, 28, 28, 1), [0, 1, 2, 3], "images are 28x28x1"),
-        ((4, 32, 32, 1), [0, 1, 2, 8], "labels run to 8, the classifier has 8 classes"),
-        ((4, 32, 32, 1), [0, 1, 2, -1], "labels"),
+        ((4, 32, 32, 1), [0, 1, 2, 8], "labels run from 0 to 8, the classifier has 8 classes"),
+        ((4, 32, 32, 1), [0, 1, 2, -1], "labels run from -1 to 2"),
     ],
 )
 def test_what_the_classifier_does_not_take_is_refused(
