@@ -57,21 +57,21 @@ def fit(
     size: int,
     batch: int,
     steps: int,
-    ema: float = 0.0,
+    ema: float,
+    clip: float = 1.0,
 ) -> None:
     """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a checkpoint.
 
-    With ``ema`` > 0 the model ends as the exponential moving average of its weights.
+    The model ends as the exponential moving average of its weights.
     """
     checkpoint = out / f"{name}.ckpt"
-    average = copy.deepcopy(model).requires_grad_(False) if ema else None
+    average = copy.deepcopy(model).requires_grad_(False)
     step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        if average is not None:
-            average.load_state_dict(state["average"])
+        average.load_state_dict(state["average"])
         step = state["step"]
         click.echo(f"{name}: goes on at step {step}")
     peaks = [group.setdefault("peak", group["lr"]) for group in optimiser.param_groups]
@@ -89,25 +89,23 @@ def fit(
         value = loss(order[offset : offset + batch], generator)
         optimiser.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0 if ema else 5.0)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
         step += 1
-        if average is not None:
-            decay = min(ema, (1 + step) / (10 + step))
-            for target, weight in zip(average.parameters(), model.parameters(), strict=True):
-                target.lerp_(weight.detach(), 1 - decay)
+        decay = min(ema, (1 + step) / (10 + step))
+        for target, weight in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if target.is_floating_point():
+                target.lerp_(weight, 1 - decay)  # batch norm's running statistics as well
         shown = 0.98 * shown + 0.02 * value.item()
         if step % 100 == 0 or step == steps:
             speed = (time.time() - began) / (step - first)
             click.echo(f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step")
         if step % 250 == 0 or step == steps:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-            if average is not None:
-                state["average"] = average.state_dict()
+            state["average"] = average.state_dict()
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-    if average is not None:
-        model.load_state_dict(average.state_dict())
+    model.load_state_dict(average.state_dict())
     model.eval().requires_grad_(False)
 
 
@@ -141,18 +139,31 @@ def prepare(out: Path, source: Path, threads: int) -> dict[str, tuple[Tensor, Te
     return {name: images(split) for name, split in fashion_mnist.load(source).items()}
 
 
+def erase(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Blackens a square of 4 to 12 pixels at a random place in half of the images (random erasing, 1708.04896)."""
+    side, top, left = (
+        torch.randint(*bounds, (len(x), 1), generator=generator) for bounds in ((4, 13), (0, 28), (0, 28))
+    )
+    side = side * (torch.rand(len(x), 1, generator=generator) < 0.5)
+    at = torch.arange(32)
+    rows, columns = (at >= top) & (at < top + side), (at >= left) & (at < left + side)
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], -1.0)
+
+
 @stage
 def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """SmallResNet with SGD, flips and shifts."""
+    """SmallResNet with SGD, flips, shifts and random erasing, in bfloat16; its weights' moving average is kept."""
     data = prepare(out, source, threads)
     x, y = data["train"]
     model = SmallResNet().to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        return F.cross_entropy(model(augment(x[index], generator)), y[index])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(erase(augment(x[index], generator), generator))
+        return F.cross_entropy(logits.float(), y[index])
 
-    fit("classifier", out, model, optimiser, loss, len(x), 128, steps or 18 * (len(x) // 128))
+    fit("classifier", out, model, optimiser, loss, len(x), 128, steps or 30 * (len(x) // 128), ema=0.999, clip=5.0)
     for name in ("held_out", "test"):
         guess = batches(model, data[name][0]).argmax(1)
         click.echo(f"classifier accuracy on {name}: {(guess == data[name][1]).float().mean():.4f}")

@@ -1,12 +1,10 @@
-"""The gate's invariants, its fit on known data, and the conformal p-value's guarantee."""
+"""The gate's invariants, and its fit on known data."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 
-from good_rt.calibration import check_alpha, conformal_p_value
 from good_rt.errors import GoodRtError
 from good_rt.unified import combine, fit, gate
 
@@ -58,24 +56,3 @@ def test_degenerate_data_is_refused():
         fit(one, one, one, one)
     with pytest.raises(GoodRtError, match="finite OOD energies"):
         fit(np.arange(5.0), np.arange(5.0), np.array([1.0, np.nan]), np.arange(2.0))
-
-
-def test_p_value_counts_ties_against_refusal():
-    calibration = np.array([1.0, 2.0, 2.0, 3.0])
-    np.testing.assert_allclose(conformal_p_value(calibration, np.array([0.0, 2.0, 3.0, 9.0])), [1.0, 0.8, 0.4, 0.2])
-
-
-@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
-def test_at_most_alpha_of_exchangeable_inputs_is_refused(alpha):
-    rng = np.random.default_rng(1)
-    refused = sum(
-        int((conformal_p_value(rng.normal(size=500), rng.normal(size=1)) <= alpha).sum()) for _ in range(4000)
-    )
-    assert refused <= binom.ppf(0.9999, 4000, alpha)
-    assert refused >= binom.ppf(0.0001, 4000, alpha - 1 / 501)
-
-
-def test_an_alpha_that_could_never_refuse_is_refused():
-    with pytest.raises(GoodRtError, match="at least 99 calibration images"):
-        check_alpha(0.01, 50)
-    check_alpha(0.01, 99)
