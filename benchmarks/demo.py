@@ -26,7 +26,6 @@ from good_rt.classifier import Classifier, load_classifier
 from good_rt.data import IdData, from_uint8
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
-from good_rt.detection import DetectorConfig, measure
 from good_rt.detector import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import MEAN, Evaluation, Refusal
@@ -34,7 +33,7 @@ from good_rt.export.detector import detector_parity
 from good_rt.files import read_json, write_json
 from good_rt.generation import GenerationJob, make_generator
 from good_rt.metrics import frechet_distance
-from good_rt.pipeline import ALPHAS, decoded_images, detector_for
+from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_images
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")
@@ -127,7 +126,7 @@ def measure_seed(out: Path) -> dict[str, Any]:
     p_values = Detector(out / "detector.onnx").score(sets["test"], batch=250).p_value
     history = read_json(out / "trained" / "training.json")["history"]
     validation = assets.load_images(assets.VALIDATION_SET).images
-    found = measure(module.classifier, module.feature_bank, from_uint8(validation), DetectorConfig())
+    found = measure_images(module, validation)
     refused = module.p_values(module.unified(found.energy, found.knn_distance)) <= 0.05
     return {
         "near": {

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from good_rt.classifier import Classifier, predict
+from good_rt.classifier import Classifier
 from good_rt.data import IdData, from_uint8, halves, spread
 from good_rt.dataset import GeneratedSet
-from good_rt.detection import DetectorConfig, DetectorModule, build_detector, measure
+from good_rt.detection import DetectorConfig, DetectorModule, Discrepancies, build_detector, measure
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
@@ -122,22 +122,17 @@ def detector_for(
     )
 
 
-def all_scores(detector: DetectorModule, images: NDArray[np.uint8]) -> dict[str, FloatArray]:
-    """Every score of images (N, H, W, C), (N,) each, higher = more OOD: the peers, the k-NN distance, the unified."""
-    found = measure(detector.classifier, detector.feature_bank, from_uint8(images), detector.config)
+def measure_images(detector: DetectorModule, images: NDArray[np.uint8]) -> Discrepancies:
+    """Logits and both discrepancies of images (N, H, W, C)."""
+    return measure(detector.classifier, detector.feature_bank, from_uint8(images), detector.config)
+
+
+def all_scores(detector: DetectorModule, found: Discrepancies) -> dict[str, FloatArray]:
+    """Every score of N measured images, (N,) each, higher = more OOD: the peers, the k-NN distance, the unified."""
     scores = {name: score(found.logits) for name, score in LOGIT_SCORES.items()}
     scores["k-NN"] = found.knn_distance
     scores["Unified"] = detector.unified(found.energy, found.knn_distance)
     return scores
-
-
-def score_sets(
-    detector: DetectorModule, test: NDArray[np.uint8], ood: Mapping[str, NDArray[np.uint8]]
-) -> dict[str, ScoredSets]:
-    """`all_scores` of the ID test images and of every OOD set, by score."""
-    of_test = all_scores(detector, test)
-    of_ood = {name: all_scores(detector, images) for name, images in ood.items()}
-    return {score: ScoredSets(of_test[score], {name: of_ood[name][score] for name in ood}) for score in of_test}
 
 
 def evaluate_detectors(
@@ -156,9 +151,13 @@ def evaluate_detectors(
     for name, detector in detectors.items():
         test = id_part(id_data, "test", detector.classifier)
         assert test.labels is not None  # id_part checks it
-        scores[name] = score_sets(detector, test.images, ood)
-        logits, _ = predict(detector.classifier, from_uint8(test.images))
-        correct[name] = Share.of(logits.argmax(dim=1).numpy() == test.labels)
+        found = measure_images(detector, test.images)
+        of_test = all_scores(detector, found)
+        of_ood = {kind: all_scores(detector, measure_images(detector, images)) for kind, images in ood.items()}
+        scores[name] = {
+            score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood}) for score, values in of_test.items()
+        }
+        correct[name] = Share.of(found.logits.argmax(axis=1) == test.labels)
         p_values = detector.p_values(scores[name]["Unified"].id)
         refusals = [Refusal.at(alpha, p_values) for alpha in ALPHAS]
     return evaluate_scores(scores, id_accuracy=correct, id_refusal=refusals, seed=seed), scores
