@@ -85,6 +85,15 @@ Examples:
 )
 @click.option("--clip", type=float, help="Largest norm of a sample's raw gradient.")
 @click.option("--band", type=(float, float), help="ℓ between which guidance fades out: LOW HIGH.")
+@click.option(
+    "--span",
+    type=(float, float),
+    default=(0.0, 1.0),
+    show_default=True,
+    metavar="FROM TO",
+    help="Part of the trajectory that is guided, as shares of the steps.",
+)
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Guide every n-th step alone.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Neighbour of the k-NN distance.")
 @click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Sampler steps.")
 @click.option(
@@ -103,8 +112,8 @@ Examples:
 def generate(
     model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, batch: str, count: int, guidance: Any,
     mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int, n_recur: int, step: Any,
-    clip: float | None, band: tuple[float, float] | None, k: int, steps: int, eta: float, cfg: float, twins: bool,
-    seed: int, out: Path, as_json: bool,
+    clip: float | None, band: tuple[float, float] | None, span: tuple[float, float], every: int, k: int, steps: int,
+    eta: float, cfg: float, twins: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
@@ -126,7 +135,7 @@ def generate(
         raise click.BadParameter(f"{batch!r} is not a number of images", param_hint="--batch")
     config = GuidanceConfig(
         rho=rho, mu=mu, sigma=sigma, rho_schedule=schedule, mu_schedule=schedule, n_recur=n_recur, n_iter=n_iter,
-        n_mc=n_mc, step=step, clip=clip, band=band,
+        n_mc=n_mc, step=step, clip=clip, band=band, span=span, every=every,
     )  # fmt: skip
     if guidance != "none" and not config.active:
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")

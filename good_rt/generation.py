@@ -6,6 +6,7 @@ gives the same set.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -54,7 +55,7 @@ class GenerationJob:
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch < 1:
             raise GoodRtError(f"count and batch must be at least 1, not {self.count} and {self.batch}")
-        if not self.strengths or min(self.strengths) < 0:
+        if not self.strengths or not all(0 <= strength < math.inf for strength in self.strengths):
             raise GoodRtError(f"strengths must be one or more numbers of at least 0, not {self.strengths}")
 
     def to_json(self) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class GuidanceConfig:
     step: Literal["unit", "raw"] = "unit"
     clip: float | None = None
     """Largest Euclidean norm of a sample's gradient, for ``step="raw"``; "unit" steps have a fixed norm."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """The part of the trajectory that is guided: from and to, as shares of the steps taken."""
+    every: int = 1
+    """Guides every n-th step of the span alone; the steps between cost what an unguided one does."""
     band: tuple[float, float] | None = None
     """(low, high) of ℓ: full strength below low, none above high, linear between, so that samples stay images."""
 
@@ -54,11 +58,13 @@ class GuidanceConfig:
         for name in ("rho", "mu", "sigma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise GoodRtError(f"guidance's {name} must be a finite number of at least 0, not {getattr(self, name)}")
-        for name in ("n_recur", "n_iter", "n_mc"):
+        for name in ("n_recur", "n_iter", "n_mc", "every"):
             if getattr(self, name) < 1:
                 raise GoodRtError(f"guidance's {name} must be at least 1, not {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
             raise GoodRtError(f"guidance's clip must be greater than 0, not {self.clip}")
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise GoodRtError(f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}")
         if self.band is not None and not self.band[0] < self.band[1]:
             raise GoodRtError(f"guidance's band must be (low, high) with low < high, not {self.band}")
 
@@ -66,6 +72,11 @@ class GuidanceConfig:
     def active(self) -> bool:
         """Whether the sampler needs any gradient at all."""
         return self.rho > 0 or self.mu > 0
+
+    def guides(self, step: int, steps: int) -> bool:
+        """Whether this step of so many is guided."""
+        first, last = (round(share * steps) for share in self.span)
+        return self.active and first <= step < last and (step - first) % self.every == 0
 
 
 def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | None) -> Tensor:

@@ -83,7 +83,6 @@ def sample_steps(
     rho = strengths(sigmas, config.rho, config.rho_schedule)
     mu = strengths(sigmas, config.mu, config.mu_schedule)
     width = smoothing_widths(sigmas, config.sigma, config.sigma_schedule)
-    guided = guidance is not None and config.active
 
     def draw_smoothing(images: Tensor) -> Tensor:
         return torch.stack([smoothing(images) for _ in range(config.n_mc)])
@@ -99,8 +98,7 @@ def sample_steps(
             value: Tensor | None = None
             shift = torch.zeros_like(x0)  # Δ, and what variance guidance adds to y_{t−1}
             push = torch.zeros_like(x0)
-            if guided:
-                assert guidance is not None
+            if guidance is not None and config.guides(t, len(mu)):
                 value, gradient = value_and_gradient(guidance, decoder, x0, width[t], draw)
                 if rho[t] > 0:
                     # ∇_{x_t} = √ᾱ_t ∇_y; y_{t−1} += ρ_t ∇_{x_t}/(√α_t √ᾱ_{t−1}) = ρ_t/√ᾱ_t ∇_{x_t}

@@ -52,8 +52,8 @@ class UnifiedScore:
 
 def combine(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
     """u of the standardised discrepancies, each (N,)."""
-    if abs(c) < 1e-6:
-        return (1 - pi) * image + pi * feature
+    if abs(c) < 1e-6:  # the first two terms in c; without the second, the fit could not leave c = 0
+        return (1 - pi) * image + pi * feature + 0.5 * c * pi * (1 - pi) * np.square(feature - image)
     return np.logaddexp(np.log1p(-pi) + c * image, np.log(pi) + c * feature) / c
 
 

@@ -73,7 +73,8 @@ def test_every_output(classifier: Classifier, config: DetectorConfig, module: De
     def unified(energy: np.ndarray, distance: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         a_img = (energy - known_energy.mean()) / known_energy.std()
         a_feat = (distance - known_distance.mean()) / known_distance.std()
-        return np.log((1 - u.pi) * np.exp(u.c * a_img) + u.pi * np.exp(u.c * a_feat)) / u.c
+        terms = np.stack([u.c * a_img, u.c * a_feat])
+        return logsumexp(terms, axis=0, b=np.array([[1 - u.pi], [u.pi]])) / u.c
 
     score = unified(energy, distance)
     np.testing.assert_allclose(found["score"], score, rtol=1e-2, atol=1e-2)

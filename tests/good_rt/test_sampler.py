@@ -275,3 +275,23 @@ def test_steps_are_yielded_for_pictures_and_progress(unet):
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(GoodRtError, match=next(iter(wrong))):
         GuidanceConfig(**wrong)
+
+
+def test_only_the_steps_of_the_span_are_guided(unet):
+    alphas = alphas_of(DDIMScheduler())
+    sigmas, seeds = ddim_sigmas(alphas, 10), sample_seeds(0, range(2))
+    denoiser = DiscreteDenoiser(network(unet), alphas)
+
+    def guided_at(config):
+        def brightness(images):
+            return images.mean(dim=(1, 2, 3))
+
+        steps = sample_steps(denoiser, lambda z: z, brightness, sigmas, config, seeds, SHAPE, torch.zeros(2).long())
+        return [step.index for step in steps if step.value is not None]
+
+    assert guided_at(GuidanceConfig(mu=0.1)) == list(range(10))
+    assert guided_at(GuidanceConfig(mu=0.1, span=(0.2, 0.8))) == [2, 3, 4, 5, 6, 7]
+    assert guided_at(GuidanceConfig(mu=0.1, span=(0.3, 1.0), every=3)) == [3, 6, 9]
+    assert guided_at(GuidanceConfig()) == []
+    with pytest.raises(GoodRtError, match="span"):
+        GuidanceConfig(span=(0.8, 0.2))

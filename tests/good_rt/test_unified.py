@@ -43,6 +43,23 @@ def test_the_fit_trusts_the_discrepancy_that_separates():
     assert 0.25 < both.pi < 0.75
 
 
+def test_the_fit_learns_a_soft_maximum_and_a_soft_minimum():
+    """OOD that is far in either discrepancy needs the maximum, ID that is far in either needs the minimum."""
+    rng = np.random.default_rng(0)
+    near = lambda: rng.normal(0, 1, 2000)  # noqa: E731
+    either = np.stack([np.concatenate([near() + 3, near()]), np.concatenate([near(), near() + 3])])
+    assert fit(near(), near(), *either).c > 0.5
+    assert fit(*either, near() + 3, near() + 3).c < -0.5
+
+
+@given(value, value, weight)
+def test_the_score_has_no_step_at_c_0(image, feature, pi):
+    a, b = np.array([image]), np.array([feature])
+    for c in (-1.01e-6, -0.99e-6, 0.0, 0.99e-6, 1.01e-6):
+        expected = (1 - pi) * a + pi * b + c / 2 * pi * (1 - pi) * (b - a) ** 2
+        np.testing.assert_allclose(combine(a, b, pi, c), expected, atol=1e-6)
+
+
 def test_a_score_of_one_image_does_not_depend_on_others():
     score = fit(*samples(-3, 0.5))
     energy, distance = np.array([-7.0, -2.0, 0.0]), np.array([0.2, 0.5, 0.9])

@@ -1,0 +1,226 @@
+"""An ONNX graph in half precision (fp16 or bf16) for strongly typed TensorRT networks, and what its rounding costs.
+
+TensorRT's builders no longer choose precisions by a flag: the graph's own types say what is computed in what. Inputs,
+outputs and what half precision is bad at (norms, softmax, sums, the timestep's sine) stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+HALF = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
+"""Precision -> its ONNX element type and PyTorch's."""
+
+FLOAT32_OPS = frozenset({
+    # sums over many elements, and what is steep
+    "InstanceNormalization", "LayerNormalization", "GroupNormalization", "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2",
+    "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "GlobalAveragePool", "CumSum", "Softmax", "LogSoftmax",
+    "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "TopK", "ArgMax", "ArgMin",
+    # what makes floats out of other things, or has its type in an attribute
+    "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "OneHot", "Range", "RandomNormal", "RandomUniform",
+    "QuantizeLinear", "DequantizeLinear",
+})  # fmt: skip
+"""Operations that are computed in float32."""
+
+LIGHT_OPS = frozenset({
+    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Max", "Min", "Where", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze",
+    "Slice", "Concat", "Identity", "Flatten",
+})  # fmt: skip
+"""Operations that stay in float32 where all that they feed does: a timestep on its way to its sine, x² to its mean."""
+
+FLOAT32_INPUTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
+"""Operation -> the places of inputs that must be float32, or are better so, in a half-precision operation."""
+
+
+def to_half(model: ModelProto, precision: str) -> ModelProto:
+    """A copy of the graph with weights and activations in ``precision``; inputs and outputs keep their types."""
+    kind, dtype = HALF[precision]
+    found = ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    floats = _float_tensors(model)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    kept = _kept(graph, floats)
+    nodes: list[NodeProto] = []
+    halves: set[str] = set()  # tensors that exist in half precision, as NAME/fp16
+    wholes = {value.name for value in graph.input} | set(weights)  # float32 tensors that exist under their own name
+
+    def half(name: str) -> str:
+        twin = f"{name}/{precision}"
+        if twin not in halves and name not in weights:
+            nodes.append(helper.make_node("Cast", [name], [twin], name=f"{twin}/Cast", to=kind))
+        halves.add(twin)
+        return twin
+
+    def whole(name: str) -> str:
+        if name not in wholes and f"{name}/{precision}" in halves:
+            cast = helper.make_node("Cast", [f"{name}/{precision}"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+            nodes.append(cast)
+            wholes.add(name)
+        return name
+
+    for node in graph.node:
+        low = id_of(node) not in kept and any(name in floats for name in (*node.input, *node.output))
+        exempt = FLOAT32_INPUTS.get(node.op_type, set())
+        inputs = [
+            half(name) if low and name in floats and place not in exempt else whole(name)
+            for place, name in enumerate(node.input)
+        ]
+        for name in _captured(node):
+            whole(name)
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        del changed.input[:], changed.output[:]
+        changed.input.extend(inputs)
+        for name in node.output:
+            if low and name in floats:
+                halves.add(f"{name}/{precision}")
+                changed.output.append(f"{name}/{precision}")
+            else:
+                wholes.add(name)
+                changed.output.append(name)
+        nodes.append(changed)
+    for output in graph.output:
+        whole(output.name)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in (*node.input, *_captured(node))} | {out.name for out in graph.output}
+    del graph.initializer[:]
+    for name, tensor in weights.items():
+        if name in used:
+            graph.initializer.append(tensor)
+        if f"{name}/{precision}" in used:
+            graph.initializer.append(_rounded(tensor, f"{name}/{precision}", kind, dtype))
+    return found
+
+
+def as_computed(model: ModelProto, precision: str) -> ModelProto:
+    """The graph from `to_half` with every half-precision operation computed in float32 and its result rounded.
+
+    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most of the half-precision kernels, and leaves out
+    the rounding between operations that it computes in float32 instead, so it would report too small an error.
+    """
+    kind, _ = HALF[precision]
+    found = ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    suffix = f"/{precision}"
+    nodes: list[NodeProto] = []
+    seen = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
+    for name in seen:
+        nodes.append(helper.make_node("Cast", [name], [f"{name}/up"], to=TensorProto.FLOAT))
+    for node in graph.node:
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        if node.op_type == "Cast" and not node.input[0].endswith(suffix) and not node.output[0].endswith(suffix):
+            nodes.append(changed)
+            continue
+        if node.op_type == "Cast" and node.input[0].endswith(suffix):  # back to float32: the value is there already
+            nodes.append(helper.make_node("Identity", [f"{node.input[0]}/up"], list(node.output)))
+            continue
+        del changed.input[:], changed.output[:]
+        changed.input.extend(f"{name}/up" if name.endswith(suffix) else name for name in node.input)
+        changed.output.extend(f"{name}/exact" if name.endswith(suffix) else name for name in node.output)
+        if node.op_type == "Cast":
+            changed = helper.make_node("Identity", list(changed.input), list(changed.output))
+        nodes.append(changed)
+        for name in node.output:
+            if name.endswith(suffix):
+                nodes.append(helper.make_node("Cast", [f"{name}/exact"], [name], to=kind))
+                nodes.append(helper.make_node("Cast", [name], [f"{name}/up"], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return found
+
+
+def rounding_error(
+    model: ModelProto, precision: str, inputs: Mapping[str, NDArray[np.generic]]
+) -> dict[str, dict[str, float]]:
+    """By output: the largest and the RMS difference of half precision from float32, relative to the output's RMS.
+
+    Both run in ONNX Runtime on the CPU, the half-precision graph as `as_computed`.
+    """
+    exact = _run(model, inputs)
+    found = _run(as_computed(to_half(model, precision), precision), inputs)
+    errors = {}
+    for name, reference in exact.items():
+        spread = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
+        difference = np.abs(found[name].astype(np.float64) - reference)
+        errors[name] = {
+            "max": float(difference.max()) / spread,
+            "rms": float(np.sqrt(np.mean(difference**2))) / spread,
+        }
+    return errors
+
+
+def id_of(node: NodeProto) -> str:
+    """What tells one node from the others: names may be missing, outputs are unique."""
+    return "|".join(node.output)
+
+
+def _run(model: ModelProto, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would take casts out
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs() if node.type == "tensor(float)"]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _float_tensors(model: ModelProto) -> set[str]:
+    """Names of all float32 tensors."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = {
+        value.name
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    return values | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+
+
+def _kept(graph: onnx.GraphProto, floats: set[str]) -> set[str]:
+    """The nodes that are computed in float32."""
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    kept: set[str] = set()
+    for node in reversed(graph.node):  # in topological order, so that a node's users were seen before it
+        fed = [user for name in node.output if name in floats for user in users.get(name, [])]
+        light = (
+            node.op_type in LIGHT_OPS
+            and fed
+            and outputs.isdisjoint(node.output)
+            and all(id_of(user) in kept for user in fed)
+        )
+        if node.op_type in FLOAT32_OPS or light or any(True for _ in _captured(node)):
+            kept.add(id_of(node))
+    return kept
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Names that a node's inner graphs (of If, Loop) take from outside, and others; the graphs are left as they are."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _captured(inner)
+
+
+def _rounded(tensor: TensorProto, name: str, kind: int, dtype: torch.dtype) -> TensorProto:
+    """A weight in half precision; what lies beyond its range (a mask's -3.4e38) becomes its largest value."""
+    array = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    limit = torch.finfo(dtype).max
+    rounded = torch.where(array.isinf(), array, array.clamp(-limit, limit)).to(dtype)
+    found = TensorProto(name=name, data_type=kind, dims=tensor.dims)
+    found.raw_data = rounded.contiguous().view(torch.int16).numpy().tobytes()
+    return found

@@ -1,0 +1,128 @@
+"""From folders to results: every part of the data has one use, so that no step judges itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from good_rt.classifier import Classifier
+from good_rt.data import IdData, from_uint8, to_uint8
+from good_rt.dataset import GeneratedSet
+from good_rt.demo import assets
+from good_rt.demo.network import SmallResNet
+from good_rt.detection import DetectorConfig, DetectorModule, build_detector
+from good_rt.diffusion import load_diffusion
+from good_rt.errors import GoodRtError
+from good_rt.pipeline import (
+    HELD_OUT_EVERY,
+    all_scores,
+    decoded_images,
+    detector_for,
+    evaluate_detectors,
+    generated_parts,
+    training_images,
+)
+from good_rt.scores import LOGIT_SCORES
+
+
+def images_of(tensor: torch.Tensor) -> set[bytes]:
+    return {image.tobytes() for image in to_uint8(tensor)}
+
+
+def part(id_dir: Path, name: str) -> set[bytes]:
+    return {image.tobytes() for image in IdData(id_dir).part(name, 8, 1, 32).images}
+
+
+def test_generated_images_are_trained_with_or_held_out(classifier: Classifier, generated_dirs: list[Path]) -> None:
+    train, held_out = generated_parts(generated_dirs, classifier)
+    assert (len(train), len(held_out)) == (32, 8)
+    assert not images_of(train) & images_of(held_out)
+    every = {image.tobytes() for folder in generated_dirs for image in GeneratedSet(folder).images()}
+    assert images_of(train) | images_of(held_out) == every
+    # each strength is in both parts
+    rows = GeneratedSet(generated_dirs[0]).rows()
+    assert {row.strength for row in rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]} == {0.5, 1.0, 2.0}
+
+
+def test_training_and_calibration_share_nothing(
+    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], detector_module: DetectorModule
+) -> None:
+    data = training_images(classifier, IdData(id_dir), generated_dirs)
+    assert data.ood is not None and data.val_ood is not None
+    assert images_of(data.images) == part(id_dir, "train")
+    held_out, test = part(id_dir, "held_out"), part(id_dir, "test")
+    seen = images_of(data.images) | images_of(data.val_images) | images_of(data.ood) | images_of(data.val_ood)
+    calibrating = held_out - images_of(data.val_images)
+    assert len(calibrating) == 120 == len(detector_module.calibration)
+    assert not seen & calibrating and not seen & test and not held_out & test
+    assert not images_of(data.images) & images_of(data.val_images)
+    control = training_images(classifier, IdData(id_dir))
+    assert control.ood is None and control.val_ood is None and torch.equal(control.images, data.images)
+
+
+def test_the_detector_is_built_of_those_parts(
+    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], detector_module: DetectorModule
+) -> None:
+    train, held_out = (from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240)))
+    ood = [from_uint8(GeneratedSet(folder).images()[4::5]) for folder in generated_dirs]
+    expected = build_detector(
+        classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1)
+    )
+    assert torch.equal(expected.bank, detector_module.bank)
+    assert expected.unified == detector_module.unified
+    assert torch.equal(expected.calibration, detector_module.calibration)
+    small = detector_for(classifier, IdData(id_dir), generated_dirs, bank_size=50)
+    assert len(small.bank) == 50
+
+
+def test_decoded_images_are_the_vaes(model_dir: Path, pixel_dir: Path, id_dir: Path) -> None:
+    model = load_diffusion(model_dir)
+    images = from_uint8(assets.load_images("train").images[:5])
+    assert model.encoder is not None and model.decoder is not None
+    with torch.no_grad():
+        expected = to_uint8(model.decoder(model.encoder(images)))
+    found = decoded_images(model, images, batch=2)
+    assert found is not None
+    assert np.abs(to_uint8(found).astype(int) - expected).max() <= 1
+    torch.testing.assert_close(found, from_uint8(to_uint8(found)))  # eight bits a pixel
+    assert decoded_images(load_diffusion(pixel_dir), images) is None
+
+
+def test_sets_that_cannot_be_used_are_named(
+    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(GoodRtError, match="the gate needs generated images"):
+        detector_for(classifier, IdData(id_dir), [])
+    colour = Classifier(SmallResNet(3, 8), replace(classifier.config, channels=3))
+    with pytest.raises(GoodRtError, match=r"img: images are \(32, 32, 1\), the classifier takes \(32, 32, 3\)"):
+        generated_parts(generated_dirs, colour)
+    few = GeneratedSet(tmp_path / "few")
+    few.begin({})
+    source = GeneratedSet(generated_dirs[0])
+    few.append(source.images()[:4], source.rows()[:4])
+    with pytest.raises(GoodRtError, match="few holds 4 images; generate at least 5"):
+        generated_parts([tmp_path / "few"], classifier)
+    with pytest.raises(GoodRtError, match="holds no generated images"):
+        generated_parts([tmp_path / "none"], classifier)
+
+
+def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_dir: Path) -> None:
+    ood = {name: assets.load_images(name).images[:60] for name in ("near", "emoji")}
+    evaluation, scores = evaluate_detectors({"tiny": detector_module}, IdData(id_dir), ood)
+    test = IdData(id_dir).part("test", 8, 1, 32)
+    with torch.no_grad():
+        outputs = detector_module((from_uint8(test.images) + 1) / 2)
+    accuracy = float((outputs[0].argmax(1).numpy() == test.labels).mean())
+    assert evaluation.id_accuracy["tiny"].rate == pytest.approx(accuracy)
+    assert set(scores["tiny"]) == {*LOGIT_SCORES, "k-NN", "Unified"}
+    np.testing.assert_allclose(scores["tiny"]["Unified"].id, outputs[3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scores["tiny"]["k-NN"].id, outputs[2], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(scores["tiny"]["MSP"].ood["near"], all_scores(detector_module, ood["near"])["MSP"])
+    refused = {refusal.alpha: refusal.share.rate for refusal in evaluation.id_refusal}
+    assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
+    with pytest.raises(GoodRtError, match="at least one classifier and one OOD set"):
+        evaluate_detectors({}, IdData(id_dir), ood)
