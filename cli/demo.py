@@ -71,7 +71,15 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     with progress(quiet=as_json) as bars:
         jobs = [GenerationJob(images, kind, seed=seed, batch=60) for kind in folders]
         generator, describe = open_generator(
-            MODEL, CLASSIFIER, DATA, jobs[0], engines=out / "engines", steps=25, cfg_scale=1.0, bars=bars
+            MODEL,
+            CLASSIFIER,
+            DATA,
+            jobs[0],
+            engines=out / "engines",
+            gradients=False,
+            steps=25,
+            cfg_scale=1.0,
+            bars=bars,
         )
         for job in jobs:
             run_job(generator, describe, job, folders[job.guidance], bars, twins=False)

@@ -24,6 +24,7 @@ Examples:
   good-rt generate --batch                        64 images with the demo's models, the batch size picked by timing
   good-rt generate --batch 64 -n 10000 -o ood/    ten thousand, resumable
   good-rt generate --guidance feat --mu 0.2       feature-level guidance, twice as strong
+  good-rt generate --gradients engine             gradients by engines as well
   good-rt generate --model sd/ --classifier clf/ --id photos/ --engine torch
 """
 
@@ -38,7 +39,14 @@ Examples:
     type=click.Choice(["onnx", "torch"]),
     default="onnx",
     show_default=True,
-    help="What runs UNet and decoder. Gradients always go through PyTorch.",
+    help="What runs UNet and decoder.",
+)
+@click.option(
+    "--gradients",
+    type=click.Choice(["torch", "engine"]),
+    default="torch",
+    show_default=True,
+    help="What computes the guidance's gradients: the retained PyTorch modules, or engines of their own.",
 )
 @click.option(
     "--batch",
@@ -110,10 +118,10 @@ Examples:
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
 def generate(
-    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, batch: str, count: int, guidance: Any,
-    mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int, n_recur: int, step: Any,
-    clip: float | None, band: tuple[float, float] | None, span: tuple[float, float], every: int, k: int, steps: int,
-    eta: float, cfg: float, twins: bool, seed: int, out: Path, as_json: bool,
+    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, gradients: str, batch: str, count: int,
+    guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int,
+    n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None, span: tuple[float, float],
+    every: int, k: int, steps: int, eta: float, cfg: float, twins: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
@@ -139,12 +147,15 @@ def generate(
     )  # fmt: skip
     if guidance != "none" and not config.active:
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")
+    if gradients == "engine" and engine == "torch":
+        raise GoodRtError("--gradients engine needs --engine onnx")
     job = GenerationJob(
         count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=1 if batch == "auto" else int(batch)
     )
     with progress(quiet=as_json) as bars:
         generator, describe = open_generator(
-            model, classifier, id_data, job, engines=engines if engine == "onnx" else None, steps=steps, cfg_scale=cfg,
+            model, classifier, id_data, job, engines=engines if engine == "onnx" else None,
+            gradients=gradients == "engine", steps=steps, cfg_scale=cfg,
             bars=bars,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")

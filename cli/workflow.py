@@ -25,11 +25,12 @@ from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
+from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import ABSOLUTE, RELATIVE
 from good_rt.export.to_onnx import OPSET
 from good_rt.files import read_json, write_json
-from good_rt.generation import GenerationJob, Generator, generate, make_generator, pick_batch
+from good_rt.generation import GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
 from good_rt.images import contact_sheet
 from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
@@ -39,6 +40,9 @@ from good_rt.training import TrainConfig, TrainResult, finetune
 Sets = Mapping[str, NDArray[np.uint8]]
 PARITY_IMAGES = 512
 TRAINING = "training.json"
+ENGINES = ("unet", "vae_decoder")
+GRADIENT_ENGINES = (*ENGINES, "unet_vjp", "decoder_vjp", "guidance_vjp")
+"""The graphs that sampling runs, without and with gradients by engines; a pixel model lacks those of the decoder."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 GUIDANCE_TEXTS = {
     "none": ("Unguided", "What the diffusion model makes by itself."),
@@ -72,12 +76,20 @@ def run_export(
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
     force: bool = False,
+    gradients: bool = True,
+    k: int = GenerationJob.k,
+    temperature: float = GenerationJob.temperature,
 ) -> tuple[Manifest, bool]:
-    """Exports where something changed; the parity check's real images are held-out ID images."""
-    images = id_part(IdData(id_dir), "held_out", load_classifier(classifier_dir)).images[:32]
-    with bars.task("exporting to ONNX", 4) as advance:
+    """Exports where something changed; the parity check's real images are held-out ID images.
+
+    ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature.
+    """
+    classifier, id_data = load_classifier(classifier_dir), IdData(id_dir)
+    images = id_part(id_data, "held_out", classifier).images[:32]
+    fused = FusedGuidance(feature_bank(classifier, id_data), k, temperature) if gradients else None
+    with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
-            model_dir, classifier_dir, out, images=from_uint8(images), opset=opset, relative=relative,
+            model_dir, classifier_dir, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
             absolute=absolute, force=force, on_graph=lambda name: advance(1),
         )  # fmt: skip
 
@@ -89,18 +101,24 @@ def open_generator(
     job: GenerationJob,
     *,
     engines: Path | None,
+    gradients: bool,
     steps: int,
     cfg_scale: float,
     bars: Bars,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
-    One generator serves every job of the same k and temperature.
+    With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
+    k and temperature.
     """
     model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
-    if engines is not None:
-        run_export(model_dir, classifier_dir, id_dir, engines, bars)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
+    loaded = None
+    if engines is not None:
+        run_export(
+            model_dir, classifier_dir, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature
+        )
+        loaded = load_engines(engines, source, GRADIENT_ENGINES if gradients else ENGINES)
     with bars.task("building the feature bank", None):
         generator = make_generator(
             model,
@@ -109,10 +127,11 @@ def open_generator(
             job,
             steps=steps,
             cfg_scale=cfg_scale,
-            engines=load_engines(engines, source) if engines is not None else None,
+            engines=loaded,
         )
     engine = "torch" if engines is None else "onnx"
-    return generator, {**source, "engine": engine, "steps": steps, "cfg_scale": cfg_scale}
+    by = "engine" if gradients else "torch"
+    return generator, {**source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale}
 
 
 def run_job(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -12,71 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import good_rt
-from good_rt.classifier import Classifier, load_classifier
-from good_rt.diffusion import DiffusionModel, load_diffusion
+from good_rt.classifier import load_classifier
+from good_rt.diffusion import load_diffusion
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
+from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest
-from good_rt.export.parity import ABSOLUTE, RELATIVE, Parity, compare
+from good_rt.export.parity import ABSOLUTE, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.to_onnx import OPSET, export_onnx
+from good_rt.export.vjp import cotangent_names, export_vjp_onnx
 from good_rt.files import atomic_path, sha256
-
-InputMaker = Callable[[int], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A module to export: its outputs' names, and what makes its inputs by name for any batch size, by kind."""
-
-    module: nn.Module
-    outputs: tuple[str, ...]
-    inputs: Mapping[str, InputMaker]
-
-
-def graphs_of(model: DiffusionModel, classifier: Classifier, images: Tensor | None) -> dict[str, Graph]:
-    """All graphs that a model and a classifier have.
-
-    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by the VAE.
-    """
-
-    def latents(n: int) -> Tensor:
-        assert images is not None
-        real = images[torch.arange(n) % len(images)]
-        with torch.no_grad():
-            return real if model.encoder is None else model.encoder(real)
-
-    def noisy(latent: Tensor) -> Mapping[str, Tensor]:
-        n, generator = len(latent), torch.Generator().manual_seed(len(latent))
-        timestep = torch.linspace(len(model.alphas_cumprod) - 1, 0, n).round()
-        alpha = torch.from_numpy(model.alphas_cumprod)[timestep.long()].float().view(-1, 1, 1, 1)
-        noise = torch.randn(latent.shape, generator=generator)
-        found = {"sample": alpha.sqrt() * latent + (1 - alpha).sqrt() * noise, "timestep": timestep}
-        if model.num_class_embeds is not None:
-            found["class_labels"] = torch.arange(n) % model.num_class_embeds
-        return found
-
-    def random(shape: tuple[int, int, int], n: int) -> Tensor:
-        return torch.randn((n, *shape), generator=torch.Generator().manual_seed(n))
-
-    def kinds(name: str, shape: tuple[int, int, int], real: Callable[[int], Tensor]) -> dict[str, InputMaker]:
-        makers: dict[str, InputMaker] = {"random": lambda n: {name: random(shape, n)}}
-        return {"real": lambda n: {name: real(n)}, **makers} if images is not None else makers
-
-    def real_images(n: int) -> Tensor:
-        assert images is not None
-        return images[torch.arange(n) % len(images)]
-
-    unet_inputs: dict[str, InputMaker] = {"random": lambda n: noisy(random(model.sample_shape, n))}
-    if images is not None:
-        unet_inputs = {"real": lambda n: noisy(latents(n)), **unet_inputs}
-    graphs = {"unet": Graph(model.unet, ("output",), unet_inputs)}
-    if model.encoder is not None and model.decoder is not None:
-        graphs["vae_encoder"] = Graph(model.encoder, ("latents",), kinds("images", model.image_shape, real_images))
-        graphs["vae_decoder"] = Graph(model.decoder, ("images",), kinds("latents", model.sample_shape, latents))
-    config = classifier.config
-    shape = (config.channels, config.image_size, config.image_size)
-    graphs["classifier"] = Graph(classifier, ("logits", "features"), kinds("images", shape, real_images))
-    return graphs
 
 
 def export_models(
@@ -85,6 +29,7 @@ def export_models(
     out: Path,
     *,
     images: Tensor | None = None,
+    fused: FusedGuidance | None = None,
     opset: int = OPSET,
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
@@ -93,7 +38,8 @@ def export_models(
 ) -> tuple[Manifest, bool]:
     """Exports every graph into ``out`` and returns the manifest, and whether anything had to be done.
 
-    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check. An unchanged model with intact files is
+    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check; with ``fused`` the graphs that give
+    gradients are exported as well. An unchanged model with intact files is
     left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
     computes, and GoodRtError when ``out`` holds other things than engines.
     """
@@ -104,6 +50,8 @@ def export_models(
             f"{classifier.config.channels} channels of {classifier.config.image_size} pixels; both must agree"
         )
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
+    if fused is not None:
+        source["guidance"] = fused.fingerprint
     tolerance = {"relative": relative, "absolute": absolute}
     if not force:
         try:
@@ -112,7 +60,7 @@ def export_models(
         except GoodRtError:
             pass  # nothing there yet, or damaged: exported anew
         else:
-            if (dict(found.source), found.opset, dict(found.tolerance)) == (source, opset, tolerance):
+            if found.is_of(source) and (found.opset, dict(found.tolerance)) == (opset, tolerance):
                 return found, False
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
@@ -122,12 +70,13 @@ def export_models(
     rows: list[Parity] = []
     with atomic_path(out) as folder:
         folder.mkdir()
-        for name, graph in graphs_of(model, classifier, images).items():
+        for name, graph in graphs_of(model, classifier, images, fused).items():
             on_graph(name)
             path = folder / f"{name}.onnx"
-            export_onnx(graph.module, graph.inputs["random"](2), graph.outputs, path, opset=opset)
+            _write(graph, path, opset)
             engine = OnnxRuntimeEngine(path)
-            rows += compare(name, engine, graph.module, graph.inputs, relative=relative, absolute=absolute)
+            reference, makers = _reference(graph)
+            rows += compare(name, engine, reference, makers, relative=relative, absolute=absolute)
             entries[name] = GraphEntry(path.name, sha256(path), path.stat().st_size, engine.inputs, engine.outputs)
         failed = [row for row in rows if not row.ok]
         if failed:
@@ -146,3 +95,35 @@ def export_models(
         manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions)
         manifest.write(folder)
     return manifest, True
+
+
+def _write(graph: Graph, path: Path, opset: int) -> None:
+    examples = graph.inputs["random"](2)
+    if graph.wrt is None:
+        export_onnx(graph.module, examples, graph.outputs, path, opset=opset)
+    else:
+        export_vjp_onnx(graph.module, examples, graph.wrt, graph.outputs, path, opset=opset)
+
+
+def _reference(graph: Graph) -> tuple[nn.Module, Mapping[str, InputMaker]]:
+    """What the engine is compared with, and on what: for a graph with gradient, autograd on random cotangents."""
+    if graph.wrt is None:
+        return graph.module, graph.inputs
+    names = cotangent_names(graph.outputs)
+
+    def with_cotangents(make: InputMaker) -> InputMaker:
+        def arrays(n: int) -> Arrays:
+            inputs = make(n)
+            with torch.no_grad():
+                outputs = graph.module(*inputs.values())
+            parts = outputs if isinstance(outputs, tuple) else (outputs,)
+            generator = torch.Generator().manual_seed(n)
+            return {
+                **{name: torch.randn(part.shape, generator=generator) for name, part in zip(names, parts, strict=True)},
+                **inputs,
+            }
+
+        return arrays
+
+    makers = {kind: with_cotangents(make) for kind, make in graph.inputs.items()}
+    return AutogradVjp(graph.module, len(names), list(graph.inputs["random"](2)).index(graph.wrt)), makers

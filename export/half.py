@@ -6,13 +6,14 @@ outputs and what half precision is bad at (norms, softmax, sums, the timestep's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 HALF = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
 """Precision -> its ONNX element type and PyTorch's."""
@@ -46,7 +47,7 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
     graph = found.graph
     floats = _float_tensors(model)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    kept = _kept(graph, floats)
+    kept = _kept(graph, floats, _epsilons(graph, torch.finfo(dtype).tiny))
     nodes: list[NodeProto] = []
     halves: set[str] = set()  # tensors that exist in half precision, as NAME/fp16
     wholes = {value.name for value in graph.input} | set(weights)  # float32 tensors that exist under their own name
@@ -186,7 +187,13 @@ def _float_tensors(model: ModelProto) -> set[str]:
     return values | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
 
-def _kept(graph: onnx.GraphProto, floats: set[str]) -> set[str]:
+def _epsilons(graph: onnx.GraphProto, tiny: float) -> set[str]:
+    """Names of single constants, other than 0, below what half precision holds well: guards of divisions."""
+    scalars = {tensor.name: tensor for tensor in graph.initializer if math.prod(tensor.dims) == 1}
+    return {name for name, tensor in scalars.items() if 0 < abs(float(numpy_helper.to_array(tensor).item())) < tiny}
+
+
+def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str]) -> set[str]:
     """The nodes that are computed in float32."""
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
@@ -202,7 +209,7 @@ def _kept(graph: onnx.GraphProto, floats: set[str]) -> set[str]:
             and outputs.isdisjoint(node.output)
             and all(id_of(user) in kept for user in fed)
         )
-        if node.op_type in FLOAT32_OPS or light or any(True for _ in _captured(node)):
+        if node.op_type in FLOAT32_OPS or light or epsilons.intersection(node.input) or any(_captured(node)):
             kept.add(id_of(node))
     return kept
 
@@ -218,7 +225,7 @@ def _captured(node: NodeProto) -> Iterator[str]:
 
 def _rounded(tensor: TensorProto, name: str, kind: int, dtype: torch.dtype) -> TensorProto:
     """A weight in half precision; what lies beyond its range (a mask's -3.4e38) becomes its largest value."""
-    array = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    array = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     limit = torch.finfo(dtype).max
     rounded = torch.where(array.isinf(), array, array.clamp(-limit, limit)).to(dtype)
     found = TensorProto(name=name, data_type=kind, dims=tensor.dims)

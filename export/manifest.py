@@ -6,7 +6,7 @@ Engines are loaded through it, so that a damaged file or another model's engine 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class Manifest:
         except (KeyError, TypeError, AttributeError) as error:
             raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from None
 
+    def is_of(self, source: Mapping[str, str]) -> bool:
+        """Whether the graphs were made from these fingerprints (and perhaps from more)."""
+        return all(self.source.get(name) == fingerprint for name, fingerprint in source.items())
+
     def write(self, folder: Path) -> None:
         write_json(folder / MANIFEST, self.to_json())
 
@@ -84,19 +88,20 @@ class Manifest:
 
 
 def load_engines(
-    folder: Path, source: Mapping[str, str] | None = None, threads: int = 0
+    folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None, threads: int = 0
 ) -> dict[str, OnnxRuntimeEngine]:
-    """All engines of a folder by graph name, their files checked against the manifest.
+    """The engines of a folder by graph name (all, or those of ``names`` it has), their files checked by the manifest.
 
     With ``source`` (fingerprints) they must also be of that model and classifier. Raises GoodRtError otherwise.
     """
     manifest = Manifest.read(folder)
-    if source is not None and dict(manifest.source) != dict(source):
+    if source is not None and not manifest.is_of(source):
         raise GoodRtError(
             f"the engines in {folder} are of another model or classifier; export again, or to another folder"
         )
     manifest.check_files(folder)
-    return {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in manifest.graphs.items()}
+    wanted = {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
+    return {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in wanted.items()}
 
 
 def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:

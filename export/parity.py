@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from good_rt.engines.base import Engine
+from good_rt.export.vjp import GRADIENT
 
 BATCHES = (1, 2, 5, 16)
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
@@ -35,6 +36,23 @@ class Parity:
         return self.excess <= 1  # False for NaN as well
 
 
+class AutogradVjp(nn.Module):
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input at place ``wrt``, by PyTorch's autograd."""
+
+    def __init__(self, module: nn.Module, cotangents: int, wrt: int) -> None:
+        super().__init__()
+        self.module, self.cotangents, self.wrt = module, cotangents, wrt
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        cotangents, inputs = arrays[: self.cotangents], list(arrays[self.cotangents :])
+        with torch.enable_grad():
+            inputs[self.wrt] = inputs[self.wrt].detach().requires_grad_(True)
+            found = self.module(*inputs)
+            outputs = found if isinstance(found, tuple) else (found,)
+            (gradient,) = torch.autograd.grad(outputs, inputs[self.wrt], cotangents)
+        return (*(output.detach() for output in outputs), gradient)
+
+
 @torch.no_grad()
 def compare(
     graph: str,
@@ -57,9 +75,11 @@ def compare(
             for name, reference in zip(engine.outputs, outputs, strict=True):
                 difference = (found[name].double() - reference.double()).abs()
                 size = reference.double().abs()
-                excess = difference / (absolute + relative * size).clamp_min(1e-300)
                 # relative to the output's own spread, since single elements may be near 0
                 spread = size.square().mean().sqrt().clamp_min(1e-30)
+                # a gradient has no scale of its own: its absolute tolerance is in units of its spread
+                floor = absolute * (spread if name == GRADIENT else 1.0)
+                excess = difference / (floor + relative * size).clamp_min(1e-300)
                 worst = float("nan") if excess.isnan().any() else float(excess.max())
                 rows.append(
                     Parity(graph, name, kind, batch, float(difference.max()), float(difference.max() / spread), worst)

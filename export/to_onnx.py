@@ -5,12 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    RemoveUnusedFunctionsPass,
+    RemoveUnusedNodesPass,
+)
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from good_rt.errors import GoodRtError
@@ -43,11 +51,14 @@ def export_onnx(
     *,
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
+    rewrite: bool = True,
 ) -> None:
     """Writes the module's graph to ``path``; every input's and output's first axis is "batch".
 
-    ``examples`` are inputs by name, in the module's order, with a batch of at least 2 (a batch of 1 would be taken for
-    a constant). Raises GoodRtError when the module cannot be exported or the result is not valid ONNX.
+    ``examples`` are inputs by name, in the module's order, of any batch size. Without ``rewrite`` the exporter's search
+    for patterns is left out, which takes most of the time where nodes are many; what depends on weights alone is then
+    computed here, whatever its size. Raises GoodRtError when the module cannot be exported or the result is not valid
+    ONNX.
     """
     try:
         traced = trace(module, examples)
@@ -61,11 +72,15 @@ def export_onnx(
                 output_names=list(outputs),
                 dynamic_shapes=tuple({0: "batch"} for _ in examples),
                 opset_version=opset,
+                optimize=rewrite,
             )
+            assert program is not None
+            if not rewrite:
+                _fold(program.model)
+    except GoodRtError:
+        raise
     except Exception as error:  # the exporter raises many kinds; its first line says which operation it was
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise GoodRtError(f"{path.name} cannot be exported to ONNX: {first.strip()}") from None
-    assert program is not None
+        raise GoodRtError(f"{path.name} cannot be exported to ONNX: {first_line(error)}") from None
     model = program.model_proto
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)
@@ -74,6 +89,18 @@ def export_onnx(
     except onnx.checker.ValidationError as error:
         raise GoodRtError(f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}") from None
     onnx.save(model, path)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _fold(model: ir.Model) -> None:
+    """Computes what is constant, and drops what is unused or computed twice."""
+    fold_constants(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    passes = [CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass()]
+    ir.passes.PassManager(passes)(model)
 
 
 @contextlib.contextmanager

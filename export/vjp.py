@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from good_rt.export.to_onnx import OPSET, export_onnx, trace
-from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from good_rt.errors import GoodRtError
+from good_rt.export.to_onnx import OPSET, export_onnx, first_line, trace
+from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
 from good_rt.files import atomic_path
 
 aten = torch.ops.aten
@@ -122,10 +122,12 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
     return active
 
 
+ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
+"""What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (
     aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.silu.default, aten.gelu.default,
-    aten.linear.default, aten.scaled_dot_product_attention.default, aten.upsample_nearest2d.vec, aten.avg_pool2d.default,
-    aten.leaky_relu.default,
+    aten.leaky_relu.default, aten.linear.default, aten.scaled_dot_product_attention.default,
+    aten.upsample_nearest2d.vec, aten.avg_pool2d.default,
 )  # fmt: skip
 """Operations that have a rule of their own, better than the sum of their parts."""
 
@@ -133,20 +135,28 @@ KEPT = (
 def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:
     """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any batch size from 1.
 
-    ``examples`` are inputs by name, in the module's order. Raises GoodRtError that names the aten operation when there
-    is no rule for one that the gradient goes through, or when the module cannot be traced.
+    ``examples`` are inputs by name, in the module's order. Raises GoodRtError when the module cannot be traced, and one
+    that names the aten operation when the gradient goes through one that has no rule.
     """
-    program = trace(module, examples)
+    if wrt not in examples:
+        raise GoodRtError(f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}")
     table = torch.export.default_decompositions()
     for operation in KEPT:
-        table.pop(operation, None)
-    primal = program.run_decompositions(table).module(check_guards=False)
+        table.pop(operation)
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
+    try:
+        primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
+    except Exception as error:  # torch.export raises many kinds
+        raise GoodRtError(f"{type(module).__name__} cannot be traced: {first_line(error)}") from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
     for node in list(primal.graph.nodes):
-        if "assert" in str(node.target):
+        if node.target in ASSERTIONS:
             primal.graph.erase_node(node)
     primal.graph.eliminate_dead_code()
-    placeholders = [node for node in primal.graph.nodes if node.op == "placeholder"]
-    return VjpModule(primal, placeholders[list(examples).index(wrt)])
+    inputs = [node for node in primal.graph.nodes if node.op == "placeholder"]
+    return VjpModule(primal, inputs[list(examples).index(wrt)])
 
 
 def export_vjp_onnx(
@@ -159,12 +169,22 @@ def export_vjp_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
+    """Writes the module with its vector-Jacobian product with respect to the input ``wrt`` as one file.
+
+    Inputs: `cotangent_names`, then the module's own by name; outputs: ``outputs``, the module's own, then "gradient".
+    Raises GoodRtError, leaving nothing behind, when there is no rule for an operation or the export fails.
+    """
     product = vjp_module(module, examples, wrt)
     with torch.no_grad():
-        results = module(*examples.values())
-    results = results if isinstance(results, tuple) else (results,)
-    cotangents = dict(zip(cotangent_names(outputs), results, strict=True))
+        values = module(*examples.values())
+    cotangents = dict(zip(cotangent_names(outputs), values if isinstance(values, tuple) else (values,), strict=True))
     with atomic_path(path) as temporary:
         export_onnx(
-            product, {**cotangents, **examples}, (*outputs, GRADIENT), temporary, opset=opset, metadata=metadata
+            product,
+            {**cotangents, **examples},
+            (*outputs, GRADIENT),
+            temporary,
+            opset=opset,
+            metadata=metadata,
+            rewrite=False,
         )

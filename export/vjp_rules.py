@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from good_rt.errors import GoodRtError
 
 Gradient = Callable[[Any], Tensor]
-"""The output's cotangent (a list of them, None where unused, for an operation with several outputs) -> an argument's."""
+"""The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
 Rule = Callable[..., tuple[Any, Sequence[Gradient | None]]]
 """An operation's arguments -> its output, and a `Gradient` for each of its arguments in order, lists spread out.
 
@@ -266,8 +267,7 @@ def _cat(parts: Sequence[Tensor], axis: int = 0) -> tuple[Tensor, Sequence[Gradi
     for part in parts:
         ends.append(ends[-1] + part.shape[axis])
     return torch.cat(list(parts), axis), [
-        lambda g, start=start, end=end: _slice_of(g, axis, start, end)
-        for start, end in zip(ends, ends[1:], strict=False)
+        lambda g, start=start, end=end: _slice_of(g, axis, start, end) for start, end in pairwise(ends)
     ]
 
 
@@ -363,9 +363,25 @@ def _mean(
     return x.mean(along, keepdim=keepdim), (lambda g: (_kept(g, along, keepdim) * (1 / count)).expand_as(x),)
 
 
-@rule(aten.amax.default, aten.amin.default)
-def _extreme(x: Tensor, axes: Any = None, keepdim: bool = False) -> tuple[Tensor, Sequence[Gradient | None]]:
-    raise NotImplementedError
+@rule(aten.amax.default)
+def _amax(x: Tensor, axes: Any = None, keepdim: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
+    return _extreme(x.amax(_axes(x, axes), keepdim=True), x, axes, keepdim)
+
+
+@rule(aten.amin.default)
+def _amin(x: Tensor, axes: Any = None, keepdim: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
+    return _extreme(x.amin(_axes(x, axes), keepdim=True), x, axes, keepdim)
+
+
+def _extreme(kept: Tensor, x: Tensor, axes: Any, keepdim: bool) -> tuple[Tensor, Sequence[Gradient]]:
+    """The extreme value with its axes kept -> the reduction; equal elements share the gradient, as in torch."""
+    along = _axes(x, axes)
+
+    def gradient(g: Tensor) -> Tensor:
+        reached = (x == kept).to(x.dtype)
+        return reached * (_kept(g, along, keepdim) / reached.sum(along, keepdim=True))
+
+    return kept if keepdim else kept.squeeze(tuple(along)), (gradient,)
 
 
 @rule(aten.var.correction)
@@ -454,11 +470,14 @@ def _attention(
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, -1)
 
+    output = weights @ value
+
     @cache
     def score_gradient(g: Tensor) -> Tensor:
-        return _softmax_pullback(g @ value.transpose(-2, -1), weights, -1) * factor
+        # the softmax's pullback, whose sum over the keys is taken over the (fewer) channels instead
+        return weights * (g @ value.transpose(-2, -1) - (g * output).sum(-1, keepdim=True)) * factor
 
-    return weights @ value, (
+    return output, (
         lambda g: score_gradient(g) @ key,
         lambda g: score_gradient(g).transpose(-2, -1) @ query,
         lambda g: weights.transpose(-2, -1) @ g,
@@ -486,7 +505,7 @@ def _convolution(
         if transposed:
             return aten.convolution(g, weight, None, stride, padding, dilation, False, none, groups)
         if all(step == 1 for step in stride) and all(pad <= size for pad, size in zip(padding, reach, strict=True)):
-            # a plain convolution with the flipped kernel: runtimes have far faster kernels for it than for the transposed
+            # a plain convolution with the flipped kernel, which runtimes are far faster at than at the transposed one
             flipped = _flipped(weight, groups)
             outer = [size - pad for pad, size in zip(padding, reach, strict=True)]
             return aten.convolution(g, flipped, None, stride, outer, dilation, False, none, groups)
@@ -497,7 +516,7 @@ def _convolution(
 
 
 def _flipped(weight: Tensor, groups: int) -> Tensor:
-    """The kernel (in, out / groups, ...) whose plain convolution is the transposed one of ``weight`` (out, in / groups, ...)."""
+    """The kernel (in, out / groups, ...) whose convolution is the transposed one of ``weight``."""
     outputs, inputs = weight.shape[:2]
     grouped = weight.reshape(groups, outputs // groups, inputs, *weight.shape[2:]).transpose(1, 2)
     return grouped.reshape(groups * inputs, outputs // groups, *weight.shape[2:]).flip(list(range(2, weight.ndim)))
@@ -522,8 +541,10 @@ def _group_norm(
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
     size = channels // groups * pixels
     gamma = None if weight is None else weight.reshape(1, groups, channels // groups, 1)
-    centred = (lambda z: z - z.mean(-1, keepdim=True))(x.reshape(-1, groups, size))
-    rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps).unsqueeze(-1)  # (N, G, 1, 1)
+    grouped = x.reshape(-1, groups, size)
+    centred = grouped - grouped.mean(-1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, 2, -1, keepdim=True).unsqueeze(-1)  # one pass, where a product takes two
+    rstd = torch.rsqrt(norm * norm * (1 / size) + eps)  # (N, G, 1, 1)
     factor = rstd if gamma is None else rstd * gamma  # (N, G, C / G, 1)
     centred = centred.reshape(-1, groups, channels // groups, pixels)
     output = centred * factor
@@ -595,12 +616,8 @@ def _upsample_nearest(
     height, width = output.shape[2] // x.shape[2], output.shape[3] // x.shape[3]
     if (x.shape[2] * height, x.shape[3] * width) != tuple(output.shape[2:]):
         return output, (None,)
-    n, c, h, w = x.shape
-    repeated = x.reshape(-1, c, h, 1, w, 1).expand(-1, c, h, height, w, width)
-    # the sum over each block, as a pooling: its own backward is a scatter with accumulation, which TensorRT refuses
-    return repeated.reshape(-1, c, h * height, w * width), (
-        lambda g: F.avg_pool2d(g, (height, width)) * (height * width),
-    )
+    # the sum over each block, as a pooling: torch's own backward is a scatter with accumulation, which TensorRT refuses
+    return output, (lambda g: F.avg_pool2d(g, (height, width)) * (height * width),)
 
 
 @rule(aten.avg_pool2d.default)

@@ -21,6 +21,10 @@ Network = Callable[..., Tensor]
 """(sample (N, C, H, W), timestep (N,) float32, class_labels (N,) int64 if class-conditional) -> (N, C, H, W)."""
 
 
+PullBack = Callable[[Tensor], Tensor]
+"""v of the shape of x̂0 -> (∂x̂0/∂y)ᵀ v of the shape of y."""
+
+
 class Denoiser(Protocol):
     """The estimate of the clean latent, and its vector-Jacobian product."""
 
@@ -28,8 +32,8 @@ class Denoiser(Protocol):
         """y (N, C, H, W) at noise level ``sigma``, labels (N,) int64 -> x̂0 (N, C, H, W)."""
         ...
 
-    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None, v: Tensor) -> Tensor:
-        """(∂x̂0/∂y)ᵀ v, of the shape of y. Raises GoodRtError where no gradient is to be had."""
+    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None) -> tuple[Tensor, PullBack]:
+        """x̂0 and v -> (∂x̂0/∂y)ᵀ v, which is called once at most. Raises GoodRtError where there is no gradient."""
         ...
 
 
@@ -61,8 +65,8 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 class DiscreteDenoiser:
     """A network trained on discrete timesteps, with classifier-free guidance in one batch.
 
-    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is the PyTorch network that
-    `vjp` goes back through (the same object where ``network`` is PyTorch already). ``cfg_scale`` w gives
+    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp` goes back through:
+    a PyTorch network, or an engine with its VJP engine (`good_rt.differentiable`). ``cfg_scale`` w gives
     x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598, Eq. 6); ``null_class`` is the label ∅.
     ``clip`` bounds x̂0 to [−clip, clip], as pixel models' schedulers ask for.
     """
@@ -96,7 +100,7 @@ class DiscreteDenoiser:
         with torch.no_grad():
             return self._denoise(self.network, y, sigma, labels)
 
-    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None, v: Tensor) -> Tensor:
+    def vjp(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> tuple[Tensor, PullBack]:
         if self.differentiable is None:
             raise GoodRtError(
                 "variance guidance (rho > 0) goes back through the UNet, and this engine has no gradient; "
@@ -104,8 +108,8 @@ class DiscreteDenoiser:
             )
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self._denoise(self.differentiable, y, sigma, labels), y, v)
-        return gradient
+            x0 = self._denoise(self.differentiable, y, sigma, labels)
+        return x0.detach(), lambda v: torch.autograd.grad(x0, y, v)[0]
 
     def _denoise(self, network: Network, y: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         x = y * float(np.sqrt(alpha_cumprod_of(sigma)))

@@ -44,6 +44,10 @@ class IdScales:
     feature_mean: float
     feature_std: float
 
+    def weights(self, lam: float) -> tuple[float, float]:
+        """The factors (1−λ)/s_img of ℓ_img and λ/s_feat of ℓ_feat."""
+        return (1 - lam) / self.image_std, lam / self.feature_std
+
     @classmethod
     def measure(cls, logits: Tensor, features: Tensor, bank: FeatureBank, k: int, temperature: float = 1.0) -> IdScales:
         """From the (N, K) logits and (N, D) features of ID images that are not in the bank."""
@@ -67,12 +71,33 @@ class ClassifierGuidance:
 
     def __call__(self, images: Tensor) -> Tensor:
         logits, features = self.classifier(images)
+        image_weight, feature_weight = self.scales.weights(self.lam)
         value = torch.zeros_like(logits[:, 0])
-        if self.lam < 1:
-            value = value + (1 - self.lam) / self.scales.image_std * image_level(logits, self.temperature)
-        if self.lam > 0:
-            value = value + self.lam / self.scales.feature_std * feature_level(features, self.bank, self.k)
+        if image_weight:
+            value = value + image_weight * image_level(logits, self.temperature)
+        if feature_weight:
+            value = value + feature_weight * feature_level(features, self.bank, self.k)
         return value
+
+
+@dataclass(frozen=True)
+class EngineGuidance:
+    """The same ℓ with its gradient in the latents, from one engine of decoder, classifier and bank together.
+
+    ``run`` takes (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) and gives ℓ (N,) and the
+    gradient (see `good_rt.export.fused`); bank, k and temperature are the engine's.
+    """
+
+    run: Callable[..., tuple[Tensor, ...]]
+    scales: IdScales
+    lam: float
+    image_shape: tuple[int, int, int]
+
+    def value_and_gradient(self, latents: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        ones = latents.new_ones(len(latents))
+        image_weight, feature_weight = self.scales.weights(self.lam)
+        value, gradient = self.run(ones, latents, offset, image_weight * ones, feature_weight * ones)
+        return value, gradient
 
 
 def total(*guidances: Guidance) -> Guidance:

@@ -23,16 +23,18 @@ from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
 from good_rt.dataset import GeneratedSet, Row
 from good_rt.denoiser import Denoiser, DiscreteDenoiser
+from good_rt.differentiable import with_vjp
 from good_rt.diffusion import DiffusionModel
-from good_rt.discrepancy import ClassifierGuidance, IdScales, feature_level, image_level
+from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
 from good_rt.engines.base import Engine
 from good_rt.errors import GoodRtError
-from good_rt.guidance import Decoder, GuidanceConfig
+from good_rt.guidance import Decoder, GuidanceConfig, LatentGuidance
 from good_rt.sampler import sample, sample_seeds
 from good_rt.schedule import FloatArray
 
 GuidanceKind = Literal["none", "img", "feat", "both"]
 KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
+BANK_SIZE = 10_000
 LAMBDA: dict[str, float] = {"img": 0.0, "feat": 1.0, "both": 0.5}
 """λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
 
@@ -66,7 +68,8 @@ class GenerationJob:
 class Generator:
     """The models a job runs on, whatever runtime is behind them.
 
-    ``decode`` gives the final images, ``decode_with_gradient`` is the PyTorch decoder that guidance differentiates.
+    ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance differentiates. ``fused``
+    is the engine of decoder, classifier and bank together that takes its place, where there is one.
     """
 
     denoiser: Denoiser
@@ -78,14 +81,14 @@ class Generator:
     sigmas: FloatArray
     shape: tuple[int, int, int]
     conditional: bool
+    fused: Callable[..., tuple[Tensor, ...]] | None = None
 
     def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
         """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins."""
-        guidance, config = None, replace(job.config, rho=0.0, mu=0.0)
+        guidance: Guidance | LatentGuidance | None = None
+        config = replace(job.config, rho=0.0, mu=0.0)
         if guided and job.guidance != "none":
-            lam = LAMBDA[job.guidance]
-            guidance = ClassifierGuidance(self.classifier, self.bank, self.scales, lam, job.k, job.temperature)
-            config = job.config
+            guidance, config = self.guidance(job), job.config
         latents = sample(
             self.denoiser,
             self.decode_with_gradient,
@@ -100,6 +103,14 @@ class Generator:
         )
         with torch.no_grad():
             return to_uint8(self.decode(latents))
+
+    def guidance(self, job: GenerationJob) -> Guidance | LatentGuidance:
+        """The discrepancy that the job climbs."""
+        lam = LAMBDA[job.guidance]
+        if self.fused is not None:
+            config = self.classifier.config
+            return EngineGuidance(self.fused, self.scales, lam, (config.channels, config.image_size, config.image_size))
+        return ClassifierGuidance(self.classifier, self.bank, self.scales, lam, job.k, job.temperature)
 
     def labels(self, indices: list[int]) -> Tensor:
         """The classes of the images, in turn: (N,) int64."""
@@ -197,13 +208,14 @@ def make_generator(
     *,
     steps: int = 25,
     cfg_scale: float = 1.0,
-    bank_size: int = 10_000,
+    bank_size: int = BANK_SIZE,
     engines: Mapping[str, Engine] | None = None,
 ) -> Generator:
     """Puts the models together: ``engines`` run UNet and decoder where given, else PyTorch does.
 
-    Gradients go through the retained PyTorch modules either way. The bank is made of the ID data's training part, the
-    scales of its held-out part. Raises GoodRtError when model and classifier do not fit together.
+    Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch modules. The bank
+    is made of the ID data's training part, the scales of its held-out part. Raises GoodRtError when model and
+    classifier do not fit together.
     """
     config = classifier.config
     image_shape = (config.channels, config.image_size, config.image_size)
@@ -216,40 +228,60 @@ def make_generator(
     if model.num_class_embeds is not None and model.num_class_embeds < classes:
         raise GoodRtError(f"the diffusion model knows {model.num_class_embeds} classes, the classifier {classes}")
     null_class = classes if model.num_class_embeds is not None and model.num_class_embeds > classes else None
-    unet, decode = model.unet, model.decoder or _identity
+    decode: Decoder = model.decoder or _identity
+    decode_with_gradient = decode
+    unet: Network = model.unet
+    differentiable, fused = unet, None
+    if engines:
+        unet = engine_function(engines["unet"], "output")
+        if "unet_vjp" in engines:
+            differentiable = with_vjp(unet, engine_function(engines["unet_vjp"], "gradient"))
+        if model.decoder is not None:
+            decode = engine_function(engines["vae_decoder"], "images")
+        if "decoder_vjp" in engines:
+            decode_with_gradient = with_vjp(decode, engine_function(engines["decoder_vjp"], "gradient"))
+        if "guidance_vjp" in engines:
+            fused = engine_function(engines["guidance_vjp"], "value", "gradient")
     denoiser = DiscreteDenoiser(
-        engine_function(engines["unet"], "output") if engines else unet,
+        unet,
         model.alphas_cumprod,
         model.prediction_type,
         null_class,
         cfg_scale,
         model.clip,
-        differentiable=unet,
+        differentiable=differentiable,
     )
-    bank_images = id_data.part("train", classes, config.channels, config.image_size)
-    _, features = predict(classifier, from_uint8(spread(bank_images, bank_size).images))
-    bank = FeatureBank(features)
+    bank = feature_bank(classifier, id_data, bank_size)
     known, _ = halves(id_data.part("held_out", classes, config.channels, config.image_size))
     scales = IdScales.measure(*predict(classifier, from_uint8(known.images)), bank, job.k, job.temperature)
     return Generator(
         denoiser=denoiser,
-        decode=engine_function(engines["vae_decoder"], "images") if engines and model.decoder else decode,
-        decode_with_gradient=decode,
+        decode=decode,
+        decode_with_gradient=decode_with_gradient,
         classifier=classifier,
         bank=bank,
         scales=scales,
         sigmas=model.sigmas(steps),
         shape=model.sample_shape,
         conditional=model.num_class_embeds is not None,
+        fused=fused,
     )
 
 
-def engine_function(engine: Engine, output: str) -> Callable[..., Tensor]:
-    """An engine as a function of its inputs in their order, giving one output."""
+def feature_bank(classifier: Classifier, id_data: IdData, size: int = BANK_SIZE) -> FeatureBank:
+    """The bank of at most ``size`` evenly chosen images of the ID data's training part."""
+    config = classifier.config
+    images = id_data.part("train", len(config.classes), config.channels, config.image_size)
+    return FeatureBank(predict(classifier, from_uint8(spread(images, size).images))[1])
+
+
+def engine_function(engine: Engine, *outputs: str) -> Callable[..., Any]:
+    """An engine as a function of its inputs in their order, giving one output or a tuple of several."""
     names = tuple(engine.inputs)
 
-    def run(*tensors: Tensor) -> Tensor:
-        return engine(**dict(zip(names, tensors, strict=True)))[output]
+    def run(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = engine(**dict(zip(names, tensors, strict=True)))
+        return found[outputs[0]] if len(outputs) == 1 else tuple(found[name] for name in outputs)
 
     return run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,19 +90,50 @@ def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | N
     return torch.logsumexp(guidance(samples).unflatten(0, noise.shape[:2]), dim=0) - math.log(len(noise))
 
 
+@runtime_checkable
+class LatentGuidance(Protocol):
+    """A guidance of latents that brings its own gradient, as an engine of decoder and classifier together does."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    def value_and_gradient(self, latents: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """latents (N, C, H, W), what is added to the decoded images (N, c, H', W') -> ℓ (N,), ∇ℓ (N, C, H, W)."""
+        ...
+
+
 def value_and_gradient(
-    guidance: Guidance, decoder: Decoder, x0: Tensor, width: float, draw: Callable[[Tensor], Tensor] | None
+    guidance: Guidance | LatentGuidance,
+    decoder: Decoder,
+    x0: Tensor,
+    width: float,
+    draw: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """ℓ̃(D(x̂0)) (N,) and ∇_{x̂0} ℓ̃(D(x̂0)), of the shape of x̂0 (N, C, H, W).
 
-    ``draw`` makes the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no smoothing.
+    ``draw`` makes the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no smoothing. Autograd
+    goes through decoder and guidance, unless the guidance brings its own gradient.
     """
+    if isinstance(guidance, LatentGuidance):
+        return _smoothed_from_parts(guidance, x0, width, draw)
     with torch.enable_grad():
         x0 = x0.detach().requires_grad_(True)
         images = decoder(x0)
         value = smoothed(guidance, images, width, None if draw is None else draw(images))
         (gradient,) = torch.autograd.grad(value.sum(), x0)
     return value.detach(), gradient
+
+
+def _smoothed_from_parts(
+    guidance: LatentGuidance, x0: Tensor, width: float, draw: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """ℓ̃ and ∇ℓ̃ = Σ_j softmax_j(ℓ_j) ∇ℓ_j from every Monte-Carlo sample's own value and gradient."""
+    nothing = x0.new_zeros(len(x0), *guidance.image_shape)
+    noise = nothing[None] if draw is None else width * draw(nothing)
+    parts = [guidance.value_and_gradient(x0, offset) for offset in noise]
+    values, gradients = (torch.stack(part) for part in zip(*parts, strict=True))
+    weights = values.softmax(dim=0)[:, :, None, None, None]
+    return torch.logsumexp(values, dim=0) - math.log(len(values)), (weights * gradients).sum(dim=0)
 
 
 def limited(gradient: Tensor, value: Tensor, config: GuidanceConfig, step: int) -> Tensor:

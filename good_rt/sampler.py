@@ -16,7 +16,7 @@ from torch import Tensor
 from good_rt.denoiser import Denoiser
 from good_rt.discrepancy import Guidance
 from good_rt.errors import NonFiniteError
-from good_rt.guidance import Decoder, GuidanceConfig, limited, value_and_gradient
+from good_rt.guidance import Decoder, GuidanceConfig, LatentGuidance, limited, value_and_gradient
 from good_rt.schedule import FloatArray, alpha_cumprod_of, smoothing_widths, strengths
 
 
@@ -63,7 +63,7 @@ def ddim_step(y: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float
 def sample_steps(
     denoiser: Denoiser,
     decoder: Decoder,
-    guidance: Guidance | None,
+    guidance: Guidance | LatentGuidance | None,
     sigmas: FloatArray,
     config: GuidanceConfig,
     seeds: Sequence[int],
@@ -94,15 +94,20 @@ def sample_steps(
     for t, (sigma, sigma_next) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         root_alpha = float(np.sqrt(alpha_cumprod_of(sigma)))
         for recurrence in range(config.n_recur):
-            x0 = denoiser(y, sigma, labels)
+            guided = guidance is not None and config.guides(t, len(mu))
+            if guided and rho[t] > 0:
+                x0, pull_back = denoiser.vjp(y, sigma, labels)
+            else:
+                x0 = denoiser(y, sigma, labels)
             value: Tensor | None = None
             shift = torch.zeros_like(x0)  # Δ, and what variance guidance adds to y_{t−1}
             push = torch.zeros_like(x0)
-            if guidance is not None and config.guides(t, len(mu)):
+            if guided:
+                assert guidance is not None
                 value, gradient = value_and_gradient(guidance, decoder, x0, width[t], draw)
                 if rho[t] > 0:
                     # ∇_{x_t} = √ᾱ_t ∇_y; y_{t−1} += ρ_t ∇_{x_t}/(√α_t √ᾱ_{t−1}) = ρ_t/√ᾱ_t ∇_{x_t}
-                    through_unet = denoiser.vjp(y, sigma, labels, gradient) / root_alpha
+                    through_unet = pull_back(gradient) / root_alpha
                     push = factor * rho[t] / root_alpha * limited(through_unet, value, config, t)
                 for iteration in range(config.n_iter if mu[t] > 0 else 0):
                     if iteration > 0:  # the first gradient, at Δ = 0, is the one above
@@ -121,7 +126,7 @@ def sample_steps(
 def sample(
     denoiser: Denoiser,
     decoder: Decoder,
-    guidance: Guidance | None,
+    guidance: Guidance | LatentGuidance | None,
     sigmas: FloatArray,
     config: GuidanceConfig,
     seeds: Sequence[int],

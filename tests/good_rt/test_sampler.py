@@ -181,8 +181,10 @@ def test_gradient_through_decoder_and_unet_equals_finite_differences(unet):
     def value(y):
         return smoothed(quadratic, decoder(denoiser(y, sigma, labels)), 0.1, noise)
 
-    _, at_x0 = value_and_gradient(quadratic, decoder, denoiser(y, sigma, labels), 0.1, lambda images: noise)
-    gradient = denoiser.vjp(y, sigma, labels, at_x0)
+    x0, pull_back = denoiser.vjp(y, sigma, labels)
+    assert torch.equal(x0, denoiser(y, sigma, labels))
+    _, at_x0 = value_and_gradient(quadratic, decoder, x0, 0.1, lambda images: noise)
+    gradient = pull_back(at_x0)
     for seed in range(5):
         direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         h = 1e-5

@@ -1,0 +1,111 @@
+"""Which graphs a diffusion model and a classifier have, with real and random inputs to check each on.
+
+`good_rt.export.export` writes and proves them. Another graph is one more entry in `graphs_of`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from good_rt.bank import FeatureBank
+from good_rt.classifier import Classifier
+from good_rt.diffusion import DiffusionModel
+from good_rt.export.fused import GuidanceModule
+
+Arrays = Mapping[str, Tensor]
+InputMaker = Callable[[int], Arrays]
+"""Batch size -> inputs by name, in the module's order; the same for the same size."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export: its outputs' names, and what makes its inputs, by kind ("real", "random").
+
+    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of that name.
+    """
+
+    module: nn.Module
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, InputMaker]
+    wrt: str | None = None
+
+
+@dataclass(frozen=True)
+class FusedGuidance:
+    """What the fused guidance graph holds beside decoder and classifier."""
+
+    bank: FeatureBank
+    k: int
+    temperature: float = 1.0
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.bank.features.numpy().tobytes())
+        digest.update(f"{self.k} {self.temperature}".encode())
+        return digest.hexdigest()
+
+
+def graphs_of(
+    model: DiffusionModel, classifier: Classifier, images: Tensor | None, fused: FusedGuidance | None = None
+) -> dict[str, Graph]:
+    """All graphs by name; those with gradients ("unet_vjp", "decoder_vjp", "guidance_vjp") where ``fused`` is given.
+
+    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by the VAE.
+    """
+    config = classifier.config
+
+    def kinds(shape: tuple[int, int, int], real: Callable[[int], Tensor], complete: Callable[[Tensor], Arrays]):  # type: ignore[no-untyped-def]
+        makers: dict[str, InputMaker] = {"random": lambda n: complete(_normal((n, *shape), seed=n))}
+        return makers if images is None else {"real": lambda n: complete(real(n)), **makers}
+
+    def real_images(n: int) -> Tensor:
+        assert images is not None
+        return images[torch.arange(n) % len(images)]
+
+    @torch.no_grad()
+    def real_latents(n: int) -> Tensor:
+        return real_images(n) if model.encoder is None else model.encoder(real_images(n))
+
+    def noisy(latents: Tensor) -> Arrays:
+        n = len(latents)
+        timestep = torch.linspace(len(model.alphas_cumprod) - 1, 0, n).round()
+        alpha = torch.from_numpy(model.alphas_cumprod)[timestep.long()].float().view(-1, 1, 1, 1)
+        sample = alpha.sqrt() * latents + (1 - alpha).sqrt() * _normal(latents.shape, seed=n)
+        arrays = {"sample": sample, "timestep": timestep}
+        if model.num_class_embeds is not None:
+            arrays["class_labels"] = torch.arange(n) % model.num_class_embeds
+        return arrays
+
+    def guided(latents: Tensor) -> Arrays:
+        n = len(latents)
+        weight = torch.linspace(0.2, 0.8, n)
+        offset = 0.05 * _normal((n, *model.image_shape), seed=n)
+        return {"latents": latents, "offset": offset, "image_weight": weight, "feature_weight": 1 - weight}
+
+    of_latents = kinds(model.sample_shape, real_latents, lambda latents: {"latents": latents})
+    of_images = kinds(model.image_shape, real_images, lambda pixels: {"images": pixels})
+    of_noisy = kinds(model.sample_shape, real_latents, noisy)
+    graphs = {"unet": Graph(model.unet, ("output",), of_noisy)}
+    if model.encoder is not None and model.decoder is not None:
+        graphs["vae_encoder"] = Graph(model.encoder, ("latents",), of_images)
+        graphs["vae_decoder"] = Graph(model.decoder, ("images",), of_latents)
+    shape = (config.channels, config.image_size, config.image_size)
+    of_pixels = kinds(shape, real_images, lambda pixels: {"images": pixels})
+    graphs["classifier"] = Graph(classifier, ("logits", "features"), of_pixels)
+    if fused is not None:
+        graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample")
+        if model.decoder is not None:
+            graphs["decoder_vjp"] = Graph(model.decoder, ("images",), of_latents, wrt="latents")
+        guidance = GuidanceModule(model.decoder, classifier, fused.bank, fused.k, fused.temperature).eval()
+        of_guided = kinds(model.sample_shape, real_latents, guided)
+        graphs["guidance_vjp"] = Graph(guidance, ("value",), of_guided, wrt="latents")
+    return graphs
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

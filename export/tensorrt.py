@@ -1,0 +1,344 @@
+"""Builds TensorRT plans of ONNX graphs, and leaves alone those that nothing changed for.
+
+TensorRT-RTX builds on any machine, with or without a GPU, and one plan of it holds several architectures; TensorRT
+builds for the GPU that is there. Networks are strongly typed: the precision is the graph's own (`good_rt.export.half`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from good_rt.engines.base import TensorSpec
+from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
+from good_rt.errors import GoodRtError
+from good_rt.export.half import HALF, to_half
+from good_rt.export.manifest import Manifest
+from good_rt.files import atomic_path, sha256, write_json
+
+PRECISIONS = ("fp32", *HALF)
+BATCHES: Range = (1, 8, 32)
+TURING = "sm75"
+"""Left out of the default architectures: it has no bf16, and a plan that holds it is slower on the others."""
+LARGEST_FILE = 2**31 - 2**24
+"""Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some room."""
+DTYPES = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+    TensorProto.BOOL: "bool",
+}
+"""What TensorRT takes as inputs and gives as outputs. Not double: it would compute it in float32 and not say so."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """How a plan is built.
+
+    ``architectures`` ("sm89", ...; empty: all that TensorRT-RTX offers from Ampere on, or the present GPU's),
+    ``profile`` the least, usual and largest length of every dynamic dimension by its name, ``library`` one of
+    `LIBRARIES` (None: the first that is installed), ``tf32`` whether float32 may be computed with 10-bit mantissas,
+    ``timing_cache`` a file that TensorRT keeps its kernels' timings in (default: beside the plan; TensorRT-RTX times
+    nothing). Raises GoodRtError when a setting makes no sense.
+    """
+
+    architectures: tuple[str, ...] = ()
+    precision: str = "fp32"
+    profile: Mapping[str, Range] = field(default_factory=lambda: {"batch": BATCHES})
+    library: str | None = None
+    tf32: bool = False
+    optimisation_level: int | None = None
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise GoodRtError(f"there is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}")
+        for name, (low, best, high) in self.profile.items():
+            if not 1 <= low <= best <= high:
+                raise GoodRtError(
+                    f"the profile of {name!r} is {low}/{best}/{high}; it must be the least, the usual and the largest length"
+                )
+        if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
+            raise GoodRtError(f"optimisation levels go from 0 to 5, not {self.optimisation_level}")
+
+
+def plan_path(folder: Path, graph: str, config: PlanConfig) -> Path:
+    """Where a graph's plan lies; plans of other precisions can lie beside it."""
+    return folder / f"{graph}.{config.precision}.plan"
+
+
+def build_plans(
+    folder: Path, config: PlanConfig, *, force: bool = False, on_graph: Callable[[str], None] = lambda name: None
+) -> dict[str, tuple[PlanInfo, bool]]:
+    """Builds the plan of every graph in a folder of engines, beside it: what each is, and whether it had to be built."""
+    manifest = Manifest.read(folder)
+    manifest.check_files(folder)
+    plans = {}
+    for name, entry in manifest.graphs.items():
+        on_graph(name)
+        plans[name] = build_plan(folder / entry.file, config, plan_path(folder, name, config), force=force)
+    return plans
+
+
+def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False) -> tuple[PlanInfo, bool]:
+    """Writes the plan of an ONNX file to ``out``, and what it is beside it; says that, and whether it had to be built.
+
+    Raises GoodRtError, leaving ``out`` as it was, when no TensorRT is installed, the file is not valid ONNX, TensorRT
+    does not know an operation (which it names), or an architecture or profile does not fit.
+    """
+    library = load_library(config.library)
+    architectures = _architectures(library, config)
+    model = _load(onnx_path)
+    profile = _profile(model, config, onnx_path)
+    graph_sha256 = graph_hash(onnx_path, model)
+    options = {
+        "graph": graph_sha256,
+        "library": [library.name, library.version],
+        "architectures": architectures,
+        "precision": config.precision,
+        "profile": profile,
+        "tf32": config.tf32,
+        "optimisation_level": config.optimisation_level,
+    }
+    key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    if not force and (found := _unchanged(out, key)) is not None:
+        return found, False
+    inputs, outputs = _specs(model.graph.input, onnx_path), _specs(model.graph.output, onnx_path)
+    began = time.perf_counter()
+    plan, layers = _build(onnx_path, model, config, library, profile, out)
+    seconds = time.perf_counter() - began
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(plan)
+        info = PlanInfo(
+            graph=os.path.relpath(onnx_path.absolute(), out.absolute().parent),
+            graph_sha256=graph_sha256,
+            plan_sha256=sha256(temporary),
+            plan_bytes=temporary.stat().st_size,
+            library=library.name,
+            library_version=library.version,
+            architectures=architectures,
+            precision=config.precision,
+            profile=profile,
+            tf32=config.tf32,
+            optimisation_level=config.optimisation_level,
+            layers=layers,
+            build_seconds=round(seconds, 2),
+            inputs=inputs,
+            outputs=outputs,
+            key=key,
+        )
+    write_json(info_path(out), info.to_json())
+    return info, True
+
+
+def graph_hash(path: Path, model: ModelProto | None = None) -> str:
+    """The SHA-256 of an ONNX file, or of it and its files of external data where it has them."""
+    model = model if model is not None else _load(path)
+    locations = sorted({found for tensor in model.graph.initializer if (found := _location(tensor)) is not None})
+    if not locations:
+        return sha256(path)
+    digest = hashlib.sha256(sha256(path).encode())
+    for location in locations:
+        digest.update(f"{location} {sha256(path.parent / location)}".encode())
+    return digest.hexdigest()
+
+
+def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
+    """The architectures to build for, in the library's order."""
+    if not library.targets:
+        present = present_architecture()
+        if present is None:
+            raise GoodRtError(
+                f"{library.name} builds plans for the GPU that is there, and there is none; tensorrt-rtx needs none"
+            )
+        others = [name for name in config.architectures if name != present]
+        if others:
+            raise GoodRtError(f"{library.name} builds plans for the GPU that is there, {present}, not for {others[0]}")
+        return (present,)
+    unknown = [name for name in config.architectures if name not in library.targets]
+    if unknown:
+        raise GoodRtError(
+            f"{library.name} {library.version} has no architecture {unknown[0]!r}; it has {', '.join(library.targets)}"
+        )
+    return tuple(
+        name
+        for name in library.targets
+        if (name in config.architectures if config.architectures else name != TURING)
+    )
+
+
+def _load(path: Path) -> ModelProto:
+    """The graph without its external data, checked. TensorRT's parser is C++ that trusts its input more than this."""
+    if not path.exists():
+        raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            location = _location(tensor)
+            if location is not None and not _inside(path.parent, location):
+                raise GoodRtError(f"{path}: the data of {tensor.name!r} lie outside its folder ({location})")
+            if location is not None and not (path.parent / location).exists():
+                raise GoodRtError(f"{path}: the data of {tensor.name!r} are missing ({location})")
+        onnx.checker.check_model(path, full_check=True)
+    except GoodRtError:
+        raise
+    except Exception as error:  # protobuf, the checker and shape inference each raise kinds of their own
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise GoodRtError(f"{path} is not a valid ONNX file ({first.strip()})") from None
+    return model
+
+
+def _location(tensor: TensorProto) -> str | None:
+    """The file of a tensor's external data, as the tensor has it."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return None
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _inside(folder: Path, location: str) -> bool:
+    return bool(location) and (folder / location).resolve().is_relative_to(folder.resolve())
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    """A tensor's shape; a dynamic dimension without a name is "batch" where it is the first."""
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or ("batch" if place == 0 else f"{value.name}.{place}")
+        for place, dim in enumerate(value.type.tensor_type.shape.dim)
+    )  # fmt: skip
+
+
+def _specs(values: Any, path: Path) -> dict[str, TensorSpec]:
+    found = {}
+    for value in values:
+        kind = value.type.tensor_type.elem_type
+        if kind not in DTYPES:
+            name = TensorProto.DataType.Name(kind).lower()
+            raise GoodRtError(
+                f"{path}: {value.name!r} is {name}, which TensorRT does not take; it takes {', '.join(DTYPES.values())}"
+            )
+        found[value.name] = TensorSpec(DTYPES[kind], _dimensions(value))
+    return found
+
+
+def _profile(model: ModelProto, config: PlanConfig, path: Path) -> dict[str, Range]:
+    """The ranges of the dynamic dimensions that the graph's inputs have."""
+    names = {name for value in model.graph.input for name in _dimensions(value) if isinstance(name, str)}
+    missing = sorted(names - config.profile.keys())
+    if missing:
+        raise GoodRtError(f"{path}: dimension {missing[0]!r} is dynamic; give its --profile {missing[0]}=MIN/OPT/MAX")
+    return {name: config.profile[name] for name in sorted(names)}
+
+
+def _unchanged(out: Path, key: str) -> PlanInfo | None:
+    """What the plan at ``out`` is, when it is there, whole, and what would be built."""
+    try:
+        found = PlanInfo.read(out)
+    except GoodRtError:
+        return None
+    whole = found.key == key and out.exists() and sha256(out) == found.plan_sha256
+    return found if whole else None
+
+
+def _build(
+    onnx_path: Path, model: ModelProto, config: PlanConfig, library: Library, profile: Mapping[str, Range], out: Path
+) -> tuple[Any, int]:
+    """The plan's bytes, and how many layers its network has."""
+    api = library.api
+    logger, errors = library.logger()
+    builder = api.Builder(logger)
+    flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # no flag: there are no others
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = api.OnnxParser(network, logger)  # holds the weights until the plan is built
+    settings = builder.create_builder_config()
+    if not config.tf32:
+        settings.clear_flag(api.BuilderFlag.TF32)  # set by default
+    if config.optimisation_level is not None:
+        settings.builder_optimization_level = config.optimisation_level
+    if library.targets:
+        architectures = _architectures(library, config)
+        settings.num_compute_capabilities = len(architectures)
+        for place, name in enumerate(architectures):
+            settings.set_compute_capability(getattr(api.ComputeCapability, name.upper()), place)
+    with _in_precision(onnx_path, model, config.precision) as path:
+        if not parser.parse_from_file(str(path)):
+            raise GoodRtError(f"{onnx_path}: {_refusal(parser, library, errors)}")
+        if profile:
+            settings.add_optimization_profile(_shapes(builder, model, profile, onnx_path))
+        with _timings(settings, config, library, out):
+            plan = builder.build_serialized_network(network, settings)
+    if plan is None:
+        reason = errors[-1].splitlines()[0] if errors else "no reason given"
+        raise GoodRtError(f"{onnx_path}: {library.name} {library.version} cannot build its plan: {reason}")
+    return plan, network.num_layers
+
+
+@contextlib.contextmanager
+def _in_precision(path: Path, model: ModelProto, precision: str) -> Iterator[Path]:
+    """A file with the graph in that precision, as long as the block lasts."""
+    if precision == "fp32":
+        yield path
+        return
+    whole = ModelProto()
+    whole.CopyFrom(model)
+    onnx.load_external_data_for_model(whole, str(path.parent))
+    half = to_half(whole, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / path.name
+        large = half.ByteSize() > LARGEST_FILE
+        onnx.save(half, found, save_as_external_data=large, location="weights" if large else None)
+        yield found
+
+
+def _refusal(parser: Any, library: Library, errors: list[str]) -> str:
+    """The first error that names an operation, in one line: the parser gives one for each node."""
+    found = [parser.get_error(place) for place in range(parser.num_errors)]
+    named = next((error for error in found if error.node_operator()), None)
+    by = f"{library.name} {library.version}"
+    if named is None:
+        reason = found[0].desc() if found else errors[-1] if errors else "no reason given"
+        return f"{by} cannot read it ({' '.join(reason.split())})"
+    reason = " ".join(named.desc().split()).removeprefix("Assertion failed: ")
+    why = "" if reason in ("", "false") else f" ({reason})"
+    return f"{by} cannot take operation {named.node_operator()}, node {named.node_name()!r}{why}"
+
+
+def _shapes(builder: Any, model: ModelProto, profile: Mapping[str, Range], path: Path) -> Any:
+    """The optimisation profile: least, usual and largest shape of every input."""
+    found = builder.create_optimization_profile()
+    for value in model.graph.input:
+        shape = _dimensions(value)
+        shapes = [tuple(profile[size][place] if isinstance(size, str) else size for size in shape) for place in range(3)]
+        try:
+            found.set_shape(value.name, *shapes)
+        except RuntimeError as error:
+            raise GoodRtError(f"{path}: the profile does not fit input {value.name!r} ({error})") from None
+    return found
+
+
+@contextlib.contextmanager
+def _timings(settings: Any, config: PlanConfig, library: Library, out: Path) -> Iterator[None]:
+    """Kernel timings of earlier builds for this one, and this one's for later. TensorRT-RTX times when it first runs."""
+    if library.targets:
+        if config.timing_cache is not None:
+            raise GoodRtError(f"{library.name} times nothing while it builds, and has no timing cache; leave it out")
+        yield
+        return
+    path = config.timing_cache if config.timing_cache is not None else out.parent / "tensorrt.timings"
+    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    settings.set_timing_cache(cache, ignore_mismatch=False)
+    yield
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(settings.get_timing_cache().serialize())

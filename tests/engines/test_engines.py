@@ -1,0 +1,130 @@
+"""Both engines on the same graph: the same specs, the same values, the same refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from good_rt.engines.base import Engine, TensorSpec, check_inputs
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.torch import TorchEngine
+from good_rt.errors import GoodRtError
+from good_rt.export.to_onnx import export_onnx
+
+INPUTS = {"image": TensorSpec("float32", ("batch", 3, 8, 8)), "label": TensorSpec("int64", ("batch",))}
+OUTPUTS = {"map": TensorSpec("float32", ("batch", 4, 4, 4)), "positive": TensorSpec("bool", ("batch",))}
+
+
+class TwoInTwoOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, 2, 1)
+        self.embedding = nn.Embedding(5, 4)
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.convolution(image) + self.embedding(label)[:, :, None, None]
+        return found, found.mean(dim=(1, 2, 3)) > 0
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "two.onnx"
+    export_onnx(module(), example(2), list(OUTPUTS), path)
+    return path
+
+
+def module() -> TwoInTwoOut:
+    torch.manual_seed(0)
+    return TwoInTwoOut().eval()
+
+
+def example(batch: int, seed: int = 0) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randn(batch, 3, 8, 8, generator=rng),
+        "label": torch.randint(5, (batch,), generator=rng),
+    }
+
+
+@pytest.fixture(params=["onnxruntime", "torch"])
+def engine(request: pytest.FixtureRequest, path: Path) -> Engine:
+    if request.param == "torch":
+        return TorchEngine(module(), INPUTS, OUTPUTS)
+    return OnnxRuntimeEngine(path)
+
+
+def test_specs(engine: Engine) -> None:
+    assert dict(engine.inputs) == INPUTS
+    assert dict(engine.outputs) == OUTPUTS
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 9), seed=st.integers(0, 2**31))
+def test_the_engines_agree(path: Path, batch: int, seed: int) -> None:
+    arrays = example(batch, seed)
+    with torch.no_grad():
+        expected = TorchEngine(module(), INPUTS, OUTPUTS)(**arrays)
+    found = OnnxRuntimeEngine(path, threads=1)(**arrays)
+    torch.testing.assert_close(found["map"], expected["map"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found["positive"], expected["positive"])
+    assert {name: value.dtype for name, value in found.items()} == {"map": torch.float32, "positive": torch.bool}
+
+
+def test_inputs_in_any_order_and_layout(engine: Engine) -> None:
+    arrays = example(4)
+    shuffled = {"label": arrays["label"], "image": arrays["image"].to(memory_format=torch.channels_last)}
+    torch.testing.assert_close(engine(**shuffled)["map"], engine(**arrays)["map"])
+    needs_gradient = {**arrays, "image": arrays["image"].requires_grad_(True)}
+    torch.testing.assert_close(engine(**needs_gradient)["map"].detach(), engine(**arrays)["map"].detach())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": None}, "engine input 'image' is missing"),
+        ({"extra": torch.zeros(2)}, "engine input 'extra' is unknown; the engine takes image, label"),
+        ({"image": torch.zeros(2, 3, 8, 8, dtype=torch.float64)}, "'image' must be float32 batchx3x8x8, not float64 2x3x8x8"),  # noqa: E501
+        ({"image": torch.zeros(2, 1, 8, 8)}, "'image' must be float32 batchx3x8x8, not float32 2x1x8x8"),
+        ({"image": torch.zeros(2, 3, 8)}, "not float32 2x3x8"),
+        ({"label": torch.zeros(2)}, "'label' must be int64 batch, not float32 2"),
+        ({"label": torch.zeros(3, dtype=torch.int64)}, "'label' must be int64 batch, not int64 3"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(engine: Engine, change: dict[str, Tensor | None], message: str) -> None:
+    arrays = {name: value for name, value in {**example(2), **change}.items() if value is not None}
+    with pytest.raises(GoodRtError, match=message):
+        engine(**arrays)
+
+
+def test_checking_lets_what_fits_pass(engine: Engine) -> None:
+    check_inputs(engine, example(7))
+
+
+def test_a_failure_while_running_is_one_line(path: Path) -> None:
+    arrays = {**example(2), "label": torch.tensor([0, 99])}  # no such row in the embedding
+    with pytest.raises(GoodRtError, match="ONNX Runtime failed: .+") as caught:
+        OnnxRuntimeEngine(path)(**arrays)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_provider_that_is_not_installed_is_named(path: Path) -> None:
+    missing = next(name for name in onnxruntime.get_all_providers() if name not in onnxruntime.get_available_providers())
+    with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here; .*good-rt\[gpu\]"):
+        OnnxRuntimeEngine(path, [missing, "CPUExecutionProvider"])
+
+
+def test_files_that_are_no_graph_are_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(GoodRtError, match=r"gone\.onnx does not exist; make it with `good-rt export`"):
+        OnnxRuntimeEngine(tmp_path / "gone.onnx")
+    whole = path.read_bytes()
+    for content in (b"hello", whole[: len(whole) // 2], whole[:50]):
+        (tmp_path / "bad.onnx").write_bytes(content)
+        with pytest.raises(GoodRtError, match=r"bad\.onnx is not an ONNX file that ONNX Runtime can load") as caught:
+            OnnxRuntimeEngine(tmp_path / "bad.onnx")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,101 @@
+"""detector.onnx against PyTorch on real images, every label included; and that a wrong file is never kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import good_rt
+import good_rt.export.detector as under_test
+from good_rt.data import from_uint8
+from good_rt.demo import assets
+from good_rt.detection import DetectorModule
+from good_rt.detector import OUTPUTS, Detector
+from good_rt.errors import ParityError
+from good_rt.export.detector import RELATIVE_TOLERANCE, detector_parity, export_detector
+
+
+def unit(name: str, count: int) -> Tensor:
+    """Images of a shipped set in [0, 1]."""
+    return (from_uint8(assets.load_images(name).images[:count]) + 1) / 2
+
+
+def test_every_output_and_label_on_real_images(detector_module: DetectorModule, detector_path: Path) -> None:
+    detector = Detector(detector_path)
+    for name in ("test", "near", "mnist", "photos"):
+        images = assets.load_images(name).images[:150]
+        found = detector.score(images)
+        with torch.no_grad():
+            expected = dict(zip(OUTPUTS, detector_module(unit(name, 150)), strict=True))
+        for output in ("logits", "energy", "knn_distance", "score"):
+            reference = expected[output].numpy()
+            difference = np.abs(getattr(found, output) - reference).max() / np.abs(reference).mean()
+            assert difference <= RELATIVE_TOLERANCE, (name, output)
+        np.testing.assert_array_equal(found.label, expected["logits"].argmax(1))
+        assert (found.is_ood != expected["is_ood"].numpy()).sum() == 0, name
+
+
+def test_parity_counts_what_differs(detector_module: DetectorModule, detector_path: Path) -> None:
+    parity = detector_parity(detector_module, detector_path, unit("test", 70), batch=32)
+    assert parity.images == 70
+    assert (parity.class_disagreements, parity.ood_disagreements) == (0, 0)
+    assert max(parity.max_relative.values()) <= RELATIVE_TOLERANCE
+
+
+def test_the_file_says_what_it_is(detector_module: DetectorModule, detector_path: Path) -> None:
+    info = Detector(detector_path).info
+    assert info.versions["good-rt"] == good_rt.__version__
+    assert info.versions["torch"] == torch.__version__
+    assert (info.channels, info.image_size) == (1, 32)
+    assert info.calibration_size == len(detector_module.calibration)
+
+
+class Off(nn.Module):
+    """The detector with one thing wrong."""
+
+    def __init__(self, module: DetectorModule, wrong: str) -> None:
+        super().__init__()
+        self.module, self.wrong = module, wrong
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits, energy, distance, score, p_value, is_ood = self.module(images)
+        if self.wrong == "score":
+            score = score * 1.01 + 0.01
+        elif self.wrong == "decision":
+            is_ood = ~is_ood
+        elif self.wrong == "class":
+            logits = logits.flip(1)
+        else:
+            energy = energy * torch.nan
+        return logits, energy, distance, score, p_value, is_ood
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("score", "score differs by .* relative"),
+        ("class", r"[1-9]\d* classes and 0 decisions of 16 differ"),
+        ("decision", "0 classes and 16 decisions of 16 differ"),
+        ("nan", "energy differs by nan"),
+    ],
+)
+def test_a_wrong_file_is_not_kept(
+    detector_module: DetectorModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
+) -> None:
+    exported = under_test.export_onnx
+
+    def perturbed(module: DetectorModule, *arguments: Any, **settings: Any) -> None:
+        exported(Off(module, wrong), *arguments, **settings)
+
+    monkeypatch.setattr(under_test, "export_onnx", perturbed)
+    path = tmp_path / "detector.onnx"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ParityError, match=rf"detector\.onnx is not what PyTorch computes: .*{message}.*; nothing was"):
+        export_detector(detector_module, path, unit("test", 16), training="nothing")
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,146 @@
+"""`export_models` as a whole: proved engines or nothing, done once, and again when something changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import good_rt.export.export as under_test
+from good_rt.data import from_uint8
+from good_rt.demo import assets
+from good_rt.errors import GoodRtError, ParityError
+from good_rt.export.export import export_models
+from good_rt.export.graphs import graphs_of
+from good_rt.export.manifest import Manifest, load_engines
+
+IMAGES = from_uint8(assets.load_images("held_out").images[:4])
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def pixel_engines(pixel_dir: Path, classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh copy of the pixel model's engines, which are quickly made."""
+    made = tmp_path_factory.getbasetemp() / "pixel-engines"
+    if not made.exists():
+        export_models(pixel_dir, classifier_dir, made, images=IMAGES)
+    return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "engines")
+
+
+def test_a_pixel_model_has_two_graphs(pixel_engines: Path) -> None:
+    engines = load_engines(pixel_engines)
+    assert set(engines) == {"unet", "classifier"}
+    assert set(engines["unet"].inputs) == {"sample", "timestep"}
+
+
+def test_an_unchanged_model_is_left_alone(pixel_dir: Path, classifier_dir: Path, pixel_engines: Path) -> None:
+    before = state(pixel_engines)
+    heard: list[str] = []
+    manifest, done = export_models(pixel_dir, classifier_dir, pixel_engines, images=IMAGES, on_graph=heard.append)
+    assert not done and heard == [] and state(pixel_engines) == before
+    assert manifest == Manifest.read(pixel_engines)
+
+
+@pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "force"])
+def test_what_changed_is_exported_again(
+    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path, tmp_path: Path, change: str
+) -> None:
+    settings: dict[str, Any] = {}
+    if change == "classifier":
+        classifier_dir = shutil.copytree(classifier_dir, tmp_path / "clf")
+        config = json.loads((classifier_dir / "classifier.json").read_text())
+        (classifier_dir / "classifier.json").write_text(json.dumps({**config, "mean": [0.5], "std": [0.5]}))
+    elif change == "damage":
+        (pixel_engines / "classifier.onnx").write_bytes(b"damaged")
+    elif change == "tolerance":
+        settings = {"relative": 2e-3}
+    else:
+        settings = {"force": True}
+    before = state(pixel_engines)
+    manifest, done = export_models(pixel_dir, classifier_dir, pixel_engines, images=IMAGES, **settings)
+    after = state(pixel_engines)
+    assert done and after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after)
+    assert load_engines(pixel_engines, manifest.source).keys() == {"unet", "classifier"}
+    assert [path.name for path in pixel_engines.parent.iterdir()] == ["engines"]
+
+
+class Off(nn.Module):
+    """A module that computes something slightly else once it is traced, as a faulty exporter would make it."""
+
+    def __init__(self, module: nn.Module, by: float) -> None:
+        super().__init__()
+        self.module, self.by = module, by
+
+    def forward(self, *inputs: Tensor) -> Any:
+        first, *rest = out if isinstance(out := self.module(*inputs), tuple) else (out,)
+        return (first + self.by, *rest) if rest else first + self.by
+
+
+@pytest.mark.parametrize(("by", "passes"), [(0.05, False), (5e-5, True)])
+def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
+    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path, monkeypatch: pytest.MonkeyPatch, by: float, passes: bool
+) -> None:
+    exported = under_test.export_onnx
+
+    def perturbed(module: nn.Module, *arguments: Any, **settings: Any) -> None:
+        exported(Off(module, by), *arguments, **settings)
+
+    monkeypatch.setattr(under_test, "export_onnx", perturbed)
+    before = state(pixel_engines)
+    fresh = pixel_engines.parent / "fresh"
+    if passes:  # the difference is within the tolerance
+        assert export_models(pixel_dir, classifier_dir, fresh, images=IMAGES)[1]
+        return
+    for out in (pixel_engines, fresh):
+        with pytest.raises(ParityError, match=r"(unet|classifier)\.onnx is not what PyTorch computes: .* times the "):
+            export_models(pixel_dir, classifier_dir, out, images=IMAGES, force=True)
+    assert state(pixel_engines) == before
+    assert list(pixel_engines.parent.iterdir()) == [pixel_engines]
+
+
+def test_a_folder_of_other_things_is_not_replaced(pixel_dir: Path, classifier_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(GoodRtError):
+        export_models(pixel_dir, classifier_dir, tmp_path, images=IMAGES)
+    with pytest.raises(GoodRtError):
+        export_models(pixel_dir, classifier_dir, tmp_path, images=IMAGES, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_and_classifier_that_do_not_fit_are_refused(
+    model_dir: Path, classifier_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GoodRtError):
+        export_models(model_dir / "vae", classifier_dir, tmp_path / "out")
+    bare = shutil.copytree(model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("vae"))
+    with pytest.raises(GoodRtError, match=r"makes images of shape \(4, 8, 8\), the classifier takes 1 channels of 32"):
+        export_models(bare, classifier_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(engines_dir: Path, model_dir: Path) -> None:
+    from good_rt.classifier import load_classifier
+    from good_rt.diffusion import load_diffusion
+
+    model = load_diffusion(model_dir)
+    classifier = load_classifier(assets.CLASSIFIER)
+    graphs = graphs_of(model, classifier, IMAGES)
+    assert set(graphs) == {"unet", "vae_encoder", "vae_decoder", "classifier"}
+    assert model.encoder is not None
+    with torch.no_grad():
+        torch.testing.assert_close(graphs["vae_decoder"].inputs["real"](3)["latents"], model.encoder(IMAGES[:3]))
+    made = graphs["unet"].inputs["real"](5)
+    assert made["sample"].shape == (5, 4, 8, 8)
+    assert made["timestep"].tolist() == [999, 749, 500, 250, 0] or made["timestep"].dtype == torch.float32
+    assert made["class_labels"].tolist() == [0, 1, 2, 3, 4]
+    without = graphs_of(model, classifier, None)
+    assert set(without["unet"].inputs) == {"random"}

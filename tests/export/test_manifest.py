@@ -1,0 +1,104 @@
+"""The manifest: there and back, and engines load only when they are the files that it vouches for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from good_rt.classifier import Classifier
+from good_rt.diffusion import load_diffusion
+from good_rt.errors import GoodRtError
+from good_rt.export.manifest import MANIFEST, Manifest, load_engines
+from good_rt.files import sha256
+
+GRAPHS = {"unet", "vae_encoder", "vae_decoder", "classifier"}
+
+
+@pytest.fixture
+def folder(engines_dir: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(engines_dir, tmp_path / "engines")
+
+
+def test_it_describes_the_files(engines_dir: Path, model_dir: Path, classifier: Classifier) -> None:
+    manifest = Manifest.read(engines_dir)
+    assert dict(manifest.source) == {
+        "model": load_diffusion(model_dir).fingerprint, "classifier": classifier.fingerprint
+    }  # fmt: skip
+    assert set(manifest.graphs) == GRAPHS
+    assert {path.name for path in engines_dir.iterdir()} == {MANIFEST, *(f"{name}.onnx" for name in GRAPHS)}
+    for entry in manifest.graphs.values():
+        assert entry.sha256 == sha256(engines_dir / entry.file)
+        assert entry.bytes == (engines_dir / entry.file).stat().st_size
+    assert {(row.graph, row.inputs) for row in manifest.parity} == {(g, i) for g in GRAPHS for i in ("real", "random")}
+    assert all(row.ok for row in manifest.parity)
+
+
+def test_there_and_back(engines_dir: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(engines_dir)
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+
+
+def test_engines_have_the_specs_of_the_manifest(engines_dir: Path) -> None:
+    engines, manifest = load_engines(engines_dir), Manifest.read(engines_dir)
+    assert set(engines) == GRAPHS
+    for name, engine in engines.items():
+        assert dict(engine.inputs) == dict(manifest.graphs[name].inputs)
+        assert dict(engine.outputs) == dict(manifest.graphs[name].outputs)
+    assert engines["vae_decoder"](latents=torch.zeros(3, 4, 8, 8))["images"].shape == (3, 1, 32, 32)
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        value = json.loads((folder / MANIFEST).read_text())
+        change(value)
+        (folder / MANIFEST).write_text(json.dumps(value))
+
+    return apply
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "unet.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "unet.onnx").write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, r"holds no engines \(manifest\.json is missing\); make them with `good-rt export`"),
+    "no JSON": (lambda f: (f / MANIFEST).write_text("{"), r"manifest\.json is not valid JSON"),
+    "format": (edit(lambda v: v.update(format=99)), "has format 99, this version reads 1; export again"),
+    "no graphs": (edit(lambda v: v.pop("graphs")), r"is damaged \(KeyError: 'graphs'\)"),
+    "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
+    "odd parity": (edit(lambda v: v.update(parity=[{"graph": "unet"}])), "is damaged"),
+    "hash": (flip, r"unet\.onnx is not the file that was exported \(its hash differs\); export again"),
+    "cut": (lambda f: (f / "unet.onnx").write_bytes(b""), "its hash differs"),
+    "missing file": (lambda f: (f / "unet.onnx").unlink(), r"unet\.onnx is missing; export again"),
+    "outside": (
+        edit(lambda v: v["graphs"]["unet"].update(file="../engines/unet.onnx")),
+        "graph 'unet' lies outside the folder",
+    ),
+    "absolute": (edit(lambda v: v["graphs"]["unet"].update(file="/etc/passwd")), "graph 'unet' lies outside"),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_damage_is_named(folder: Path, damage: str) -> None:
+    apply, message = DAMAGES[damage]
+    apply(folder)
+    with pytest.raises(GoodRtError, match=message):
+        load_engines(folder)
+
+
+def test_engines_of_another_model_are_refused(engines_dir: Path) -> None:
+    source = dict(Manifest.read(engines_dir).source)
+    load_engines(engines_dir, source)
+    for name in source:
+        with pytest.raises(GoodRtError, match="are of another model or classifier; export again"):
+            load_engines(engines_dir, {**source, name: "0" * 64})

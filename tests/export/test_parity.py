@@ -1,0 +1,67 @@
+"""The comparison with PyTorch: its figures by hand, and that nothing wrong passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from good_rt.engines.base import TensorSpec
+from good_rt.engines.torch import TorchEngine
+from good_rt.export.parity import BATCHES, compare
+
+
+class Affine(nn.Module):
+    def __init__(self, scale: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
+
+
+def engine(module: nn.Module) -> TorchEngine:
+    return TorchEngine(module, {"x": TensorSpec("float32", ("batch", 4))}, {"y": TensorSpec("float32", ("batch", 4))})
+
+
+def ramp(n: int) -> Mapping[str, Tensor]:
+    return {"x": torch.arange(1.0, 4 * n + 1).reshape(n, 4)}
+
+
+def test_figures_by_hand() -> None:
+    rows = compare("g", engine(Affine(2, 0.5)), Affine(2), {"real": ramp}, batches=[2], relative=0.01, absolute=0.1)
+    (row,) = rows
+    assert (row.graph, row.output, row.inputs, row.batch) == ("g", "y", "real", 2)
+    assert row.max_absolute == pytest.approx(0.5)
+    rms = (sum((2 * v) ** 2 for v in range(1, 9)) / 8) ** 0.5
+    assert row.max_relative == pytest.approx(0.5 / rms)
+    assert row.excess == pytest.approx(0.5 / (0.1 + 0.01 * 2))  # worst at the smallest element
+    assert not row.ok
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-0.5, 0.5), st.floats(1e-4, 0.1), st.floats(1e-4, 0.1))
+def test_it_passes_exactly_within_the_tolerance(shift: float, relative: float, absolute: float) -> None:
+    (row,) = compare(
+        "g", engine(Affine(1, shift)), Affine(1), {"real": ramp}, batches=[2], relative=relative, absolute=absolute
+    )
+    allowed = absolute + relative * 1  # the smallest element is 1
+    if abs(abs(shift) - allowed) > 1e-5:
+        assert row.ok == (abs(shift) < allowed)
+
+
+def test_every_kind_and_batch_is_compared() -> None:
+    rows = compare("g", engine(Affine(1)), Affine(1), {"real": ramp, "random": ramp})
+    assert [(row.inputs, row.batch) for row in rows] == [(kind, n) for kind in ("real", "random") for n in BATCHES]
+    assert all(row.ok and row.max_absolute == 0 for row in rows)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_pass(bad: float) -> None:
+    for ours, reference in ((bad, 1.0), (1.0, bad), (bad, bad)):
+        rows = compare("g", engine(Affine(ours)), Affine(reference), {"real": ramp})
+        assert not any(row.ok for row in rows)
