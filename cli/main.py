@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "good_rt.cli.train:train",
     "detector": "good_rt.cli.main:detector",
     "evaluate": "good_rt.cli.evaluate:evaluate",
+    "bench": "good_rt.cli.bench:bench",
 }
 DETECTOR_COMMANDS = {
     "build": "good_rt.cli.detector_build:build",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import statistics
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from good_rt.engines.tensorrt import PlanInfo
     from good_rt.evaluation import Evaluation
     from good_rt.export.manifest import Manifest
 
@@ -25,6 +29,23 @@ def print_parity(manifest: Manifest) -> None:
         worst = max(rows, key=lambda row: row.excess)
         batches = ", ".join(str(row.batch) for row in rows)
         table.add_row(*key, batches, f"{worst.max_absolute:.1e}", f"{worst.max_relative:.1e}", f"{worst.excess:.2%}")
+    Console().print(table)
+
+
+def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
+    """What each TensorRT plan is, and whether it was built just now."""
+    infos = [info for info, _ in plans.values()]
+    first = infos[0]
+    title = f"{first.library} {first.library_version}, {first.precision}, for {', '.join(first.architectures)}"
+    table = Table(title=f"TensorRT plans: {title}")
+    for column in ("graph", "profile"):
+        table.add_column(column)
+    for column in ("layers", "MB", "build, s"):
+        table.add_column(column, justify="right")
+    for name, (info, built) in plans.items():
+        profile = ", ".join(f"{size} {'/'.join(map(str, lengths))}" for size, lengths in info.profile.items())
+        seconds = f"{info.build_seconds:.1f}" if built else "unchanged"
+        table.add_row(name, profile, str(info.layers), f"{info.plan_bytes / 1e6:.1f}", seconds)
     Console().print(table)
 
 
@@ -57,3 +78,29 @@ def print_evaluation(evaluation: Evaluation) -> None:
             f"ID images refused at alpha {refusal.alpha}: {share.rate:.4f} "
             f"({share.count} of {share.n}; 95 % interval {share.low:.4f} to {share.high:.4f})"
         )
+
+
+def print_speed(speed: dict[str, Any]) -> None:
+    """Images a second of every variant by batch size, its ratio to PyTorch alone, and a step's parts."""
+    table = Table(title=f"images a second, {speed['steps']} steps (times PyTorch alone)")
+    table.add_column("variant")
+    names = list(next(iter(speed["seconds"].values())))
+    for batch in speed["seconds"]:
+        table.add_column(f"batch {batch}", justify="right")
+    for name in names:
+        cells = []
+        for batch, seconds in speed["seconds"].items():
+            own, base = seconds[name], seconds[names[-1]]
+            faster = statistics.median(slow / fast for slow, fast in zip(base, own, strict=True))
+            cells.append(f"{int(batch) / statistics.median(own):.1f} ({faster:.2f})")
+        table.add_row(name, *cells)
+    Console().print(table)
+    parts = Table(title="a guided step's parts, milliseconds")
+    for column in ("gradients", "batch"):
+        parts.add_column(column)
+    for part in next(iter(next(iter(speed["parts"].values())).values())):
+        parts.add_column(part, justify="right")
+    for batch, variants in speed["parts"].items():
+        for name, found in variants.items():
+            parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in found.values()))
+    Console().print(parts)

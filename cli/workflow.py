@@ -8,9 +8,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,17 @@ from good_rt.export.parity import ABSOLUTE, RELATIVE
 from good_rt.export.to_onnx import OPSET
 from good_rt.files import read_json, write_json
 from good_rt.generation import GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
+from good_rt.guidance import GuidanceConfig
 from good_rt.images import contact_sheet
 from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.report import ReportData, Sheet, write_report
+from good_rt.speed import Work, side_by_side, step_parts
 from good_rt.training import TrainConfig, TrainResult, finetune
+
+if TYPE_CHECKING:
+    from good_rt.engines.tensorrt import PlanInfo
+    from good_rt.export.tensorrt import PlanConfig
 
 Sets = Mapping[str, NDArray[np.uint8]]
 PARITY_IMAGES = 512
@@ -92,6 +99,19 @@ def run_export(
             model_dir, classifier_dir, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
             absolute=absolute, force=force, on_graph=lambda name: advance(1),
         )  # fmt: skip
+
+
+def run_plans(
+    folder: Path, config: PlanConfig, bars: Bars, *, graph: Path | None = None, force: bool = False
+) -> dict[str, tuple[PlanInfo, bool]]:
+    """Builds the TensorRT plan of every engine in ``folder``, or of the ONNX file ``graph`` alone, into it."""
+    from good_rt.export.tensorrt import build_plan, build_plans, plan_path
+
+    if graph is not None:
+        with bars.task(f"building the plan of {graph.name}", None):
+            return {graph.stem: build_plan(graph, config, plan_path(folder, graph.stem, config), force=force)}
+    with bars.task("building TensorRT plans", len(Manifest.read(folder).graphs)) as advance:
+        return build_plans(folder, config, force=force, on_graph=lambda name: advance(1))
 
 
 def open_generator(
@@ -152,6 +172,53 @@ def run_job(
         job = replace(job, batch=begun or pick_batch(generator, job.count))
     with bars.task(f"sampling, guidance {job.guidance}, batches of {job.batch}", job.count) as advance:
         return generate(generator, job, out, twins=twins, describe=describe, on_images=advance)
+
+
+def run_sampler_bench(
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    engines: Path,
+    config: GuidanceConfig,
+    batches: Sequence[int],
+    steps: int,
+    repeats: int,
+    bars: Bars,
+) -> dict[str, Any]:
+    """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients."""
+    job = GenerationJob(max(batches), config=config, batch=max(batches))
+    generators = {
+        name: open_generator(
+            model_dir, classifier_dir, id_dir, job, engines=folder, gradients=gradients, steps=steps, cfg_scale=1.0,
+            bars=bars,
+        )[0]
+        for name, folder, gradients in (
+            ("engines throughout", engines, True),
+            ("engines, PyTorch gradients", engines, False),
+            ("PyTorch alone", None, False),
+        )
+    }  # fmt: skip
+    found: dict[str, Any] = {"steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {}}
+
+    def variants(batch: int) -> dict[str, Work]:
+        indices = list(range(batch))
+        guided: dict[str, Work] = {
+            name: partial(generator.images, job, indices) for name, generator in generators.items()
+        }
+        return {"unguided": partial(generators["engines throughout"].images, job, indices, guided=False), **guided}
+
+    for batch in batches:
+        with bars.task(f"sampling batches of {batch}", (repeats + 1) * (len(generators) + 1)) as advance:
+            found["seconds"][str(batch)] = side_by_side(variants(batch), repeats, lambda name: advance(1))
+        with bars.task(f"a step's parts, batches of {batch}", None):
+            found["parts"][str(batch)] = {
+                name: {
+                    part: float(np.median(seconds))
+                    for part, seconds in side_by_side(step_parts(generator, job, batch), repeats).items()
+                }
+                for name, generator in generators.items()
+            }
+    return found
 
 
 def run_train(

@@ -81,9 +81,7 @@ def load_library(name: str | None = None) -> Library:
             except (ImportError, OSError, RuntimeError, AttributeError) as error:  # the bindings without the libraries
                 reasons.append(f"{module}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     wanted = name or next(iter(LIBRARIES))
-    raise GoodRtError(
-        f"{wanted} is missing ({'; '.join(reasons)}); install it with: pip install 'good-rt[{wanted}]'"
-    )
+    raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}); install it with: pip install 'good-rt[{wanted}]'")
 
 
 def present_architecture() -> str | None:
@@ -92,6 +90,11 @@ def present_architecture() -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return f"sm{major}{minor}"
+
+
+def present_device() -> torch.device:
+    """The GPU that is in use."""
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,7 @@ class PlanInfo:
                 }
             return cls(**value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GoodRtError(
-                f"{path} is damaged ({type(error).__name__}: {error}); build the plan again"
-            ) from None
+            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); build the plan again") from None
 
     def command(self, folder: Path, architectures: Sequence[str] | None = None) -> str:
         """The command that builds the plan in ``folder`` anew, for its own or for other architectures."""
@@ -230,10 +231,10 @@ class _Captured:
 class TensorRTEngine:
     """A plan on the present GPU. Tensors elsewhere are taken there, and the outputs back to where they came from.
 
-    ``graph_sha256`` is the hash of the ONNX file that it must have been built of. ``cuda_graphs`` records the kernels of
-    each set of shapes once and replays them: for the same few shapes again and again. Raises GoodRtError when there is
-    no GPU, or the plan is of another library version, architecture or graph; see the module's docstring for what of
-    this has been run.
+    ``graph_sha256`` is the hash of the ONNX file that it must have been built of (`export.tensorrt.graph_hash`).
+    ``cuda_graphs`` records the kernels of each set of shapes once and replays them: for the same few shapes again and
+    again. Raises GoodRtError when there is no GPU, or the plan is of another library version, architecture or graph.
+    No GPU has run this class yet; the module's docstring says what was tested.
     """
 
     def __init__(self, path: Path, *, graph_sha256: str | None = None, cuda_graphs: bool = False) -> None:
@@ -252,7 +253,7 @@ class TensorRTEngine:
         self._engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
         if self._engine is None:
             raise GoodRtError(f"{path} cannot be loaded: {self._reason()}")
-        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._device = present_device()
         # TensorRT-RTX records graphs by itself, of every shape that it meets; the other's are recorded here
         self._own_graphs = cuda_graphs and hasattr(self._library.api, "CudaGraphStrategy")
         self._cuda_graphs = cuda_graphs and not self._own_graphs

@@ -20,9 +20,9 @@ HALF = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOA
 
 FLOAT32_OPS = frozenset({
     # sums over many elements, and what is steep
-    "InstanceNormalization", "LayerNormalization", "GroupNormalization", "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2",
-    "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "GlobalAveragePool", "CumSum", "Softmax", "LogSoftmax",
-    "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "TopK", "ArgMax", "ArgMin",
+    "InstanceNormalization", "LayerNormalization", "GroupNormalization", "ReduceMean", "ReduceSum", "ReduceL1",
+    "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "GlobalAveragePool", "CumSum",
+    "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "TopK", "ArgMax", "ArgMin",
     # what makes floats out of other things, or has its type in an attribute
     "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "OneHot", "Range", "RandomNormal", "RandomUniform",
     "QuantizeLinear", "DequantizeLinear",
@@ -30,8 +30,8 @@ FLOAT32_OPS = frozenset({
 """Operations that are computed in float32."""
 
 LIGHT_OPS = frozenset({
-    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Max", "Min", "Where", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze",
-    "Slice", "Concat", "Identity", "Flatten",
+    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Max", "Min", "Where", "Reshape", "Transpose", "Expand",
+    "Unsqueeze", "Squeeze", "Slice", "Concat", "Identity", "Flatten",
 })  # fmt: skip
 """Operations that stay in float32 where all that they feed does: a timestep on its way to its sine, x² to its mean."""
 
@@ -112,10 +112,11 @@ def as_computed(model: ModelProto, precision: str) -> ModelProto:
     found.CopyFrom(model)
     graph = found.graph
     suffix = f"/{precision}"
-    nodes: list[NodeProto] = []
-    seen = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
-    for name in seen:
-        nodes.append(helper.make_node("Cast", [name], [f"{name}/up"], to=TensorProto.FLOAT))
+    nodes = [
+        helper.make_node("Cast", [tensor.name], [f"{tensor.name}/up"], to=TensorProto.FLOAT)
+        for tensor in graph.initializer
+        if tensor.data_type == kind
+    ]
     for node in graph.node:
         changed = NodeProto()
         changed.CopyFrom(node)

@@ -69,7 +69,7 @@ class PlanConfig:
         for name, (low, best, high) in self.profile.items():
             if not 1 <= low <= best <= high:
                 raise GoodRtError(
-                    f"the profile of {name!r} is {low}/{best}/{high}; it must be the least, the usual and the largest length"
+                    f"the profile of {name!r} is {low}/{best}/{high}; it must be least/usual/largest, from 1"
                 )
         if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
             raise GoodRtError(f"optimisation levels go from 0 to 5, not {self.optimisation_level}")
@@ -83,7 +83,7 @@ def plan_path(folder: Path, graph: str, config: PlanConfig) -> Path:
 def build_plans(
     folder: Path, config: PlanConfig, *, force: bool = False, on_graph: Callable[[str], None] = lambda name: None
 ) -> dict[str, tuple[PlanInfo, bool]]:
-    """Builds the plan of every graph in a folder of engines, beside it: what each is, and whether it had to be built."""
+    """Builds the plans of all graphs in a folder of engines, beside them; as `build_plan` returns them, by graph."""
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
     plans = {}
@@ -174,9 +174,7 @@ def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
             f"{library.name} {library.version} has no architecture {unknown[0]!r}; it has {', '.join(library.targets)}"
         )
     return tuple(
-        name
-        for name in library.targets
-        if (name in config.architectures if config.architectures else name != TURING)
+        name for name in library.targets if (name in config.architectures if config.architectures else name != TURING)
     )
 
 
@@ -214,10 +212,13 @@ def _inside(folder: Path, location: str) -> bool:
 
 def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     """A tensor's shape; a dynamic dimension without a name is "batch" where it is the first."""
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or ("batch" if place == 0 else f"{value.name}.{place}")
-        for place, dim in enumerate(value.type.tensor_type.shape.dim)
-    )  # fmt: skip
+
+    def size(place: int, dim: Any) -> int | str:
+        if dim.HasField("dim_value"):
+            return int(dim.dim_value)
+        return str(dim.dim_param) or ("batch" if place == 0 else f"{value.name}.{place}")
+
+    return tuple(size(place, dim) for place, dim in enumerate(value.type.tensor_type.shape.dim))
 
 
 def _specs(values: Any, path: Path) -> dict[str, TensorSpec]:
@@ -320,7 +321,9 @@ def _shapes(builder: Any, model: ModelProto, profile: Mapping[str, Range], path:
     found = builder.create_optimization_profile()
     for value in model.graph.input:
         shape = _dimensions(value)
-        shapes = [tuple(profile[size][place] if isinstance(size, str) else size for size in shape) for place in range(3)]
+        shapes = [
+            tuple(profile[size][place] if isinstance(size, str) else size for size in shape) for place in range(3)
+        ]
         try:
             found.set_shape(value.name, *shapes)
         except RuntimeError as error:
@@ -330,7 +333,7 @@ def _shapes(builder: Any, model: ModelProto, profile: Mapping[str, Range], path:
 
 @contextlib.contextmanager
 def _timings(settings: Any, config: PlanConfig, library: Library, out: Path) -> Iterator[None]:
-    """Kernel timings of earlier builds for this one, and this one's for later. TensorRT-RTX times when it first runs."""
+    """Kernel timings of earlier builds for this one, and this one's for later. TensorRT-RTX takes none."""
     if library.targets:
         if config.timing_cache is not None:
             raise GoodRtError(f"{library.name} times nothing while it builds, and has no timing cache; leave it out")

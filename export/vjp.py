@@ -106,19 +106,23 @@ def _unknown(node: fx.Node, what: str = "") -> str:
 
 def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
     """The nodes through which the input acts on the outputs. Raises GoodRtError when one of them has no rule."""
-    active = {wrt}
+    reached = {wrt}
     for node in graph.nodes:
+        values = pytree.tree_leaves(node.meta.get("val"))
         if (
             node.op == "call_function"
             and node.target not in ZERO_GRADIENT
-            and active.intersection(node.all_input_nodes)
-            and any(
-                value.is_floating_point() for value in pytree.tree_leaves(node.meta["val"]) if isinstance(value, Tensor)
-            )
+            and not reached.isdisjoint(node.all_input_nodes)
+            and any(isinstance(value, Tensor) and value.is_floating_point() for value in values)
         ):
-            if node.target is not operator.getitem and node.target not in RULES:
-                raise GoodRtError(_unknown(node))
+            reached.add(node)
+    active: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in reached and any(user.op == "output" or user in active for user in node.users):
             active.add(node)
+    for node in graph.nodes:
+        if node in active and node.op == "call_function" and node.target not in {operator.getitem, *RULES}:
+            raise GoodRtError(_unknown(node))
     return active
 
 
@@ -126,7 +130,7 @@ ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default,
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (
     aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.silu.default, aten.gelu.default,
-    aten.leaky_relu.default, aten.linear.default, aten.scaled_dot_product_attention.default,
+    aten.leaky_relu.default, aten.linear.default, aten.logsumexp.default, aten.scaled_dot_product_attention.default,
     aten.upsample_nearest2d.vec, aten.avg_pool2d.default,
 )  # fmt: skip
 """Operations that have a rule of their own, better than the sum of their parts."""

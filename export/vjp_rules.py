@@ -424,6 +424,13 @@ def _log_softmax(x: Tensor, axis: int, half_to_float: bool) -> tuple[Tensor, Seq
     return output, (lambda g: g - torch.exp(output) * g.sum(axis, keepdim=True),)
 
 
+@rule(aten.logsumexp.default)
+def _logsumexp(x: Tensor, axes: Any, keepdim: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
+    along = _axes(x, axes)
+    output = torch.logsumexp(x, along, keepdim)
+    return output, (lambda g: torch.exp(x - _kept(output, along, keepdim)) * _kept(g, along, keepdim),)
+
+
 # --- products ---------------------------------------------------------------------------------------------------------
 
 

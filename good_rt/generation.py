@@ -22,7 +22,7 @@ from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
 from good_rt.dataset import GeneratedSet, Row
-from good_rt.denoiser import Denoiser, DiscreteDenoiser
+from good_rt.denoiser import Denoiser, DiscreteDenoiser, Network
 from good_rt.differentiable import with_vjp
 from good_rt.diffusion import DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level

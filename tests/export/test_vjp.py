@@ -244,6 +244,9 @@ FUNCTIONS = {
     "reductions": lambda x: (
         x.var((1, 2)) + x.std((1, 2), correction=0) + x.sum((1, 2)) + F.normalize(x, dim=1).mean((1, 2))
     ),
+    "detached": lambda x: x * x.detach() + x.argmax(1, keepdim=True),
+    "chosen": lambda x: x - KERNEL[x.mean((1, 2, 3)).topk(2, dim=0).indices[:1]].mean(),
+    "log-sum-exp": lambda x: x.logsumexp(1) + (x * 20).logsumexp((1, 2), keepdim=True)[:, 0],
     "softmax": lambda x: x.softmax(1) * x + x.log_softmax(2),
     "convolution": lambda x: F.conv2d(x.reshape(-1, 2, 8, 8), KERNEL, stride=2, padding=1),
     "dilated": lambda x: F.conv2d(x.reshape(-1, 2, 8, 8), KERNEL, padding=(2, 1), dilation=2),

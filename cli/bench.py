@@ -1,0 +1,69 @@
+"""`good-rt bench`: how fast the sampler is on this machine, with engines and without, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from good_rt.cli.options import (
+    classifier_option,
+    emit_json,
+    engines_option,
+    id_option,
+    json_option,
+    model_option,
+    progress,
+)
+
+EPILOG = """\b
+Examples:
+  good-rt bench sampler                    the demo's models, batches of 1, 8 and 32
+  good-rt bench sampler --batch 16 --rho 0.1 --json
+"""
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed on this machine."""
+
+
+@bench.command(epilog=EPILOG)
+@model_option
+@classifier_option
+@id_option
+@engines_option
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 8, 32),
+    show_default=True,
+    help="Batch size; may be given several times.",
+)
+@click.option("--mu", type=float, default=0.1, show_default=True, help="Strength of mean guidance.")
+@click.option("--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampler steps.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each variant.")
+@json_option
+def sampler(
+    model: Path, classifier: Path, id_data: Path, engines: Path, batches: tuple[int, ...], mu: float, rho: float,
+    steps: int, repeats: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in PyTorch alone.
+
+    All variants sample the same seeds in turn, so that their ratios mean something on a noisy machine.
+    """
+    from good_rt.cli.tables import print_speed
+    from good_rt.cli.workflow import run_sampler_bench
+    from good_rt.guidance import GuidanceConfig
+
+    with progress(quiet=as_json) as bars:
+        speed = run_sampler_bench(
+            model, classifier, id_data, engines, GuidanceConfig(mu=mu, rho=rho), batches, steps, repeats, bars
+        )
+    if as_json:
+        emit_json(speed)
+        return
+    print_speed(speed)

@@ -1,0 +1,65 @@
+"""How fast sampling is: variants of one piece of work timed side by side, and where a guided step's time goes.
+
+A noisy machine is as unkind to each variant, so ratios of neighbouring runs mean something where seconds do not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from good_rt.generation import GenerationJob, Generator
+from good_rt.guidance import value_and_gradient
+
+Work = Callable[[], object]
+
+
+def side_by_side(
+    variants: Mapping[str, Work], repeats: int = 5, on_run: Callable[[str], None] = lambda name: None
+) -> dict[str, list[float]]:
+    """Seconds of every variant, ``repeats`` times each, in turn; each runs once before that to warm up."""
+    for name, run in variants.items():
+        run()
+        on_run(name)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+            on_run(name)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over the rounds of slow / fast, each round's two runs having been neighbours in time."""
+    return float(np.median(np.divide(slow, fast)))
+
+
+def step_parts(generator: Generator, job: GenerationJob, batch: int) -> dict[str, Work]:
+    """The parts of one guided step at this batch size, each as something to time; "gradient" is of ∇ℓ as a whole."""
+    indices = list(range(batch))
+    labels = generator.labels(indices) if generator.conditional else None
+    latents = torch.randn(batch, *generator.shape, generator=torch.Generator().manual_seed(0))
+    guidance = generator.guidance(job)
+    with torch.no_grad():
+        images = generator.decode(latents)
+        _, features = generator.classifier(images)
+
+    def without_gradient(run: Work) -> Work:
+        def timed() -> object:
+            with torch.no_grad():
+                return run()
+
+        return timed
+
+    return {
+        "UNet": lambda: generator.denoiser(latents, 1.0, labels),
+        "decoder": without_gradient(lambda: generator.decode(latents)),
+        "classifier": without_gradient(lambda: generator.classifier(images)),
+        "k-NN": without_gradient(lambda: generator.bank.distance(features, job.k)),
+        "gradient": lambda: value_and_gradient(guidance, generator.decode_with_gradient, latents, 0.0, None),
+    }
