@@ -129,9 +129,10 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
 ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (
-    aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.silu.default, aten.gelu.default,
-    aten.leaky_relu.default, aten.linear.default, aten.logsumexp.default, aten.scaled_dot_product_attention.default,
-    aten.upsample_nearest2d.vec, aten.avg_pool2d.default,
+    aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.instance_norm.default,
+    aten.silu.default, aten.gelu.default, aten.elu.default, aten.softplus.default, aten.leaky_relu.default,
+    aten.linear.default, aten.logsumexp.default, aten.scaled_dot_product_attention.default,
+    aten.upsample_nearest2d.vec, aten.avg_pool2d.default, aten.max_pool2d.default,
 )  # fmt: skip
 """Operations that have a rule of their own, better than the sum of their parts."""
 
@@ -146,7 +147,7 @@ def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> V
         raise GoodRtError(f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}")
     table = torch.export.default_decompositions()
     for operation in KEPT:
-        table.pop(operation)
+        table.pop(operation, None)  # some have no decomposition in this version of torch
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
     try:

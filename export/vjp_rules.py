@@ -98,6 +98,11 @@ def _rsub(x: Tensor, y: float, alpha: float = 1) -> tuple[Tensor, Sequence[Gradi
     return y - alpha * x, (lambda g: g * -alpha,)
 
 
+@rule(aten.neg.default)
+def _neg(x: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
+    return -x, (lambda g: -g,)
+
+
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def _mul(x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient]]:
     return x * y, (lambda g: unbroadcast(g * y, x), lambda g: unbroadcast(g * x, y))
@@ -163,9 +168,10 @@ def _masked_fill(x: Tensor, mask: Tensor, value: float) -> tuple[Tensor, Sequenc
 
 SLOPES: dict[Any, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     # operation: (the function, its derivative from input x and output y)
-    aten.neg.default: (torch.neg, lambda x, y: torch.full_like(x, -1.0)),
     aten.exp.default: (torch.exp, lambda x, y: y),
+    aten.expm1.default: (torch.expm1, lambda x, y: y + 1),
     aten.log.default: (torch.log, lambda x, y: 1 / x),
+    aten.log1p.default: (torch.log1p, lambda x, y: 1 / (x + 1)),
     aten.sqrt.default: (torch.sqrt, lambda x, y: 0.5 / y),
     aten.rsqrt.default: (torch.rsqrt, lambda x, y: -0.5 * y / x),
     aten.reciprocal.default: (torch.reciprocal, lambda x, y: -y * y),
@@ -198,6 +204,19 @@ def _relu(x: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
 @rule(aten.leaky_relu.default)
 def _leaky_relu(x: Tensor, slope: float = 0.01) -> tuple[Tensor, Sequence[Gradient]]:
     return F.leaky_relu(x, slope), (lambda g: torch.where(x > 0, g, g * slope),)
+
+
+@rule(aten.elu.default)
+def _elu(
+    x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
+) -> tuple[Tensor, Sequence[Gradient]]:
+    output = aten.elu.default(x, alpha, scale, input_scale)
+    return output, (lambda g: g * torch.where(x > 0, scale, input_scale * (output + alpha * scale)),)
+
+
+@rule(aten.softplus.default)
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> tuple[Tensor, Sequence[Gradient]]:
+    return F.softplus(x, beta, threshold), (lambda g: g * torch.sigmoid(x * beta),)
 
 
 @rule(aten.silu.default)
@@ -348,10 +367,15 @@ def _kept(g: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     return g
 
 
+def _spread(g: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Repeats g along the axes to the lengths of x; the others, the batch among them, are left as they are."""
+    return g.expand([x.shape[axis] if axis in axes else -1 for axis in range(x.ndim)])
+
+
 @rule(aten.sum.dim_IntList, aten.sum.default)
 def _sum(x: Tensor, axes: Any = None, keepdim: bool = False, *, dtype: Any = None) -> tuple[Tensor, Sequence[Gradient]]:
     along = _axes(x, axes)
-    return x.sum(along, keepdim=keepdim), (lambda g: _kept(g, along, keepdim).expand_as(x),)
+    return x.sum(along, keepdim=keepdim), (lambda g: _spread(_kept(g, along, keepdim), x, along),)
 
 
 @rule(aten.mean.dim, aten.mean.default)
@@ -360,7 +384,7 @@ def _mean(
 ) -> tuple[Tensor, Sequence[Gradient]]:
     along = _axes(x, axes)
     count = math.prod(x.shape[axis] for axis in along)
-    return x.mean(along, keepdim=keepdim), (lambda g: (_kept(g, along, keepdim) * (1 / count)).expand_as(x),)
+    return x.mean(along, keepdim=keepdim), (lambda g: _spread(_kept(g, along, keepdim) * (1 / count), x, along),)
 
 
 @rule(aten.amax.default)
@@ -569,6 +593,23 @@ def _group_norm(
     return like(output, x), (gradient,)
 
 
+@rule(aten.instance_norm.default)
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> tuple[Tensor, Sequence[Gradient]]:
+    if not use_input_stats:
+        return _batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
+    return _group_norm(x, x.shape[1], weight, bias, eps)
+
+
 @rule(aten.layer_norm.default)
 def _layer_norm(
     x: Tensor,
@@ -645,4 +686,34 @@ def _avg_pool(
     _, (gradient,) = _convolution(
         x, weight, None, list(stride or kernel), list(padding), [1, 1], False, [0, 0], channels
     )
+    return output, (gradient,)
+
+
+@rule(aten.max_pool2d.default)
+def _max_pool(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Sequence[Gradient | None]]:
+    output = F.max_pool2d(x, kernel, stride or kernel, padding, dilation, ceil_mode)
+    if ceil_mode:
+        return output, (None,)
+    channels, size, padding = x.shape[1], math.prod(kernel), [*padding, *padding][:2]
+    steps, apart = [*(stride or kernel), *(stride or kernel)][:2], [*dilation, *dilation][:2]
+    around = [padding[1], padding[1], padding[0], padding[0]]
+    # each window's elements as channels, by a convolution; what is outside is low, yet finite in half precision too
+    padded = F.pad(x, around, value=-6e4)
+    picks = torch.eye(size, dtype=x.dtype).reshape(size, 1, *kernel).repeat(channels, 1, 1, 1)
+    windows, (spread,) = _convolution(padded, picks, None, steps, [0, 0], apart, False, [0, 0], channels)
+    windows = windows.reshape(-1, channels, size, *output.shape[2:])
+    places = torch.arange(size).reshape(1, 1, size, 1, 1)
+    chosen = (windows.argmax(2, keepdim=True) == places).to(x.dtype)  # the first of equal ones, as in torch
+
+    def gradient(g: Tensor) -> Tensor:
+        shares = (g.unsqueeze(2) * chosen).reshape(-1, channels * size, *output.shape[2:])
+        return F.pad(spread(shares), [-edge for edge in around])
+
     return output, (gradient,)

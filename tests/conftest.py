@@ -146,9 +146,7 @@ def detector_path(tmp_path_factory: pytest.TempPathFactory, detector_module: Det
 
 
 @pytest.fixture(scope="session")
-def engines_dir(
-    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path
-) -> Path:
+def engines_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path) -> Path:
     """The exported engines of the latent model and the classifier. Not to be changed."""
     folder = tmp_path_factory.mktemp("export") / "engines"
     export_models(model_dir, classifier_dir, folder, images=real_images(id_dir, 8))

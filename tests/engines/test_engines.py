@@ -52,11 +52,11 @@ def example(batch: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(params=["onnxruntime", "torch"])
+@pytest.fixture(params=["onnxruntime", "onnxruntime, bound", "torch"])
 def engine(request: pytest.FixtureRequest, path: Path) -> Engine:
     if request.param == "torch":
         return TorchEngine(module(), INPUTS, OUTPUTS)
-    return OnnxRuntimeEngine(path)
+    return OnnxRuntimeEngine(path, bind="bound" in request.param)
 
 
 def test_specs(engine: Engine) -> None:
@@ -89,7 +89,10 @@ def test_inputs_in_any_order_and_layout(engine: Engine) -> None:
     [
         ({"image": None}, "engine input 'image' is missing"),
         ({"extra": torch.zeros(2)}, "engine input 'extra' is unknown; the engine takes image, label"),
-        ({"image": torch.zeros(2, 3, 8, 8, dtype=torch.float64)}, "'image' must be float32 batchx3x8x8, not float64 2x3x8x8"),  # noqa: E501
+        (
+            {"image": torch.zeros(2, 3, 8, 8, dtype=torch.float64)},
+            "'image' must be float32 batchx3x8x8, not float64 2x3x8x8",
+        ),
         ({"image": torch.zeros(2, 1, 8, 8)}, "'image' must be float32 batchx3x8x8, not float32 2x1x8x8"),
         ({"image": torch.zeros(2, 3, 8)}, "not float32 2x3x8"),
         ({"label": torch.zeros(2)}, "'label' must be int64 batch, not float32 2"),
@@ -108,13 +111,15 @@ def test_checking_lets_what_fits_pass(engine: Engine) -> None:
 
 def test_a_failure_while_running_is_one_line(path: Path) -> None:
     arrays = {**example(2), "label": torch.tensor([0, 99])}  # no such row in the embedding
-    with pytest.raises(GoodRtError, match="ONNX Runtime failed: .+") as caught:
+    with pytest.raises(GoodRtError, match=r"ONNX Runtime failed: .+") as caught:
         OnnxRuntimeEngine(path)(**arrays)
     assert "\n" not in str(caught.value)
 
 
 def test_a_provider_that_is_not_installed_is_named(path: Path) -> None:
-    missing = next(name for name in onnxruntime.get_all_providers() if name not in onnxruntime.get_available_providers())
+    missing = next(
+        name for name in onnxruntime.get_all_providers() if name not in onnxruntime.get_available_providers()
+    )
     with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here; .*good-rt\[gpu\]"):
         OnnxRuntimeEngine(path, [missing, "CPUExecutionProvider"])
 

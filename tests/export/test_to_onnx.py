@@ -1,4 +1,4 @@
-"""One module to one ONNX file: what PyTorch computes, for every batch size, with its metadata, or an error in a line."""
+"""One module to one ONNX file: what PyTorch computes, for every batch size, with metadata; or an error in a line."""
 
 from __future__ import annotations
 

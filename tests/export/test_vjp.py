@@ -233,10 +233,13 @@ FUNCTIONS = {
     "powers": lambda x: (x * x + 1) ** 1.5 + (x * x + 1).rsqrt() + (x * x + 1).sqrt() + (x * x + 2).log() + x**2,
     "smooth": lambda x: x.sigmoid() + x.tanh() + x.exp() + x.sin() * x.cos() + torch.erf(x) - x.abs() + -x,
     "rectified": lambda x: F.relu(x) + F.leaky_relu(x, 0.2) + F.relu6(x * 3) + F.hardswish(x * 2) + x.clamp(-0.5, 0.7),
-    "activations": lambda x: (
-        F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.elu(x) + F.softplus(x) + F.mish(x)
+    "activations": lambda x: F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.elu(x) + F.softplus(x),
+    "choice": lambda x: (
+        torch.where(x > 0.1, x * 2, x * x)
+        + torch.maximum(x, x.flip(3) * 0 + 0.2)
+        + x.clamp_min(0.3)
+        + x.amin(3, keepdim=True)
     ),
-    "choice": lambda x: torch.where(x > 0.1, x * 2, x * x) + torch.maximum(x, x.flip(3) * 0 + 0.2) + x.clamp_min(0.3),
     "broadcast": lambda x: x * x[:, :1] + x.amax((2, 3), keepdim=True) * x + x.mean() * 0 + x[:, :, 1:2, ::2].sum(),
     "pieces": lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.chunk(2, 1))][::-1], 1) + x[:, [0]] * 0,
     "slices": lambda x: torch.cat([x[:, :, 1:, ::2], x[:, :, :-1, 1::2]], 2).flatten(1) * x[:, 1, 2, 3:4],
@@ -256,6 +259,7 @@ FUNCTIONS = {
     "padding": lambda x: F.pad(x, (1, 2, 0, 1)),
     "group norm": lambda x: F.group_norm(x * 2 + 5, 2) + F.layer_norm(x, (8, 8)) + F.instance_norm(x),
     "pooling": lambda x: F.avg_pool2d(x, 3, 2, 1) + F.adaptive_avg_pool2d(x, 1) + F.avg_pool2d(x, 2),
+    "max pooling": lambda x: F.max_pool2d(x, 3, 2, 1) + F.max_pool2d(F.relu(x), 2, 2),
     "up-sampling": lambda x: F.interpolate(x, scale_factor=2.0) * F.interpolate(x, size=(16, 16)),
     "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True),
 }

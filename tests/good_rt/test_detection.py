@@ -115,7 +115,7 @@ def test_at_most_alpha_of_new_id_images_is_refused_but_for_chance(module: Detect
 
 
 def test_too_few_calibration_images_and_too_large_k_are_refused(classifier: Classifier) -> None:
-    with pytest.raises(GoodRtError, match="alpha 0.05 needs at least 19 calibration images, there are 18"):
+    with pytest.raises(GoodRtError, match=r"alpha 0\.05 needs at least 19 calibration images, there are 18"):
         build_detector(classifier, BANK, KNOWN, CALIBRATION[:18], [OOD])
     with pytest.raises(GoodRtError, match="k must be between 1 and 5"):
         build_detector(classifier, BANK[:5], KNOWN, CALIBRATION, [OOD], DetectorConfig(k=6))

@@ -1,4 +1,4 @@
-"""The light detector: its answers are the file's, whatever the batch, and what is no detector is refused in one line."""
+"""The light detector: its answers are the file's, whatever the batch; what is no detector is refused in one line."""
 
 from __future__ import annotations
 

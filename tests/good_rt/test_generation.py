@@ -122,7 +122,11 @@ def test_a_finished_set_is_extended_and_left_alone(generator: Generator, make_jo
 
 def test_another_job_is_refused(generator: Generator, make_job: Job, tmp_path: Path) -> None:
     generate(generator, make_job(3, batch=3), tmp_path)
-    for job, describe in ((make_job(3, batch=3, seed=1), {}), (make_job(3, batch=2), {}), (make_job(3, batch=3), {"model": "x"})):  # noqa: E501
+    for job, describe in (
+        (make_job(3, batch=3, seed=1), {}),
+        (make_job(3, batch=2), {}),
+        (make_job(3, batch=3), {"model": "x"}),
+    ):
         with pytest.raises(GoodRtError, match="holds images of another job"):
             generate(generator, job, tmp_path, describe=describe)
 

@@ -198,7 +198,9 @@ def test_truncated_files_are_an_error(tmp_path: Path, suffix: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_flipped_bytes_give_an_image_or_our_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_flipped_bytes_give_an_image_or_our_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "flipped"
     folder.mkdir(exist_ok=True)
     suffix = data.draw(st.sampled_from(["png", "jpg", "gif", "tif", "bmp"]))
@@ -227,11 +229,17 @@ def test_find_images_goes_down_folders_in_order(tmp_path: Path) -> None:
         find_images([tmp_path / "empty"])
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(4), st.sampled_from([1, 3]))), st.integers(1, 4))
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(4), st.sampled_from([1, 3]))), st.integers(1, 4)
+)
 def test_a_contact_sheet_holds_every_image_at_its_place(pictures: NDArray[np.uint8], columns: int) -> None:
-    sheet = np.asarray(contact_sheet(pictures, columns, scale=2)).reshape(-(-len(pictures) // columns) * 6, columns * 8, -1)
+    sheet = np.asarray(contact_sheet(pictures, columns, scale=2)).reshape(
+        -(-len(pictures) // columns) * 6, columns * 8, -1
+    )
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
         place = sheet[6 * row : 6 * row + 6, 8 * column : 8 * column + 8]
         np.testing.assert_array_equal(place, picture.repeat(2, 0).repeat(2, 1))
-    assert (sheet[6 * (len(pictures) // columns) :, 8 * (len(pictures) % columns) :] == 0).all() or len(pictures) % columns == 0
+    assert (sheet[6 * (len(pictures) // columns) :, 8 * (len(pictures) % columns) :] == 0).all() or len(
+        pictures
+    ) % columns == 0

@@ -1,4 +1,4 @@
-""".npz files of images: read as they were written, never unpickled, and refused by name when they are something else."""
+""".npz files of images: read as they were written, never unpickled, and refused by name when they are others."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.npz").write_bytes(content)
         with pytest.raises(GoodRtError, match=r"bad\.npz is not an \.npz file of images"):
             load_npz(tmp_path / "bad.npz")
-    with pytest.raises(GoodRtError, match="is not an .npz file of images"):
+    with pytest.raises(GoodRtError, match=r"is not an \.npz file of images"):
         load_npz(tmp_path)
     with pytest.raises(GoodRtError, match=r"gone\.npz does not exist"):
         load_npz(tmp_path / "gone.npz")

@@ -69,9 +69,7 @@ def test_the_detector_is_built_of_those_parts(
 ) -> None:
     train, held_out = (from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240)))
     ood = [from_uint8(GeneratedSet(folder).images()[4::5]) for folder in generated_dirs]
-    expected = build_detector(
-        classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1)
-    )
+    expected = build_detector(classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1))
     torch.testing.assert_close(expected.bank, detector_module.bank)
     assert expected.unified.to_json() == pytest.approx(detector_module.unified.to_json(), rel=1e-3)
     torch.testing.assert_close(expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3)

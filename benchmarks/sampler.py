@@ -1,0 +1,296 @@
+"""The guided sampler measured: engines against PyTorch, torch.compile and a plain TFG loop, side by side in one run.
+
+    python benchmarks/sampler.py --engines build/engines
+
+The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
+guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from record import Bar, write_result
+from torch import Tensor
+
+from good_rt.bank import FeatureBank
+from good_rt.cli.options import Bars
+from good_rt.cli.workflow import open_generator
+from good_rt.demo import assets
+from good_rt.denoiser import PREDICTIONS
+from good_rt.diffusion import DiffusionModel, load_diffusion
+from good_rt.discrepancy import ClassifierGuidance
+from good_rt.export.manifest import load_engines
+from good_rt.export.parity import AutogradVjp
+from good_rt.generation import LAMBDA, GenerationJob, Generator
+from good_rt.guidance import GuidanceConfig, limited
+from good_rt.sampler import Noise, sample, sample_seeds
+from good_rt.schedule import strengths
+from good_rt.speed import ratio, side_by_side, step_parts
+
+SETTINGS = {
+    "mu": GuidanceConfig(mu=0.1),
+    "rho": GuidanceConfig(rho=0.1),
+    "mu and rho": GuidanceConfig(mu=0.1, rho=0.1),
+}
+BATCHES = (1, 8, 32)
+STEPS = 10
+SAME_IMAGE = 1e-3
+
+
+def tfg_latents(
+    model: DiffusionModel, guidance: ClassifierGuidance, config: GuidanceConfig, seeds: list[int], labels: Tensor
+) -> Tensor:
+    """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.sampler."""
+    assert model.decoder is not None
+    sigmas = model.sigmas(STEPS)
+    alphas = 1 / (1 + sigmas**2)
+    rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
+    noise = Noise(seeds, 0)
+    x = noise(torch.empty(len(seeds), *model.sample_shape))
+    x0_of = PREDICTIONS[model.prediction_type]
+    times = np.interp(np.log(sigmas[:-1]), np.log(_trained_sigmas(model)), np.arange(len(model.alphas_cumprod)))
+    for step, time in enumerate(times):
+        a, a_next = float(alphas[step]), float(alphas[step + 1])
+        t = torch.full((len(x),), float(time))
+        push = torch.zeros_like(x)
+        if rho[step]:
+            x = x.detach().requires_grad_(True)
+            x0 = x0_of(model.unet(x, t, labels), x / a**0.5, float(sigmas[step]))
+            value = guidance(model.decoder(x0))
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+            push = rho[step] * limited(gradient, value.detach(), config, step)
+        else:
+            with torch.no_grad():
+                x0 = x0_of(model.unet(x, t, labels), x / a**0.5, float(sigmas[step]))
+        x, x0 = x.detach(), x0.detach()
+        shift = torch.zeros_like(x)
+        if mu[step]:
+            moved = x0.clone().requires_grad_(True)
+            value = guidance(model.decoder(moved))
+            (gradient,) = torch.autograd.grad(value.sum(), moved)
+            shift = mu[step] * limited(gradient, value.detach(), config, step)
+        up = ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
+        direction = (x - a**0.5 * x0) / (1 - a) ** 0.5
+        mean = a_next**0.5 * x0 + max(1 - a_next - up**2, 0.0) ** 0.5 * direction
+        x = mean + (up * noise(x) if up > 0 else 0.0) + push / (a / a_next) ** 0.5 + a_next**0.5 * shift
+    return x
+
+
+def _trained_sigmas(model: DiffusionModel) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.sqrt((1 - model.alphas_cumprod) / model.alphas_cumprod)
+
+
+def latents_of(generator: Generator, config: GuidanceConfig | None, indices: list[int]) -> Tensor:
+    """The sampler's latents of these indices, guided by ``config`` or not at all."""
+    job = GenerationJob(len(indices))
+    guidance = generator.guidance(job) if config else None
+    return sample(
+        generator.denoiser, generator.decode_with_gradient, guidance, generator.sigmas, config or GuidanceConfig(),
+        sample_seeds(job.seed, indices), generator.shape, generator.labels(indices),
+    )  # fmt: skip
+
+
+def open_generators(engines: Path) -> dict[str, Generator]:
+    """The same models on engines throughout, on engines with PyTorch's gradients, and in PyTorch alone."""
+    kinds = {"engines": (engines, True), "torch gradients": (engines, False), "eager": (None, False)}
+    return {
+        name: open_generator(
+            assets.MODEL, assets.CLASSIFIER, assets.DATA, GenerationJob(1), engines=folder, gradients=gradients,
+            steps=STEPS, cfg_scale=1.0, bars=Bars(None),
+        )[0]
+        for name, (folder, gradients) in kinds.items()
+    }  # fmt: skip
+
+
+def compiled(generator: Generator) -> Generator:
+    """The eager generator with torch.compile on UNet, decoder and classifier."""
+    from dataclasses import replace
+
+    unet = torch.compile(generator.denoiser.differentiable)
+    return replace(
+        generator,
+        denoiser=replace(generator.denoiser, network=unet, differentiable=unet),
+        decode=torch.compile(generator.decode),
+        decode_with_gradient=torch.compile(generator.decode_with_gradient),
+        classifier=torch.compile(generator.classifier),
+    )
+
+
+def measure_samplers(generators: dict[str, Generator], repeats: int, with_compile: bool) -> dict[str, Any]:
+    """Seconds of every variant by setting and batch, and how far each one's images are from the TFG loop's."""
+    model = load_diffusion(assets.MODEL)
+    eager = generators["eager"]
+    guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
+    found: dict[str, Any] = {}
+    shown = {**generators, **({"compile": compiled(eager)} if with_compile else {})}
+    for setting, config in SETTINGS.items():
+        for batch in BATCHES:
+            indices = list(range(batch))
+            seeds, labels = sample_seeds(0, indices), eager.labels(indices)
+            works: dict[str, Callable[[], Tensor]] = {
+                name: partial(latents_of, generator, config, indices) for name, generator in shown.items()
+            }
+            works["unguided"] = partial(latents_of, generators["engines"], None, indices)
+            works["tfg"] = partial(tfg_latents, model, guidance, config, seeds, labels)
+            with torch.no_grad():
+                expected = eager.decode(works["tfg"]())
+                differences = {
+                    name: float((eager.decode(run()) - expected).abs().max())
+                    for name, run in works.items()
+                    if name not in ("unguided", "tfg")
+                }
+            click.echo(f"{setting}, batch {batch}: images differ from the TFG loop's by {differences}")
+            seconds = side_by_side(works, repeats)
+            found.setdefault(setting, {})[str(batch)] = {
+                "seconds": seconds,
+                "images_per_second": {name: batch / float(np.median(values)) for name, values in seconds.items()},
+                "times_tfg": {name: ratio(seconds["tfg"], values) for name, values in seconds.items()},
+                "times_unguided": {name: ratio(values, seconds["unguided"]) for name, values in seconds.items()},
+                "max_difference": differences,
+            }
+    return found
+
+
+def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
+    """The VJP engines of decoder and UNet against autograd, alone."""
+    model = load_diffusion(assets.MODEL)
+    assert model.decoder is not None
+    loaded = load_engines(engines, names=("decoder_vjp", "unet_vjp"))
+    references = {"decoder_vjp": AutogradVjp(model.decoder, 1, 0), "unet_vjp": AutogradVjp(model.unet, 1, 0)}
+    found: dict[str, Any] = {}
+    for name, reference in references.items():
+        for batch in BATCHES:
+            generator = torch.Generator().manual_seed(batch)
+            z = torch.randn(batch, *model.sample_shape, generator=generator)
+            arrays = {"latents": z} if name == "decoder_vjp" else {
+                "sample": z, "timestep": torch.full((batch,), 500.0), "class_labels": torch.arange(batch) % 8
+            }  # fmt: skip
+            shape = model.image_shape if name == "decoder_vjp" else model.sample_shape
+            arrays = {"cotangent": torch.randn(batch, *shape, generator=generator), **arrays}
+            works = {
+                "engine": partial(loaded[name].__call__, **arrays),
+                "autograd": partial(reference, *arrays.values()),
+            }
+            expected = reference(*arrays.values())[-1]
+            difference = (loaded[name](**arrays)["gradient"] - expected).abs().max() / expected.square().mean().sqrt()
+            seconds = side_by_side(works, max(repeats, 9))
+            found.setdefault(name, {})[str(batch)] = {
+                "seconds": seconds,
+                "times_autograd": ratio(seconds["autograd"], seconds["engine"]),
+                "relative_error": float(difference),
+            }
+    return found
+
+
+def measure_knn(generator: Generator, repeats: int, batch: int = 8) -> dict[str, float]:
+    """The k-NN distance with a bank of 100,000 x 512, as a share of a guided step on the engines."""
+    rows = torch.nn.functional.normalize(torch.randn(100_000, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    bank, queries = FeatureBank(rows), rows[:batch].roll(1, dims=1)
+    queries = torch.nn.functional.normalize(queries, dim=1)
+    indices = list(range(batch))
+    works = {
+        "knn": lambda: bank.distance(queries, 10),
+        "sampling": partial(latents_of, generator, SETTINGS["mu"], indices),
+    }
+    seconds = side_by_side(works, repeats)
+    step = float(np.median(seconds["sampling"])) / STEPS
+    return {"knn_seconds": float(np.median(seconds["knn"])), "step_seconds": step, "batch": batch}
+
+
+def measure_parts(generators: dict[str, Generator], repeats: int) -> dict[str, Any]:
+    """Where a guided step's time goes: medians in seconds of each part, by variant and batch."""
+    return {
+        name: {
+            str(batch): {
+                part: float(np.median(seconds))
+                for part, seconds in side_by_side(step_parts(generator, GenerationJob(1), batch), repeats).items()
+            }
+            for batch in BATCHES
+        }
+        for name, generator in generators.items()
+    }
+
+
+def measure_growth(engines: Path) -> dict[str, Any]:
+    """Seconds and peak memory of fresh processes that sample 32, 64 and 128 images in batches of 16."""
+    found: dict[str, Any] = {}
+    for count in (32, 64, 128):
+        command = [sys.executable, __file__, "--engines", str(engines), "--images", str(count)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        found[str(count)] = {"seconds": float(printed[-2]), "peak_gib": float(printed[-1])}
+    return found
+
+
+def sample_and_report(engines: Path, count: int) -> None:
+    """What such a process does."""
+    generator = open_generators(engines)["engines"]
+    run = partial(latents_of, generator, SETTINGS["mu"])
+    run(list(range(16)))
+    seconds = side_by_side({"all": lambda: [run(list(range(i, i + 16))) for i in range(0, count, 16)]}, repeats=1)
+    click.echo(f"{seconds['all'][0]} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}")
+
+
+def bars_of(figures: dict[str, Any]) -> list[Bar]:
+    """Every bar of the sampler."""
+    bars = []
+    for setting, batches in figures["samplers"].items():
+        for batch, found in batches.items():
+            bound = 2.0 if batch == "1" else 1.5
+            faster = found["times_tfg"]["engines"]
+            bars += [
+                Bar(f"{setting}, batch {batch}: engines, times the TFG loop", faster, ">=", bound),
+                Bar(f"{setting}, batch {batch}: images differ", found["max_difference"]["engines"], "<=", SAME_IMAGE),
+            ]
+            if setting == "mu":
+                cost = found["times_unguided"]["engines"]
+                bars.append(Bar(f"{setting}, batch {batch}: guided, times unguided", cost, "<=", 2.0))
+    for name, batches in figures["vjps"].items():
+        for batch, found in batches.items():
+            bound = 2.0 if batch == "1" else 1.3
+            bars.append(Bar(f"{name}, batch {batch}: engine, times autograd", found["times_autograd"], ">=", bound))
+            bars.append(Bar(f"{name}, batch {batch}: relative error", found["relative_error"], "<=", 1e-4))
+    share = figures["knn"]["knn_seconds"] / figures["knn"]["step_seconds"]
+    bars.append(Bar("k-NN in 100,000 x 512, share of a guided step", share, "<=", 0.05))
+    growth = figures["growth"]
+    per_image = [found["seconds"] / int(count) for count, found in growth.items()]
+    memory = [found["peak_gib"] for found in growth.values()]
+    bars.append(Bar("seconds an image, 128 images against 32", per_image[-1] / per_image[0], "<=", 1.15))
+    bars.append(Bar("peak memory, 128 images against 32", memory[-1] / memory[0], "<=", 1.05))
+    return bars
+
+
+@click.command()
+@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--compile/--no-compile", "with_compile", default=True, show_default=True, help="Also torch.compile.")
+@click.option("--images", type=int, hidden=True)
+def main(engines: Path, repeats: int, with_compile: bool, images: int | None) -> None:
+    """Measures, and writes results/sampler.json."""
+    if images is not None:
+        sample_and_report(engines, images)
+        return
+    generators = open_generators(engines)
+    figures = {
+        "steps": STEPS,
+        "threads": torch.get_num_threads(),
+        "samplers": measure_samplers(generators, repeats, with_compile),
+        "vjps": measure_vjps(engines, repeats),
+        "knn": measure_knn(generators["engines"], repeats),
+        "parts": measure_parts(generators, repeats),
+        "growth": measure_growth(engines),
+    }
+    write_result("sampler", figures, bars_of(figures))
+
+
+if __name__ == "__main__":
+    main()

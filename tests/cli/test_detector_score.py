@@ -1,0 +1,186 @@
+"""`good-rt detector score`: table, CSV and JSON with the detector's own figures, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from good_rt.demo import assets
+from good_rt.detector import Detector, Scores
+
+Run = Callable[..., Any]
+IMAGES = np.concatenate([assets.load_images("test").images[:3], assets.load_images("emoji").images[:3]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six grey images of the right size."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(IMAGES):
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(detector_path: Path) -> Scores:
+    return Detector(detector_path).score(IMAGES)
+
+
+def test_json(run: Run, folder: Path, detector_path: Path, expected: Scores) -> None:
+    found = run("detector", "score", folder, "--detector", detector_path, "--json").json
+    assert found["alpha"] == 0.1 and found["skipped"] == []
+    assert [Path(image["file"]).name for image in found["images"]] == [f"{i}.png" for i in range(6)]
+    for i, image in enumerate(found["images"]):
+        assert image["label"] == assets.CLASSES[expected.label[i]]
+        assert image["is_ood"] == bool(expected.is_ood[i])
+        for name in ("score", "p_value", "energy", "knn_distance"):
+            assert image[name] == pytest.approx(float(getattr(expected, name)[i]), rel=1e-4)
+
+
+def test_csv_to_a_file_and_to_standard_output(
+    run: Run, folder: Path, detector_path: Path, expected: Scores, tmp_path: Path
+) -> None:
+    printed = run("detector", "score", folder, "--detector", detector_path, "--csv", "-")
+    written = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep" / "s.csv")
+    assert (tmp_path / "deep" / "s.csv").read_text() == printed.out
+    assert "OOD at" in written.out  # the table as well
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert [row["is_ood"] for row in rows] == [str(bool(value)) for value in expected.is_ood]
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected.score, rtol=1e-4)
+
+
+def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    ended = run("detector", "score", folder, "--detector", detector_path)
+    assert ended.code == 0 and ended.err == ""
+    lines = [line for line in ended.out.splitlines() if ".png" in line]
+    for i, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells == [
+            str(folder / f"{i}.png"), assets.CLASSES[expected.label[i]], f"{expected.score[i]:.3f}",
+            f"{expected.p_value[i]:.4f}", "yes" if expected.is_ood[i] else "no",
+        ]  # fmt: skip
+
+
+def test_file_names_are_printed_as_they_are(run: Run, folder: Path, detector_path: Path) -> None:
+    odd = folder / "[bold]x[/bold].png"
+    (folder / "0.png").rename(odd)
+    assert "[bold]x[/bold].png" in run("detector", "score", odd, "--detector", detector_path).out.replace("\n", "")
+
+
+def test_alpha_and_threads(run: Run, folder: Path, detector_path: Path) -> None:
+    found = run(
+        "detector", "score", folder, "--detector", detector_path, "--alpha", "0.5", "--threads", 1, "--json"
+    ).json
+    assert found["alpha"] == 0.5
+    assert [image["is_ood"] for image in found["images"]] == [image["p_value"] <= 0.5 for image in found["images"]]
+
+
+def test_fit_takes_any_image(run: Run, detector_path: Path, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0, ..., 0]).convert("RGB").resize((90, 50)).save(tmp_path / "large.jpg")
+    assert "use --fit" in run("detector", "score", tmp_path, "--detector", detector_path).failed()
+    assert len(run("detector", "score", tmp_path, "--detector", detector_path, "--fit", "--json").json["images"]) == 1
+
+
+def spoil(folder: Path, kind: str) -> str:
+    """Makes one file bad; returns what the error says of it."""
+    path = folder / "1.png"
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:80])
+        return "1.png is a damaged image"
+    if kind == "no image":
+        path.write_bytes(b"not an image at all")
+        return "1.png is not an image that can be read"
+    if kind == "colour":
+        Image.fromarray(IMAGES[0, ..., 0]).convert("RGB").save(path)
+        return "1.png is RGB, grey is expected"
+    if kind == "size":
+        Image.fromarray(IMAGES[0, :20, :, 0]).save(path)
+        return "1.png has 32x20 pixels, 32x32 are expected"
+    path.unlink()
+    path.mkdir()
+    (path / "empty.png").touch()
+    return "empty.png is not an image that can be read"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "no image", "colour", "size", "empty"])
+def test_bad_images_are_refused_or_skipped_by_name(
+    run: Run, folder: Path, detector_path: Path, tmp_path: Path, kind: str
+) -> None:
+    reason = spoil(folder, kind)
+    options = ["detector", "score", folder, "--detector", detector_path]
+    refused = run(*options, "--csv", tmp_path / "scores.csv")
+    assert reason in refused.failed() and "--skip-bad leaves such files out" in refused.failed()
+    assert refused.out == "" and not (tmp_path / "scores.csv").exists()
+    ended = run(*options, "--skip-bad", "--json")
+    assert ended.code == 0
+    assert ended.err.startswith("skipped: ") and reason in ended.err
+    assert len(ended.json["images"]) == 5
+    (skipped,) = ended.json["skipped"]
+    assert reason in skipped
+
+
+def test_when_every_file_is_bad_nothing_is_scored(run: Run, tmp_path: Path, detector_path: Path) -> None:
+    (tmp_path / "x.png").touch()
+    ended = run("detector", "score", tmp_path, "--detector", detector_path, "--skip-bad")
+    assert ended.failed().endswith("none of the files could be read; nothing was scored")
+
+
+def test_missing_files_and_empty_folders(run: Run, tmp_path: Path, detector_path: Path) -> None:
+    assert (
+        "gone.png does not exist"
+        in run("detector", "score", tmp_path / "gone.png", "--detector", detector_path).failed()
+    )
+    assert "holds no image files" in run("detector", "score", tmp_path, "--detector", detector_path).failed()
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "not ours", "NaN"])
+def test_bad_detectors(run: Run, folder: Path, detector_path: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "d.onnx"
+    message = "d.onnx is damaged or no ONNX file"
+    if kind == "missing":
+        message = "d.onnx does not exist; build it with `good-rt detector build`"
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "truncated":
+        path.write_bytes(detector_path.read_bytes()[:20_000])
+    else:
+        model = onnx.load(detector_path)
+        if kind == "not ours":
+            del model.metadata_props[:]
+            message = "d.onnx is an ONNX file, but no good-rt detector"
+        else:
+            for tensor in model.graph.initializer:
+                if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:
+                    nan = np.full(tuple(tensor.dims), np.nan, np.float32)
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(nan, tensor.name))
+            message = "the detector's output for image 0 is not finite; its weights are damaged"
+        onnx.save(model, path)
+    ended = run("detector", "score", folder, "--detector", path, "--csv", tmp_path / "scores.csv")
+    assert message in ended.failed()
+    assert ended.out == "" and not (tmp_path / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("alpha", ["0", "1", "nan", "-0.5", "0.001"])
+def test_bad_alphas(run: Run, folder: Path, detector_path: Path, alpha: str) -> None:
+    ended = run("detector", "score", folder, "--detector", detector_path, "--alpha", alpha)
+    assert "alpha must be at least 0.00826" in ended.failed()
+
+
+def test_outputs_that_cannot_be_written(run: Run, folder: Path, detector_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    ended = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "file.txt" / "s.csv")
+    assert "cannot write" in ended.failed() and "choose another place" in ended.failed()
+    assert sorted(tmp_path.rglob("*")) == before
+    both = run("detector", "score", folder, "--detector", detector_path, "--csv", "-", "--json")
+    assert "would both print to standard output" in both.failed()
