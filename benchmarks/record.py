@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import platform
 import shlex
@@ -17,7 +18,18 @@ from good_rt.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
-PACKAGES = ("good-rt", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "faiss-cpu", "numpy", "scikit-learn")
+PACKAGES = (
+    "good-rt",
+    "torch",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "faiss-cpu",
+    "numpy",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +53,25 @@ def cpu_name() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
-def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar]) -> Path:
-    """Writes results/NAME.json and prints every bar."""
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those that are installed: on a GPU machine onnxruntime is onnxruntime-gpu."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], script: str | None = None) -> Path:
+    """Writes results/NAME.json and prints every bar. ``script`` is the file's name where it is another."""
     path = RESULTS / f"{name}.json"
-    versions = {package: metadata.version(package) for package in PACKAGES}
     write_json(
         path,
         {
-            "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", f"benchmarks/{script or name}.py", *sys.argv[1:]]),
             "date": datetime.now(UTC).date().isoformat(),
             "cpu": cpu_name(),
-            "versions": {"python": platform.python_version(), **versions},
+            "versions": {"python": platform.python_version(), **installed(PACKAGES)},
             "bars": [{**asdict(bar), "ok": bar.ok} for bar in bars],
             "figures": dict(figures),
         },

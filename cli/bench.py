@@ -23,7 +23,7 @@ Examples:
 """
 
 
-@click.group()
+@click.group(epilog=EPILOG)
 def bench() -> None:
     """Measure speed on this machine."""
 

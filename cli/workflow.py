@@ -48,7 +48,9 @@ Sets = Mapping[str, NDArray[np.uint8]]
 PARITY_IMAGES = 512
 TRAINING = "training.json"
 ENGINES = ("unet", "vae_decoder")
-GRADIENT_ENGINES = (*ENGINES, "unet_vjp", "decoder_vjp", "guidance_vjp")
+GRADIENT_ENGINES = (
+    *ENGINES, "unet_forward", "unet_backward", "decoder_forward", "decoder_backward", "guidance_vjp",
+)  # fmt: skip
 """The graphs that sampling runs, without and with gradients by engines; a pixel model lacks those of the decoder."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 GUIDANCE_TEXTS = {

@@ -95,4 +95,6 @@ class OnnxRuntimeEngine:
 
 
 def _spec(node: Any) -> TensorSpec:
-    return TensorSpec(DTYPES.get(node.type, node.type), tuple(node.shape))
+    # a dimension without a name gets one that no other input shares
+    shape = tuple(f"{node.name}:{axis}" if size is None else size for axis, size in enumerate(node.shape))
+    return TensorSpec(DTYPES.get(node.type, node.type), shape)

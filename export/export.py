@@ -12,15 +12,20 @@ from torch import Tensor, nn
 
 import good_rt
 from good_rt.classifier import load_classifier
+from good_rt.differentiable import VjpPair
 from good_rt.diffusion import load_diffusion
+from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest
 from good_rt.export.parity import ABSOLUTE, RELATIVE, AutogradVjp, Parity, compare
+from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.export.vjp import cotangent_names, export_vjp_onnx
 from good_rt.files import atomic_path, sha256
+
+HALVES = ("forward", "backward")
 
 
 def export_models(
@@ -77,7 +82,13 @@ def export_models(
             engine = OnnxRuntimeEngine(path)
             reference, makers = _reference(graph)
             rows += compare(name, engine, reference, makers, relative=relative, absolute=absolute)
-            entries[name] = GraphEntry(path.name, sha256(path), path.stat().st_size, engine.inputs, engine.outputs)
+            entries[name] = _entry(path, engine)
+            if graph.split:
+                forward, backward = (folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES)
+                split_vjp(path, forward, backward)
+                pair = VjpPair(OnnxRuntimeEngine(forward), OnnxRuntimeEngine(backward))
+                rows += compare(f"{name} in two", pair, reference, makers, relative=relative, absolute=absolute)
+                entries |= {half.stem: _entry(half, OnnxRuntimeEngine(half)) for half in (forward, backward)}
         failed = [row for row in rows if not row.ok]
         if failed:
             worst = max(failed, key=lambda row: row.excess)
@@ -95,6 +106,10 @@ def export_models(
         manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions)
         manifest.write(folder)
     return manifest, True
+
+
+def _entry(path: Path, engine: Engine) -> GraphEntry:
+    return GraphEntry(path.name, sha256(path), path.stat().st_size, engine.inputs, engine.outputs)
 
 
 def _write(graph: Graph, path: Path, opset: int) -> None:

@@ -26,13 +26,15 @@ InputMaker = Callable[[int], Arrays]
 class Graph:
     """A module to export: its outputs' names, and what makes its inputs, by kind ("real", "random").
 
-    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of that name.
+    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of that name; with
+    ``split`` it is also written as a forward and a backward half.
     """
 
     module: nn.Module
     outputs: tuple[str, ...]
     inputs: Mapping[str, InputMaker]
     wrt: str | None = None
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def graphs_of(
     of_pixels = kinds(shape, real_images, lambda pixels: {"images": pixels})
     graphs["classifier"] = Graph(classifier, ("logits", "features"), of_pixels)
     if fused is not None:
-        graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample")
+        graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample", split=True)
         if model.decoder is not None:
-            graphs["decoder_vjp"] = Graph(model.decoder, ("images",), of_latents, wrt="latents")
+            graphs["decoder_vjp"] = Graph(model.decoder, ("images",), of_latents, wrt="latents", split=True)
         guidance = GuidanceModule(model.decoder, classifier, fused.bank, fused.k, fused.temperature).eval()
         of_guided = kinds(model.sample_shape, real_latents, guided)
         graphs["guidance_vjp"] = Graph(guidance, ("value",), of_guided, wrt="latents")

@@ -129,12 +129,13 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
 ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (
-    aten.group_norm.default, aten.layer_norm.default, aten.batch_norm.default, aten.instance_norm.default,
+    aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default,
     aten.silu.default, aten.gelu.default, aten.elu.default, aten.softplus.default, aten.leaky_relu.default,
     aten.linear.default, aten.logsumexp.default, aten.scaled_dot_product_attention.default,
     aten.upsample_nearest2d.vec, aten.avg_pool2d.default, aten.max_pool2d.default,
+    aten.detach.default,  # which would become an alias, and that has a gradient
 )  # fmt: skip
-"""Operations that have a rule of their own, better than the sum of their parts."""
+"""Operations that are not taken apart, since their own rule is better than the sum of those of their parts."""
 
 
 def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:

@@ -265,12 +265,17 @@ def _permute(x: Tensor, order: Sequence[int]) -> tuple[Tensor, Sequence[Gradient
     return x.permute(forward), (lambda g: g.permute(inverse),)
 
 
+@rule(aten.flip.default)
+def _flip(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Sequence[Gradient]]:
+    return x.flip(axes), (lambda g: g.flip(axes),)
+
+
 @rule(aten.expand.default)
 def _expand(x: Tensor, shape: Sequence[Any], *, implicit: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
     return x.expand(shape), (lambda g: unbroadcast(g, x),)
 
 
-@rule(aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
+@rule(aten.clone.default)
 def _identity(x: Tensor, *, memory_format: Any = None) -> tuple[Tensor, Sequence[Gradient]]:
     return x, (lambda g: g,)
 
@@ -604,9 +609,9 @@ def _instance_norm(
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
-) -> tuple[Tensor, Sequence[Gradient]]:
+) -> tuple[Tensor, Sequence[Gradient | None]]:
     if not use_input_stats:
-        return _batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
+        return F.instance_norm(x, mean, variance, weight, bias, False, momentum, eps), (None,)
     return _group_norm(x, x.shape[1], weight, bias, eps)
 
 
@@ -634,23 +639,14 @@ def _layer_norm(
     return output, (gradient,)
 
 
-@rule(aten.batch_norm.default)
+@rule(aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> tuple[Tensor, Sequence[Gradient]]:
-    if training or mean is None or variance is None:
-        raise GoodRtError("aten.batch_norm has no gradient rule in training mode; call eval() first")
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Any, Sequence[Gradient]]:
     scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
     scale = scale.reshape(-1, *[1] * (x.ndim - 2))
-    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), (lambda g: g * scale,)
+    output = F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps)
+    return (output, None, None), (lambda gs: gs[0] * scale,)  # the batch's own statistics are for training alone
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------

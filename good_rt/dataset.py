@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, read_json, write_json
+from good_rt.files import atomic_path, read_json, remove_leftovers, write_json
 from good_rt.images import contact_sheet, read_image
 
 SHEET_IMAGES = 64
@@ -68,7 +68,9 @@ class GeneratedSet:
         write_json(path, dict(job))
 
     def _mend(self) -> None:
-        """Takes a last line that an interruption cut short off the manifest, so that no row is glued to it."""
+        """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""
+        remove_leftovers(self.folder)
+        remove_leftovers(self.folder / "images")
         if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
             with atomic_path(self._manifest) as temporary:
                 temporary.write_text("".join(_line(row) for row in self.rows()))

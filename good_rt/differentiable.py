@@ -1,36 +1,64 @@
-"""An engine and its VJP engine as one function that autograd can go back through.
+"""Engines that autograd can go back through: a network's forward half, and the half that pulls a cotangent back.
 
-Engines have no backward pass of their own; with the graph that `good_rt.export.vjp` writes they get one, and guidance,
-denoiser and a user's own terms in PyTorch differentiate through them as through any module.
+Engines have no backward pass of their own; with the graphs that `good_rt.export` writes they get one, and denoiser,
+guidance and a user's own terms in PyTorch differentiate through them as through any module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from good_rt.engines.base import Engine, TensorSpec
 
-class _WithVjp(torch.autograd.Function):
+
+class VjpPair:
+    """Two engines as one: (*inputs) -> (output, *residuals), and (cotangent, *residuals) -> gradient.
+
+    As an `Engine` it takes the cotangent with the inputs and gives output and gradient; `forward` and `backward` are
+    its halves, and calling `function()` on tensors is differentiable in the first input.
+    """
+
+    def __init__(self, forward: Engine, backward: Engine) -> None:
+        self._forward, self._backward = forward, backward
+        self.output = next(iter(forward.outputs))
+        names = [name for name in backward.inputs if name in forward.outputs or name in forward.inputs]
+        self._residuals = tuple(names)
+        cotangents = {name: spec for name, spec in backward.inputs.items() if name not in names}
+        self.inputs: Mapping[str, TensorSpec] = {**cotangents, **forward.inputs}
+        self.outputs: Mapping[str, TensorSpec] = {self.output: forward.outputs[self.output], **backward.outputs}
+
+    def forward(self, **arrays: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and the residuals that `backward` takes."""
+        found = {**arrays, **self._forward(**arrays)}
+        return found[self.output], {name: found[name] for name in self._residuals}
+
+    def backward(self, cotangent: Tensor, residuals: Mapping[str, Tensor]) -> Tensor:
+        """Jᵀv of the cotangent v, with respect to the first input."""
+        return self._backward(cotangent=cotangent, **residuals)["gradient"]
+
+    def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
+        output, residuals = self.forward(**{name: arrays[name] for name in self._forward.inputs})
+        return {self.output: output, "gradient": self.backward(arrays["cotangent"], residuals)}
+
+    def function(self, x: Tensor, *rest: Tensor) -> Tensor:
+        """The output of the inputs in their order, differentiable in the first."""
+        y: Tensor = _ThroughPair.apply(self, x, *rest)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _ThroughPair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Tensor], vjp: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
-        ctx.vjp = vjp
-        ctx.save_for_backward(x, *rest)
-        return run(x, *rest)
+    def forward(ctx: Any, pair: VjpPair, *inputs: Tensor) -> Tensor:
+        names = [name for name in pair.inputs if name != "cotangent"]
+        output, ctx.residuals = pair.forward(**dict(zip(names, inputs, strict=True)))
+        ctx.pair, ctx.others = pair, len(inputs) - 1
+        return output
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, *rest = ctx.saved_tensors
-        return None, None, ctx.vjp(cotangent.contiguous(), x, *rest), *(None for _ in rest)
-
-
-def with_vjp(run: Callable[..., Tensor], vjp: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``run(x, *rest)`` -> y and ``vjp(v, x, *rest)`` -> (∂y/∂x)ᵀ v as one function, differentiable in x alone."""
-
-    def differentiable(x: Tensor, *rest: Tensor) -> Tensor:
-        y: Tensor = _WithVjp.apply(run, vjp, x, *rest)  # type: ignore[no-untyped-call]
-        return y
-
-    return differentiable
+        gradient = ctx.pair.backward(cotangent.contiguous(), ctx.residuals)
+        return None, gradient, *([None] * ctx.others)

@@ -39,6 +39,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Takes away the folders that `atomic_path` left in ``folder`` when its process was killed."""
+    for path in folder.glob(".*.????????"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

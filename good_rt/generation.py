@@ -23,7 +23,7 @@ from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
 from good_rt.dataset import GeneratedSet, Row
 from good_rt.denoiser import Denoiser, DiscreteDenoiser, Network
-from good_rt.differentiable import with_vjp
+from good_rt.differentiable import VjpPair
 from good_rt.diffusion import DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
 from good_rt.engines.base import Engine
@@ -234,12 +234,12 @@ def make_generator(
     differentiable, fused = unet, None
     if engines:
         unet = engine_function(engines["unet"], "output")
-        if "unet_vjp" in engines:
-            differentiable = with_vjp(unet, engine_function(engines["unet_vjp"], "gradient"))
+        if "unet_backward" in engines:
+            differentiable = VjpPair(engines["unet_forward"], engines["unet_backward"]).function
         if model.decoder is not None:
             decode = engine_function(engines["vae_decoder"], "images")
-        if "decoder_vjp" in engines:
-            decode_with_gradient = with_vjp(decode, engine_function(engines["decoder_vjp"], "gradient"))
+        if "decoder_backward" in engines:
+            decode_with_gradient = VjpPair(engines["decoder_forward"], engines["decoder_backward"]).function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")
     denoiser = DiscreteDenoiser(

@@ -233,7 +233,7 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
         predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
         return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
 
-    fit("unet", out, model, optimiser, loss, len(latents), 96, steps or 9_000, ema=0.999)
+    fit("unet", out, model, optimiser, loss, len(latents), 96, steps or 7_500, ema=0.999)
     model.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
 

@@ -72,9 +72,9 @@ def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, mo
 
 
 def test_file_names_are_printed_as_they_are(run: Run, folder: Path, detector_path: Path) -> None:
-    odd = folder / "[bold]x[/bold].png"
+    odd = folder / "[bold]x.png"
     (folder / "0.png").rename(odd)
-    assert "[bold]x[/bold].png" in run("detector", "score", odd, "--detector", detector_path).out.replace("\n", "")
+    assert "[bold]x.png" in run("detector", "score", odd, "--detector", detector_path).out.replace("\n", "")
 
 
 def test_alpha_and_threads(run: Run, folder: Path, detector_path: Path) -> None:

@@ -28,8 +28,8 @@ RTX = Library(
 INFO = PlanInfo(
     graph="double.onnx", graph_sha256="g", plan_sha256=hashlib.sha256(b"plan").hexdigest(), plan_bytes=4,
     library="tensorrt-rtx", library_version="1.7", architectures=("sm89",), precision="fp16",
-    profile={"batch": (1, 2, 4)}, tf32=True, optimisation_level=2, layers=1, build_seconds=0.1, inputs={"x": TensorSpec("float32", ("batch", 2))},
-    outputs={"y": TensorSpec("float32", ("batch", 2))}, key="k",
+    profile={"batch": (1, 2, 4)}, tf32=True, optimisation_level=2, layers=1, build_seconds=0.1,
+    inputs={"x": TensorSpec("float32", ("batch", 2))}, outputs={"y": TensorSpec("float32", ("batch", 2))}, key="k",
 )  # fmt: skip
 
 

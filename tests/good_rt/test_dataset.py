@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def test_a_row_cut_short_anywhere_does_not_count_and_is_made_anew(tmp_path: Path
         assert again.rows() == [row(i) for i in range(4)]
         assert manifest.read_text().endswith("\n")
     np.testing.assert_array_equal(made.images(), GREY[:4])
+
+
+def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    for folder in (tmp_path, tmp_path / "images"):
+        holder = Path(tempfile.mkdtemp(prefix=".000003.png.", dir=folder))  # as atomic_path makes them
+        (holder / "000003.png").write_bytes(b"half")
+    (tmp_path / ".mine.12345678").touch()
+    made.begin(JOB)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{i:06d}.png" for i in range(3)]
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.12345678", "images", "job.json", "manifest.jsonl"}
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:

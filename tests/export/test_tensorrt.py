@@ -1,0 +1,258 @@
+"""TensorRT plans by the real builder, which needs no GPU: every graph that we export, the cache, and the refusals."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from good_rt.engines.tensorrt import PlanInfo, info_path
+from good_rt.errors import GoodRtError
+from good_rt.export import tensorrt
+from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, graph_hash, plan_path
+from good_rt.export.to_onnx import export_onnx
+from good_rt.files import sha256
+
+api = pytest.importorskip("tensorrt_rtx_bindings")
+
+GRAPHS = ("classifier", "vae_encoder", "vae_decoder", "unet")
+ARCHITECTURES = ("sm86", "sm89", "sm120")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network's graph; built in a second."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 4))
+    export_onnx(network.eval(), {"x": torch.randn(2, 1, 8, 8)}, ("y",), path)
+    return path
+
+
+def write_graph(path: Path, node: onnx.NodeProto, kind: int = TensorProto.FLOAT, **weights: np.ndarray) -> Path:
+    """One operation on x (batch, 3, 3), giving y."""
+    x = helper.make_tensor_value_info("x", kind, ["batch", 3, 3])
+    y = helper.make_tensor_value_info("y", kind, None)
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph([node], "g", [x], [y], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def refusal(path: Path, config: PlanConfig = PlanConfig()) -> str:
+    out = path.parent / "refused.plan"
+    with pytest.raises(GoodRtError) as error:
+        build_plan(path, config, out)
+    assert not out.exists() and not info_path(out).exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_graph_is_built(name: str, precision: str, engines_dir: Path, tmp_path: Path) -> None:
+    config = PlanConfig(ARCHITECTURES, precision)
+    out = plan_path(tmp_path, name, config)
+    info, built = build_plan(engines_dir / f"{name}.onnx", config, out)
+    assert built and out.name == f"{name}.{precision}.plan"
+    assert info.layers > 10 and info.plan_bytes == out.stat().st_size > 10_000
+    assert info.architectures == ARCHITECTURES and info.profile == {"batch": (1, 8, 32)}
+    assert info.inputs.keys() == {value.name for value in onnx.load(engines_dir / f"{name}.onnx").graph.input}
+    assert all(spec.shape[0] == "batch" for spec in (*info.inputs.values(), *info.outputs.values()))
+
+
+@pytest.mark.slow
+def test_all_graphs_of_a_folder(engines_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(engines_dir, tmp_path / "engines")
+    seen: list[str] = []
+    plans = build_plans(folder, PlanConfig(("sm89",)), on_graph=seen.append)
+    assert set(plans) == set(seen) == set(GRAPHS) and all(built for _, built in plans.values())
+    assert not any(built for _, built in build_plans(folder, PlanConfig(("sm89",))).values())
+
+
+def test_one_plan_holds_several_architectures(tiny: Path, tmp_path: Path) -> None:
+    one, _ = build_plan(tiny, PlanConfig(("sm89",)), tmp_path / "one.plan")
+    several, _ = build_plan(tiny, PlanConfig(ARCHITECTURES), tmp_path / "several.plan")
+    assert several.plan_bytes < 1.1 * one.plan_bytes
+    every, _ = build_plan(tiny, PlanConfig(), tmp_path / "every.plan")
+    assert set(ARCHITECTURES) < set(every.architectures) and "sm75" not in every.architectures
+
+
+def test_nothing_is_built_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, config = tmp_path / "tiny.plan", PlanConfig(("sm89",))
+    first, built = build_plan(tiny, config, out)
+    assert built and PlanInfo.read(out) == first and first.plan_sha256 == sha256(out)
+    content, calls = out.read_bytes(), []
+
+    def build(*arguments: Any) -> tuple[bytes, int]:
+        calls.append(arguments)
+        return content, first.layers
+
+    monkeypatch.setattr(tensorrt, "_build", build)
+    assert build_plan(tiny, config, out) == (first, False) and not calls
+    changes = [
+        replace(config, architectures=("sm86",)), replace(config, precision="fp16"), replace(config, tf32=True),
+        replace(config, profile={"batch": (1, 2, 3)}), replace(config, optimisation_level=1),
+    ]  # fmt: skip
+    for change in changes:
+        assert build_plan(tiny, change, tmp_path / "other.plan")[1]
+        assert not build_plan(tiny, change, tmp_path / "other.plan")[1]
+    assert len(calls) == len(changes)
+    # a dimension that the graph has not changes nothing; a damaged plan does, and --force
+    assert not build_plan(tiny, replace(config, profile={**config.profile, "height": (1, 2, 3)}), out)[1]
+    out.write_bytes(content[:-1])
+    assert build_plan(tiny, config, out)[1]
+    assert build_plan(tiny, config, out, force=True)[1]
+    monkeypatch.setattr(tensorrt, "load_library", lambda name: FakeVersion())
+    assert build_plan(tiny, config, out)[1]
+
+
+class FakeVersion:
+    name, version, targets = "tensorrt-rtx", "0", ("sm89",)
+
+
+def test_what_tensorrt_cannot_take_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    det = refusal(write_graph(path, helper.make_node("Det", ["x"], ["y"], name="n")))
+    assert "cannot take operation Det, node 'n'" in det and api.__version__ in det
+    node = helper.make_node("ScatterND", ["x", "i", "x"], ["y"], name="s", reduction="add")
+    assert "ScatterND, node 's' (mode == " in refusal(write_graph(path, node, i=np.zeros((3, 1), np.int64)))
+    add = helper.make_node("Add", ["x", "x"], ["y"])
+    double = refusal(write_graph(path, add, TensorProto.DOUBLE))
+    assert "'x' is double, which TensorRT does not take" in double
+
+
+def test_settings_that_make_no_sense(tiny: Path) -> None:
+    for settings, message in (
+        ({"precision": "int8"}, "no precision 'int8'"),
+        ({"profile": {"batch": (0, 1, 2)}}, "profile of 'batch'"),
+        ({"profile": {"batch": (1, 4, 2)}}, "profile of 'batch'"),
+        ({"optimisation_level": 9}, "from 0 to 5"),
+    ):
+        with pytest.raises(GoodRtError, match=message):
+            PlanConfig(**settings)  # type: ignore[arg-type]
+    assert "has no architecture 'sm90'; it has sm75" in refusal(tiny, PlanConfig(("sm90",)))
+    assert "dimension 'batch' is dynamic; give its --profile" in refusal(tiny, PlanConfig(profile={}))
+    assert "has no timing cache" in refusal(tiny, PlanConfig(timing_cache=tiny.parent / "cache"))
+    assert "pip install 'good-rt[tensorrt]'" in refusal(tiny, PlanConfig(library="tensorrt"))
+
+
+def test_files_that_are_no_graphs(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    assert "does not exist" in refusal(path)
+    for content in (b"", b"no graph", bytes(1000)):
+        path.write_bytes(content)
+        assert "is not a valid ONNX file" in refusal(path)
+
+
+def mutated(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """The model with a few parts of its graph changed, so that protobuf can read it and little else holds."""
+    chance, found = random.Random(seed), onnx.ModelProto()
+    found.CopyFrom(model)
+    nodes, weights = found.graph.node, found.graph.initializer
+    names = [name for node in nodes for name in node.input]
+    for _ in range(chance.randint(1, 3)):
+        node, weight = chance.choice(nodes), chance.choice(weights)
+        match chance.randrange(6):
+            case 0:
+                node.op_type = chance.choice([other.op_type for other in nodes] + ["Det", "Loop", "Resize", "Einsum"])
+            case 1 if node.attribute:
+                attribute = chance.choice(node.attribute)
+                attribute.i = chance.choice([0, -1, 2**31, -(2**63)])
+                attribute.ints[:] = [chance.choice([0, -1, 7, 2**62]) for _ in attribute.ints]
+            case 2 if weight.dims:
+                weight.dims[chance.randrange(len(weight.dims))] = chance.choice([0, -1, 3, 2**40])
+            case 3:
+                weight.raw_data = weight.raw_data[: chance.randrange(len(weight.raw_data) + 1)]
+            case 4:
+                node.input[chance.randrange(len(node.input))] = chance.choice([*names, "", "nowhere"])
+            case _:
+                weight.data_type = chance.randrange(24)
+    return found
+
+
+@pytest.mark.parametrize(
+    "seeds", [pytest.param(range(30), id="a-few"), pytest.param(range(30, 400), id="many", marks=pytest.mark.slow)]
+)
+def test_no_malformed_file_ends_the_process(seeds: range, tiny: Path, tmp_path: Path) -> None:
+    """Without the checks before it, TensorRT's parser does: a cycle in the graph is enough."""
+    model, content, path, refused = onnx.load(tiny), tiny.read_bytes(), tmp_path / "graph.onnx", 0
+    for seed in seeds:
+        if seed % 3:
+            onnx.save(mutated(model, seed), path)
+        else:
+            place = random.Random(seed).randrange(len(content))
+            path.write_bytes(content[:place] + bytes([seed % 256]) * (seed % 5) + content[place + seed % 7 :])
+        try:
+            build_plan(path, PlanConfig(("sm89",)), tmp_path / "graph.plan", force=True)
+        except GoodRtError:
+            refused += 1
+    assert refused > len(seeds) / 2
+
+
+def test_a_cycle(tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny)
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+    onnx.save(model, tmp_path / "cycle.onnx")
+    assert "is not a valid ONNX file" in refusal(tmp_path / "cycle.onnx")
+
+
+def test_external_data(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path, data = folder / "graph.onnx", folder / "weights"
+    onnx.save(onnx.load(tiny), path, save_as_external_data=True, location="weights", size_threshold=0)
+    before = graph_hash(path)
+    for precision in ("fp32", "fp16"):
+        info, _ = build_plan(path, PlanConfig(("sm89",), precision), tmp_path / f"{precision}.plan")
+        assert info.graph == "model/graph.onnx" and info.graph_sha256 == before
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1
+    data.write_bytes(content)
+    assert graph_hash(path) != before
+    data.rename(tmp_path / "weights")
+    assert "are missing (weights)" in refusal(path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights"
+    path.write_bytes(model.SerializeToString())
+    assert "lie outside its folder (../weights)" in refusal(path)
+
+
+def test_the_command(tiny: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    out = tmp_path / "plans"
+    arguments = ("export", "--to", "tensorrt", "--onnx", tiny, "-o", out, "--arch", "SM89", "--profile", "1/2/4")
+    found = run(*arguments, "--json").json["plans"]["tiny"]
+    assert found["built"] and found["architectures"] == ["sm89"] and found["profile"] == {"batch": [1, 2, 4]}
+    assert not run(*arguments, "--json").json["plans"]["tiny"]["built"]
+    assert "unchanged" in run(*arguments).out
+    # the command that a refusal gives finds nothing to do either
+    command = PlanInfo.read(out / "tiny.fp32.plan").command(out).split()[1:]
+    assert not run(*command, "--json").json["plans"]["tiny"]["built"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--arch", "sm89"), "--arch is for plans: add --to tensorrt"),
+        (("--precision", "fp16"), "--precision is for plans"),
+        (("--to", "tensorrt", "--profile", "8"), "not of the form"),
+        (("--to", "tensorrt", "--profile", "4/2/1", "--onnx", "x"), "profile of 'batch'"),
+        (("--to", "tensorrt", "--onnx", "missing.onnx"), "missing.onnx does not exist"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str, run: Callable[..., Any]) -> None:
+    ran = run("export", *arguments)
+    assert ran.code == 2 and message in " ".join(ran.err.split()) and "Traceback" not in ran.err
