@@ -3,15 +3,19 @@
     benchmarks/gpu_check.sh
 
 Writes results/gpu.json, and a copy to $OUT where that is set. What is missing on the machine (a library, a provider, an
-architecture that the library has no plans for) is written down as missing, with the reason, and nothing stands in for it.
+architecture that the library has no plans for) is written down as missing, with the reason; nothing stands in for it.
+NOT YET RUN ON A GPU: the PyTorch and ONNX Runtime parts were tried on a CPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +78,18 @@ def on_cuda_provider(path: Path) -> OnnxRuntimeEngine:
     return engine
 
 
+def on_plan(path: Path, plan: Path, library: str, precision: str, cuda_graphs: bool) -> Run:
+    """A plan for the GPU that is there, built where it is not there yet."""
+    targets, architecture = load_library(library).targets, present_architecture()
+    if targets and architecture not in targets:
+        raise GoodRtError(f"{library} builds no plans for {architecture}")
+    wanted = (architecture,) if architecture is not None and targets else ()
+    info, _ = build_plan(path, PlanConfig(wanted, precision, library=library), plan)
+    return of_engine(TensorRTEngine(plan, graph_sha256=info.graph_sha256, cuda_graphs=cuda_graphs))
+
+
 def runners(
-    name: str, entry: GraphEntry, engines: Path, module: nn.Module | None, device: torch.device, work: Path
+    name: str, entry: GraphEntry, engines: Path, module: nn.Module | None, work: Path
 ) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Every way to run a graph, and what sets it up, which raises where the machine lacks something."""
     path = engines / entry.file
@@ -83,21 +97,10 @@ def runners(
         yield "torch eager", lambda: of_module(module, entry)
         yield "torch.compile", lambda: of_module(torch.compile(module), entry)
     yield "onnxruntime cuda", lambda: of_engine(on_cuda_provider(path))
-    for library in LIBRARIES:
-        for precision in PRECISIONS:
-            plan = work / f"{name}.{library}.{precision}.plan"
-            for graphs in (False, True):
-
-                def set_up(library: str = library, precision: str = precision, graphs: bool = graphs) -> Run:
-                    architecture = present_architecture()
-                    targets = load_library(library).targets
-                    if targets and architecture not in targets:
-                        raise GoodRtError(f"{library} builds no plans for {architecture}")
-                    wanted = (architecture,) if architecture is not None and targets else ()
-                    info, _ = build_plan(path, PlanConfig(wanted, precision, library=library), plan)
-                    return of_engine(TensorRTEngine(plan, graph_sha256=info.graph_sha256, cuda_graphs=graphs))
-
-                yield f"{library} {precision}{', CUDA graphs' if graphs else ''}", set_up
+    for library, precision, graphs in itertools.product(LIBRARIES, PRECISIONS, (False, True)):
+        plan = work / f"{name}.{library}.{precision}.plan"
+        label = f"{library} {precision}{', CUDA graphs' if graphs else ''}"
+        yield label, partial(on_plan, path, plan, library, precision, graphs)
 
 
 def seconds(run: Run, arrays: Arrays, device: torch.device, repeats: int = 50, warm_up: int = 10) -> float:
@@ -106,8 +109,6 @@ def seconds(run: Run, arrays: Arrays, device: torch.device, repeats: int = 50, w
     def settle() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
-
-    import time
 
     for _ in range(warm_up):
         run(arrays)
@@ -140,11 +141,13 @@ def check_graph(
         batch: {key: torch.from_numpy(value) for key, value in inputs_of(entry, batch).items()} for batch in BATCHES
     }
     # float32 on the CPU is the reference of all, the file itself where PyTorch has no module for it
+    if module is not None:
+        module.cpu()  # shared with the graph of its gradient, which may have taken it to the GPU
     reference = of_module(module, entry) if module is not None else of_engine(OnnxRuntimeEngine(engines / entry.file))
     expected = {batch: dict(reference(arrays)) for batch, arrays in inputs.items()}
     if module is not None:
         module.to(device)
-    for label, set_up in runners(name, entry, engines, module, device, work):
+    for label, set_up in runners(name, entry, engines, module, work):
         try:
             run = set_up()
             for batch, arrays in inputs.items():

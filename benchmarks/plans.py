@@ -34,7 +34,7 @@ ERROR_BATCH = 4
 
 
 def inputs_of(entry: GraphEntry, batch: int) -> dict[str, NDArray[np.generic]]:
-    """Inputs such as the graph meets: noise of unit variance, timesteps over the whole range, labels, weights of 0.5."""
+    """Inputs such as the graph meets: unit noise, timesteps over the whole range, labels, weights of 0.5."""
     chance = np.random.default_rng(batch)
 
     def array(name: str, spec: TensorSpec) -> NDArray[np.generic]:
