@@ -15,7 +15,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
-    RemoveUnusedFunctionsPass,
     RemoveUnusedNodesPass,
 )
 from onnxscript.optimizer import fold_constants
@@ -37,7 +36,7 @@ def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.Exp
     with (
         quiet(),
         torch.no_grad(),
-        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # batch 1 is nothing special
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]  # batch 1 is nothing special
     ):
         dynamic = shapes.dynamic_shapes(module, arrays)
         return torch.export.export(module, arrays, dynamic_shapes=dynamic, strict=False)
@@ -99,8 +98,7 @@ def first_line(error: Exception) -> str:
 def _fold(model: ir.Model) -> None:
     """Computes what is constant, and drops what is unused or computed twice."""
     fold_constants(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
-    passes = [CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass()]
-    ir.passes.PassManager(passes)(model)
+    ir.passes.PassManager([CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()])(model)
 
 
 @contextlib.contextmanager

@@ -69,9 +69,13 @@ class VjpModule(nn.Module):
         """Takes the node's cotangent out of ``found`` and adds what it gives to the node's arguments."""
         cotangent = found.pop(node)
         if node.target is operator.getitem:  # one of several outputs: its place in their list
-            source, place = node.args
-            found.setdefault(source, [None] * len(source.meta["val"]))[place] = cotangent
+            of: Any = node.args[0]
+            place: Any = node.args[1]
+            places = found.setdefault(of, [None] * len(of.meta["val"]))
+            places[place] = cotangent if places[place] is None else places[place] + cotangent
             return
+        if not self._active.isdisjoint(pytree.tree_leaves(node.kwargs)):
+            raise GoodRtError(_unknown(node, " for its named arguments"))
         for place, source in enumerate(pytree.tree_leaves(node.args)):
             if source not in self._active:
                 continue
@@ -86,7 +90,8 @@ def _accumulate(found: dict[fx.Node, Any], node: fx.Node, cotangent: Tensor) -> 
 
 
 def _outputs(graph: fx.Graph) -> list[fx.Node]:
-    return list(graph.output_node().args[0])
+    outputs: Any = graph.output_node().args[0]
+    return list(outputs)
 
 
 def _rule(node: fx.Node) -> Rule:

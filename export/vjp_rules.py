@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ Rule = Callable[..., tuple[Any, Sequence[Gradient | None]]]
 Arguments left out at the end, or None, are those the rule has no gradient for.
 """
 
+AnyRule = TypeVar("AnyRule", bound=Rule)
+Sizes = list[int] | tuple[int, ...]
+
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
 ZERO_GRADIENT = {
@@ -36,10 +39,10 @@ ZERO_GRADIENT = {
 """Operations whose output is constant almost everywhere."""
 
 
-def rule(*operations: Any) -> Callable[[Rule], Rule]:
+def rule(*operations: Any) -> Callable[[AnyRule], AnyRule]:
     """Registers a function as the rule of the operations."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         RULES.update(dict.fromkeys(operations, function))
         return function
 
@@ -266,7 +269,7 @@ def _permute(x: Tensor, order: Sequence[int]) -> tuple[Tensor, Sequence[Gradient
 
 
 @rule(aten.flip.default)
-def _flip(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Sequence[Gradient]]:
+def _flip(x: Tensor, axes: Sizes) -> tuple[Tensor, Sequence[Gradient]]:
     return x.flip(axes), (lambda g: g.flip(axes),)
 
 
@@ -667,9 +670,9 @@ def _upsample_nearest(
 @rule(aten.avg_pool2d.default)
 def _avg_pool(
     x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = (0, 0),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor: int | None = None,
@@ -688,10 +691,10 @@ def _avg_pool(
 @rule(aten.max_pool2d.default)
 def _max_pool(
     x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = (0, 0),
+    dilation: Sizes = (1, 1),
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
     output = F.max_pool2d(x, kernel, stride or kernel, padding, dilation, ceil_mode)
