@@ -38,7 +38,7 @@ def kinds(model: onnx.ModelProto) -> dict[str, set[str]]:
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    return sum(tensor.ByteSize() for tensor in model.graph.initializer if len(tensor.dims) > 1)
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer if len(tensor.dims) > 1)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
