@@ -78,7 +78,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             engines=out / "engines",
             gradients=False,
             steps=25,
-            cfg_scale=1.0,
+            cfg_scale=1.5,
             bars=bars,
         )
         for job in jobs:

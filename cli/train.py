@@ -33,7 +33,7 @@ Examples:
 @model_option
 @id_option
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of AdamW.")
+@click.option("--lr", type=float, default=3e-4, show_default=True, help="Peak learning rate of AdamW.")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Weight of the energy regulariser.")
 @click.option(
     "--decoded-share",

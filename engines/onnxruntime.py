@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.errors import GoodRtError
@@ -91,7 +92,7 @@ class OnnxRuntimeEngine:
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
         self._session.run_with_iobinding(binding)
-        return {name: torch.from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+        return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -31,12 +31,17 @@ class TrainConfig:
     steps: int = 300
     id_batch: int = 96
     ood_batch: int = 64
-    lr: float = 1e-3
+    lr: float = 3e-4
+    """Peak learning rate of the classifier."""
+    head_lr: float = 1e-2
+    """Peak learning rate of g, which starts from nothing and has to be ahead of the classifier."""
     weight_decay: float = 1e-4
     weight: float = 1.0
     """w, weight of the energy regulariser."""
     decoded_share: float = 0.5
     """Share of the ID batch that is replaced by its VAE reconstruction, where reconstructions are given."""
+    averaging: float = 0.98
+    """Decay of the moving average of the weights, which is what is validated and kept; 0 for the weights alone."""
     seed: int = 0
     evaluate_every: int = 50
     """Steps between two looks at the held-out images, which also write the checkpoint."""
@@ -84,15 +89,18 @@ class TrainResult:
 
 
 class EnergyHead(nn.Module):
-    """g: −energy (N,) -> logit (N,) that the sample is ID; one hidden layer, as VOS has it."""
+    """g: −energy (N,) -> logit (N,) that the sample is ID: affine with a slope above 0: lower energy is more ID.
 
-    def __init__(self, hidden: int = 64) -> None:
+    A head with hidden units, as VOS has it, may call a band of energies ID, and then the energy is no score any more.
+    """
+
+    def __init__(self, middle: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.middle = nn.Parameter(torch.tensor(float(middle)))
+        self.log_slope = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, negative_energy: Tensor) -> Tensor:
-        # logsumexp is of the order of 10; a quarter of it is a range in which the head starts well
-        return self.layers(negative_energy[:, None] / 4)[:, 0]
+        return self.log_slope.exp() * (negative_energy - self.middle)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,11 +133,13 @@ def finetune(
     torch.manual_seed(config.seed)
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
     model = copy.deepcopy(classifier).requires_grad_(True)
-    head = EnergyHead()
-    optimiser = torch.optim.AdamW(
-        [*model.parameters(), *head.parameters()], config.lr, weight_decay=config.weight_decay
-    )
-    state = _Progress(model, head, optimiser, copy.deepcopy(model))
+    head = EnergyHead(_middle(classifier, data))
+    groups = [
+        {"params": list(model.parameters()), "peak": config.lr},
+        {"params": list(head.parameters()), "peak": config.head_lr},
+    ]
+    optimiser = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+    state = _Progress(model, head, optimiser, copy.deepcopy(model), copy.deepcopy(model))
     job = {"config": asdict(config), "data": _fingerprint(classifier, data)} if checkpoint is not None else {}
     if checkpoint is not None:
         state.load(checkpoint, job)
@@ -137,11 +147,11 @@ def finetune(
         ce, bce = _train_step(state, data, config)
         done = TrainStep(state.step, ce, bce)
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            val_loss, val_accuracy = _validate(model, head, data, config)
+            val_loss, val_accuracy = _validate(state.average, head, data, config)
             done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
             if before - val_accuracy <= config.max_accuracy_drop and val_loss < state.best_loss:
                 state.best_loss, state.best_step, state.best_accuracy = val_loss, state.step, val_accuracy
-                state.best.load_state_dict(model.state_dict())
+                state.best.load_state_dict(state.average.state_dict())
             state.history.append(done)
             if checkpoint is not None:
                 state.save(checkpoint, job)
@@ -157,6 +167,12 @@ def finetune(
     return TrainResult(best, state.best_accuracy, before, state.best_step, tuple(state.history))
 
 
+def _middle(classifier: Classifier, data: TrainingImages) -> float:
+    """Half-way between the mean −energies of held-out ID and OOD images, where the head starts."""
+    images = [data.val_images] if data.val_ood is None else [data.val_images, data.val_ood]
+    return sum(float(torch.logsumexp(predict(classifier, part)[0], dim=1).mean()) for part in images) / len(images)
+
+
 @dataclass
 class _Progress:
     """Everything a resumed run needs; the only mutable thing here."""
@@ -164,6 +180,7 @@ class _Progress:
     model: Classifier
     head: EnergyHead
     optimiser: torch.optim.AdamW
+    average: Classifier
     best: Classifier
     step: int = 0
     best_loss: float = math.inf
@@ -180,6 +197,7 @@ class _Progress:
         from safetensors.torch import save_file
 
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.state_dict().items()}
         tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
@@ -215,6 +233,7 @@ class _Progress:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
         self.best.load_state_dict(part("best."))
         self.head.load_state_dict(part("head."))
         moments: dict[int, dict[str, Tensor]] = {}
@@ -243,7 +262,7 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
     cosine = 0.5 * (1 + math.cos(math.pi * state.step / config.steps))
     for group in state.optimiser.param_groups:
-        group["lr"] = config.lr * min(1.0, (state.step + 1) / 30) * cosine
+        group["lr"] = group["peak"] * min(1.0, (state.step + 1) / 30) * cosine
 
     index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
     images = data.images[index]
@@ -263,6 +282,10 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
     loss.backward()
     state.optimiser.step()
     state.step += 1
+    decay = min(config.averaging, state.step / (9 + state.step))
+    for target, weight in zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True):
+        if target.is_floating_point():
+            target.lerp_(weight, 1 - decay)  # batch norm's running statistics as well
     return ce.item(), None if bce is None else bce.item()
 
 
