@@ -88,7 +88,7 @@ def measure_models() -> dict[str, Any]:
     decoded = decoded_images(model, pixels)
     assert decoded is not None
     job = GenerationJob(FRECHET_IMAGES, "none", seed=1_000, batch=100)
-    generator = make_generator(model, classifier, IdData(assets.DATA), job)
+    generator = make_generator(model, classifier, IdData(assets.DATA), job, cfg_scale=1.5)
     batches = range(0, FRECHET_IMAGES, job.batch)
     samples = np.concatenate([generator.images(job, list(range(first, first + job.batch))) for first in batches])
     of_test = raw_features(classifier, test.images)

@@ -54,6 +54,12 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--relative", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
 @click.option("--absolute", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
+@click.option(
+    "--gradients/--no-gradients",
+    default=True,
+    show_default=True,
+    help="Also export the graphs that guidance can differentiate with.",
+)
 @click.option("--force", is_flag=True, help="Export and build again even where nothing changed.")
 @click.option(
     "--to",
@@ -91,12 +97,12 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @click.option("--onnx", "graph", type=PATH, help="Build the plan of this ONNX file alone, into --out, which is kept.")
 @json_option
 def export(
-    model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float, force: bool,
-    to: str, architectures: tuple[str, ...], precision: str, profiles: tuple[tuple[str, tuple[int, int, int]], ...],
+    model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float,
+    gradients: bool, force: bool, to: str, architectures: tuple[str, ...], precision: str, profiles: tuple[tuple[str, tuple[int, int, int]], ...],
     library: str | None, tf32: bool, optimisation_level: int | None, timing_cache: Path | None, graph: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Export UNet, VAE encoder and decoder, and classifier to ONNX, with a dynamic batch.
+    """Export UNet, VAE and classifier to ONNX, with a dynamic batch, and graphs that also compute gradients.
 
     Every graph is run in ONNX Runtime against PyTorch on real and random inputs at several batch sizes. When one is off
     by more than the tolerance, nothing is written and the exit code is 2. An unchanged model is not exported again, and
@@ -126,7 +132,16 @@ def export(
             )  # fmt: skip
         if graph is None:
             manifest, done = run_export(
-                model, classifier, id_data, out, bars, opset=opset, relative=relative, absolute=absolute, force=force
+                model,
+                classifier,
+                id_data,
+                out,
+                bars,
+                opset=opset,
+                relative=relative,
+                absolute=absolute,
+                force=force,
+                gradients=gradients,
             )
         if to == "tensorrt":
             plans = run_plans(out, config, bars, graph=graph, force=force)

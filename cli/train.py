@@ -33,21 +33,28 @@ Examples:
 @model_option
 @id_option
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps.")
-@click.option("--lr", type=float, default=3e-4, show_default=True, help="Peak learning rate of AdamW.")
+@click.option("--lr", type=float, default=6e-4, show_default=True, help="Peak learning rate of AdamW.")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Weight of the energy regulariser.")
 @click.option(
     "--decoded-share",
     type=click.FloatRange(0, 1),
-    default=0.5,
+    default=0.25,
     show_default=True,
     help='Share of the ID batch that goes through the VAE, so that "looks decoded" is no shortcut.',
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.005,
+    show_default=True,
+    help="Largest loss of held-out ID accuracy (a share) with which a state is kept.",
 )
 @seed_option
 @out_option("trained", "Folder of the trained classifier; an interrupted run goes on.")
 @json_option
 def train(
     generated: tuple[Path, ...], control: bool, classifier: Path, model: Path, id_data: Path, steps: int, lr: float,
-    weight: float, decoded_share: float, seed: int, out: Path, as_json: bool,
+    weight: float, decoded_share: float, max_drop: float, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
@@ -60,7 +67,14 @@ def train(
 
     if bool(generated) == control:
         raise GoodRtError("say which generated images to train with (--ood DIR), or --control for none; not both")
-    config = TrainConfig(steps=steps, lr=lr, weight=weight, decoded_share=decoded_share, seed=seed)
+    config = TrainConfig(
+        steps=steps,
+        lr=lr,
+        weight=weight,
+        decoded_share=decoded_share,
+        max_accuracy_drop=max_drop,
+        seed=seed,
+    )
     with progress(quiet=as_json) as bars:
         result = run_train(classifier, model, id_data, generated, out, config, bars)
     summary = {

@@ -31,19 +31,19 @@ class TrainConfig:
     steps: int = 300
     id_batch: int = 96
     ood_batch: int = 64
-    lr: float = 3e-4
+    lr: float = 6e-4
     """Peak learning rate of the classifier."""
     head_lr: float = 1e-2
     """Peak learning rate of g, which starts from nothing and has to be ahead of the classifier."""
     weight_decay: float = 1e-4
     weight: float = 1.0
     """w, weight of the energy regulariser."""
-    decoded_share: float = 0.5
+    decoded_share: float = 0.25
     """Share of the ID batch that is replaced by its VAE reconstruction, where reconstructions are given."""
     averaging: float = 0.98
     """Decay of the moving average of the weights, which is what is validated and kept; 0 for the weights alone."""
     seed: int = 0
-    evaluate_every: int = 50
+    evaluate_every: int = 100
     """Steps between two looks at the held-out images, which also write the checkpoint."""
     max_accuracy_drop: float = 0.005
     """Largest loss of held-out ID accuracy with which a state may be kept."""
@@ -111,6 +111,10 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.roll(images, (rows, columns), (2, 3))
 
 
+RETREATS = (1.0, 0.75, 0.5, 0.25)
+"""How much of the way to the trained weights is gone, from all of it down, until the accuracy holds."""
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of (N, K) logits whose largest is at the (N,) label."""
     return float((logits.argmax(dim=1) == labels).float().mean())
@@ -125,7 +129,8 @@ def finetune(
 ) -> TrainResult:
     """Fine-tunes a copy of the classifier and returns its best state on the held-out images.
 
-    Best is the lowest held-out loss among the states whose held-out accuracy lost at most ``max_accuracy_drop``.
+    Best is the lowest held-out loss among the states whose held-out accuracy lost at most ``max_accuracy_drop``; a
+    state that lost more is moved back towards the classifier it came from (Wortsman et al., arXiv 2109.01903).
     With ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError when no state
     kept the accuracy or the checkpoint is damaged or of another run, and NonFiniteError that names the step of a loss
     that is not finite.
@@ -147,11 +152,16 @@ def finetune(
         ce, bce = _train_step(state, data, config)
         done = TrainStep(state.step, ce, bce)
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            val_loss, val_accuracy = _validate(state.average, head, data, config)
-            done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
-            if before - val_accuracy <= config.max_accuracy_drop and val_loss < state.best_loss:
-                state.best_loss, state.best_step, state.best_accuracy = val_loss, state.step, val_accuracy
-                state.best.load_state_dict(state.average.state_dict())
+            for share in RETREATS:
+                candidate = _between(classifier, state.average, share)
+                val_loss, val_accuracy = _validate(candidate, head, data, config)
+                if share == RETREATS[0]:
+                    done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
+                if before - val_accuracy <= config.max_accuracy_drop:
+                    if val_loss < state.best_loss:
+                        state.best_loss, state.best_step, state.best_accuracy = val_loss, state.step, val_accuracy
+                        state.best.load_state_dict(candidate.state_dict())
+                    break
             state.history.append(done)
             if checkpoint is not None:
                 state.save(checkpoint, job)
@@ -165,6 +175,15 @@ def finetune(
         )
     best = state.best.eval().requires_grad_(False)
     return TrainResult(best, state.best_accuracy, before, state.best_step, tuple(state.history))
+
+
+def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
+    """The classifier whose weights lie at this share of the way from start to end."""
+    found = copy.deepcopy(end)
+    for target, origin in zip(found.state_dict().values(), start.state_dict().values(), strict=True):
+        if target.is_floating_point():
+            target.lerp_(origin, 1 - share)
+    return found
 
 
 def _middle(classifier: Classifier, data: TrainingImages) -> float:

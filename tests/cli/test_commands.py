@@ -44,7 +44,18 @@ def tree(folder: Path) -> list[Path]:
 def test_export_makes_engines_and_then_nothing(
     run: Run, pixel_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
-    options = ["export", "--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir, "-o", tmp_path / "e"]
+    options = [
+        "export",
+        "--model",
+        pixel_dir,
+        "--classifier",
+        classifier_dir,
+        "--id",
+        id_dir,
+        "-o",
+        tmp_path / "e",
+        "--no-gradients",
+    ]
     made = run(*options, "--json").json
     assert made["exported"] is True
     assert set(made["graphs"]) == {"unet", "classifier"}
@@ -85,7 +96,7 @@ def test_train_then_build_then_evaluate(
     run: Run, models: list[object], sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "trained"
-    trained = run("train", *models, *sets, "--steps", 4, "--lr", "1e-5", "-o", out, "--json").json
+    trained = run("train", *models, *sets, "--steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json").json
     assert trained["best_step"] == trained["steps"] == 4
     assert trained["bce"] > 0
     assert load_classifier(Path(trained["classifier"])).config == load_classifier(classifier_dir).config
@@ -111,14 +122,16 @@ def test_train_then_build_then_evaluate(
 
 
 def test_the_control_is_trained_without_ood(run: Run, models: list[object], tmp_path: Path) -> None:
-    found = run("train", *models, "--control", "--steps", 2, "--lr", "1e-5", "-o", tmp_path / "c", "--json").json
+    found = run(
+        "train", *models, "--control", "--steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "c", "--json"
+    ).json
     assert found["bce"] is None
 
 
 def test_a_finished_training_is_not_taken_for_another(
     run: Run, models: list[object], sets: list[object], tmp_path: Path
 ) -> None:
-    options = ["--steps", 2, "--lr", "1e-5", "-o", tmp_path / "t"]
+    options = ["--steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "t"]
     assert run("train", *models, *sets, *options).code == 0
     record = (tmp_path / "t" / "training.json").read_text()
     for other in (["--control"], sets[:2]):
@@ -317,7 +330,7 @@ def test_outputs_that_cannot_be_written(
         "export": ["export", *models, "-o", out],
         "generate": ["generate", "--engine", "torch", *models, "-n", 2, "--batch", 2, "--steps", 2, "-o", out],
         "generate --engines": ["generate", *models, "-n", 2, "--engines", out, "-o", tmp_path / "ood"],
-        "train": ["train", *models, *sets, "--steps", 1, "--lr", "1e-5", "-o", out],
+        "train": ["train", *models, *sets, "--steps", 1, "--lr", "1e-5", "--max-drop", 1, "-o", out],
         "detector build": ["detector", "build", *ours, *sets, "-o", out / "d.onnx"],
         "evaluate": ["evaluate", "--classifier", f"x={classifier_dir}", "--id", id_dir, *sets, "-o", out,
                      "--test-set", f"far={tmp_path / 'far.npz'}"],
@@ -340,7 +353,7 @@ def test_damaged_engines_are_made_anew_and_those_of_another_model_as_well(
     run: Run, pixel_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
     ours = ["--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir]
-    assert run("export", *ours, "-o", tmp_path / "e").code == 0
+    assert run("export", *ours, "--no-gradients", "-o", tmp_path / "e").code == 0
     (tmp_path / "e" / "unet.onnx").write_bytes(b"damaged")
     generate = ["generate", *ours, "--engines", tmp_path / "e", "-n", 1, "--batch", 1, "--steps", 1, "--no-twins"]
     assert run(*generate, "-o", tmp_path / "ood", "--json").json["images"] == 1
