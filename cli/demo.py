@@ -33,12 +33,12 @@ MODELS = {
 @click.option(
     "--images",
     type=click.IntRange(20),
-    default=240,
+    default=160,
     show_default=True,
     help="Generated images of each kind of guidance.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps of the training."
+    "--steps", type=click.IntRange(1), default=200, show_default=True, help="Optimiser steps of the training."
 )
 @seed_option
 @out_option("good-rt-demo", "Folder of everything that is made; an interrupted run goes on.")

@@ -98,9 +98,9 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @json_option
 def export(
     model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float,
-    gradients: bool, force: bool, to: str, architectures: tuple[str, ...], precision: str, profiles: tuple[tuple[str, tuple[int, int, int]], ...],
-    library: str | None, tf32: bool, optimisation_level: int | None, timing_cache: Path | None, graph: Path | None,
-    as_json: bool,
+    gradients: bool, force: bool, to: str, architectures: tuple[str, ...], precision: str,
+    profiles: tuple[tuple[str, tuple[int, int, int]], ...], library: str | None, tf32: bool,
+    optimisation_level: int | None, timing_cache: Path | None, graph: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export UNet, VAE and classifier to ONNX, with a dynamic batch, and graphs that also compute gradients.
 

@@ -20,7 +20,7 @@ from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.training import EnergyHead, TrainConfig, TrainingImages, TrainStep, augment, finetune
 
 ANY_ACCURACY = 1.0
-SMALL = TrainConfig(steps=6, id_batch=16, ood_batch=8, evaluate_every=2, max_accuracy_drop=ANY_ACCURACY)
+SMALL = TrainConfig(steps=6, id_batch=16, ood_batch=8, evaluate_every=2, max_accuracy_drop=ANY_ACCURACY, averaging=0.0)
 
 
 def plain(value: float, count: int = 3) -> torch.Tensor:
@@ -40,18 +40,21 @@ def data() -> TrainingImages:
     )  # fmt: skip
 
 
-def by_hand(classifier: Classifier, batch: torch.Tensor, labels: list[int], seed: int) -> tuple[float, float]:
+def middle(classifier: Classifier, *images: torch.Tensor) -> float:
+    """The mean over the sets of their mean −energy: where the head starts."""
+    return float(np.mean([logsumexp(predict(classifier, part)[0].double().numpy(), axis=1).mean() for part in images]))
+
+
+def by_hand(
+    classifier: Classifier, batch: torch.Tensor, labels: list[int], val_images: torch.Tensor
+) -> tuple[float, float]:
     """CE and BCE of one batch, the ID images first, in float64 numpy from the logits on."""
     model = copy.deepcopy(classifier).train()
     with torch.no_grad():
         logits = model(batch)[0].double().numpy()
     n = len(labels)
     ce = np.mean(logsumexp(logits[:n], axis=1) - logits[np.arange(n), labels])
-    torch.manual_seed(seed)
-    first, _, second = EnergyHead().layers
-    weights = [p.detach().double().numpy() for p in (first.weight, first.bias, second.weight, second.bias)]
-    hidden = np.maximum(logsumexp(logits, axis=1)[:, None] / 4 @ weights[0].T + weights[1], 0)
-    p = expit((hidden @ weights[2].T + weights[3])[:, 0])
+    p = expit(logsumexp(logits, axis=1) - middle(classifier, val_images))
     return float(ce), float(np.mean(-np.log(np.concatenate([p[:n], 1 - p[n:]]))))
 
 
@@ -64,7 +67,7 @@ def test_the_losses_of_one_step_by_hand(classifier: Classifier, share: float) ->
     step = finetune(classifier, data, config).history[0]
     decoded = round(16 * share)
     batch = torch.cat([plain(-0.25, decoded), plain(0.5, 16 - decoded), plain(0.9, 8)])
-    ce, bce = by_hand(classifier, batch, [4] * 16, seed=5)
+    ce, bce = by_hand(classifier, batch, [4] * 16, data.val_images)
     assert (step.ce, step.bce) == (pytest.approx(ce, rel=1e-4), pytest.approx(bce, rel=1e-4))
 
 
@@ -75,7 +78,7 @@ def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
     )
     step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=1.0)).history[0]
     assert step.bce is None
-    assert step.ce == pytest.approx(by_hand(classifier, plain(-0.25, 16), [2] * 16, seed=0)[0], rel=1e-4)
+    assert step.ce == pytest.approx(by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4)
 
 
 def test_the_first_step_is_adamws(classifier: Classifier) -> None:
@@ -83,8 +86,10 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
     data = TrainingImages(plain(0.5), torch.tensor([4] * 3), plain(0.5), torch.tensor([4] * 3), ood=plain(0.9))
     config = replace(SMALL, steps=1, weight=0.7, lr=3e-2, weight_decay=0.1)
     trained = finetune(classifier, data, config).classifier
-    torch.manual_seed(0)
-    head, model = EnergyHead(), copy.deepcopy(classifier).requires_grad_(True).train()
+    head, model = (
+        EnergyHead(middle(classifier, data.val_images)),
+        copy.deepcopy(classifier).requires_grad_(True).train(),
+    )
     logits, _ = model(torch.cat([plain(0.5, 16), plain(0.9, 8)]))
     energy_logits = head(torch.logsumexp(logits, 1))
     bce = -(F.logsigmoid(energy_logits[:16]).sum() + F.logsigmoid(-energy_logits[16:]).sum()) / 24
@@ -102,9 +107,8 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
 def test_validation_by_hand(classifier: Classifier, data: TrainingImages) -> None:
     """Without a step that changes anything (rate 0), held-out loss and accuracy are the classifier's own."""
     assert data.val_ood is not None
-    result = finetune(classifier, data, replace(SMALL, steps=1, lr=0.0, weight=0.5))
-    torch.manual_seed(0)
-    head = EnergyHead()
+    result = finetune(classifier, data, replace(SMALL, steps=1, lr=0.0, head_lr=0.0, weight=0.5))
+    head = EnergyHead(middle(classifier, data.val_images, data.val_ood))
     state = result.classifier  # batch norm has moved its statistics
     logits, ood = predict(state, data.val_images)[0].double(), predict(state, data.val_ood)[0].double()
     log_odds = [head.double()(torch.logsumexp(x, 1)).detach().numpy() for x in (logits, ood)]
@@ -127,11 +131,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         if step.step == stop:
             raise KeyboardInterrupt
 
-    whole = finetune(classifier, data, SMALL)
+    config = replace(SMALL, averaging=0.5)
+    whole = finetune(classifier, data, config)
     with pytest.raises(KeyboardInterrupt):
-        finetune(classifier, data, SMALL, tmp_path / "run", on_step=interrupt)
+        finetune(classifier, data, config, tmp_path / "run", on_step=interrupt)
     resumed: list[int] = []
-    result = finetune(classifier, data, SMALL, tmp_path / "run", on_step=lambda step: resumed.append(step.step))
+    result = finetune(classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(step.step))
     assert resumed == list(range(stop // 2 * 2 + 1, 7))
     assert result.history == whole.history
     assert (result.best_step, result.accuracy, result.accuracy_before) == (
@@ -139,7 +144,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     )  # fmt: skip
     assert same(result.classifier, whole.classifier)
     # and a finished one is not trained again
-    finished = finetune(classifier, data, SMALL, tmp_path / "run", on_step=lambda step: resumed.append(-1))
+    finished = finetune(classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(-1))
     assert same(finished.classifier, whole.classifier) and -1 not in resumed
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.safetensors"]
 
@@ -170,9 +175,17 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
 
 def test_it_fails_when_accuracy_falls(classifier: Classifier, data: TrainingImages) -> None:
     wrong = replace(data, labels=(data.labels + 1) % 8)
-    config = TrainConfig(steps=40, id_batch=32, ood_batch=16, lr=2e-2, evaluate_every=20)
+    config = TrainConfig(steps=40, id_batch=32, ood_batch=16, lr=1.0, evaluate_every=20)
     with pytest.raises(GoodRtError, match=r"held-out ID accuracy fell from 0\.\d+ by more than 0\.005 in every state"):
         finetune(classifier, wrong, config)
+
+
+def test_what_is_kept_is_the_moving_average(classifier: Classifier, data: TrainingImages) -> None:
+    states = [finetune(classifier, data, replace(SMALL, steps=n, lr=0.0)).classifier.state_dict() for n in (1, 2)]
+    kept = finetune(classifier, data, replace(SMALL, steps=2, lr=0.0, averaging=0.1)).classifier.state_dict()
+    name = next(name for name in kept if name.endswith("running_mean"))  # all that a rate of 0 changes
+    first = classifier.state_dict()[name] * 0.1 + states[0][name] * 0.9
+    torch.testing.assert_close(kept[name], first * 0.1 + states[1][name] * 0.9)
 
 
 def test_the_best_state_is_the_one_of_lowest_held_out_loss(classifier: Classifier, data: TrainingImages) -> None:
