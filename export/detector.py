@@ -91,7 +91,8 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
     with atomic_path(path) as temporary:
         export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata={METADATA_KEY: info.to_json()})
         parity = detector_parity(module, temporary, images)
-        worst = max(parity.max_relative, key=lambda name: parity.max_relative[name])
+        # a NaN is the worst there is
+        worst = max(parity.max_relative, key=lambda name: np.nan_to_num(parity.max_relative[name], nan=np.inf))
         if (
             not parity.max_relative[worst] <= RELATIVE_TOLERANCE
             or parity.class_disagreements

@@ -170,6 +170,7 @@ def cotangents_of(module, arrays):
         return tuple(torch.randn_like(output) for output in as_tuple(module(*arrays.values())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_file_equals_autograd_for_any_batch(name, tmp_path):
     module, inputs, wrt, outputs = made(name)
@@ -194,6 +195,7 @@ def test_file_equals_autograd_for_any_batch(name, tmp_path):
     assert not {node.op_type for node in graph.graph.node} & {"ScatterND", "ScatterElements", "If", "Loop"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_is_the_slope_in_double_precision(name):
     module, inputs, wrt, _ = made(name)
@@ -304,6 +306,7 @@ def test_unknown_input_name():
         vjp_module(Function(torch.relu), {"x": torch.randn(2, 3)}, "z")
 
 
+@pytest.mark.slow
 def test_same_module_gives_the_same_graph(tmp_path):
     module, inputs, wrt, outputs = made("tiny decoder")
     for path in (tmp_path / "a.onnx", tmp_path / "b.onnx"):
@@ -311,6 +314,7 @@ def test_same_module_gives_the_same_graph(tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_weight_is_flipped_at_run_time(tmp_path):
     module, inputs, wrt, outputs = made("decoder")
     export_vjp_onnx(module, inputs(2), wrt, outputs, tmp_path / "vjp.onnx")

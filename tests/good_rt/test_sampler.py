@@ -121,10 +121,11 @@ class GaussianMixture:
         posterior = self.means + (self.std**2 / variance) * (flat[:, None] - self.means)
         return (log.softmax(1)[..., None] * posterior).sum(1)[..., None, None]
 
-    def vjp(self, y, sigma, labels, v):
+    def vjp(self, y, sigma, labels=None):
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            return torch.autograd.grad(self(y, sigma), y, v)[0]
+            x0 = self(y, sigma)
+        return x0.detach(), lambda v: torch.autograd.grad(x0, y, v)[0]
 
 
 def plane(mixture, guidance, config, count=400, steps=50, eta=0.0):
