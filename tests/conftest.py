@@ -182,6 +182,7 @@ class Ran:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """`good-rt ARGUMENTS…` in this process: the console script's own function."""
+    monkeypatch.setenv("COLUMNS", "400")  # so that tables wrap nothing
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["good-rt", *map(str, arguments)])
