@@ -110,7 +110,7 @@ def measure_guidance(out: Path) -> dict[str, float]:
     scales = make_generator(model, classifier, IdData(assets.DATA), job).scales
     energy = {kind: np.mean([row.energy for row in found]) for kind, found in rows.items()}
     distance = {kind: np.mean([row.knn_distance for row in found]) for kind, found in rows.items()}
-    shifts = {f"logsumexp_{kind}": (energy["none"] - energy[kind]) / scales.image_std for kind in KINDS}
+    shifts = {f"logsumexp_{kind}": (energy[kind] - energy["none"]) / scales.image_std for kind in KINDS}
     shifts |= {f"knn_distance_{kind}": (distance[kind] - distance["none"]) / scales.feature_std for kind in KINDS}
     return {name: float(value) for name, value in shifts.items()}
 
