@@ -48,7 +48,7 @@ def test_every_gradient_is_autograds(engines_dir: Path) -> None:
 
 @pytest.mark.parametrize("config", [
     GuidanceConfig(mu=0.1), GuidanceConfig(rho=0.1), GuidanceConfig(mu=0.1, rho=0.1, n_iter=2),
-    GuidanceConfig(mu=0.1, sigma=0.1, n_mc=2),
+    GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
 ])  # fmt: skip
 def test_engines_guide_to_the_images_of_pytorch(
     engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path, generator: Generator,
