@@ -19,7 +19,7 @@ Examples:
 SUMMARY = (
     "A diffusion model was guided by a classifier of eight kinds of garment towards images that the classifier was "
     "not trained on. The classifier was then fine-tuned with them, and a detector calibrated. Nothing that is measured "
-    "here was seen in training, calibration or the choice of a setting: neither the held-out classes (bags and ankle "
+    "here was seen in training or calibration: neither the held-out classes (bags and ankle "
     "boots, the set “near”), nor digits, emoji, photos and textures."
 )
 MODELS = {

@@ -86,9 +86,11 @@ def export_models(
             if graph.split:
                 forward, backward = (folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES)
                 split_vjp(path, forward, backward)
-                pair = VjpPair(OnnxRuntimeEngine(forward), OnnxRuntimeEngine(backward))
-                rows += compare(f"{name} in two", pair, reference, makers, relative=relative, absolute=absolute)
-                entries |= {half.stem: _entry(half, OnnxRuntimeEngine(half)) for half in (forward, backward)}
+                halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
+                rows += compare(
+                    f"{name} in two", VjpPair(*halves.values()), reference, makers, relative=relative, absolute=absolute
+                )
+                entries |= {half.stem: _entry(half, engine) for half, engine in halves.items()}
         failed = [row for row in rows if not row.ok]
         if failed:
             worst = max(failed, key=lambda row: row.excess)
