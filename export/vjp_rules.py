@@ -580,12 +580,11 @@ def _group_norm(
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
     size = channels // groups * pixels
     gamma = None if weight is None else weight.reshape(1, groups, channels // groups, 1)
-    grouped = x.reshape(-1, groups, size)
-    centred = grouped - grouped.mean(-1, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, 2, -1, keepdim=True).unsqueeze(-1)  # one pass, where a product takes two
+    grouped = x.reshape(-1, groups, channels // groups, pixels)
+    centred = grouped - grouped.mean((2, 3), keepdim=True)
+    norm = torch.linalg.vector_norm(centred, 2, (2, 3), keepdim=True)  # one pass, where a product takes two
     rstd = torch.rsqrt(norm * norm * (1 / size) + eps)  # (N, G, 1, 1)
     factor = rstd if gamma is None else rstd * gamma  # (N, G, C / G, 1)
-    centred = centred.reshape(-1, groups, channels // groups, pixels)
     output = centred * factor
     if bias is not None:
         output = output + bias.reshape(1, groups, channels // groups, 1)

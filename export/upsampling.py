@@ -1,0 +1,61 @@
+"""Nearest-neighbour enlargement by 2 with the 3x3 convolution after it, pulled back as one convolution.
+
+Decoders and UNets enlarge so at every level. The gradient of the pair is one convolution with a 4x4 kernel and stride
+2, which takes 16 products a pixel where the two, one after the other, take 36 and a pass of pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from good_rt.export.vjp_rules import Gradient, rule
+
+aten = torch.ops.aten
+
+FACTOR = 2
+
+
+def enlarged_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (N, C, H, W), weight (C', C, 3, 3) -> (N, C', 2H, 2W): convolution with padding 1 of x enlarged by 2."""
+    large = aten.upsample_nearest2d.vec(x, None, [float(FACTOR)] * 2)
+    return F.conv2d(large, weight, bias, padding=1)
+
+
+@rule(enlarged_convolution)
+def _enlarged_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Sequence[Gradient]]:
+    """Each pixel of x stands for a block of 2x2: its kernel is the sum of the four kernels shifted over the block."""
+    outputs, inputs = weight.shape[:2]
+    flipped = weight.transpose(0, 1).flip(2, 3).reshape(-1, 1, 3, 3)
+    spread = F.conv2d(F.pad(flipped, (1, 1, 1, 1)), torch.ones_like(flipped[:1, :, :2, :2]))
+    kernel = spread.reshape(inputs, outputs, 4, 4)
+    return enlarged_convolution(x, weight, bias), (lambda g: F.conv2d(g, kernel, stride=FACTOR, padding=1),)
+
+
+def join_enlargements(graph: fx.Graph) -> None:
+    """Puts `enlarged_convolution` in the place of each enlargement by 2 that a 3x3 convolution alone reads."""
+    for node in list(graph.nodes):
+        if node.target is not aten.convolution.default or not _plain(node):
+            continue
+        large, weight, bias = node.args[:3]
+        if large.target is not aten.upsample_nearest2d.vec or len(large.users) > 1:
+            continue
+        small = large.args[0]
+        if large.meta["val"].shape[2:] != tuple(FACTOR * size for size in small.meta["val"].shape[2:]):
+            continue
+        with graph.inserting_before(node):
+            joined = graph.call_function(enlarged_convolution, (small, weight, bias))
+        joined.meta = node.meta
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+        graph.erase_node(large)
+
+
+def _plain(node: fx.Node) -> bool:
+    """A 3x3 convolution of stride, padding and dilation 1, without groups."""
+    _, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+    ones = all(tuple(value) == (1, 1) for value in (stride, padding, dilation))
+    return tuple(weight.meta["val"].shape[2:]) == (3, 3) and ones and not transposed and groups == 1

@@ -1,0 +1,47 @@
+"""Enlargement and convolution as one, against autograd through PyTorch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from good_rt.export.upsampling import enlarged_convolution
+from good_rt.export.vjp import vjp_module
+
+
+class Enlarging(nn.Module):
+    """An enlargement that a convolution reads, and with ``twice`` the output as well."""
+
+    def __init__(self, scale: float, kernel: int, stride: int, twice: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, kernel, stride, kernel // 2)
+        self.scale, self.twice = scale, twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        y = self.conv(large)
+        return y + large.mean(dim=1, keepdim=True) if self.twice else y
+
+
+CASES = [(2.0, 3, 1, False, True), (3.0, 3, 1, False, False), (2.0, 3, 2, False, False), (2.0, 1, 1, False, False),
+         (2.0, 3, 1, True, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scale", "kernel", "stride", "twice", "joined"), CASES)
+@pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 2)])
+def test_the_gradient_is_autograds_and_only_the_known_pair_is_joined(
+    scale: float, kernel: int, stride: int, twice: bool, joined: bool, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    module = Enlarging(scale, kernel, stride, twice).double().eval()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    product = vjp_module(module, {"x": x}, "x")
+    assert joined == any(node.target is enlarged_convolution for node in product.primal.graph.nodes)
+    x = torch.randn(3, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = module(x)
+    v = torch.randn_like(expected)
+    y, gradient = product(v, x.detach())
+    torch.testing.assert_close(y, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
