@@ -38,7 +38,7 @@ MODELS = {
     help="Generated images of each kind of guidance.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=200, show_default=True, help="Optimiser steps of the training."
+    "--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps of the training."
 )
 @seed_option
 @out_option("good-rt-demo", "Folder of everything that is made; an interrupted run goes on.")
@@ -62,12 +62,12 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     from good_rt.demo.assets import CLASSIFIER, DATA, MODEL
     from good_rt.detection import DetectorConfig
     from good_rt.generation import KINDS, GenerationJob
-    from good_rt.training import TrainConfig
+    from good_rt.training import TrainConfig, has_bfloat16
 
     began = time.perf_counter()
     folders = {kind: out / "generated" / kind for kind in KINDS}
     guided = [folders[kind] for kind in KINDS if kind != "none"]
-    config, training = DetectorConfig(), TrainConfig(steps=steps, seed=seed)
+    config, training = DetectorConfig(), TrainConfig(steps=steps, seed=seed, bfloat16=has_bfloat16())
     with progress(quiet=as_json) as bars:
         jobs = [GenerationJob(images, kind, seed=seed, batch=min(60, images)) for kind in folders]
         generator, describe = open_generator(

@@ -32,15 +32,27 @@ Examples:
 @classifier_option
 @model_option
 @id_option
-@click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps.")
-@click.option("--lr", type=float, default=6e-4, show_default=True, help="Peak learning rate of AdamW.")
-@click.option("--weight", type=float, default=1.0, show_default=True, help="Weight of the energy regulariser.")
+@click.option("--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps.")
+@click.option("--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate of AdamW.")
+@click.option("--weight", type=float, default=3.0, show_default=True, help="Weight of the energy regulariser.")
 @click.option(
     "--decoded-share",
     type=click.FloatRange(0, 1),
-    default=0.25,
+    default=0.5,
     show_default=True,
     help='Share of the ID batch that goes through the VAE, so that "looks decoded" is no shortcut.',
+)
+@click.option(
+    "--interpolation",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="How much of the way from the old weights to the trained ones is gone.",
+)
+@click.option(
+    "--bfloat16/--float32",
+    default=None,
+    help="Precision of the network in training.  [default: bfloat16 where the CPU multiplies in it]",
 )
 @click.option(
     "--max-drop",
@@ -54,7 +66,8 @@ Examples:
 @json_option
 def train(
     generated: tuple[Path, ...], control: bool, classifier: Path, model: Path, id_data: Path, steps: int, lr: float,
-    weight: float, decoded_share: float, max_drop: float, seed: int, out: Path, as_json: bool,
+    weight: float, decoded_share: float, interpolation: float, bfloat16: bool | None, max_drop: float, seed: int,
+    out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
@@ -63,7 +76,7 @@ def train(
     """
     from good_rt.cli.workflow import run_train
     from good_rt.errors import GoodRtError
-    from good_rt.training import TrainConfig
+    from good_rt.training import TrainConfig, has_bfloat16
 
     if bool(generated) == control:
         raise GoodRtError("say which generated images to train with (--ood DIR), or --control for none; not both")
@@ -72,6 +85,8 @@ def train(
         lr=lr,
         weight=weight,
         decoded_share=decoded_share,
+        interpolation=interpolation,
+        bfloat16=has_bfloat16() if bfloat16 is None else bfloat16,
         max_accuracy_drop=max_drop,
         seed=seed,
     )

@@ -74,7 +74,7 @@ def training_images(
     id_data: IdData,
     generated: Sequence[Path] = (),
     model: DiffusionModel | None = None,
-    decoded: int = 2048,
+    decoded: int = 4096,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> TrainingImages:
     """What `good_rt.training.finetune` takes: without ``generated`` sets it is the control.

@@ -244,7 +244,7 @@ def main(**folders: Path) -> None:
     near = fashion_mnist.near_ood(folders["fashion_mnist"])
     test = splits["test"]
     held_out = balanced(without(splits["held_out"], test, near), fashion_mnist.HELD_OUT)
-    train = balanced(without(splits["train"], held_out, test, near), 2_000)
+    train = balanced(without(splits["train"], held_out, test, near), 3_800)
     for name, split in (("train", train), ("held_out", held_out), ("test", test)):
         write(out / f"{name}.npz", split.images, split.labels)
     write(out / "near.npz", near.images, near.labels)

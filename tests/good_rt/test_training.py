@@ -20,7 +20,10 @@ from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.training import EnergyHead, TrainConfig, TrainingImages, TrainStep, augment, finetune
 
 ANY_ACCURACY = 1.0
-SMALL = TrainConfig(steps=6, id_batch=16, ood_batch=8, evaluate_every=2, max_accuracy_drop=ANY_ACCURACY, averaging=0.0)
+SMALL = TrainConfig(
+    steps=6, id_batch=16, ood_batch=8, evaluate_every=2, max_accuracy_drop=ANY_ACCURACY, averaging=0.0,
+    interpolation=1.0,
+)  # fmt: skip
 
 
 def plain(value: float, count: int = 3) -> torch.Tensor:
@@ -68,7 +71,21 @@ def test_the_losses_of_one_step_by_hand(classifier: Classifier, share: float) ->
     decoded = round(16 * share)
     batch = torch.cat([plain(-0.25, decoded), plain(0.5, 16 - decoded), plain(0.9, 8)])
     ce, bce = by_hand(classifier, batch, [4] * 16, data.val_images)
-    assert (step.ce, step.bce) == (pytest.approx(ce, rel=1e-4), pytest.approx(bce, rel=1e-4))
+    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+
+
+def test_interpolation_goes_part_of_the_way(classifier: Classifier, data: TrainingImages) -> None:
+    config = replace(SMALL, steps=2)
+    whole = finetune(classifier, data, config).classifier.state_dict()
+    half = finetune(classifier, data, replace(config, interpolation=0.5)).classifier.state_dict()
+    for name, start in classifier.state_dict().items():
+        if start.is_floating_point():
+            torch.testing.assert_close(half[name], (start + whole[name]) / 2, msg=name)
+
+
+def test_bfloat16_trains_nearly_as_float32(classifier: Classifier, data: TrainingImages) -> None:
+    exact, rounded = (finetune(classifier, data, replace(SMALL, steps=1, bfloat16=flag)).history[0] for flag in (False, True))
+    assert rounded.ce == pytest.approx(exact.ce, rel=0.03) and rounded.ce != exact.ce
 
 
 def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
