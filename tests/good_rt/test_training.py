@@ -84,7 +84,8 @@ def test_interpolation_goes_part_of_the_way(classifier: Classifier, data: Traini
 
 
 def test_bfloat16_trains_nearly_as_float32(classifier: Classifier, data: TrainingImages) -> None:
-    exact, rounded = (finetune(classifier, data, replace(SMALL, steps=1, bfloat16=flag)).history[0] for flag in (False, True))
+    configs = (replace(SMALL, steps=1, bfloat16=flag) for flag in (False, True))
+    exact, rounded = (finetune(classifier, data, config).history[0] for config in configs)
     assert rounded.ce == pytest.approx(exact.ce, rel=0.03) and rounded.ce != exact.ce
 
 
@@ -105,9 +106,10 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
     trained = finetune(classifier, data, config).classifier
     head, model = (
         EnergyHead(middle(classifier, data.val_images)),
-        copy.deepcopy(classifier).requires_grad_(True).train(),
+        copy.deepcopy(classifier).requires_grad_(True).train().to(memory_format=torch.channels_last),
     )
-    logits, _ = model(torch.cat([plain(0.5, 16), plain(0.9, 8)]))
+    batch = torch.cat([plain(0.5, 16), plain(0.9, 8)])
+    logits, _ = model(batch.contiguous(memory_format=torch.channels_last))
     energy_logits = head(torch.logsumexp(logits, 1))
     bce = -(F.logsigmoid(energy_logits[:16]).sum() + F.logsigmoid(-energy_logits[16:]).sum()) / 24
     (F.cross_entropy(logits[:16], torch.tensor([4] * 16)) + 0.7 * bce).backward()
