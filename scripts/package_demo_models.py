@@ -5,6 +5,7 @@ python scripts/package_demo_models.py --source build/demo --out good_rt/demo/ass
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,11 +26,15 @@ def main(source: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     for kind, name in ((UNet2DModel, "unet"), (AutoencoderKL, "vae")):
         kind.from_pretrained(source / name).half().save_pretrained(out / "diffusion" / name)
+        path = out / "diffusion" / name / "config.json"
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # where it was trained is nobody's business
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(out / "diffusion" / "scheduler")
-    config = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)
+    described = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)
     network = SmallResNet()
     network.load_state_dict(load_file(source / "classifier.safetensors"))
-    save_classifier(Classifier(network, config), out / "classifier")
+    save_classifier(Classifier(network, described), out / "classifier")
 
 
 if __name__ == "__main__":
