@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -237,7 +238,7 @@ def _build(
         settings.num_compute_capabilities = len(architectures)
         for place, name in enumerate(architectures):
             settings.set_compute_capability(getattr(api.ComputeCapability, name.upper()), place)
-    with _in_precision(onnx_path, model, config.precision) as path:
+    with _in_precision(onnx_path, model, config.precision) as path, _stdout_kept():
         if not parser.parse_from_file(str(path)):
             raise GoodRtError(f"{onnx_path}: {_refusal(parser, library, errors)}")
         if profile:
@@ -248,6 +249,19 @@ def _build(
         reason = errors[-1].splitlines()[0] if errors else "no reason given"
         raise GoodRtError(f"{onnx_path}: {library.name} {library.version} cannot build its plan: {reason}")
     return plan, network.num_layers
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What the library prints, past its logger, goes to standard error: standard output is for a command's JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,21 @@ def test_one_plan_holds_several_architectures(tiny: Path, tmp_path: Path) -> Non
     assert set(ARCHITECTURES) < set(every.architectures) and "sm75" not in every.architectures
 
 
+def test_what_the_library_prints_stays_out_of_standard_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It warns, past its logger, of a number that is rounded; standard output may be a command's JSON."""
+
+    class Clamped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+
+    export_onnx(Clamped(), {"x": torch.randn(2, 8)}, ("y",), tmp_path / "clamped.onnx")
+    capfd.readouterr()
+    build_plan(tmp_path / "clamped.onnx", PlanConfig(("sm89",), "bf16"), tmp_path / "clamped.plan")
+    assert capfd.readouterr().out == ""
+
+
 def test_nothing_is_built_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, config = tmp_path / "tiny.plan", PlanConfig(("sm89",))
     first, built = build_plan(tiny, config, out)
