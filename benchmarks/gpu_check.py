@@ -133,12 +133,13 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
 
 
 def check_graph(
-    name: str, entry: GraphEntry, engines: Path, module: nn.Module | None, device: torch.device, work: Path
+    name: str, manifest: Manifest, engines: Path, module: nn.Module | None, device: torch.device, work: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Parity and time of every way to run a graph at every batch, and what could not be run."""
-    rows, missing = [], []
+    rows, missing, entry = [], [], manifest.graphs[name]
     inputs = {
-        batch: {key: torch.from_numpy(value) for key, value in inputs_of(entry, batch).items()} for batch in BATCHES
+        batch: {key: torch.from_numpy(value) for key, value in inputs_of(manifest, engines, name, batch).items()}
+        for batch in BATCHES
     }
     # float32 on the CPU is the reference of all, the file itself where PyTorch has no module for it
     if module is not None:
@@ -199,8 +200,8 @@ def main(engines: Path, work: Path) -> None:
     manifest, device = Manifest.read(engines), torch.device("cuda", torch.cuda.current_device())
     manifest.check_files(engines)
     rows, missing, torch_side = [], [], modules()
-    for name, entry in manifest.graphs.items():
-        found, lacking = check_graph(name, entry, engines, torch_side.get(name), device, work)
+    for name in manifest.graphs:
+        found, lacking = check_graph(name, manifest, engines, torch_side.get(name), device, work)
         rows += found
         missing += lacking
     figures = {

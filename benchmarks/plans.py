@@ -2,9 +2,9 @@
 
     python benchmarks/plans.py --engines build/engines
 
-Every graph is built for each architecture alone and for all of them in one plan, with a dynamic batch of 1/8/32; in
-fp16 and bf16 for all of them, with the rounding error of that, found in ONNX Runtime on random inputs. Nothing is run
-on a GPU here: `benchmarks/gpu_check.sh` does that.
+Every graph, those with gradients too, is built for each architecture alone and for all of them in one plan, with a
+dynamic batch of 1/8/32; in fp16 and bf16 for all of them, with the rounding error of that, found in ONNX Runtime on
+random inputs. Nothing is run on a GPU here: `benchmarks/gpu_check.sh` does that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
 
@@ -23,6 +24,7 @@ from good_rt.cli.options import Bars
 from good_rt.cli.workflow import run_export
 from good_rt.demo import assets
 from good_rt.engines.base import TensorSpec
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, rounding_error
@@ -33,8 +35,23 @@ ARCHITECTURES = ("sm86", "sm89", "sm120")
 ERROR_BATCH = 4
 
 
-def inputs_of(entry: GraphEntry, batch: int) -> dict[str, NDArray[np.generic]]:
-    """Inputs such as the graph meets: unit noise, timesteps over the whole range, labels, weights of 0.5."""
+def inputs_of(manifest: Manifest, engines: Path, name: str, batch: int) -> dict[str, NDArray[np.generic]]:
+    """Inputs such as the graph meets: unit noise, timesteps over the whole range, labels, weights of 0.5.
+
+    A backward half gets what its forward half gives on such inputs.
+    """
+    stem = name.removesuffix("_backward")
+    if stem == name:
+        return random_inputs(manifest.graphs[name], batch)
+    forward = f"{stem}_forward"
+    arrays = {key: torch.from_numpy(value) for key, value in inputs_of(manifest, engines, forward, batch).items()}
+    arrays |= OnnxRuntimeEngine(engines / manifest.graphs[forward].file)(**arrays)
+    cotangents = random_inputs(manifest.graphs[name], batch)
+    return {key: arrays[key].numpy() if key in arrays else value for key, value in cotangents.items()}
+
+
+def random_inputs(entry: GraphEntry, batch: int) -> dict[str, NDArray[np.generic]]:
+    """The same for a graph whose inputs do not depend on each other."""
     chance = np.random.default_rng(batch)
 
     def array(name: str, spec: TensorSpec) -> NDArray[np.generic]:
@@ -81,9 +98,19 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
             for config in configs:
                 rows.append(measure(engines / entry.file, config, Path(folder)))
                 print(rows[-1], flush=True)
-            model, inputs = onnx.load(engines / entry.file), inputs_of(entry, ERROR_BATCH)
+            model, inputs = onnx.load(engines / entry.file), inputs_of(manifest, engines, name, ERROR_BATCH)
             errors[name] = {precision: rounding_error(model, precision, inputs) for precision in HALF}
             print(name, errors[name], flush=True)
+    ways = {
+        way: {
+            "seconds": round(sum(row.get("build_seconds", 0) for row in found), 1),
+            "bytes": sum(row.get("plan_bytes", 0) for row in found),
+        }
+        for way, found in {
+            "one plan for all": [row for row in rows if row["precision"] == "fp32" and len(row["architectures"]) > 1],
+            "one each": [row for row in rows if len(row["architectures"]) == 1],
+        }.items()
+    }
     bars = [
         Bar(f"{name}: plans built, of {len(configs)}", sum("error" not in row for row in found), "==", len(configs))
         for name in entries
@@ -93,6 +120,7 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
     figures = {
         "library": f"{library.name} {library.version}",
         "profile": list(BATCHES),
+        "architectures": ways,
         "plans": rows,
         "rounding": errors,
     }

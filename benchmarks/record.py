@@ -26,6 +26,8 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
+    "tensorrt-rtx-cu13-libs",
     "faiss-cpu",
     "numpy",
     "scikit-learn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,13 +33,16 @@ class OnnxRuntimeEngine:
 
     ``providers`` in the order of preference, ``threads`` within an operator (0: the runtime's choice, all cores).
     On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on
-    the CPU. Raises GoodRtError when the file cannot be loaded or a provider is not installed.
+    the CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before it gets
+    it, or a provider is not installed.
     """
 
     def __init__(
         self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0, bind: bool = False
     ) -> None:
         import onnxruntime as ort
+
+        from good_rt.engines.onnx_file import read_graph
 
         self.device = torch.device("cuda" if GPU_PROVIDERS.intersection(providers) else "cpu")
         self._bind = bind or self.device.type != "cpu"
@@ -48,16 +52,14 @@ class OnnxRuntimeEngine:
             raise GoodRtError(
                 f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
             )
-        if not path.exists():
-            raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
+        read_graph(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong is raised, in one line
         try:
             self._session = ort.InferenceSession(path, options, providers=list(providers))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            first = str(error).splitlines()[0]
-            raise GoodRtError(f"{path} is not an ONNX file that ONNX Runtime can load ({first})") from None
+            raise GoodRtError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})") from None
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -72,9 +74,7 @@ class OnnxRuntimeEngine:
         try:
             return self._run_bound(arrays) if self._bind else self._run_copied(arrays)
         except Exception as error:
-            raise GoodRtError(
-                f"ONNX Runtime failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            ) from None
+            raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
     def _run_copied(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
@@ -93,6 +93,12 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
         self._session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, in one line and without its codes and the file's name, which the caller gives."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first)
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -29,6 +29,9 @@ FLOAT32_OPS = frozenset({
 })  # fmt: skip
 """Operations that are computed in float32."""
 
+REFUSED = {"fp16": frozenset[str](), "bf16": frozenset({"ConvTranspose"})}
+"""Operations that TensorRT-RTX has no kernels for in that precision (1.7.1), and that stay in float32 for it."""
+
 LIGHT_OPS = frozenset({
     "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Max", "Min", "Where", "Reshape", "Transpose", "Expand",
     "Unsqueeze", "Squeeze", "Slice", "Concat", "Identity", "Flatten",
@@ -47,7 +50,7 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
     graph = found.graph
     floats = _float_tensors(model)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    kept = _kept(graph, floats, _epsilons(graph, torch.finfo(dtype).tiny))
+    kept = _kept(graph, floats, _epsilons(graph, torch.finfo(dtype).tiny), FLOAT32_OPS | REFUSED[precision])
     nodes: list[NodeProto] = []
     halves: set[str] = set()  # tensors that exist in half precision, as NAME/fp16
     wholes = {value.name for value in graph.input} | set(weights)  # float32 tensors that exist under their own name
@@ -194,8 +197,8 @@ def _epsilons(graph: onnx.GraphProto, tiny: float) -> set[str]:
     return {name for name, tensor in scalars.items() if 0 < abs(float(numpy_helper.to_array(tensor).item())) < tiny}
 
 
-def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str]) -> set[str]:
-    """The nodes that are computed in float32."""
+def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str], steep: frozenset[str]) -> set[str]:
+    """The nodes that are computed in float32: operations of ``steep``, and what goes with them."""
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -210,7 +213,7 @@ def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str]) -> set[s
             and outputs.isdisjoint(node.output)
             and all(id_of(user) in kept for user in fed)
         )
-        if node.op_type in FLOAT32_OPS or light or epsilons.intersection(node.input) or any(_captured(node)):
+        if node.op_type in steep or light or epsilons.intersection(node.input) or any(_captured(node)):
             kept.add(id_of(node))
     return kept
 

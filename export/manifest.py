@@ -101,7 +101,14 @@ def load_engines(
         )
     manifest.check_files(folder)
     wanted = {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
-    return {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in wanted.items()}
+    engines = {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in wanted.items()}
+    for name, entry in wanted.items():
+        engine = engines[name]
+        if (dict(engine.inputs), dict(engine.outputs)) != (dict(entry.inputs), dict(entry.outputs)):
+            raise GoodRtError(
+                f"{folder / entry.file} has other inputs or outputs than {MANIFEST} has for {name!r}; export again"
+            )
+    return engines
 
 
 def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:

@@ -18,8 +18,9 @@ from good_rt.export.vjp import GRADIENT
 def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     """Writes (*inputs) -> (*outputs, *residuals) and (*cotangents, *residuals) -> gradient from a joint VJP graph.
 
-    A residual is whatever the backward half reads of the forward one: activations, inputs, shapes. Raises GoodRtError
-    when the graph's tensors have no types to cut at.
+    A residual is whatever the backward half reads of the forward one: activations and inputs. Shapes are none: each
+    half computes its own from its batch size, since TensorRT would want their values when it builds a plan. Raises
+    GoodRtError when the graph's tensors have no types to cut at.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(joint), strict_mode=False)
     graph = model.graph
@@ -27,25 +28,27 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     cotangents = [value.name for value in graph.input if value.name.startswith("cotangent")]
     inputs = [value.name for value in graph.input if value.name not in cotangents]
     outputs = [value.name for value in graph.output if value.name != GRADIENT]
-    for node in graph.node:  # the batch size is read off the cotangent, and is the inputs' as well
-        if node.op_type == "Shape" and node.input[0] in cotangents and _only_first_axis(node):
-            node.input[0] = inputs[0]
-    later = set(cotangents)  # what the cotangents act on
+    later, sizes = set(cotangents), set[str]()  # what the cotangents act on, and what follows of the batch size alone
+    batch_sizes = [node for node in graph.node if _is_batch_size(node, [*cotangents, *inputs])]
     residuals: dict[str, None] = {}
     for node in graph.node:
-        if later.intersection(node.input):
-            later.update(node.output)
-            residuals |= dict.fromkeys(name for name in node.input if name and name not in later | constants)
-        elif constants.issuperset(filter(None, node.input)):
+        read = set(filter(None, node.input))
+        if constants.issuperset(read):
             constants.update(node.output)
+        elif node in batch_sizes or (constants | sizes).issuperset(read):
+            sizes.update(node.output)
+        elif later.intersection(read):
+            later.update(node.output)
+            residuals |= dict.fromkeys(name for name in node.input if name and name not in later | constants | sizes)
     if GRADIENT not in later:
         raise GoodRtError(f"{joint.name} cannot be split: its gradient does not depend on the cotangent")
     # an input or output that the backward half reads is handed on under its own name
     kept = [name for name in residuals if name not in inputs]
-    extractor = Extractor(model)
     try:
-        first = extractor.extract_model(inputs, [*outputs, *(name for name in kept if name not in outputs)])
-        second = extractor.extract_model([*cotangents, *residuals], [GRADIENT])
+        _root(batch_sizes, inputs[0])
+        first = Extractor(model).extract_model(inputs, [*outputs, *(name for name in kept if name not in outputs)])
+        _root(batch_sizes, cotangents[0])
+        second = Extractor(model).extract_model([*cotangents, *residuals], [GRADIENT])
     except Exception as error:  # onnx raises many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GoodRtError(f"{joint.name} cannot be split ({reason})") from None
@@ -53,6 +56,13 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     onnx.save(second, backward)
 
 
-def _only_first_axis(shape: onnx.NodeProto) -> bool:
-    ends = {attribute.name: attribute.i for attribute in shape.attribute}
-    return ends.get("start", 0) == 0 and ends.get("end") == 1
+def _is_batch_size(node: onnx.NodeProto, inputs: list[str]) -> bool:
+    """Whether the node gives the first axis' length of an input, which is the same for all of them."""
+    ends = {attribute.name: attribute.i for attribute in node.attribute}
+    return node.op_type == "Shape" and node.input[0] in inputs and ends.get("start", 0) == 0 and ends.get("end") == 1
+
+
+def _root(batch_sizes: list[onnx.NodeProto], name: str) -> None:
+    """Has the batch size read off that input."""
+    for node in batch_sizes:
+        node.input[0] = name

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from good_rt.engines.base import TensorSpec
+from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
 from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, to_half
@@ -31,8 +33,6 @@ PRECISIONS = ("fp32", *HALF)
 BATCHES: Range = (1, 8, 32)
 TURING = "sm75"
 """Left out of the default architectures: it has no bf16, and a plan that holds it is slower on the others."""
-LARGEST_FILE = 2**31 - 2**24
-"""Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some room."""
 DTYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -101,7 +101,7 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
     """
     library = load_library(config.library)
     architectures = _architectures(library, config)
-    model = _load(onnx_path)
+    model = read_graph(onnx_path)
     profile = _profile(model, config, onnx_path)
     graph_sha256 = graph_hash(onnx_path, model)
     options = {
@@ -146,11 +146,11 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
 
 def graph_hash(path: Path, model: ModelProto | None = None) -> str:
     """The SHA-256 of an ONNX file, or of it and its files of external data where it has them."""
-    model = model if model is not None else _load(path)
+    names = data_files(model if model is not None else read_graph(path))
     digest = hashlib.sha256(sha256(path).encode())
-    for location in _locations(model):
-        digest.update(f"{location} {sha256(path.parent / location)}".encode())
-    return digest.hexdigest() if _locations(model) else sha256(path)
+    for name in names:
+        digest.update(f"{name} {sha256(path.parent / name)}".encode())
+    return digest.hexdigest() if names else sha256(path)
 
 
 def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
@@ -173,46 +173,6 @@ def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
     return tuple(
         name for name in library.targets if (name in config.architectures if config.architectures else name != TURING)
     )
-
-
-def _load(path: Path) -> ModelProto:
-    """The graph without its external data, checked. TensorRT's parser is C++ that trusts its input more than this."""
-    if not path.exists():
-        raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
-    try:
-        model = onnx.load(path, load_external_data=False)
-        for tensor in model.graph.initializer:
-            location = _location(tensor)
-            if location is not None and not _inside(path.parent, location):
-                raise GoodRtError(f"{path}: the data of {tensor.name!r} lie outside its folder ({location})")
-            if location is not None and not (path.parent / location).exists():
-                raise GoodRtError(f"{path}: the data of {tensor.name!r} are missing ({location})")
-        size = sum((path.parent / location).stat().st_size for location in _locations(model)) + path.stat().st_size
-        # the full check needs the data (of shapes) in the graph; beyond protobuf's limit the lesser one has to do
-        large = size > LARGEST_FILE
-        onnx.checker.check_model(path if large else onnx.load(path), full_check=not large)
-    except GoodRtError:
-        raise
-    except Exception as error:  # protobuf, the checker and shape inference each raise kinds of their own
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise GoodRtError(f"{path} is not a valid ONNX file ({first.strip()})") from None
-    return model
-
-
-def _locations(model: ModelProto) -> list[str]:
-    """The files of a graph's external data, each once."""
-    return sorted({found for tensor in model.graph.initializer if (found := _location(tensor)) is not None})
-
-
-def _location(tensor: TensorProto) -> str | None:
-    """The file of a tensor's external data, as the tensor has it."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return None
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-
-
-def _inside(folder: Path, location: str) -> bool:
-    return bool(location) and (folder / location).resolve().is_relative_to(folder.resolve())
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
@@ -278,7 +238,7 @@ def _build(
         settings.num_compute_capabilities = len(architectures)
         for place, name in enumerate(architectures):
             settings.set_compute_capability(getattr(api.ComputeCapability, name.upper()), place)
-    with _in_precision(onnx_path, model, config.precision) as path:
+    with _in_precision(onnx_path, model, config.precision) as path, _stdout_kept():
         if not parser.parse_from_file(str(path)):
             raise GoodRtError(f"{onnx_path}: {_refusal(parser, library, errors)}")
         if profile:
@@ -289,6 +249,19 @@ def _build(
         reason = errors[-1].splitlines()[0] if errors else "no reason given"
         raise GoodRtError(f"{onnx_path}: {library.name} {library.version} cannot build its plan: {reason}")
     return plan, network.num_layers
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What the library prints, past its logger, goes to standard error: standard output is for a command's JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ The models are small and hardly trained, so no test may ask more of them than th
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.export.detector import export_detector
 from good_rt.export.export import export_models
+from good_rt.export.graphs import FusedGuidance
 from good_rt.generation import GenerationJob, Generator, GuidanceKind, generate, make_generator
 from good_rt.guidance import GuidanceConfig
 from good_rt.pipeline import detector_for
@@ -153,9 +156,52 @@ def engines_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, class
     return folder
 
 
+@pytest.fixture(scope="session")
+def gradient_engines_dir(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, generator: Generator
+) -> Path:
+    """The same with every graph that computes a gradient; takes a minute. Not to be changed."""
+    folder = tmp_path_factory.mktemp("gradients") / "engines"
+    images = from_uint8(assets.load_images("held_out").images[:8])
+    export_models(model_dir, classifier_dir, folder, images=images, fused=FusedGuidance(generator.bank, tiny_job().k))
+    return folder
+
+
 def real_images(id_dir: Path, count: int) -> torch.Tensor:
     with np.load(id_dir / "held_out.npz") as file:
         return from_uint8(file["images"][:count, ..., None] if file["images"].ndim == 3 else file["images"][:count])
+
+
+@pytest.fixture(scope="session")
+def mutated() -> Callable[[onnx.ModelProto, int], onnx.ModelProto]:
+    """Damages a graph in a way that depends on a seed."""
+    return mutated_graph
+
+
+def mutated_graph(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """The model with a few parts of its graph changed, so that protobuf can read it and little else holds."""
+    chance, found = random.Random(seed), onnx.ModelProto()
+    found.CopyFrom(model)
+    nodes, weights = found.graph.node, found.graph.initializer
+    names = [name for node in nodes for name in node.input]
+    for _ in range(chance.randint(1, 3)):
+        node, weight = chance.choice(nodes), chance.choice(weights)
+        match chance.randrange(6):
+            case 0:
+                node.op_type = chance.choice([other.op_type for other in nodes] + ["Det", "Loop", "Resize", "Einsum"])
+            case 1 if node.attribute:
+                attribute = chance.choice(node.attribute)
+                attribute.i = chance.choice([0, -1, 2**31, -(2**63)])
+                attribute.ints[:] = [chance.choice([0, -1, 7, 2**62]) for _ in attribute.ints]
+            case 2 if weight.dims:
+                weight.dims[chance.randrange(len(weight.dims))] = chance.choice([0, -1, 3, 2**40])
+            case 3:
+                weight.raw_data = weight.raw_data[: chance.randrange(len(weight.raw_data) + 1)]
+            case 4:
+                node.input[chance.randrange(len(node.input))] = chance.choice([*names, "", "nowhere"])
+            case _:
+                weight.data_type = chance.randrange(24)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ import pytest
 import torch
 
 from good_rt.classifier import Classifier
-from good_rt.data import IdData, from_uint8
-from good_rt.demo import assets
+from good_rt.data import IdData
 from good_rt.diffusion import load_diffusion
-from good_rt.export.export import export_models
-from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.generation import GenerationJob, Generator, make_generator
 from good_rt.guidance import GuidanceConfig
@@ -26,19 +23,8 @@ LEVELS = 2
 """Largest difference of two runtimes' images, of 255."""
 
 
-@pytest.fixture(scope="module")
-def engines_dir(
-    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, generator: Generator,
-    make_job: Callable[..., GenerationJob],
-) -> Path:  # fmt: skip
-    folder = tmp_path_factory.mktemp("gradients") / "engines"
-    images = from_uint8(assets.load_images("held_out").images[:8])
-    export_models(model_dir, classifier_dir, folder, images=images, fused=FusedGuidance(generator.bank, make_job().k))
-    return folder
-
-
-def test_every_gradient_is_autograds(engines_dir: Path) -> None:
-    rows = [row for row in Manifest.read(engines_dir).parity if row.output == "gradient"]
+def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
+    rows = [row for row in Manifest.read(gradient_engines_dir).parity if row.output == "gradient"]
     assert {row.graph for row in rows} == {
         "unet_vjp", "unet_vjp in two", "decoder_vjp", "decoder_vjp in two", "guidance_vjp"
     }  # fmt: skip
@@ -51,12 +37,12 @@ def test_every_gradient_is_autograds(engines_dir: Path) -> None:
     GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
 ])  # fmt: skip
 def test_engines_guide_to_the_images_of_pytorch(
-    engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path, generator: Generator,
+    gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path, generator: Generator,
     make_job: Callable[..., GenerationJob], config: GuidanceConfig,
 ) -> None:  # fmt: skip
     job = replace(make_job(), config=config)
     model = load_diffusion(model_dir)
-    engines = load_engines(engines_dir)
+    engines = load_engines(gradient_engines_dir)
     fast = make_generator(model, classifier, IdData(id_dir), job, steps=3, engines=engines)
     # the very bank that the fused graph was exported with
     fast = replace(fast, bank=generator.bank, scales=generator.scales)
@@ -70,10 +56,10 @@ def test_engines_guide_to_the_images_of_pytorch(
     assert np.abs(halves.images(job, indices).astype(int) - expected).max() <= LEVELS
 
 
-def test_a_pair_is_differentiable_in_its_first_input(engines_dir: Path, model_dir: Path) -> None:
+def test_a_pair_is_differentiable_in_its_first_input(gradient_engines_dir: Path, model_dir: Path) -> None:
     from good_rt.differentiable import VjpPair
 
-    engines, decoder = load_engines(engines_dir), load_diffusion(model_dir).decoder
+    engines, decoder = load_engines(gradient_engines_dir), load_diffusion(model_dir).decoder
     assert decoder is not None
     pair = VjpPair(engines["decoder_forward"], engines["decoder_backward"])
     latents = torch.randn(3, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.torch import TorchEngine
-from good_rt.export.parity import BATCHES, compare
+from good_rt.export.parity import BATCHES, AutogradVjp, compare
+from good_rt.export.vjp import GRADIENT
 
 
 class Affine(nn.Module):
@@ -65,3 +66,32 @@ def test_what_is_not_finite_does_not_pass(bad: float) -> None:
     for ours, reference in ((bad, 1.0), (1.0, bad), (bad, bad)):
         rows = compare("g", engine(Affine(ours)), Affine(reference), {"real": ramp})
         assert not any(row.ok for row in rows)
+
+
+class Kinks(nn.Module):
+    """ReLUs of inputs of 1, less a shift that is nothing or so small that it gets lost in rounding."""
+
+    def __init__(self, slope: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.slope, self.shift = slope, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * torch.relu(x - (1 + self.shift))
+
+
+def kinks(n: int) -> Mapping[str, Tensor]:
+    return {"cotangent": torch.ones(n, 4), "x": torch.tensor([[1.0, 2, 3, 4]]).repeat(n, 1)}
+
+
+def vjp_engine(module: nn.Module) -> TorchEngine:
+    spec = TensorSpec("float32", ("batch", 4))
+    return TorchEngine(AutogradVjp(module, 1, 0), {"cotangent": spec, "x": spec}, {"y": spec, GRADIENT: spec})
+
+
+@pytest.mark.parametrize(
+    ("ours", "passes"),
+    [(Kinks(), True), (Kinks(shift=-2e-7), True), (Kinks(shift=1.5), False), (Kinks(slope=1.01), False)],
+)
+def test_a_gradient_may_be_of_either_side_of_a_kink(ours: nn.Module, passes: bool) -> None:
+    rows = compare("g", vjp_engine(ours), AutogradVjp(Kinks(), 1, 0), {"real": kinks}, absolute=2e-3)
+    assert all(row.ok == passes for row in rows if row.output == GRADIENT)

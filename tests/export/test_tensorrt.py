@@ -26,6 +26,9 @@ from good_rt.files import sha256
 api = pytest.importorskip("tensorrt_rtx_bindings")
 
 GRAPHS = ("classifier", "vae_encoder", "vae_decoder", "unet")
+GRADIENTS = (
+    "unet_vjp", "unet_forward", "unet_backward", "decoder_vjp", "decoder_forward", "decoder_backward", "guidance_vjp",
+)  # fmt: skip
 ARCHITECTURES = ("sm86", "sm89", "sm120")
 
 
@@ -61,15 +64,15 @@ def refusal(path: Path, config: PlanConfig = PlanConfig()) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", GRAPHS)
-def test_every_graph_is_built(name: str, precision: str, engines_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", GRAPHS + GRADIENTS)
+def test_every_graph_is_built(name: str, precision: str, gradient_engines_dir: Path, tmp_path: Path) -> None:
     config = PlanConfig(ARCHITECTURES, precision)
     out = plan_path(tmp_path, name, config)
-    info, built = build_plan(engines_dir / f"{name}.onnx", config, out)
+    info, built = build_plan(gradient_engines_dir / f"{name}.onnx", config, out)
     assert built and out.name == f"{name}.{precision}.plan"
     assert info.layers > 10 and info.plan_bytes == out.stat().st_size > 10_000
     assert info.architectures == ARCHITECTURES and info.profile == {"batch": (1, 8, 32)}
-    assert info.inputs.keys() == {value.name for value in onnx.load(engines_dir / f"{name}.onnx").graph.input}
+    assert info.inputs.keys() == {value.name for value in onnx.load(gradient_engines_dir / f"{name}.onnx").graph.input}
     assert all(spec.shape[0] == "batch" for spec in (*info.inputs.values(), *info.outputs.values()))
 
 
@@ -88,6 +91,22 @@ def test_one_plan_holds_several_architectures(tiny: Path, tmp_path: Path) -> Non
     assert several.plan_bytes < 1.1 * one.plan_bytes
     every, _ = build_plan(tiny, PlanConfig(), tmp_path / "every.plan")
     assert set(ARCHITECTURES) < set(every.architectures) and "sm75" not in every.architectures
+
+
+def test_what_the_library_prints_stays_out_of_standard_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It warns, past its logger, of a number that is rounded; standard output may be a command's JSON."""
+
+    class Clamped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clamp_min(1e-12) + x
+
+    export_onnx(Clamped(), {"x": torch.randn(2, 8)}, ("y",), tmp_path / "clamped.onnx")
+    capfd.readouterr()
+    build_plan(tmp_path / "clamped.onnx", PlanConfig(("sm89",), "bf16"), tmp_path / "clamped.plan")
+    printed = capfd.readouterr()
+    assert printed.out == "" and "precision" in printed.err
 
 
 def test_nothing_is_built_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,36 +176,12 @@ def test_files_that_are_no_graphs(tmp_path: Path) -> None:
         assert "is not a valid ONNX file" in refusal(path)
 
 
-def mutated(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """The model with a few parts of its graph changed, so that protobuf can read it and little else holds."""
-    chance, found = random.Random(seed), onnx.ModelProto()
-    found.CopyFrom(model)
-    nodes, weights = found.graph.node, found.graph.initializer
-    names = [name for node in nodes for name in node.input]
-    for _ in range(chance.randint(1, 3)):
-        node, weight = chance.choice(nodes), chance.choice(weights)
-        match chance.randrange(6):
-            case 0:
-                node.op_type = chance.choice([other.op_type for other in nodes] + ["Det", "Loop", "Resize", "Einsum"])
-            case 1 if node.attribute:
-                attribute = chance.choice(node.attribute)
-                attribute.i = chance.choice([0, -1, 2**31, -(2**63)])
-                attribute.ints[:] = [chance.choice([0, -1, 7, 2**62]) for _ in attribute.ints]
-            case 2 if weight.dims:
-                weight.dims[chance.randrange(len(weight.dims))] = chance.choice([0, -1, 3, 2**40])
-            case 3:
-                weight.raw_data = weight.raw_data[: chance.randrange(len(weight.raw_data) + 1)]
-            case 4:
-                node.input[chance.randrange(len(node.input))] = chance.choice([*names, "", "nowhere"])
-            case _:
-                weight.data_type = chance.randrange(24)
-    return found
-
-
 @pytest.mark.parametrize(
     "seeds", [pytest.param(range(30), id="a-few"), pytest.param(range(30, 400), id="many", marks=pytest.mark.slow)]
 )
-def test_no_malformed_file_ends_the_process(seeds: range, tiny: Path, tmp_path: Path) -> None:
+def test_no_malformed_file_ends_the_process(
+    seeds: range, tiny: Path, tmp_path: Path, mutated: Callable[[onnx.ModelProto, int], onnx.ModelProto]
+) -> None:
     """Without the checks before it, TensorRT's parser does: a cycle in the graph is enough."""
     model, content, path, refused = onnx.load(tiny), tiny.read_bytes(), tmp_path / "graph.onnx", 0
     for seed in seeds:

@@ -1,0 +1,71 @@
+"""A VJP graph cut in two: the halves compute what the whole does, and hand on tensors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from good_rt.differentiable import VjpPair
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.errors import GoodRtError
+from good_rt.export.split import split_vjp
+from good_rt.export.vjp import export_vjp_onnx
+
+
+class Attention(nn.Module):
+    """Self-attention with heads over an image's pixels, as in diffusers: its backward half needs the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        query, key, value = self.to_qkv(x.flatten(2).transpose(1, 2)).view(n, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, 16, 8)
+        return x + self.out(found).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("split")
+    export_vjp_onnx(Attention().eval(), {"x": torch.randn(2, 8, 4, 4)}, "x", ("y",), folder / "vjp.onnx")
+    split_vjp(folder / "vjp.onnx", folder / "forward.onnx", folder / "backward.onnx")
+    return folder
+
+
+def test_the_halves_are_the_whole(folder: Path) -> None:
+    whole, forward, backward = (
+        OnnxRuntimeEngine(folder / f"{name}.onnx", threads=1) for name in ("vjp", "forward", "backward")
+    )
+    pair = VjpPair(forward, backward)
+    for batch in (1, 2, 5):
+        arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch, 8, 4, 4)}
+        expected, found = whole(**arrays), pair(**arrays)
+        assert found.keys() == expected.keys() == {"y", "gradient"}
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_backward_half_takes_tensors_of_the_batch_alone(folder: Path) -> None:
+    """Shapes among them would be inputs whose values TensorRT wants to know when it builds the plan."""
+    kinds = {value.name: value.type.tensor_type for value in onnx.load(folder / "backward.onnx").graph.input}
+    assert len(kinds) > 3
+    assert {kind.elem_type for kind in kinds.values()} == {TensorProto.FLOAT}
+    assert {kind.shape.dim[0].dim_param for kind in kinds.values()} == {"batch"}
+
+
+def test_a_gradient_that_depends_on_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = onnx.load(folder / "vjp.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["x" if name == "cotangent" else name for name in node.input]
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(GoodRtError, match=r"odd\.onnx cannot be split: its gradient does not depend"):
+        split_vjp(tmp_path / "odd.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
