@@ -7,7 +7,7 @@ The one place that knows a network's preprocessing; guidance, training, bank and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,10 +113,22 @@ class Classifier(nn.Module):
         config = self.config
         if (channels, size) == (config.channels, config.image_size):
             return self
+        if config.resize is None:
+            own = (config.channels, config.image_size, config.image_size)
+            raise GoodRtError(f"the classifier takes images of shape {own} alone, not {(channels, size, size)}")
         network_channels = config.input_channels or config.channels
         config = replace(config, channels=channels, image_size=size, input_channels=network_channels)
         digest = hashlib.sha256(f"{self.fingerprint} {channels} {size}".encode()).hexdigest()
         return Classifier(self.network, config, digest).train(self.training)
+
+    def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
+        """`for_images` of the shape (C, H, W) that it is asked for only where the classifier resizes at all."""
+        if self.config.resize is None:
+            return self
+        channels, height, width = shape()
+        if height != width:
+            raise GoodRtError(f"the classifier takes square images, not {height}x{width}; crop them")
+        return self.for_images(channels, height)
 
     @property
     def trainable(self) -> bool:

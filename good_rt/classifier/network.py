@@ -6,7 +6,7 @@ and an identity stands in its place, so that nothing is hooked and training, tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -120,10 +120,20 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 @torch.no_grad()
 def run(model: nn.Module, images: Tensor) -> Tensor:
     """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not take them."""
+    return output_of(_tried(model, model, images))
+
+
+@torch.no_grad()
+def run_features(network: nn.Module, images: Tensor) -> Tensor:
+    """The features of example images, in evaluation mode."""
+    return _tried(network, network.forward_features, images)  # type: ignore[arg-type]
+
+
+def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
     training = model.training
     model.eval()
     try:
-        return output_of(model(images))
+        return function(images)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         shape = tuple(images.shape[1:])
         reason = next(iter(str(error).splitlines()), type(error).__name__)

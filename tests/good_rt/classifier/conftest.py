@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Source:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     differentiable: bool = True
 
 
