@@ -27,42 +27,12 @@ FILE = "model.pt2"
 TARGET = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
 """What an operation may be called: PyTorch would look up anything else as well."""
 WORDS = frozenset(
-    [
-        "Symbol",
-        "positive",
-        "nonnegative",
-        "integer",
-        "real",
-        "True",
-        "False",
-        "Integer",
-        "Rational",
-        "Float",
-        "Add",
-        "Mul",
-        "Pow",
-        "Max",
-        "Min",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CeilDiv",
-        "CleanDiv",
-        "CeilToInt",
-        "FloorToInt",
-        "TruncToInt",
-        "ToFloat",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "Relational",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-    ]
-)
+    {
+        "Symbol", "positive", "nonnegative", "integer", "real", "True", "False", "Integer", "Rational", "Float", "Add",
+        "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv", "CeilToInt", "FloorToInt",
+        "TruncToInt", "ToFloat", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Relational", "IntTrueDiv", "FloatTrueDiv",
+    }
+)  # fmt: skip
 """What an expression of sizes may hold beside numbers and symbols such as s0: PyTorch evaluates it as Python."""
 
 

@@ -1,4 +1,4 @@
-"""A classifier that is a graph of aten operations, as torch.export makes it, in two parts: before and after the features."""
+"""A classifier that is a graph of aten operations, as torch.export makes it, in two parts at the features."""
 
 from __future__ import annotations
 

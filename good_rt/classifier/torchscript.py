@@ -27,8 +27,8 @@ def open(request: Request) -> Found:
     path = Path(request.name)
     if request.input_size is None:
         raise GoodRtError(
-            f"{path}: a TorchScript file does not say what images it takes; give the size, and save it as a folder with "
-            "`good-rt classifier save`"
+            f"{path}: a TorchScript file does not say what images it takes; give the size, and save it as a folder "
+            "with `good-rt classifier save`"
         )
     network = _read(path, request.input_channels or 3, request.input_size, request.features)
     return found(network, "torchscript", request.input_channels or 3, request.input_size, str(path))

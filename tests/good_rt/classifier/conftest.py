@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from good_rt.classifier import Settings
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 CLASSES = 8
 
@@ -163,11 +162,69 @@ def module_source(folder: Path) -> Source:
     )
 
 
+def graph_source(spec: str) -> Source:
+    torch.manual_seed(0)
+    model: Any = settle(Plain())
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    settings = Settings(mean=mean, std=std, size=32)
+    return Source(spec, model, model.body, 32, 32, "bilinear", mean, std, settings)
+
+
+def exported_source(folder: Path) -> Source:
+    source = graph_source(str(folder / "plain.pt2"))
+    program = torch.export.export(
+        source.logits, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    torch.export.save(program, folder / "plain.pt2")
+    return source
+
+
+def torchscript_source(folder: Path) -> Source:
+    source = graph_source(str(folder / "plain.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(source.logits).save(folder / "plain.pt")
+    return source
+
+
+def onnx_source(folder: Path) -> Source:
+    source = graph_source(str(folder / "plain.onnx"))
+    write_onnx(source.logits, folder / "plain.onnx")
+    return source
+
+
+def opaque_source(folder: Path) -> Source:
+    """An ONNX file with an operation that is not converted: ONNX Runtime runs it as it is."""
+    import onnx
+
+    source = graph_source(str(folder / "opaque.onnx"))
+    write_onnx(source.logits, folder / "opaque.onnx")
+    model = onnx.load(folder / "opaque.onnx")
+    graph = model.graph
+    image = graph.input[0].name
+    for node in graph.node:
+        node.input[:] = ["floored" if name == image else name for name in node.input]
+    graph.node.insert(0, onnx.helper.make_node("Max", [image, "low"], ["floored"]))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.full((), -100, np.float32), "low"))
+    onnx.save(model, folder / "opaque.onnx")
+    return replace(source, differentiable=False)
+
+
+def write_onnx(model: Any, path: Path) -> None:
+    from good_rt.export.to_onnx import export_onnx
+
+    export_onnx(model, {"images": torch.randn(2, 3, 32, 32)}, ("logits",), path, opset=18)
+
+
 MAKERS: dict[str, Callable[[Path], Source]] = {
     "timm": timm_source,
     "torchvision": torchvision_source,
     "transformers": transformers_source,
     "module": module_source,
+    "exported": exported_source,
+    "torchscript": torchscript_source,
+    "onnx": onnx_source,
+    "opaque onnx": opaque_source,
 }
 
 
