@@ -53,21 +53,17 @@ def merge_detector(
         logits = network.forward_head(features)
     front, back = path.with_name("front.onnx"), path.with_name("back.onnx")
     export_onnx(Front(module.classifier).eval(), {"images": images}, ("prepared",), front)
-    export_onnx(Back(module).eval(), {"logits": logits, "features": features}, OUTPUTS, back)
+    export_onnx(Back(module).eval(), {"of_head": logits, "of_body": features}, OUTPUTS, back)
     try:
         parts = {"front": onnx.load(front), "body": network.body_model, "head": network.head_model}
         parts["back"] = onnx.load(back)
         parts = {name: compose.add_prefix(_at_opset(part), f"{name}/") for name, part in parts.items()}
         ends = {name: (part.graph.input[0].name, part.graph.output[0].name) for name, part in parts.items()}
         merged = compose.merge_models(parts["front"], parts["body"], io_map=[(ends["front"][1], ends["body"][0])])
+        seen = [ends["body"][1], ends["head"][1]]
+        merged = compose.merge_models(merged, parts["head"], io_map=[(seen[0], ends["head"][0])], outputs=seen)
         merged = compose.merge_models(
-            merged,
-            parts["head"],
-            io_map=[(ends["body"][1], ends["head"][0])],
-            outputs=[ends["body"][1], ends["head"][1]],
-        )
-        merged = compose.merge_models(
-            merged, parts["back"], io_map=[(ends["head"][1], "back/logits"), (ends["body"][1], "back/features")]
+            merged, parts["back"], io_map=[(seen[1], "back/of_head"), (seen[0], "back/of_body")]
         )
         _rename(merged.graph, {"front/images": "images", **{f"back/{name}": name for name in OUTPUTS}})
         for key, value in metadata.items():

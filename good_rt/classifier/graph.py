@@ -15,7 +15,9 @@ from good_rt.errors import GoodRtError
 aten = torch.ops.aten
 
 SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default}
-LAYERS = {
+TRAINING: dict[Any, int] = {aten.batch_norm.default: 5, aten.dropout.default: 2}
+"""The operations that act otherwise in training, and the place of the argument that says so."""
+LAYERS: dict[Any, int] = {
     aten.linear.default: 0, aten.addmm.default: 1, aten.mm.default: 0, aten.matmul.default: 0, aten.bmm.default: 0,
     aten.conv2d.default: 0, aten.convolution.default: 0,
 }  # fmt: skip
@@ -55,7 +57,7 @@ def graph_network(program: torch.export.ExportedProgram, where: str, features: s
     if len(inputs) != 1 or not outputs:
         raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes images alone")
     for node in nodes:
-        training = {aten.batch_norm.default: 5, aten.dropout.default: 2}.get(node.target)
+        training = TRAINING.get(node.target)
         if training is not None and len(node.args) > training and node.args[training] is True:
             raise GoodRtError(f"{where} was exported in training mode; call model.eval() before exporting it")
     logits = outputs[0]

@@ -129,11 +129,11 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
     network: Network = as_it_is
     if not unknown:
         converted = ConvertedNetwork(OnnxGraph(body), OnnxGraph(head), name)
-        reason = _difference(converted, as_it_is, example_images(shape[1], shape[2] or 64))
-        if reason is None:
+        difference = _difference(converted, as_it_is, example_images(shape[1], shape[2] or 64))
+        if difference is None:
             network = converted
         else:
-            as_it_is.why = reason
+            as_it_is.why = difference
     network.files = {FILE: path.read_bytes()}
     network.eval()
     return network, shape[1], shape[2]

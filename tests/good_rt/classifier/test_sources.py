@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
-from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
+from good_rt.classifier import Classifier, Resize, load_classifier, predict, save_classifier
 from good_rt.data import from_uint8
 from good_rt.demo import assets
 from good_rt.discrepancy import ClassifierGuidance, IdScales
@@ -58,6 +58,13 @@ def test_images_of_the_networks_size_are_taken_as_they_are(every_source: Any) ->
     assert classifier.config.image_size == every_source.size
     images = torch.rand(1, 3, every_source.size, every_source.size) * 2 - 1
     torch.testing.assert_close(classifier.prepare(images), by_library(every_source, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("every_source", ["torchvision"], indirect=True)
+def test_torchvisions_own_size_crop_and_classes(every_source: Any) -> None:
+    config = load_classifier(every_source.spec).config
+    assert (config.image_size, config.resize) == (224, Resize(256, 224, "bilinear"))
+    assert config.classes == tuple(f"class {i}" for i in range(8))
 
 
 def test_grey_images_are_repeated_and_colour_for_a_grey_network_is_refused(every_source: Any) -> None:

@@ -74,6 +74,7 @@ def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: 
     np.testing.assert_allclose(detector.score(pixels).logits, logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_path: Path) -> None:
     classifier = opened(every_source)
     if not classifier.differentiable:
