@@ -21,12 +21,17 @@ COMMANDS = {
     "generate": "good_rt.cli.generate:generate",
     "train": "good_rt.cli.train:train",
     "detector": "good_rt.cli.main:detector",
+    "classifier": "good_rt.cli.main:classifier",
     "evaluate": "good_rt.cli.evaluate:evaluate",
     "bench": "good_rt.cli.bench:bench",
 }
 DETECTOR_COMMANDS = {
     "build": "good_rt.cli.detector_build:build",
     "score": "good_rt.cli.detector_score:score",
+}
+CLASSIFIER_COMMANDS = {
+    "show": "good_rt.cli.classifier_show:show",
+    "save": "good_rt.cli.classifier_save:save",
 }
 TOOLKIT = {
     "torch",
@@ -90,6 +95,19 @@ Examples:
 )
 def detector() -> None:
     """Build detector.onnx, or score images with it."""
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=CLASSIFIER_COMMANDS,
+    epilog="""\b
+Examples:
+  good-rt classifier show timm:resnet18@weights.safetensors
+  good-rt classifier save clf.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 -o clf/
+""",
+)
+def classifier() -> None:
+    """Look at a classifier, or save it as a folder that every command takes."""
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ model_option = click.option(
 )
 classifier_option = click.option(
     "--classifier", type=PATH, default=assets.CLASSIFIER, show_default="the demo's",
-    help="Classifier folder: classifier.json and model.safetensors.",
+    help="Classifier: a folder, timm:NAME@FILE.safetensors, torchvision:NAME@FILE.safetensors, "
+    "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
 )  # fmt: skip
 id_option = click.option(
     "--id", "id_data", type=PATH, default=assets.DATA, show_default="the demo's",

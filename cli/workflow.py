@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.classifier import load_classifier, save_classifier
+from good_rt.classifier import Classifier, load_classifier, save_classifier
 from good_rt.cli.options import Bars
 from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
@@ -38,7 +38,7 @@ from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.report import ReportData, Sheet, write_report
 from good_rt.speed import Work, side_by_side, step_parts
-from good_rt.training import TrainConfig, TrainResult, finetune
+from good_rt.training import TrainConfig, TrainResult, check_trainable, finetune
 
 if TYPE_CHECKING:
     from good_rt.engines.tensorrt import PlanInfo
@@ -76,7 +76,7 @@ class Page:
 
 def run_export(
     model_dir: Path,
-    classifier_dir: Path,
+    classifier: Path | Classifier,
     id_dir: Path,
     out: Path,
     bars: Bars,
@@ -93,12 +93,14 @@ def run_export(
 
     ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature.
     """
-    classifier, id_data = load_classifier(classifier_dir), IdData(id_dir)
+    if not isinstance(classifier, Classifier):
+        classifier = load_classifier(classifier).fitted(lambda: load_diffusion(model_dir).image_shape)
+    id_data = IdData(id_dir)
     images = id_part(id_data, "held_out", classifier).images[:32]
     fused = FusedGuidance(feature_bank(classifier, id_data), k, temperature) if gradients else None
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
-            model_dir, classifier_dir, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
+            model_dir, classifier, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
             absolute=absolute, force=force, on_graph=lambda name: advance(1),
         )  # fmt: skip
 
@@ -133,12 +135,13 @@ def open_generator(
     With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
     k and temperature.
     """
-    model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
+    model = load_diffusion(model_dir)
+    classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
     loaded = None
     if engines is not None:
         run_export(
-            model_dir, classifier_dir, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature
+            model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature
         )
         loaded = load_engines(engines, source, GRADIENT_ENGINES if gradients else ENGINES)
     with bars.task("building the feature bank", None):
@@ -233,9 +236,11 @@ def run_train(
     bars: Bars,
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
-    classifier = load_classifier(classifier_dir)
+    model = load_diffusion(model_dir)
+    classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
+    check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):
-        data = training_images(classifier, IdData(id_dir), generated, load_diffusion(model_dir))
+        data = training_images(classifier, IdData(id_dir), generated, model)
     with bars.task("training" if generated else "training the control", config.steps) as advance:
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier, out / "classifier")
@@ -253,6 +258,12 @@ def run_train(
     return result
 
 
+def open_classifier(spec: Path, generated: Sequence[Path]) -> Classifier:
+    """A classifier for the images of generated sets: one whose network has another size resizes them."""
+    classifier = load_classifier(spec)
+    return classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier
+
+
 def run_build(
     classifier_dir: Path,
     id_dir: Path,
@@ -262,7 +273,7 @@ def run_build(
     bank_size: int = 10_000,
 ) -> tuple[DetectorModule, DetectorParity]:
     """Builds the detector and writes it, checked against PyTorch on held-out images, as one ONNX file."""
-    classifier, id_data = load_classifier(classifier_dir), IdData(id_dir)
+    classifier, id_data = open_classifier(classifier_dir, generated), IdData(id_dir)
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = halves(id_part(id_data, "held_out", classifier))
     images = (from_uint8(known.images[:PARITY_IMAGES]) + 1) / 2
@@ -285,7 +296,7 @@ def run_evaluate(
     detectors = {}
     with bars.task("building detectors", len(classifiers)) as advance:
         for name, folder in classifiers.items():
-            detectors[name] = detector_for(load_classifier(folder), id_data, generated, config)
+            detectors[name] = detector_for(open_classifier(folder, generated), id_data, generated, config)
             advance(1)
     with bars.task("scoring the test sets", None):
         evaluation, scores = evaluate_detectors(detectors, id_data, sets)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 import good_rt
+from good_rt.classifier.onnx import OnnxNetwork
 from good_rt.detection import DetectorModule
 from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
+from good_rt.export.merge import merge_detector
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
 
@@ -89,7 +91,11 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
         weights_sha256=_weights_hash(module),
     )
     with atomic_path(path) as temporary:
-        export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata={METADATA_KEY: info.to_json()})
+        metadata = {METADATA_KEY: info.to_json()}
+        if isinstance(module.classifier.network, OnnxNetwork):
+            merge_detector(module, module.classifier.network, images[:2], temporary, metadata)
+        else:
+            export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata=metadata)
         parity = detector_parity(module, temporary, images)
         # a NaN is the worst there is
         worst = max(parity.max_relative, key=lambda name: np.nan_to_num(parity.max_relative[name], nan=np.inf))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import good_rt
-from good_rt.classifier import load_classifier
+from good_rt.classifier import Classifier, load_classifier
 from good_rt.differentiable import VjpPair
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
@@ -30,7 +30,7 @@ HALVES = ("forward", "backward")
 
 def export_models(
     model_dir: Path,
-    classifier_dir: Path,
+    classifier: Path | str | Classifier,
     out: Path,
     *,
     images: Tensor | None = None,
@@ -48,7 +48,9 @@ def export_models(
     left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
     computes, and GoodRtError when ``out`` holds other things than engines.
     """
-    model, classifier = load_diffusion(model_dir), load_classifier(classifier_dir)
+    model = load_diffusion(model_dir)
+    if not isinstance(classifier, Classifier):
+        classifier = load_classifier(classifier).fitted(lambda: model.image_shape)
     if model.image_shape[0] != classifier.config.channels or model.image_shape[1] != classifier.config.image_size:
         raise GoodRtError(
             f"the diffusion model makes images of shape {model.image_shape}, the classifier takes "

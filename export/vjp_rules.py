@@ -677,7 +677,7 @@ def _avg_pool(
     divisor: int | None = None,
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
     output = F.avg_pool2d(x, kernel, stride or kernel, padding, ceil_mode, count_include_pad, divisor)
-    if ceil_mode or (any(padding) and not count_include_pad):
+    if (ceil_mode and _cut_off(x, kernel, stride or kernel, padding)) or (any(padding) and not count_include_pad):
         return output, (None,)
     channels = x.shape[1]
     weight = torch.full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)), dtype=x.dtype)
@@ -685,6 +685,12 @@ def _avg_pool(
         x, weight, None, list(stride or kernel), list(padding), [1, 1], False, [0, 0], channels
     )
     return output, (gradient,)
+
+
+def _cut_off(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
+    """Whether a last window reaches beyond the edge, which is all that ``ceil_mode`` is about."""
+    whole = zip(x.shape[2:], [*kernel, *kernel], [*stride, *stride], [*padding, *padding], strict=False)
+    return any((size + 2 * pad - width) % step for size, width, step, pad in whole)
 
 
 @rule(aten.max_pool2d.default)
@@ -697,7 +703,7 @@ def _max_pool(
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
     output = F.max_pool2d(x, kernel, stride or kernel, padding, dilation, ceil_mode)
-    if ceil_mode:
+    if ceil_mode and _cut_off(x, kernel, stride or kernel, padding):
         return output, (None,)
     channels, size, padding = x.shape[1], math.prod(kernel), [*padding, *padding][:2]
     steps, apart = [*(stride or kernel), *(stride or kernel)][:2], [*dilation, *dilation][:2]

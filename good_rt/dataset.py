@@ -122,6 +122,18 @@ class GeneratedSet:
                 raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
         return np.stack(loaded)
 
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image. Raises GoodRtError when there is none or it is damaged."""
+        rows = self.rows()
+        if not rows:
+            raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
+        path = self.folder / rows[0].file
+        try:
+            with Image.open(path) as image:
+                return 1 if image.mode == "L" else 3, image.height, image.width
+        except OSError as error:
+            raise GoodRtError(f"{path} cannot be read ({error.strerror or error}); generate the set anew") from None
+
     def write_contact_sheet(self) -> Path:
         """The first images as one PNG, eight to a row."""
         path = self.folder / "contact_sheet.png"

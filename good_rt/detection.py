@@ -81,7 +81,10 @@ class DetectorModule(nn.Module):
         self.register_buffer("calibration", torch.from_numpy(np.sort(calibration)).float())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, features = self.classifier(images * 2 - 1)
+        return self.decide(*self.classifier(images * 2 - 1))
+
+    def decide(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        """The outputs from logits (N, K) and unit-norm features (N, D)."""
         energy = image_level(logits, self.config.temperature)
         rows = (features @ self.bank.T).topk(self.config.k, dim=1).indices[:, -1]
         distance = torch.sqrt((features - self.bank[rows]).square().sum(dim=1))

@@ -131,6 +131,15 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).float().mean())
 
 
+def check_trainable(classifier: Classifier) -> None:
+    """Raises GoodRtError when there are no weights to train."""
+    if not classifier.trainable:
+        raise GoodRtError(
+            f"the classifier ({classifier.config.architecture}) cannot be trained: its weights are frozen in a file "
+            "that is made for running; train it from its library's own weights, such as timm:NAME@weights.safetensors"
+        )
+
+
 def finetune(
     classifier: Classifier,
     data: TrainingImages,
@@ -147,6 +156,7 @@ def finetune(
     kept the accuracy or the checkpoint is damaged or of another run, and NonFiniteError that names the step of a loss
     that is not finite.
     """
+    check_trainable(classifier)
     torch.manual_seed(config.seed)
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
     model = copy.deepcopy(classifier).requires_grad_(True).to(memory_format=torch.channels_last)

@@ -18,6 +18,9 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision_operators  # noqa: F401  (of .ci; before diffusers, which imports a torchvision that is there)
+
+# isort: split
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
 from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier

@@ -1,0 +1,24 @@
+"""The user's classifier, wherever it comes from: logits and unit-norm features from images in [-1, 1].
+
+`good_rt.classifier.base` has the one `Classifier` that guidance, training, bank and detector share; the other files say
+how to read one: a file a library. `load_classifier` takes a folder or a spec such as ``timm:resnet18``.
+"""
+
+from __future__ import annotations
+
+from good_rt.classifier.base import Classifier, ClassifierConfig, Resize, predict
+from good_rt.classifier.folder import ARCHITECTURES, save_classifier
+from good_rt.classifier.sources import Settings, load_classifier
+from good_rt.classifier.weights import load_weights
+
+__all__ = [
+    "ARCHITECTURES",
+    "Classifier",
+    "ClassifierConfig",
+    "Resize",
+    "Settings",
+    "load_classifier",
+    "load_weights",
+    "predict",
+    "save_classifier",
+]

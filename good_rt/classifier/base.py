@@ -1,0 +1,160 @@
+"""The classifier that every step of the data's way shares: images in [-1, 1] to logits and unit-norm features.
+
+The one place that knows a network's preprocessing; guidance, training, bank and detector all call the same
+`Classifier`, so that they see the same features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from good_rt.classifier.resampling import resampling_matrix
+from good_rt.errors import GoodRtError
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How images become what the network takes: to ``size`` pixels a side, then the middle ``crop`` of them."""
+
+    size: int
+    crop: int
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What classifier.json holds."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    channels: int
+    """Of the images; a network of three takes grey ones as well."""
+    image_size: int
+    """Of the images, whatever the network's own size is."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    """Per channel of the network, of images in [0, 1]; None where the network takes [-1, 1] as it is."""
+    std: tuple[float, ...] | None = None
+    input_channels: int | None = None
+    """Of the network; None where they are the images'."""
+    resize: Resize | None = None
+    """None where the network takes the images at their own size."""
+    features: str | None = None
+    """The module whose input the features are, where it is not the one that the library's convention names."""
+
+
+class Classifier(nn.Module):
+    """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N, D).
+
+    ``network`` has timm's two methods: ``forward_features`` gives the penultimate features from what `prepare` makes of
+    the images, ``forward_head`` the logits from them. Feature maps (N, D, h, w) and tokens (N, T, D) are averaged.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+    resampling: Tensor | None
+
+    def __init__(self, network: nn.Module, config: ClassifierConfig, fingerprint: str = "") -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.fingerprint = fingerprint
+        mean, std, resize = config.mean, config.std, config.resize
+        channels = config.input_channels or config.channels
+        if channels != config.channels and config.channels != 1:
+            raise GoodRtError(
+                f"the classifier takes images of {channels} channel{'s' if channels > 1 else ''}, these have "
+                f"{config.channels}; convert them"
+            )
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) not in {1, channels}:
+                raise GoodRtError(f"the classifier's {name} has {len(values)} values for {channels} channels")
+        if (mean is None) != (std is None):
+            raise GoodRtError("the classifier's mean and std belong together; give both or neither")
+        self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        matrix = None
+        if resize is not None and config.image_size != resize.crop:
+            matrix = resampling_matrix(config.image_size, resize.size, resize.crop, resize.interpolation)
+        self.register_buffer("resampling", matrix, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        size, channels = self.config.image_size, self.config.channels
+        if tuple(images.shape[1:]) != (channels, size, size):
+            found = tuple(images.shape[1:])
+            raise GoodRtError(f"the classifier takes images of shape {(channels, size, size)}, not {found}")
+        features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
+        return self.network.forward_head(features), F.normalize(as_vectors(features), dim=1)  # type: ignore[operator]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its channels.
+
+        Images that already have the network's size are taken as they are. All of it is linear, and differentiable.
+        """
+        if self.resampling is not None:
+            across = F.linear(images, self.resampling)
+            images = F.linear(across.transpose(2, 3), self.resampling).transpose(2, 3)
+        if self.mean is not None and self.std is not None:
+            images = ((images + 1) / 2 - self.mean) / self.std
+        channels = self.config.input_channels
+        if channels is not None and images.shape[1] != channels:
+            images = images.expand(-1, channels, -1, -1)
+        return images
+
+    def for_images(self, channels: int, size: int) -> Classifier:
+        """The same network for images of other channels and size. Raises GoodRtError when it cannot take them."""
+        config = self.config
+        if (channels, size) == (config.channels, config.image_size):
+            return self
+        if config.resize is None:
+            own = (config.channels, config.image_size, config.image_size)
+            raise GoodRtError(f"the classifier takes images of shape {own} alone, not {(channels, size, size)}")
+        network_channels = config.input_channels or config.channels
+        config = replace(config, channels=channels, image_size=size, input_channels=network_channels)
+        digest = hashlib.sha256(f"{self.fingerprint} {channels} {size}".encode()).hexdigest()
+        return Classifier(self.network, config, digest).train(self.training)
+
+    def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
+        """`for_images` of the shape (C, H, W) that it is asked for only where the classifier resizes at all."""
+        if self.config.resize is None:
+            return self
+        channels, height, width = shape()
+        if height != width:
+            raise GoodRtError(f"the classifier takes square images, not {height}x{width}; crop them")
+        return self.for_images(channels, height)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether `good_rt.training.finetune` can train it."""
+        return bool(getattr(self.network, "trainable", True))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether guidance can follow its gradient."""
+        return bool(getattr(self.network, "differentiable", True))
+
+
+def as_vectors(features: Tensor) -> Tensor:
+    """(N, D), tokens (N, T, D) or maps (N, D, h, w) -> (N, D), averaged over places."""
+    if features.ndim == 4:
+        return features.mean(dim=(2, 3))
+    return features.mean(dim=1) if features.ndim == 3 else features
+
+
+@torch.no_grad()
+def predict(classifier: Classifier, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and features (N, D) of any number of images (N, C, H, W) in [-1, 1], in evaluation mode."""
+    training = classifier.training
+    classifier.eval()
+    try:
+        parts = [classifier(part) for part in images.split(batch)]
+    finally:
+        classifier.train(training)
+    return torch.cat([logits for logits, _ in parts]), torch.cat([features for _, features in parts])

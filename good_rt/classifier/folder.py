@@ -1,0 +1,93 @@
+"""The classifier folder: classifier.json and model.safetensors, and for some sources the file they were read from.
+
+`good-rt train` and `good-rt classifier save` write one. A folder is data, whoever made it, and names no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
+from good_rt.classifier.registry import SOURCES, source
+from good_rt.classifier.weights import library_state, load_weights, put_weights
+from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path, read_json, sha256, write_json
+
+CONFIG, WEIGHTS = "classifier.json", "model.safetensors"
+ARCHITECTURES = {"small_resnet": "good_rt.demo.network:SmallResNet"}
+"""Name in classifier.json -> module:class, with timm's forward_features and forward_head; beside them the sources'."""
+
+
+def read_config(folder: Path) -> ClassifierConfig:
+    """A folder's classifier.json. Raises GoodRtError when it is missing or not one."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise GoodRtError(f"{folder} is not a classifier folder: {CONFIG} is missing")
+    try:
+        values = read_json(path)
+        values["classes"] = tuple(values["classes"])
+        for name in ("mean", "std"):
+            values[name] = None if values.get(name) is None else tuple(float(value) for value in values[name])
+        values["resize"] = None if values.get("resize") is None else Resize(**values["resize"])
+        return ClassifierConfig(**values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise GoodRtError(f"{path} is not a classifier's config ({error})") from None
+
+
+def load_folder(folder: Path) -> Classifier:
+    """A classifier folder -> evaluation mode, no gradients, float32.
+
+    Raises GoodRtError when a file is missing or damaged, the weights do not fit or are not finite.
+    """
+    config = read_config(folder)
+    path = folder / CONFIG
+    kind, colon, _ = config.architecture.partition(":")
+    if config.architecture in ARCHITECTURES:
+        network = _build(config, path)
+        whose = f"architecture {config.architecture!r}"
+        put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, whose, CONFIG)
+    elif kind in SOURCES and (colon or not SOURCES[kind].prefixed):
+        network = source(kind).restore(config, folder)
+    else:
+        known = ", ".join(
+            [*ARCHITECTURES, *(f"{name}:…" if entry.prefixed else name for name, entry in SOURCES.items())]
+        )
+        raise GoodRtError(f"{path}: unknown architecture {config.architecture!r}; known are {known}")
+    return Classifier(network, config, folder_fingerprint(network, folder)).eval().requires_grad_(False)
+
+
+def folder_fingerprint(network: nn.Module, folder: Path) -> str:
+    """One hash of all of the folder's files that make the classifier."""
+    names = [CONFIG, *([WEIGHTS] if (folder / WEIGHTS).exists() else []), *sorted(getattr(network, "files", {}))]
+    return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Writes classifier.json, model.safetensors and what else `load_classifier` needs into ``folder``."""
+    from safetensors.torch import save_file
+
+    state = library_state(classifier.network)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in getattr(classifier.network, "files", {}).items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+    if state:
+        with atomic_path(folder / WEIGHTS) as temporary:
+            save_file(state, temporary)
+    write_json(folder / CONFIG, asdict(classifier.config))
+
+
+def _build(config: ClassifierConfig, path: Path) -> nn.Module:
+    module, _, name = ARCHITECTURES[config.architecture].partition(":")
+    try:
+        network: nn.Module = getattr(importlib.import_module(module), name)(
+            in_channels=config.channels, num_classes=len(config.classes), **config.arguments
+        )
+    except TypeError as error:
+        raise GoodRtError(f"{path}: arguments do not fit architecture {config.architecture!r} ({error})") from None
+    return network

@@ -1,0 +1,56 @@
+"""Importing the optional classifier libraries, and what is said when one is missing or does not fit this PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from good_rt.errors import GoodRtError
+
+EXTRA = "classifiers"
+
+
+def library(name: str) -> Any:
+    """Imports a library of the extra `classifiers`. Raises GoodRtError that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = (error.name or name).partition(".")[0]
+        raise GoodRtError(
+            f"{name} classifiers need {missing}; install it with: pip install 'good-rt[{EXTRA}]'"
+        ) from None
+    except (RuntimeError, AttributeError) as error:  # a torchvision that was built for another PyTorch
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise GoodRtError(
+            f"{name} cannot be imported ({reason}); install versions of torch and torchvision that belong together"
+        ) from None
+
+
+def hub_file(repository: str, name: str, spec: str) -> Path:
+    """A file of a Hugging Face repository, from the cache or the network.
+
+    Raises GoodRtError when there is none of that name, or no network and no cached copy.
+    """
+    library("huggingface_hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except RepositoryNotFoundError:
+        raise GoodRtError(f"{spec}: the hub has no repository {repository!r}; check its name") from None
+    except EntryNotFoundError as error:
+        if type(error).__name__ != "LocalEntryNotFoundError":
+            raise GoodRtError(f"{spec}: the repository {repository!r} has no {name}; pickles are not read") from None
+        raise GoodRtError(unreachable(spec, repository)) from None
+    except Exception:  # what the HTTP libraries raise without a network is of many kinds
+        raise GoodRtError(unreachable(spec, repository)) from None
+
+
+def unreachable(spec: str, repository: str) -> str:
+    """What is said when the hub cannot be reached."""
+    return (
+        f"{spec}: {repository!r} is not in the local cache and cannot be fetched from the hub; connect to the network "
+        "once, or give local weights"
+    )

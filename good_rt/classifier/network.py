@@ -1,0 +1,176 @@
+"""A library's network in two parts: the body gives the penultimate features, the head the logits from them.
+
+`Parted` takes any module whose output is that of one of its modules, mostly the last Linear: that module is the head,
+and an identity stands in its place, so that nothing is hooked and training, tracing and gradients go as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from good_rt.errors import GoodRtError
+
+
+class Network(nn.Module):
+    """What `good_rt.classifier.Classifier` calls, with what is to be known of it.
+
+    ``files`` are written into a classifier folder beside the weights, by name.
+    """
+
+    trainable: bool = True
+    differentiable: bool = True
+    features: str = ""
+    """Where the features come from, for people."""
+    files: Mapping[str, bytes]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files = {}
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What `Classifier.prepare` makes, (N, C, H, W) -> features (N, D), (N, T, D) or (N, D, h, w)."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features -> logits (N, K)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images -> logits (N, K)."""
+        return self.forward_head(self.forward_features(images))
+
+    def library_names(self) -> dict[str, str]:
+        """Each of the state dict's names -> the name that the library's own network has for it."""
+        return {name: name.removeprefix("model.") for name in self.state_dict()}
+
+
+class Parted(Network):
+    """``model`` without its module ``head``, and that module: the features are the head's input.
+
+    Raises GoodRtError when the model has no such module. `check_parts` says whether the output is really the head's.
+    """
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        parent, _, name = head.rpartition(".")
+        try:
+            self.head = model.get_submodule(head)
+            setattr(model.get_submodule(parent), name, nn.Identity())
+        except AttributeError:
+            known = ", ".join([name for name, _ in model.named_modules() if name][-8:])
+            raise GoodRtError(
+                f"the classifier has no module {head!r} to take the features from; it has {known}"
+            ) from None
+        self.model = model
+        self.head_name = head
+        self.features = f"the input of {head}"
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return output_of(self.model(images))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def library_names(self) -> dict[str, str]:
+        return {
+            own: f"{self.head_name}.{own.removeprefix('head.')}"
+            if own.startswith("head.")
+            else own.removeprefix("model.")
+            for own in self.state_dict()
+        }
+
+
+def output_of(value: Any) -> Tensor:
+    """The tensor in what a library's network returns: itself, its ``logits``, or the first of several."""
+    if isinstance(value, Tensor):
+        return value
+    logits = getattr(value, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+        return value[0]
+    raise GoodRtError(f"the classifier returns a {type(value).__name__}; it must return its logits (N, K)")
+
+
+def last_linear(model: nn.Module, images: Tensor) -> str:
+    """The name of the Linear that runs last on example images. Raises GoodRtError when there is none."""
+    ran: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        run(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ran or not ran[-1]:
+        raise GoodRtError(
+            "the classifier has no Linear whose input could be the features; name the module that gives the logits "
+            "as `features`"
+        )
+    return ran[-1]
+
+
+@torch.no_grad()
+def run(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not take them."""
+    return output_of(_tried(model, model, images))
+
+
+@torch.no_grad()
+def run_features(network: nn.Module, images: Tensor) -> Tensor:
+    """The features of example images, in evaluation mode."""
+    return _tried(network, network.forward_features, images)  # type: ignore[arg-type]
+
+
+def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+    training = model.training
+    model.eval()
+    try:
+        return function(images)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        shape = tuple(images.shape[1:])
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise GoodRtError(f"the classifier does not take images of shape {shape} ({reason})") from None
+    finally:
+        model.train(training)
+
+
+def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
+    """The model in two parts, before its last Linear or the module named ``head``.
+
+    ``images`` are any that it takes, already prepared; the two parts are checked on them. Raises GoodRtError when the
+    model's output is something else than the head's.
+    """
+    whole = run(model, images)
+    parted = Parted(model, head or last_linear(model, images))
+    check_parts(parted, images, whole)
+    return parted
+
+
+def check_parts(network: Network, images: Tensor, whole: Tensor) -> None:
+    """Raises GoodRtError unless the head on the features gives ``whole``, the logits of the undivided model."""
+    if whole.ndim != 2:
+        raise GoodRtError(f"the classifier's output has shape {tuple(whole.shape)}; it must be logits (N, K)")
+    logits = run(network, images)
+    if logits.shape != whole.shape or not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4):
+        raise GoodRtError(
+            f"the classifier's output is not that of {network.features.rpartition(' ')[2]!r} alone; name the module "
+            "that gives the logits as `features`, and let the network return logits, not probabilities"
+        )
+
+
+def example_images(channels: int, size: int) -> Tensor:
+    """Two images (2, C, H, W) to try a network on."""
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def library_names(network: nn.Module) -> dict[str, str]:
+    """`Network.library_names`, for any module."""
+    return network.library_names() if isinstance(network, Network) else {name: name for name in network.state_dict()}

@@ -1,0 +1,150 @@
+"""`load_classifier`: a folder or a spec, such as ``timm:resnet18@weights.safetensors``, to a ready `Classifier`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from torch import nn
+
+from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
+from good_rt.classifier.folder import CONFIG, WEIGHTS, folder_fingerprint, load_folder, read_config
+from good_rt.classifier.network import example_images, run
+from good_rt.classifier.registry import SOURCES, Found, Request, source
+from good_rt.classifier.weights import PICKLES, load_weights, pickle_refusal, put_weights, weights_hash
+from good_rt.errors import GoodRtError
+
+FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()))
+"""What `load_classifier` takes, for people."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller sets himself, instead of what the source says; None leaves it as it is."""
+
+    features: str | None = None
+    """The module (in a .pt2, .pt or .onnx file: the value) whose input is taken as the features."""
+    size: int | None = None
+    """The network's images, in pixels a side."""
+    channels: int | None = None
+    """The network's, where they cannot be read off it."""
+    mean: tuple[float, ...] | None = None
+    """Of images in [0, 1], one a channel or one for all."""
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classifier:
+    """A classifier from a folder or a spec (`FORMS`) -> evaluation mode, no gradients, float32.
+
+    It takes images of the network's own size and channels; `Classifier.for_images` makes it take others. Raises
+    GoodRtError when the spec names nothing that can be read, a library is missing, a file is missing or damaged, or its
+    weights are a pickle, do not fit or are not finite.
+    """
+    text, path = str(spec), Path(spec)
+    if path.is_dir():
+        _refuse_settings(settings, text)
+        return load_folder(path)
+    kind, request = _parse(text, settings)
+    if kind == "folder":
+        return load_folder(path)
+    if kind == "module" and request.weights is not None and request.weights.is_dir():
+        _refuse_settings(settings, text)
+        return _module_folder(request.name, request.weights)
+    found = source(kind).open(request)
+    network = found.network.eval().requires_grad_(False)
+    config = _config(found, settings, text)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest.update(weights_hash(network).encode())
+    classifier = Classifier(network, config, digest.hexdigest()).eval()
+    channels = config.input_channels or config.channels
+    logits = run(network, example_images(channels, config.resize.crop if config.resize else config.image_size))
+    if logits.ndim != 2 or logits.shape[1] != len(config.classes):
+        raise GoodRtError(f"{text} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} classes")
+    return classifier
+
+
+def _parse(text: str, settings: Settings) -> tuple[str, Request]:
+    """The kind of spec and its parts."""
+    name, _, weights = (text, "", "") if Path(text).exists() else text.partition("@")
+
+    def request(name: str) -> Request:
+        given = Path(weights) if weights else None
+        return Request(name, given, settings.features, settings.size, settings.channels)
+
+    if weights and not Path(weights).exists():
+        raise GoodRtError(f"{weights} does not exist (in {text!r}); give a safetensors file after the @")
+    if weights and Path(weights).suffix in PICKLES:
+        raise GoodRtError(pickle_refusal(weights))
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in SOURCES and SOURCES[prefix].prefixed:
+        if not rest:
+            raise GoodRtError(f"{text!r} names no model; write {SOURCES[prefix].form}")
+        return prefix, request(rest)
+    suffix = Path(name).suffix
+    for kind, entry in SOURCES.items():
+        if suffix in entry.suffixes:
+            if weights:
+                raise GoodRtError(f"{text!r}: a {suffix} file has its weights in it; leave out what follows the @")
+            if not Path(name).exists():
+                raise GoodRtError(f"{name} does not exist; give the path of a {suffix} file")
+            return kind, request(name)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
+        return "module", request(name)
+    if suffix in PICKLES and Path(name).exists():
+        raise GoodRtError(pickle_refusal(name))
+    if suffix == ".safetensors":
+        raise GoodRtError(f"{text} holds weights alone; say of which network, such as timm:resnet18@{text}")
+    if weights:
+        raise GoodRtError(f"{text!r} is no classifier; known are {', '.join(FORMS)}")
+    return "folder", request(name)
+
+
+def _config(found: Found, settings: Settings, text: str) -> ClassifierConfig:
+    size = settings.size or found.input_size
+    if size is None:
+        raise GoodRtError(f"{text} does not say what images it takes; give the size")
+    classes = settings.classes or found.classes or tuple(f"class {i}" for i in range(found.outputs))
+    if len(classes) != found.outputs:
+        raise GoodRtError(f"{text} has {found.outputs} outputs, but {len(classes)} classes are named")
+    own_size = size == found.input_size
+    return ClassifierConfig(
+        architecture=found.architecture,
+        classes=classes,
+        channels=found.input_channels,
+        image_size=size,
+        arguments=dict(found.arguments),
+        mean=settings.mean or found.mean,
+        std=settings.std or found.std,
+        input_channels=found.input_channels,
+        resize=Resize(
+            (found.resize_size if own_size else None) or size, size, settings.interpolation or found.interpolation
+        ),
+        features=settings.features,
+    )
+
+
+def _refuse_settings(settings: Settings, text: str) -> None:
+    given = [field.name for field in fields(settings) if getattr(settings, field.name) is not None]
+    if given:
+        raise GoodRtError(
+            f"{text} has settings of its own; {given[0]} cannot be given with it: change {CONFIG} instead"
+        )
+
+
+def _module_folder(name: str, folder: Path) -> Classifier:
+    """A classifier folder that was made from the user's code, which the spec names again."""
+    from good_rt.classifier import module
+
+    config = read_config(folder)
+    if config.architecture != f"module:{name}":
+        raise GoodRtError(f"{folder} was made from {config.architecture}, not from module:{name}")
+    channels = config.input_channels or config.channels
+    size = config.resize.crop if config.resize else config.image_size
+    network: nn.Module = module.parts(module.make(name), channels, size, config.features)
+    put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, name)
+    return Classifier(network, config, folder_fingerprint(network, folder)).eval().requires_grad_(False)

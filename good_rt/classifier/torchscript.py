@@ -1,0 +1,72 @@
+"""Classifiers in a TorchScript file, as `torch.jit.save` writes it, converted to a graph when they are opened.
+
+PyTorch itself has given TorchScript up for torch.export; what it cannot convert is asked for as .pt2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from good_rt.classifier.base import ClassifierConfig
+from good_rt.classifier.exported import found, with_weights
+from good_rt.classifier.graph import GraphNetwork, graph_network
+from good_rt.classifier.network import check_parts, example_images, output_of
+from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.weights import pickle_refusal
+from good_rt.errors import GoodRtError
+
+FILE = "model.pt"
+
+
+def open(request: Request) -> Found:
+    """The file's network, with the weights in it; the size of its images has to be given."""
+    path = Path(request.name)
+    if request.input_size is None:
+        raise GoodRtError(
+            f"{path}: a TorchScript file does not say what images it takes; give the size, and save it as a folder "
+            "with `good-rt classifier save`"
+        )
+    network = _read(path, request.input_channels or 3, request.input_size, request.features)
+    return found(network, "torchscript", request.input_channels or 3, request.input_size, str(path))
+
+
+def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+    """The file in the folder, with the folder's weights."""
+    size = config.resize.crop if config.resize else config.image_size
+    return with_weights(_read(folder / FILE, config.input_channels or config.channels, size, config.features), folder)
+
+
+def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNetwork:
+    images = example_images(channels, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        try:
+            script = torch.jit.load(path, map_location="cpu").eval()
+        except (RuntimeError, ValueError) as error:
+            if "constants.pkl" in str(error):
+                raise GoodRtError(pickle_refusal(path)) from None
+            reason = next(iter(str(error).splitlines()), "unreadable")
+            raise GoodRtError(f"{path} is not a TorchScript file ({reason}); write it with torch.jit.save") from None
+        try:
+            from torch._export.converter import TS2EPConverter
+
+            with torch.no_grad():
+                whole = output_of(script(images))
+                program = TS2EPConverter(script, (images,)).convert()
+        except GoodRtError:
+            raise
+        except Exception as error:  # the converter raises many kinds
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise GoodRtError(
+                f"{path} cannot be converted ({reason[:120]}); export the network with torch.export.save to a .pt2 file"
+            ) from None
+    network = graph_network(program, str(path), features)
+    network.files = {FILE: path.read_bytes()}
+    if torch.allclose(whole.sum(dim=1), torch.ones(len(whole)), atol=1e-3):
+        return network  # probabilities, whose softmax is left out
+    check_parts(network, images, whole)
+    return network

@@ -1,0 +1,183 @@
+"""Image classifiers of Hugging Face transformers: a folder of `save_pretrained`, or a repository of the hub.
+
+Features are what goes into the model's classification head, its pooled output; the preprocessing is that of
+preprocessor_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from good_rt.classifier.base import ClassifierConfig
+from good_rt.classifier.library import hub_file, library
+from good_rt.classifier.network import Parted, check_parts, example_images, last_linear, output_of, run
+from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
+from good_rt.errors import GoodRtError
+from good_rt.files import read_json
+
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""By PIL's number, as ``resample`` has it."""
+
+
+def open(request: Request) -> Found:
+    """``FOLDER`` or ``OWNER/NAME``; its weights, or those of the request."""
+    spec, folder = f"transformers:{request.name}", Path(request.name)
+
+    def file(name: str) -> Path:
+        return folder / name if folder.is_dir() else hub_file(request.name, name, spec)
+
+    if not folder.is_dir() and (folder.exists() or request.name.startswith(("/", "./", "../"))):
+        raise GoodRtError(f"{folder} is not a folder; give one with config.json and model.safetensors")
+    values = read_json(file("config.json"))
+    if "auto_map" in values:
+        raise GoodRtError(
+            f"{spec} names code of its own in config.json, which is not run; only transformers' models are"
+        )
+    if folder.is_dir() and request.weights is None and not (folder / "model.safetensors").exists():
+        pickles = sorted(folder.glob("pytorch_model*.bin"))
+        if pickles:
+            raise GoodRtError(pickle_refusal(pickles[0]))
+    if request.weights is None:
+        load_weights(file("model.safetensors"))  # for its refusals; transformers knows older names of weights
+    model = _pretrained(request.name, spec) if request.weights is None else _create(values, spec)
+    preprocessing = _preprocessing(read_json(file("preprocessor_config.json")), spec)
+    channels = int(getattr(model.config, "num_channels", 3))
+    size = preprocessing["input_size"]
+    network = _parts(model, channels, size, request.features)
+    if request.weights is not None:
+        put_weights(network, load_weights(request.weights), request.weights, spec)
+    outputs = int(model.config.num_labels)
+    labels = model.config.id2label
+    names = tuple(str(labels[i]) for i in range(outputs)) if len(labels) == outputs else None
+    return Found(
+        network=network,
+        architecture=f"transformers:{model.config.model_type}",
+        outputs=outputs,
+        arguments=_plain(values),
+        classes=None if names is not None and names[0] == "LABEL_0" else names,
+        input_channels=channels,
+        stated=True,
+        **preprocessing,
+    )
+
+
+def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+    """The network of a classifier folder, whose ``arguments`` are the model's config.json."""
+    model = _create(config.arguments, str(folder))
+    size = config.resize.crop if config.resize else config.image_size
+    network = _parts(model, config.input_channels or config.channels, size, config.features)
+    put_weights(network, load_weights(folder / "model.safetensors"), folder / "model.safetensors", config.architecture)
+    return network
+
+
+class TransformersNetwork(Parted):
+    """A transformers model, called by its own argument's name."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return output_of(self.model(pixel_values=images))
+
+
+def _create(values: Mapping[str, Any], where: str) -> Any:
+    """The model with random weights. Nothing outside transformers itself is imported for it."""
+    transformers = library("transformers")
+    kind = values.get("model_type")
+    settings = {name: value for name, value in values.items() if name not in {"model_type", "auto_map"}}
+    try:
+        config = transformers.AutoConfig.for_model(kind, **settings)
+        model = transformers.AutoModelForImageClassification.from_config(
+            config, trust_remote_code=False, attn_implementation="eager"
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise GoodRtError(f"{where}: transformers has no image classifier of type {kind!r} ({reason[:120]})") from None
+    return model.eval().float()
+
+
+def _pretrained(name: str, where: str) -> Any:
+    """The model with its own weights, which all have to be there."""
+    transformers = library("transformers")
+    logging = library("transformers.utils.logging")
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, attn_implementation="eager"
+        )
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise GoodRtError(f"{where} is not an image classifier that transformers can load ({reason[:160]})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise GoodRtError(f"{where}: the weights lack {missing[0]!r}; it is not the checkpoint of an image classifier")
+    return model.eval().float()
+
+
+def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> Parted:
+    images = example_images(channels, size)
+    whole = run(model, images)
+    head = features
+    if head is None:
+        head = "classifier" if isinstance(getattr(model, "classifier", None), nn.Module) else last_linear(model, images)
+    parted = TransformersNetwork(model, head)
+    check_parts(parted, images, whole)
+    parted.features = f"the pooled output, which is {parted.features}" if features is None else parted.features
+    return parted
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json without what only says where it comes from."""
+    left_out = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+    return {name: value for name, value in values.items() if name not in left_out}
+
+
+def _preprocessing(values: Mapping[str, Any], spec: str) -> dict[str, Any]:
+    """preprocessor_config.json in our words. Raises GoodRtError when it asks for what cannot be done."""
+    size, crop = _pixels(values.get("size"), spec), _pixels(values.get("crop_size"), spec)
+    if size is None:
+        raise GoodRtError(f"{spec}: preprocessor_config.json names no size")
+    resize = size
+    if values.get("crop_pct") and size < 384:  # ConvNeXt's way of saying it
+        crop, resize = size, int(size / values["crop_pct"])
+    elif not values.get("do_center_crop", crop is not None and "crop_size" in values):
+        crop = None
+    if values.get("do_resize", True) is False:
+        resize = crop or size
+    mean, std = values.get("image_mean", 0.0), values.get("image_std", 1.0)
+    if values.get("do_normalize", True) is False:
+        mean, std = 0.0, 1.0
+    # the processor computes x·factor (− 1), then (· − mean) / std, with x in 0..255
+    scale = 255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
+    offset = 1.0 if values.get("rescale_offset") else 0.0
+    means, stds = (tuple(map(float, v if isinstance(v, list) else [v])) for v in (mean, std))
+    number = int(values.get("resample", 2))
+    return {
+        "input_size": crop or resize,
+        "resize_size": resize,
+        "interpolation": INTERPOLATIONS[number] if 0 <= number < len(INTERPOLATIONS) else "bilinear",
+        "mean": tuple((value + offset) / scale for value in means),
+        "std": tuple(value / scale for value in stds),
+    }
+
+
+def _pixels(value: Any, spec: str) -> int | None:
+    """A size as one number of pixels: 224, or {"height", "width"}, or {"shortest_edge"}."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, Mapping) and value.get("height") is not None and value.get("height") == value.get("width"):
+        return int(value["height"])
+    if isinstance(value, Mapping) and value.get("shortest_edge") is not None:
+        return int(value["shortest_edge"])
+    raise GoodRtError(
+        f"{spec}: preprocessor_config.json asks for images of size {value}; only square ones are supported"
+    )
