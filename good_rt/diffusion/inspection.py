@@ -112,7 +112,7 @@ def inspect_model(
             parts[name] = found
     network = None if family is None else problems.attempt(lambda: empty_part(layout.network))
     config: Mapping[str, Any] = {} if network is None else network.config
-    shape = shapes = process = None
+    shape = out = process = None
     condition: str | None = None
     free = False
     inputs: tuple[str, ...] = ("sample", "timestep")
@@ -120,10 +120,7 @@ def inspect_model(
     if family is not None and network is not None:
         problems.attempt(lambda: family.check(config, layout.folder))
         problems.extend(_missing_text(layout.folder, family))
-        shape = problems.attempt(lambda: family.sample_shape(config))
-        if shape is not None:
-            shapes = problems.attempt(lambda: _shapes(layout, family, shape, image_size))
-        shape, out = shapes or (shape, None)
+        shape, out = problems.attempt(lambda: _shapes(layout, family, config, image_size)) or (None, None)
         tokens = 1 if shape is None else (shape[1] // family.patch) * (shape[2] // family.patch)
         process = problems.attempt(lambda: load_process(layout.scheduler, tokens, family.even_levels))
         condition, free, labels = _condition(family, config, layout.folder, out or (0, 0, 0))
@@ -132,8 +129,6 @@ def inspect_model(
         inputs += tuple(shapes_of_condition)
         activations = None if module is None or shape is None else layer_outputs(module, shape, shapes_of_condition)
         problems.extend(_misfits(out, image_shape, labels, classes))
-    else:
-        out = None
     return Inspection(
         folder=str(layout.folder),
         kind=family.about if family is not None else f"unknown network {layout.class_name}",
@@ -196,8 +191,9 @@ def _missing_text(folder: Path, family: Family) -> list[str]:
     return problems
 
 
-def _shapes(layout: Layout, family: Family, shape: Shape, image_size: int | None) -> tuple[Shape, Shape]:
+def _shapes(layout: Layout, family: Family, config: Mapping[str, Any], image_size: int | None) -> tuple[Shape, Shape]:
     """What is denoised, and what comes out."""
+    shape = family.sample_shape(config)
     if layout.autoencoder is None:
         shape = shape if image_size is None else resized(shape, image_size, 1, family.patch)
         return shape, shape
