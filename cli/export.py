@@ -11,7 +11,9 @@ from good_rt.cli.options import (
     PATH,
     classifier_option,
     emit_json,
+    gradient_decoder_option,
     id_option,
+    image_size_option,
     json_option,
     model_option,
     out_option,
@@ -22,6 +24,7 @@ EPILOG = """\b
 Examples:
   good-rt export                                            the demo's models to ./good-rt-engines
   good-rt export --model sd/ --classifier clf/ -o engines/
+  good-rt export --model sd/ --classifier clf/ --gradient-decoder taesd/
   good-rt export --relative 1e-4 --absolute 1e-5 --force    with tighter tolerances
   good-rt export --to tensorrt --arch sm89 --arch sm120 --precision fp16 --profile 1/16/64
   good-rt export --to tensorrt --onnx detector.onnx -o .    a plan of any ONNX file
@@ -60,6 +63,8 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
     show_default=True,
     help="Also export the graphs that guidance can differentiate with.",
 )
+@gradient_decoder_option
+@image_size_option
 @click.option("--force", is_flag=True, help="Export and build again even where nothing changed.")
 @click.option(
     "--to",
@@ -98,7 +103,8 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @json_option
 def export(
     model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float,
-    gradients: bool, force: bool, to: str, architectures: tuple[str, ...], precision: str,
+    gradients: bool, gradient_decoder: Path | None, image_size: int | None, force: bool, to: str,
+    architectures: tuple[str, ...], precision: str,
     profiles: tuple[tuple[str, tuple[int, int, int]], ...], library: str | None, tf32: bool,
     optimisation_level: int | None, timing_cache: Path | None, graph: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -142,6 +148,8 @@ def export(
                 absolute=absolute,
                 force=force,
                 gradients=gradients,
+                gradient_decoder=gradient_decoder,
+                image_size=image_size,
             )
         if to == "tensorrt":
             plans = run_plans(out, config, bars, graph=graph, force=force)

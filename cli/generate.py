@@ -11,7 +11,9 @@ from good_rt.cli.options import (
     classifier_option,
     emit_json,
     engines_option,
+    gradient_decoder_option,
     id_option,
+    image_size_option,
     json_option,
     model_option,
     out_option,
@@ -26,6 +28,7 @@ Examples:
   good-rt generate --guidance feat --mu 0.2       feature-level guidance, twice as strong
   good-rt generate --gradients engine             gradients by engines as well
   good-rt generate --model sd/ --classifier clf/ --id photos/ --engine torch
+  good-rt generate --model sd/ --classifier clf/ --id photos/ --cfg 7.5 --prompt "a photo of a {}, outdoors"
 """
 
 
@@ -47,6 +50,16 @@ Examples:
     default="torch",
     show_default=True,
     help="What computes the guidance's gradients: the retained PyTorch modules, or engines of their own.",
+)
+@gradient_decoder_option
+@image_size_option
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Prompt of a class, {} in its name's place, for models that follow text; several take turns.  "
+    '[default: "a photo of a {}"]',
 )
 @click.option(
     "--batch",
@@ -118,7 +131,8 @@ Examples:
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
 def generate(
-    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, gradients: str, batch: str, count: int,
+    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, gradients: str,
+    gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str, count: int,
     guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int,
     n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None, span: tuple[float, float],
     every: int, k: int, steps: int, eta: float, cfg: float, twins: bool, seed: int, out: Path, as_json: bool,
@@ -129,6 +143,7 @@ def generate(
     job.json and contact_sheet.png. The same seed gives the same images.
     """
     from good_rt.cli.workflow import open_generator, run_job
+    from good_rt.diffusion import TEMPLATE
     from good_rt.errors import GoodRtError
     from good_rt.generation import GenerationJob
     from good_rt.guidance import GuidanceConfig
@@ -156,7 +171,7 @@ def generate(
         generator, describe = open_generator(
             model, classifier, id_data, job, engines=engines if engine == "onnx" else None,
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg,
-            bars=bars,
+            bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

@@ -17,6 +17,7 @@ from good_rt.errors import GoodRtError
 
 COMMANDS = {
     "demo": "good_rt.cli.demo:demo",
+    "inspect": "good_rt.cli.inspect:inspect",
     "export": "good_rt.cli.export:export",
     "generate": "good_rt.cli.generate:generate",
     "train": "good_rt.cli.train:train",
@@ -40,6 +41,7 @@ TOOLKIT = {
     "onnxscript",
     "faiss",
     "safetensors",
+    "transformers",
     "sklearn",
     "scipy",
     "matplotlib",

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 model_option = click.option(
-    "--model", type=PATH, default=assets.MODEL, show_default="the demo's", help="Diffusion model: a diffusers folder."
+    "--model",
+    type=PATH,
+    default=assets.MODEL,
+    show_default="the demo's",
+    help="Diffusion model: a diffusers folder, or a name on the Hugging Face hub.",
 )
 classifier_option = click.option(
     "--classifier", type=PATH, default=assets.CLASSIFIER, show_default="the demo's",
@@ -32,6 +36,14 @@ id_option = click.option(
 engines_option = click.option(
     "--engines", type=PATH, default=Path("good-rt-engines"), show_default=True,
     help="Folder of the exported engines; they are made there when missing.",
+)  # fmt: skip
+gradient_decoder_option = click.option(
+    "--gradient-decoder", type=PATH,
+    help="Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in the decoder's place.",
+)  # fmt: skip
+image_size_option = click.option(
+    "--image-size", type=click.IntRange(1),
+    help="Height and width of the images, for networks that bear with another than their own.",
 )  # fmt: skip
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."

@@ -11,9 +11,57 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from good_rt.diffusion.inspection import Inspection
     from good_rt.engines.tensorrt import PlanInfo
     from good_rt.evaluation import Evaluation
     from good_rt.export.manifest import Manifest
+
+
+def print_inspection(found: Inspection) -> None:
+    """What a diffusion model is, its parts, the graphs to be exported, memory, and what does not work."""
+    shapes = [shape and " x ".join(map(str, shape)) for shape in (found.sample_shape, found.image_shape)]
+    facts = {
+        "kind": found.kind,
+        "pipeline": found.pipeline,
+        "denoises": shapes[0],
+        "makes images": shapes[1],
+        "noise": found.process,
+        "condition": found.condition or "none",
+        "classifier-free guidance": "yes" if found.guidance_free else "no",
+        "learned variance": "split off" if found.learned_variance else None,
+        "weights in memory": size_text(found.weights_bytes),
+        "gradient, an image": None if found.activation_bytes is None else f"up to {size_text(found.activation_bytes)}",
+    }
+    print(found.folder)
+    for name, fact in facts.items():
+        if fact is not None:
+            print(f"  {name}: {fact}")
+    table = Table(title="parts")
+    for column in ("part", "class", "stored as"):
+        table.add_column(column)
+    for column in ("weights", "on disk"):
+        table.add_column(column, justify="right")
+    for part in found.parts:
+        table.add_row(
+            part.name, part.class_name, ", ".join(part.stored), f"{part.parameters / 1e6:.1f} M", size_text(part.bytes)
+        )
+    Console().print(table)
+    table = Table(title="graphs that are exported, in float32")
+    table.add_column("graph")
+    table.add_column("inputs")
+    table.add_column("weights", justify="right")
+    for graph in found.graphs:
+        table.add_row(graph.name, ", ".join(graph.inputs), size_text(graph.bytes))
+    Console().print(table)
+    for problem in found.problems:
+        print(f"does not work: {problem}")
+    if found.runs:
+        print("nothing speaks against it")
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def print_parity(manifest: Manifest) -> None:

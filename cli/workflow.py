@@ -22,7 +22,7 @@ from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
-from good_rt.diffusion import load_diffusion
+from good_rt.diffusion import TEMPLATE, load_diffusion
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
@@ -88,20 +88,26 @@ def run_export(
     gradients: bool = True,
     k: int = GenerationJob.k,
     temperature: float = GenerationJob.temperature,
+    gradient_decoder: Path | None = None,
+    image_size: int | None = None,
 ) -> tuple[Manifest, bool]:
     """Exports where something changed; the parity check's real images are held-out ID images.
 
-    ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature.
+    ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature; through the
+    decoder in the folder ``gradient_decoder`` where one is given. ``image_size`` is `load_diffusion`'s.
     """
     if not isinstance(classifier, Classifier):
-        classifier = load_classifier(classifier).fitted(lambda: load_diffusion(model_dir).image_shape)
+        classifier = load_classifier(classifier).fitted(
+            lambda: load_diffusion(model_dir, image_size=image_size).image_shape
+        )
     id_data = IdData(id_dir)
     images = id_part(id_data, "held_out", classifier).images[:32]
     fused = FusedGuidance(feature_bank(classifier, id_data), k, temperature) if gradients else None
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
             model_dir, classifier, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
-            absolute=absolute, force=force, on_graph=lambda name: advance(1),
+            absolute=absolute, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
+            on_graph=lambda name: advance(1),
         )  # fmt: skip
 
 
@@ -129,20 +135,25 @@ def open_generator(
     steps: int,
     cfg_scale: float,
     bars: Bars,
+    prompts: Sequence[str] = (TEMPLATE,),
+    gradient_decoder: Path | None = None,
+    image_size: int | None = None,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
     With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
-    k and temperature.
+    k and temperature. ``prompts`` are templates of a class's prompt, for models that text conditions;
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
     """
-    model = load_diffusion(model_dir)
+    model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
     loaded = None
     if engines is not None:
         run_export(
-            model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature
-        )
+            model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature,
+            gradient_decoder=gradient_decoder, image_size=image_size,
+        )  # fmt: skip
         loaded = load_engines(engines, source, GRADIENT_ENGINES if gradients else ENGINES)
     with bars.task("building the feature bank", None):
         generator = make_generator(
@@ -153,10 +164,12 @@ def open_generator(
             steps=steps,
             cfg_scale=cfg_scale,
             engines=loaded,
+            prompts=prompts,
         )
     engine = "torch" if engines is None else "onnx"
     by = "engine" if gradients else "torch"
-    return generator, {**source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale}
+    describe = {**source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale}
+    return generator, {**describe, "prompts": list(prompts)} if model.text else describe
 
 
 def run_job(

@@ -39,16 +39,18 @@ def export_models(
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
     force: bool = False,
+    gradient_decoder: Path | None = None,
+    image_size: int | None = None,
     on_graph: Callable[[str], None] = lambda name: None,
 ) -> tuple[Manifest, bool]:
     """Exports every graph into ``out`` and returns the manifest, and whether anything had to be done.
 
     ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check; with ``fused`` the graphs that give
-    gradients are exported as well. An unchanged model with intact files is
-    left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
-    computes, and GoodRtError when ``out`` holds other things than engines.
+    gradients are exported as well. ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. An unchanged model
+    with intact files is left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not
+    what PyTorch computes, and GoodRtError when ``out`` holds other things than engines.
     """
-    model = load_diffusion(model_dir)
+    model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier).fitted(lambda: model.image_shape)
     if model.image_shape[0] != classifier.config.channels or model.image_shape[1] != classifier.config.image_size:

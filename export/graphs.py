@@ -57,9 +57,11 @@ def graphs_of(
 ) -> dict[str, Graph]:
     """All graphs by name; those with gradients ("unet_vjp", "decoder_vjp", "guidance_vjp") where ``fused`` is given.
 
-    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by the VAE.
+    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by the VAE. "unet" is the
+    network's graph, be it a UNet or a transformer; gradients go through the light decoder where the model has one.
     """
     config = classifier.config
+    conditioning = model.conditioning(config.classes)
 
     def kinds(shape: tuple[int, int, int], real: Callable[[int], Tensor], complete: Callable[[Tensor], Arrays]):  # type: ignore[no-untyped-def]
         makers: dict[str, InputMaker] = {"random": lambda n: complete(_normal((n, *shape), seed=n))}
@@ -75,12 +77,13 @@ def graphs_of(
 
     def noisy(latents: Tensor) -> Arrays:
         n = len(latents)
-        timestep = torch.linspace(len(model.alphas_cumprod) - 1, 0, n).round()
-        alpha = torch.from_numpy(model.alphas_cumprod)[timestep.long()].float().view(-1, 1, 1, 1)
-        sample = alpha.sqrt() * latents + (1 - alpha).sqrt() * _normal(latents.shape, seed=n)
+        timestep, signal, noise = (torch.from_numpy(part).float() for part in model.process.levels(n))
+        factors = signal.view(-1, 1, 1, 1), noise.view(-1, 1, 1, 1)
+        sample = factors[0] * latents + factors[1] * _normal(latents.shape, seed=n)
         arrays = {"sample": sample, "timestep": timestep}
-        if model.num_class_embeds is not None:
-            arrays["class_labels"] = torch.arange(n) % model.num_class_embeds
+        if conditioning is not None:
+            rows = torch.arange(n) % conditioning.count
+            arrays |= dict(zip(conditioning.names, conditioning(rows), strict=True))
         return arrays
 
     def guided(latents: Tensor) -> Arrays:
@@ -101,9 +104,9 @@ def graphs_of(
     graphs["classifier"] = Graph(classifier, ("logits", "features"), of_pixels)
     if fused is not None:
         graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample", split=True)
-        if model.decoder is not None:
-            graphs["decoder_vjp"] = Graph(model.decoder, ("images",), of_latents, wrt="latents", split=True)
-        guidance = GuidanceModule(model.decoder, classifier, fused.bank, fused.k, fused.temperature).eval()
+        if model.gradient_decoder is not None:
+            graphs["decoder_vjp"] = Graph(model.gradient_decoder, ("images",), of_latents, wrt="latents", split=True)
+        guidance = GuidanceModule(model.gradient_decoder, classifier, fused.bank, fused.k, fused.temperature).eval()
         of_guided = kinds(model.sample_shape, real_latents, guided)
         graphs["guidance_vjp"] = Graph(guidance, ("value",), of_guided, wrt="latents")
     return graphs

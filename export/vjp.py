@@ -55,7 +55,7 @@ class VjpModule(nn.Module):
                 values[node], gradients = _rule(node)(*args, **kwargs)
                 tape.append((node, gradients))
             elif node.op == "call_function":
-                values[node] = node.target(*args, **kwargs)
+                values[node] = FREE_OF_STRIDES.get(node.target, node.target)(*args, **kwargs)
         found: dict[fx.Node, Any] = {}
         for output, cotangent in zip(_outputs(self.primal.graph), cotangents, strict=True):
             _accumulate(found, output, cotangent)
@@ -132,6 +132,8 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
     return active
 
 
+FREE_OF_STRIDES = {aten.view.default: aten.reshape.default}
+"""What an operation becomes, since a rule's output may lie in memory in another order than the traced one's."""
 ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (

@@ -18,7 +18,11 @@ from good_rt.errors import GoodRtError
 from good_rt.schedule import FloatArray, alpha_cumprod_of, sigma_of
 
 Network = Callable[..., Tensor]
-"""(sample (N, C, H, W), timestep (N,) float32, class_labels (N,) int64 if class-conditional) -> (N, C, H, W)."""
+"""(sample (N, C, H, W), timestep (N,) float32, *condition (N, …)) -> (N, C, H, W); without condition where labels are
+None."""
+
+Condition = Callable[[Tensor], tuple[Tensor, ...]]
+"""labels (N,) int64 -> the network's further inputs, (N, …) each."""
 
 
 PullBack = Callable[[Tensor], Tensor]
@@ -61,30 +65,29 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 """diffusers' names of what a network predicts -> x̂0 of (output, y, σ)."""
 
 
-@dataclass(frozen=True)
-class DiscreteDenoiser:
-    """A network trained on discrete timesteps, with classifier-free guidance in one batch.
+def class_labels(labels: Tensor) -> tuple[Tensor, ...]:
+    """The condition of a network that takes the labels themselves."""
+    return (labels,)
+
+
+class NetworkDenoiser:
+    """What denoisers of one network share: classifier-free guidance in one batch, clipping, and going back through it.
 
     ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp` goes back through:
-    a PyTorch network, or an engine with its VJP engine (`good_rt.differentiable`). ``cfg_scale`` w gives
-    x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598, Eq. 6); ``null_class`` is the label ∅.
-    ``clip`` bounds x̂0 to [−clip, clip], as pixel models' schedulers ask for.
+    a PyTorch network, or an engine with its VJP engine (`good_rt.differentiable`). ``condition`` turns labels into the
+    network's further inputs. ``cfg_scale`` w gives x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv
+    2207.12598, Eq. 6); ``null_class`` is the label ∅. ``clip`` bounds x̂0 to [−clip, clip], as pixel models' schedulers
+    ask for.
     """
 
     network: Network
-    alphas_cumprod: FloatArray
-    prediction: str = "epsilon"
-    null_class: int | None = None
-    cfg_scale: float = 1.0
-    clip: float | None = None
-    differentiable: Network | None = None
+    null_class: int | None
+    cfg_scale: float
+    clip: float | None
+    differentiable: Network | None
+    condition: Condition
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            known = ", ".join(PREDICTIONS)
-            raise GoodRtError(
-                f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}"
-            )
         if self.cfg_scale != 1 and self.null_class is None:
             raise GoodRtError(
                 f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an unconditional class; "
@@ -92,9 +95,16 @@ class DiscreteDenoiser:
             )
 
     def timestep(self, sigma: float) -> float:
-        """σ -> timestep: exact for a trained σ, between two of them linear in log σ."""
-        table = np.log(sigma_of(self.alphas_cumprod))
-        return float(np.interp(np.log(sigma), table, np.arange(len(table))))
+        """σ -> what the network was told of the noise level."""
+        raise NotImplementedError
+
+    def input_scale(self, sigma: float) -> float:
+        """The network's sample over y."""
+        raise NotImplementedError
+
+    def estimate(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
+        """The network's output (N, C, H, W) -> x̂0."""
+        raise NotImplementedError
 
     def __call__(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
         with torch.no_grad():
@@ -112,16 +122,77 @@ class DiscreteDenoiser:
         return x0.detach(), lambda v: torch.autograd.grad(x0, y, v)[0]
 
     def _denoise(self, network: Network, y: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-        x = y * float(np.sqrt(alpha_cumprod_of(sigma)))
+        x = y * self.input_scale(sigma)
         t = x.new_full((len(x),), self.timestep(sigma), dtype=torch.float32)
-        x0 = PREDICTIONS[self.prediction]
         if labels is None:
-            estimate = x0(network(x, t), y, sigma)
+            output = network(x, t)
         elif self.cfg_scale == 1:
-            estimate = x0(network(x, t, labels), y, sigma)
+            output = network(x, t, *self.condition(labels))
         else:
             assert self.null_class is not None  # checked at construction
             both = torch.cat([labels, torch.full_like(labels, self.null_class)])
-            with_class, without = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-            estimate = x0(without + self.cfg_scale * (with_class - without), y, sigma)
-        return estimate if self.clip is None else estimate.clamp(-self.clip, self.clip)
+            with_class, without = network(torch.cat([x, x]), torch.cat([t, t]), *self.condition(both)).chunk(2)
+            output = without + self.cfg_scale * (with_class - without)
+        x0 = self.estimate(output, y, sigma)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class DiscreteDenoiser(NetworkDenoiser):
+    """A network trained on discrete timesteps with ᾱ (T,); the rest is `NetworkDenoiser`'s."""
+
+    network: Network
+    alphas_cumprod: FloatArray
+    prediction: str = "epsilon"
+    null_class: int | None = None
+    cfg_scale: float = 1.0
+    clip: float | None = None
+    differentiable: Network | None = None
+    condition: Condition = class_labels
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            known = ", ".join(PREDICTIONS)
+            raise GoodRtError(
+                f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}"
+            )
+        super().__post_init__()
+
+    def timestep(self, sigma: float) -> float:
+        """Exact for a trained σ, between two of them linear in log σ."""
+        table = np.log(sigma_of(self.alphas_cumprod))
+        return float(np.interp(np.log(sigma), table, np.arange(len(table))))
+
+    def input_scale(self, sigma: float) -> float:
+        """x_t = √ᾱ y."""
+        return float(np.sqrt(alpha_cumprod_of(sigma)))
+
+    def estimate(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
+        return PREDICTIONS[self.prediction](output, y, sigma)
+
+
+@dataclass(frozen=True)
+class FlowDenoiser(NetworkDenoiser):
+    """A network trained by flow matching: x_t = (1−s) x_0 + s n, and it predicts v = n − x_0 at the timestep s·T.
+
+    In σ-space y = x_t/(1−s) and σ = s/(1−s), so s = σ/(1+σ). The rest is `NetworkDenoiser`'s.
+    """
+
+    network: Network
+    timesteps: int = 1000
+    null_class: int | None = None
+    cfg_scale: float = 1.0
+    clip: float | None = None
+    differentiable: Network | None = None
+    condition: Condition = class_labels
+
+    def timestep(self, sigma: float) -> float:
+        return self.timesteps * sigma / (1 + sigma)
+
+    def input_scale(self, sigma: float) -> float:
+        """x_t = (1−s) y."""
+        return 1 / (1 + sigma)
+
+    def estimate(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
+        """x̂0 = x_t − s v̂ = (y − σ v̂)/(1+σ)."""
+        return y * (1 / (1 + sigma)) - (sigma / (1 + sigma)) * output

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,9 +22,9 @@ from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
 from good_rt.dataset import GeneratedSet, Row
-from good_rt.denoiser import Denoiser, DiscreteDenoiser, Network
+from good_rt.denoiser import Denoiser, Network
 from good_rt.differentiable import VjpPair
-from good_rt.diffusion import DiffusionModel
+from good_rt.diffusion import TEMPLATE, Conditioning, DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
 from good_rt.engines.base import Engine
 from good_rt.errors import GoodRtError
@@ -69,7 +69,8 @@ class Generator:
     """The models a job runs on, whatever runtime is behind them.
 
     ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance differentiates. ``fused``
-    is the engine of decoder, classifier and bank together that takes its place, where there is one.
+    is the engine of decoder, classifier and bank together that takes its place, where there is one. ``conditioning`` is
+    what the classes are to the network, None for an unconditional one.
     """
 
     denoiser: Denoiser
@@ -80,7 +81,7 @@ class Generator:
     scales: IdScales
     sigmas: FloatArray
     shape: tuple[int, int, int]
-    conditional: bool
+    conditioning: Conditioning | None = None
     fused: Callable[..., tuple[Tensor, ...]] | None = None
 
     def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
@@ -97,7 +98,7 @@ class Generator:
             config,
             sample_seeds(job.seed, indices),
             self.shape,
-            self.labels(indices) if self.conditional else None,
+            self.rows(indices),
             job.eta,
             strength=torch.tensor([self.strength(job, index) for index in indices]),
         )
@@ -115,6 +116,18 @@ class Generator:
     def labels(self, indices: list[int]) -> Tensor:
         """The classes of the images, in turn: (N,) int64."""
         return torch.tensor(indices) % len(self.classifier.config.classes)
+
+    def rows(self, indices: list[int]) -> Tensor | None:
+        """The conditioning's rows of the images, (N,) int64: the classes in turn, and each one's prompts in turn."""
+        if self.conditioning is None:
+            return None
+        turn = torch.tensor(indices) // len(self.classifier.config.classes)
+        return self.conditioning.rows(self.labels(indices), turn)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the diffusion model is told the classes."""
+        return self.conditioning is not None
 
     @staticmethod
     def strength(job: GenerationJob, index: int) -> float:
@@ -189,7 +202,7 @@ def pick_batch(generator: Generator, count: int, largest: int = 128) -> int:
     best, best_rate, size = 1, 0.0, min(8, count)
     while size <= min(largest, max(count, 1)):
         y = torch.zeros(size, *generator.shape)
-        labels = generator.labels(list(range(size))) if generator.conditional else None
+        labels = generator.rows(list(range(size)))
         generator.denoiser(y, 1.0, labels)  # the first run of a size also allocates
         began = time.perf_counter()
         generator.denoiser(y, 1.0, labels)
@@ -210,12 +223,14 @@ def make_generator(
     cfg_scale: float = 1.0,
     bank_size: int = BANK_SIZE,
     engines: Mapping[str, Engine] | None = None,
+    prompts: Sequence[str] = (TEMPLATE,),
 ) -> Generator:
     """Puts the models together: ``engines`` run UNet and decoder where given, else PyTorch does.
 
     Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch modules. The bank
-    is made of the ID data's training part, the scales of its held-out part. Raises GoodRtError when model and
-    classifier do not fit together.
+    is made of the ID data's training part, the scales of its held-out part. ``prompts`` are templates with {} in the
+    place of a class's name, for models that text conditions. Raises GoodRtError when model and classifier do not fit
+    together.
     """
     config = classifier.config
     image_shape = (config.channels, config.image_size, config.image_size)
@@ -225,11 +240,9 @@ def make_generator(
             "both must agree"
         )
     classes = len(config.classes)
-    if model.num_class_embeds is not None and model.num_class_embeds < classes:
-        raise GoodRtError(f"the diffusion model knows {model.num_class_embeds} classes, the classifier {classes}")
-    null_class = classes if model.num_class_embeds is not None and model.num_class_embeds > classes else None
+    conditioning = model.conditioning(config.classes, prompts)
     decode: Decoder = model.decoder or _identity
-    decode_with_gradient = decode
+    decode_with_gradient: Decoder = model.gradient_decoder or _identity
     unet: Network = model.unet
     differentiable, fused = unet, None
     if engines:
@@ -242,15 +255,10 @@ def make_generator(
             decode_with_gradient = VjpPair(engines["decoder_forward"], engines["decoder_backward"]).function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")
-    denoiser = DiscreteDenoiser(
-        unet,
-        model.alphas_cumprod,
-        model.prediction_type,
-        null_class,
-        cfg_scale,
-        model.clip,
-        differentiable=differentiable,
-    )
+    further: dict[str, Any] = {}
+    if conditioning is not None:
+        further = {"condition": conditioning, "null_class": conditioning.null}
+    denoiser = model.process.denoiser(unet, differentiable=differentiable, cfg_scale=cfg_scale, **further)
     bank = feature_bank(classifier, id_data, bank_size)
     known, _ = halves(id_data.part("held_out", classes, config.channels, config.image_size))
     scales = IdScales.measure(*predict(classifier, from_uint8(known.images)), bank, job.k, job.temperature)
@@ -263,7 +271,7 @@ def make_generator(
         scales=scales,
         sigmas=model.sigmas(steps),
         shape=model.sample_shape,
-        conditional=model.num_class_embeds is not None,
+        conditioning=conditioning,
         fused=fused,
     )
 

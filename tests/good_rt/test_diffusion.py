@@ -88,6 +88,12 @@ def damage_weight(folder: Path) -> None:
     save_file(state, folder / UNET, {"format": "pt"})
 
 
+def lose_weight(folder: Path) -> None:
+    state = load_file(folder / UNET)
+    del state["conv_in.bias"]
+    save_file(state, folder / UNET, {"format": "pt"})
+
+
 def pickle_weights(folder: Path) -> None:
     torch.save(load_file(folder / UNET), folder / "unet" / "diffusion_pytorch_model.bin")
     (folder / UNET).unlink()
@@ -108,8 +114,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (pickle_weights, r"diffusion_pytorch_model\.bin is a pickle and is not read: .*safe_serialization=True"),
     "config no JSON": (lambda f: (f / "unet/config.json").write_text("x"), r"unet/config\.json is not valid JSON"),
     "other class": (
-        edit("unet/config.json", lambda v: v.update(_class_name="UNet2DConditionModel")),
-        "unet holds a UNet2DConditionModel; so far good-rt runs UNet2DModel",
+        edit("unet/config.json", lambda v: v.update(_class_name="UNet1DModel")),
+        "unet holds a UNet1DModel, which good-rt does not run; it runs UNet2DModel, ",
+    ),
+    "weight missing": (
+        lose_weight,
+        r"unet lacks the weight 'conv_in\.bias' \(1 missing in all\)",
     ),
     "NaN": (damage_weight, r"unet: weight 'conv_in\.weight' has values that are not finite"),
     "truncated": (

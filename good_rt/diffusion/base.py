@@ -1,0 +1,138 @@
+"""What a diffusion model is, whatever its architecture; and what an architecture has to say of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
+from good_rt.diffusion.conditioning import TEMPLATE, ClassLabels, Conditioner, Conditioning, TextPrompts
+from good_rt.diffusion.process import DiscreteProcess, Process
+from good_rt.errors import GoodRtError
+from good_rt.schedule import FloatArray
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+
+
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A diffusion model as PyTorch modules, its noise process, and what conditions it.
+
+    ``unet`` is the network, (sample (N, C, H, W), timestep (N,) float32, *condition) -> prediction (N, C, H, W), be it
+    a UNet or a transformer. ``sample_shape`` (C, H, W) is what it denoises, ``image_shape`` what comes out; for a pixel
+    model they agree, and ``encoder`` and ``decoder`` are None. ``light_decoder`` stands in for the decoder where
+    gradients go through it. ``conditioner`` is None for an unconditional model.
+    """
+
+    unet: nn.Module
+    encoder: EncoderModule | None
+    decoder: DecoderModule | None
+    process: Process
+    conditioner: Conditioner | None
+    sample_shape: Shape
+    image_shape: Shape
+    fingerprint: str
+    light_decoder: DecoderModule | None = None
+
+    def sigmas(self, steps: int) -> FloatArray:
+        """The (steps + 1,) σ that the model's own scheduler visits."""
+        return self.process.sigmas(steps)
+
+    def conditioning(self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)) -> Conditioning | None:
+        """The table of what these classes are to the network; None for an unconditional model."""
+        return None if self.conditioner is None else self.conditioner(classes, templates)
+
+    @property
+    def gradient_decoder(self) -> DecoderModule | None:
+        """The decoder that gradients go through: the light one where there is one."""
+        return self.light_decoder or self.decoder
+
+    @property
+    def text(self) -> bool:
+        """Whether prompts condition it."""
+        return isinstance(self.conditioner, TextPrompts)
+
+    @property
+    def num_class_embeds(self) -> int | None:
+        """How many labels the network knows, if labels condition it."""
+        return self.conditioner.count if isinstance(self.conditioner, ClassLabels) else None
+
+    @property
+    def alphas_cumprod(self) -> FloatArray:
+        """ᾱ (T,) of a discrete process."""
+        return self._discrete().alphas_cumprod
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network of a discrete process predicts, by diffusers' name."""
+        return self._discrete().prediction_type
+
+    @property
+    def clip(self) -> float | None:
+        """The bound of x̂0 that the scheduler asks for, if it does."""
+        return self._discrete().clip
+
+    def _discrete(self) -> DiscreteProcess:
+        if not isinstance(self.process, DiscreteProcess):
+            raise GoodRtError(f"the model has no discrete timesteps: {self.process.about}")
+        return self.process
+
+
+class Family(ABC):
+    """One architecture: how its config is read and its network called. Registered in `good_rt.diffusion.load`.
+
+    ``classes`` are diffusers' names of its networks, ``about`` what it is for people. A network that predicts twice its
+    input's channels has learned its variance too, which is split off (Nichol & Dhariwal, arXiv 2102.09672).
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    about: ClassVar[str]
+    patch: ClassVar[int] = 1
+    """Pixels of the sample to a token's side."""
+    even_levels: ClassVar[bool] = False
+    """Whether its pipeline spaces the levels of flow matching evenly by itself."""
+
+    def sample_shape(self, config: Mapping[str, Any]) -> Shape:
+        """(C, H, W) that the network denoises. Raises GoodRtError where its config does not say."""
+        size = config.get("sample_size")
+        if size is None:
+            raise GoodRtError("the network's config has no sample_size, so that its images have no size; set it")
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"], height, width
+
+    def check(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Raises GoodRtError for what the family knows but does not run."""
+        predicted_channels(config)
+
+    @abstractmethod
+    def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
+        """The network as (sample, timestep (N,) float32, *condition) -> prediction of the sample's shape."""
+
+    @abstractmethod
+    def conditioner(self, config: Mapping[str, Any], folder: Path, image_shape: Shape) -> Conditioner | None:
+        """What conditions the network; nothing is loaded yet."""
+
+    @abstractmethod
+    def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The condition's inputs in the module's order, each with its shape for one image; labels are integers."""
+
+    def text_parts(self, folder: Path) -> tuple[str, ...]:
+        """The names of the parts that prompts need."""
+        return ()
+
+
+def predicted_channels(config: Mapping[str, Any]) -> int:
+    """The channels of the prediction itself, which come first. Raises GoodRtError when there is another number."""
+    inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if outputs not in (inputs, 2 * inputs):
+        raise GoodRtError(
+            f"the network takes {inputs} channels and gives {outputs}, which is neither the prediction nor the "
+            "prediction with its variance; models with further inputs, such as inpainting, are not run"
+        )
+    return int(inputs)
