@@ -190,7 +190,7 @@ def damaged(kind: str, tmp_path: Path, model_dir: Path, classifier_dir: Path, id
     elif kind == "no ID images":
         for path in data.iterdir():
             path.unlink()
-        message = ".npz does not exist"
+        message = "holds no images that good-rt knows"
     elif kind == "ID images in colour":
         for path in data.iterdir():
             np.savez(path, images=np.zeros((9, 32, 32, 3), np.uint8), labels=np.zeros(9, np.int64))
