@@ -26,7 +26,7 @@ classifier_option = click.option(
 )  # fmt: skip
 id_option = click.option(
     "--id", "id_data", type=PATH, default=assets.DATA, show_default="the demo's",
-    help="Folder of in-distribution images: train.npz, held_out.npz, test.npz.",
+    help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; or their splits.json.",
 )  # fmt: skip
 engines_option = click.option(
     "--engines", type=PATH, default=Path("good-rt-engines"), show_default=True,
@@ -72,6 +72,9 @@ class Bars:
         progress = self._progress
         yield lambda count: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
+
+
+NO_BARS = Bars(None)
 
 
 @contextmanager

@@ -39,18 +39,19 @@ class IdData:
 
     @cached_property
     def source(self) -> Source:
-        return open_source(self.folder if self._record is None else self._record.source)
+        return open_source(self.folder if self.record is None else self.record.source)
 
     @cached_property
     def splits(self) -> Splits:
         """The parts. Raises GoodRtError when the source has changed since they were recorded."""
-        if self._record is None:
+        if self.record is None:
             return _splits(self.folder, self.source.listing)
-        self._record.check_listing(self.source)
-        return self._record
+        self.record.check_listing(self.source)
+        return self.record
 
     @cached_property
-    def _record(self) -> Splits | None:
+    def record(self) -> Splits | None:
+        """The splits.json that the path is, or that lies in it."""
         if self.folder.is_file() and self.folder.suffix == ".json":
             return Splits.read(self.folder)
         return Splits.read(self.folder / FILE) if (self.folder / FILE).exists() else None
@@ -145,6 +146,17 @@ class IdData:
 def _splits(folder: Path, listing: str) -> Splits:
     """The parts of a source as it lies there; ``listing`` makes a changed one another."""
     return make_splits(open_source(folder))
+
+
+def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDArray[np.uint8]:
+    """At most ``limit`` images of any source, evenly spaced, whatever their classes: (N, size, size, channels).
+
+    Images of .npz files must have that shape, others are converted and resized.
+    """
+    source = open_source(path)
+    count = len(source.entries)
+    rows = range(count) if count <= limit else _spaced(count, limit).tolist()
+    return np.stack([item.image(channels, size) for item in source.items(rows)])
 
 
 def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:

@@ -45,7 +45,7 @@ class Item:
         digest = hashlib.sha256()
         if isinstance(self.content, np.ndarray):
             digest.update(f"{self.content.shape}".encode())
-            digest.update(np.ascontiguousarray(self.content))
+            digest.update(np.ascontiguousarray(self.content).data)
         else:
             digest.update(self.content)
         return digest.hexdigest()[:32]
