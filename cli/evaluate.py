@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option, progress
+from good_rt.cli.options import emit_json, generated_option, id_option, json_option, named_paths, out_option, progress
 
 EPILOG = """\b
 Examples:
@@ -16,23 +16,13 @@ Examples:
 """
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    pairs = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not equals or not name or not path:
-            raise click.BadParameter(f"{value!r} is not NAME=PATH")
-        pairs[name] = Path(path)
-    return pairs
-
-
 @click.command(epilog=EPILOG)
 @generated_option(required=True)
 @click.option(
     "--classifier",
     "classifiers",
     multiple=True,
-    callback=_pairs,
+    callback=named_paths,
     metavar="NAME=DIR",
     help="A classifier and its row's name; may be given several times.  [default: the demo's]",
 )
@@ -41,7 +31,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
     "--test-set",
     "test_sets",
     multiple=True,
-    callback=_pairs,
+    callback=named_paths,
     metavar="NAME=PATH",
     help="An OOD test set: images of any kind that --id takes; may be given several times.  [default: the demo's]",
 )

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import PATH, classifier_option, emit_json, json_option, model_option, out_option, progress
+from good_rt.cli.options import (
+    PATH,
+    classifier_option,
+    emit_json,
+    json_option,
+    model_option,
+    named_paths,
+    out_option,
+    progress,
+)
 
 EPILOG = """\b
 Examples:
@@ -15,17 +24,11 @@ Examples:
 """
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    from good_rt.cli.evaluate import _pairs
-
-    return _pairs(context, parameter, values)
-
-
 @click.command(epilog=EPILOG)
 @click.argument("images", type=PATH)
 @classifier_option
 @model_option
-@click.option("--ood", multiple=True, callback=_pairs, metavar="NAME=PATH",
+@click.option("--ood", multiple=True, callback=named_paths, metavar="NAME=PATH",
               help="An OOD test set for the evaluation; may be given several times.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a job file that is there.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that are damaged or contradict others.")

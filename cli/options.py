@@ -51,6 +51,17 @@ def out_option(default: str, text: str) -> Callable[[Any], Any]:
     return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text)
 
 
+def named_paths(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """A callback for options of the form NAME=PATH."""
+    pairs = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            raise click.BadParameter(f"{value!r} is not NAME=PATH")
+        pairs[name] = Path(path)
+    return pairs
+
+
 def emit_json(value: object) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(value, indent=2))

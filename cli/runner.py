@@ -36,7 +36,7 @@ from good_rt.detection import DetectorConfig
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
-from good_rt.files import read_json
+from good_rt.files import read_json, remove_leftovers
 from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import GuidanceConfig
 from good_rt.job import Job
@@ -94,6 +94,7 @@ class _Run:
         self.splits_path = self.out / FILE
 
     def all(self) -> RunResult:
+        remove_leftovers(self.out)
         # read and compared before anything is written
         check_models(self.model, self.classifier)
         IdData(self.job.images).labels(self.classifier.config.classes)

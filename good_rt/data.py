@@ -20,7 +20,7 @@ from good_rt.classes import match_classes
 from good_rt.errors import GoodRtError
 from good_rt.labelled import LabelledImages
 from good_rt.sources.base import Source
-from good_rt.sources.npz import HINT
+from good_rt.sources.npz import HINT, NpzSource
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits, make_splits
 
@@ -120,16 +120,17 @@ class IdData:
                 images = []
 
     def _checked(self, classes: int | Sequence[str], channels: int, size: int) -> dict[int, int]:
-        """`labels`, after a look at the first image, so that arrays of another shape are not all read first."""
+        """`labels`, and arrays of another shape are refused before they are read."""
         outputs = self.labels(classes)
-        if self.source.kind == "npz":
-            next(self.source.items()).image(channels, size)
+        if isinstance(self.source, NpzSource):
+            self.source.check_shape(channels, size)
         return outputs
 
     def _decoded(self, rows: Sequence[int], channels: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for item in self.source.items(rows):
             image = item.image(channels, size)
-            self.splits.check_content(item)
+            if self.record is not None:  # else the contents were hashed just now
+                self.splits.check_content(item)
             yield item.row, image
 
     def _labels_of(self, rows: Sequence[int], outputs: dict[int, int]) -> NDArray[np.int64]:

@@ -239,9 +239,15 @@ def _by_label(source: Source, copies: Mapping[str, list[int]], seed: int) -> dic
 def _chosen(
     source: Source, copies: Mapping[str, list[int]], config: SplitConfig, known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Parts by content: every class first gives one image to each part, then to the part that lacks most."""
+    """Parts by content: every class first gives one image to each part, then to the part that lacks most, in the class
+    and, where that is even, in all classes."""
     shares = {"train": 1 - config.held_out - config.test, "held_out": config.held_out, "test": config.test}
     chosen: dict[str, str] = {}
+    everywhere = dict.fromkeys(PARTS, 0)
+
+    def lacking(part: str, counts: Mapping[str, int]) -> float:
+        return round(shares[part] * (sum(counts.values()) + 1) - counts[part], 9)
+
     for label, digests in _by_label(source, copies, config.seed).items():
         if len(digests) < len(PARTS):
             name = source.classes[label] if source.classes is not None and label is not None else label
@@ -255,14 +261,17 @@ def _chosen(
             if digest in known:
                 chosen[digest] = known[digest]
                 counts[known[digest]] += 1
+                everywhere[known[digest]] += 1
             else:
                 new.append(digest)
         for digest in new:
-            total = sum(counts.values()) + 1
             part = next((part for part in PARTS if counts[part] == 0), None)
-            part = part or max(PARTS, key=lambda name: shares[name] * total - counts[name])
+            if part is None:
+                lacks = {name: (lacking(name, counts), lacking(name, everywhere)) for name in PARTS}
+                part = max(PARTS, key=lacks.__getitem__)
             chosen[digest] = part
             counts[part] += 1
+            everywhere[part] += 1
     return chosen
 
 

@@ -42,14 +42,24 @@ class NpzSource:
         found: list[Entry] = []
         for part, path in self.files.items():
             count, labels = _labels(path)
-            for row in range(count):
-                label = None if labels is None else int(labels[row])
-                found.append(Entry(f"{path.name}[{row}]", label, part or None))
+            name, numbers = path.name, [None] * count if labels is None else labels.tolist()
+            found += [Entry(f"{name}[{row}]", label, part or None) for row, label in enumerate(numbers)]
         return tuple(found)
 
     @cached_property
     def listing(self) -> str:
         return hash_of(f"{path.name} {path.stat().st_size}" for path in self.files.values())
+
+    def check_shape(self, channels: int, size: int) -> None:
+        """Raises GoodRtError when a file's images are of another shape; no image is read."""
+        for path in self.files.values():
+            with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
+                shape = (*_header(file, path)[0][1:], 1)[:3]
+            if shape != (size, size, channels):
+                found = "x".join(map(str, shape))
+                raise GoodRtError(
+                    f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them"
+                )
 
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]:
         wanted = None if rows is None else set(rows)

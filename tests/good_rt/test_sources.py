@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from good_rt.data import IdData
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.sources.base import Source, part_in
+from good_rt.sources.base import PARTS, Source, part_in
 from good_rt.sources.open import open_source
 
 COUNT = 24
@@ -119,6 +120,17 @@ def test_every_source_gives_the_same_images_and_classes(source: Source) -> None:
         found[item.image(1, 32).tobytes()] = name
     assert found == expected
     assert len({entry.name for entry in source.entries}) == COUNT
+
+
+def test_id_data_divides_every_source(source: Source) -> None:
+    data = IdData(source.path)
+    parts = {name: data.part(name, CLASSES, 1, 32) for name in PARTS}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 15, "held_out": 5, "test": 4}
+    found = {}
+    for part in parts.values():
+        assert part.labels is not None
+        found |= {image.tobytes(): label for image, label in zip(part.images, part.labels, strict=True)}
+    assert found == {image.tobytes(): label for image, label in zip(pictures(), LABELS, strict=True)}
 
 
 def test_rows_are_those_of_the_listing(source: Source) -> None:
