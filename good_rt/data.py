@@ -20,9 +20,10 @@ from good_rt.classes import match_classes
 from good_rt.errors import GoodRtError
 from good_rt.labelled import LabelledImages
 from good_rt.sources.base import Source
-from good_rt.sources.npz import HINT, NpzSource
+from good_rt.sources.npz import HINT as NPZ_HINT
+from good_rt.sources.npz import NpzSource
 from good_rt.sources.open import open_source
-from good_rt.splits import FILE, Splits, make_splits
+from good_rt.splits import FILE, HINT, Splits, make_splits
 
 BATCH = 500
 
@@ -78,7 +79,7 @@ class IdData:
         rows = self.splits.rows(name)
         if not rows:
             if self.source.kind == "npz":
-                raise GoodRtError(f"{self.source.path / name}.npz does not exist; {HINT}")
+                raise GoodRtError(f"{self.source.path / name}.npz does not exist; {NPZ_HINT}")
             raise GoodRtError(f"{self.source.path} has no images for the part {name}; add some, or split it again")
         return rows if limit is None or limit >= len(rows) else [rows[i] for i in _spaced(len(rows), limit)]
 
@@ -128,7 +129,10 @@ class IdData:
 
     def _decoded(self, rows: Sequence[int], channels: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for item in self.source.items(rows):
-            image = item.image(channels, size)
+            try:
+                image = item.image(channels, size)
+            except GoodRtError as error:
+                raise GoodRtError(f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}") from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
             yield item.row, image

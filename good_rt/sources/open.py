@@ -35,7 +35,7 @@ def _file(path: Path) -> Source | None:
     if path.name.endswith(TAR_SUFFIXES):
         return WebDatasetSource(path, (path,))
     if path.suffix == ".parquet":
-        return HuggingFaceSource(path.parent, ((path, None),))
+        return HuggingFaceSource(path, ((path, None),))
     return None
 
 

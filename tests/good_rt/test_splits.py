@@ -163,6 +163,12 @@ def test_changed_data_is_found(folder: Path, tmp_path: Path) -> None:
         IdData(path).rows("train")
 
 
+def test_a_damaged_image_is_named_when_it_is_read(folder: Path) -> None:
+    (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:60])
+    with pytest.raises(GoodRtError, match=r"cat/3\.png is a damaged image .*--skip-bad"):
+        [IdData(folder).part(part, 2, 3, 8) for part in PARTS]
+
+
 def test_bad_and_contradicting_images_are_left_out_and_said(folder: Path) -> None:
     (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:60])
     shutil.copy(folder / "cat" / "4.png", folder / "dog" / "copy.png")
