@@ -79,8 +79,8 @@ class GenerateSection:
             raise GoodRtError("kinds must name one or more kinds of guidance, each once")
         if self.gradients == "engine" and self.engine == "torch":
             raise GoodRtError('gradients = "engine" needs engine = "onnx"')
-        if self.count < 5 or self.batch < 1 or self.steps < 1 or self.k < 1:
-            raise GoodRtError("count must be at least 5; batch, steps and k at least 1")
+        if self.count < 10 or self.batch < 1 or self.steps < 1 or self.k < 1:
+            raise GoodRtError("count must be at least 10; batch, steps and k at least 1")
         if not (self.mu > 0 or self.rho > 0):
             raise GoodRtError("mu and rho are both 0, so nothing is guided; set one")
 

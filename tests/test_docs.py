@@ -16,7 +16,7 @@ from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs" / "jobs.md"
 QUICK = {
-    "count = 128": "count = 5",
+    "count = 128": "count = 10",
     "steps = 25": "steps = 2",
     "batch = 32": "batch = 5",
     'engine = "onnx"': 'engine = "torch"',
