@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import emit_json, generated_option, id_option, json_option, out_option, progress
+from good_rt.cli.options import emit_json, generated_option, id_option, json_option, named_paths, out_option, progress
 
 EPILOG = """\b
 Examples:
@@ -16,23 +16,13 @@ Examples:
 """
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    pairs = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not equals or not name or not path:
-            raise click.BadParameter(f"{value!r} is not NAME=PATH")
-        pairs[name] = Path(path)
-    return pairs
-
-
 @click.command(epilog=EPILOG)
 @generated_option(required=True)
 @click.option(
     "--classifier",
     "classifiers",
     multiple=True,
-    callback=_pairs,
+    callback=named_paths,
     metavar="NAME=DIR",
     help="A classifier and its row's name; may be given several times.  [default: the demo's]",
 )
@@ -41,9 +31,9 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
     "--test-set",
     "test_sets",
     multiple=True,
-    callback=_pairs,
-    metavar="NAME=FILE.npz",
-    help="An OOD test set; may be given several times.  [default: the demo's]",
+    callback=named_paths,
+    metavar="NAME=PATH",
+    help="An OOD test set: images of any kind that --id takes; may be given several times.  [default: the demo's]",
 )
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
 @out_option("evaluation", "Folder of evaluation.json and report.html.")
@@ -57,16 +47,17 @@ def evaluate(
     Scores: MSP, MaxLogit, Energy, k-NN and the unified score, whose gate is fitted on --ood (generated images).
     FPR95 is the share of OOD images accepted when 95 % of ID images are.
     """
+    from good_rt.classifier import load_classifier
     from good_rt.cli.tables import print_evaluation
     from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
     from good_rt.demo.assets import CLASSIFIER
     from good_rt.detection import DetectorConfig
 
-    sets = load_test_sets(test_sets) if test_sets else demo_test_sets()
+    classifiers = classifiers or {"before": CLASSIFIER}
+    config = load_classifier(next(iter(classifiers.values()))).config
+    sets = load_test_sets(test_sets, config.channels, config.image_size) if test_sets else demo_test_sets()
     with progress(quiet=as_json) as bars:
-        evaluation = run_evaluate(
-            classifiers or {"before": CLASSIFIER}, id_data, generated, sets, DetectorConfig(k=k), out, bars
-        )
+        evaluation = run_evaluate(classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars)
     if as_json:
         emit_json(evaluation.to_json())
         return

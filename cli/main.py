@@ -18,6 +18,9 @@ from good_rt.errors import GoodRtError
 COMMANDS = {
     "demo": "good_rt.cli.demo:demo",
     "inspect": "good_rt.cli.inspect:inspect",
+    "init": "good_rt.cli.init:init",
+    "run": "good_rt.cli.run:run",
+    "split": "good_rt.cli.split:split",
     "export": "good_rt.cli.export:export",
     "generate": "good_rt.cli.generate:generate",
     "train": "good_rt.cli.train:train",
@@ -71,6 +74,7 @@ class LazyGroup(click.Group):
 EPILOG = """\b
 Examples:
   good-rt demo                               the whole way on shipped images: about five minutes
+  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own; then: good-rt run job.toml
   good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
   good-rt detector score photo.png --detector detector.onnx
 """

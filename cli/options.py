@@ -31,7 +31,7 @@ classifier_option = click.option(
 )  # fmt: skip
 id_option = click.option(
     "--id", "id_data", type=PATH, default=assets.DATA, show_default="the demo's",
-    help="Folder of in-distribution images: train.npz, held_out.npz, test.npz.",
+    help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; or their splits.json.",
 )  # fmt: skip
 engines_option = click.option(
     "--engines", type=PATH, default=Path("good-rt-engines"), show_default=True,
@@ -64,6 +64,17 @@ def out_option(default: str, text: str) -> Callable[[Any], Any]:
     return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text)
 
 
+def named_paths(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """A callback for options of the form NAME=PATH."""
+    pairs = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not name or not path:
+            raise click.BadParameter(f"{value!r} is not NAME=PATH")
+        pairs[name] = Path(path)
+    return pairs
+
+
 def emit_json(value: object) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(value, indent=2))
@@ -85,6 +96,9 @@ class Bars:
         progress = self._progress
         yield lambda count: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
+
+
+NO_BARS = Bars(None)
 
 
 @contextmanager

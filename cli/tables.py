@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from good_rt.engines.tensorrt import PlanInfo
     from good_rt.evaluation import Evaluation
     from good_rt.export.manifest import Manifest
+    from good_rt.splits import Splits
 
 
 def print_inspection(found: Inspection) -> None:
@@ -159,3 +160,17 @@ def print_speed(speed: dict[str, Any]) -> None:
         for name, found in variants.items():
             parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in found.values()))
     Console().print(parts)
+
+
+def print_splits(splits: Splits) -> None:
+    """The number of images of each class in each part."""
+    counts = splits.counts()
+    table = Table(title=f"{splits.kind}, {'in given parts' if splits.given else 'divided by content'}")
+    table.add_column("class")
+    for part in counts:
+        table.add_column(part, justify="right")
+    for name in dict.fromkeys(name for found in counts.values() for name in found):
+        table.add_row(name, *(str(found.get(name, 0)) for found in counts.values()))
+    table.add_section()
+    table.add_row("all", *(str(sum(found.values())) for found in counts.values()))
+    Console().print(table)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from good_rt.classifier import Classifier, load_classifier, save_classifier
-from good_rt.cli.options import Bars
-from good_rt.data import IdData, from_uint8, halves
+from good_rt.cli.options import NO_BARS, Bars
+from good_rt.data import IdData, from_uint8, unlabelled
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
@@ -34,10 +35,11 @@ from good_rt.files import read_json, write_json
 from good_rt.generation import GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import contact_sheet
-from good_rt.labelled import load_npz
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.report import ReportData, Sheet, write_report
 from good_rt.speed import Work, side_by_side, step_parts
+from good_rt.splits import SplitConfig, Splits, make_splits
+from good_rt.streams import half_rows, id_batches
 from good_rt.training import TrainConfig, TrainResult, check_trainable, finetune
 
 if TYPE_CHECKING:
@@ -74,12 +76,28 @@ class Page:
     also: Sequence[Path] = ()
 
 
+def run_split(source_path: Path, out: Path, config: SplitConfig, bars: Bars = NO_BARS, *, check: bool = True) -> Splits:
+    """Divides a source of images and records it as the splits.json ``out``; images that are in it already keep their
+    part, and a source that comes with a splits.json keeps that. ``check`` decodes every image: a bad one is named."""
+    data = IdData(source_path)
+    if data.record is not None:
+        splits = data.splits
+    else:
+        before = Splits.read(out) if out.exists() else None
+        if before is not None and before.config.seed != config.seed:
+            before = None
+        with bars.task("reading the images", len(data.source.entries)) as advance:
+            splits = make_splits(data.source, config, check=check, before=before, on_item=advance)
+    splits.write(out)
+    return splits
+
+
 def run_export(
     model_dir: Path,
     classifier: Path | Classifier,
     id_dir: Path,
     out: Path,
-    bars: Bars,
+    bars: Bars = NO_BARS,
     *,
     opset: int = OPSET,
     relative: float = RELATIVE,
@@ -101,7 +119,7 @@ def run_export(
             lambda: load_diffusion(model_dir, image_size=image_size).image_shape
         )
     id_data = IdData(id_dir)
-    images = id_part(id_data, "held_out", classifier).images[:32]
+    images = id_part(id_data, "held_out", classifier, 32).images
     fused = FusedGuidance(feature_bank(classifier, id_data), k, temperature) if gradients else None
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
@@ -112,7 +130,7 @@ def run_export(
 
 
 def run_plans(
-    folder: Path, config: PlanConfig, bars: Bars, *, graph: Path | None = None, force: bool = False
+    folder: Path, config: PlanConfig, bars: Bars = NO_BARS, *, graph: Path | None = None, force: bool = False
 ) -> dict[str, tuple[PlanInfo, bool]]:
     """Builds the TensorRT plan of every engine in ``folder``, or of the ONNX file ``graph`` alone, into it."""
     from good_rt.export.tensorrt import build_plan, build_plans, plan_path
@@ -134,7 +152,7 @@ def open_generator(
     gradients: bool,
     steps: int,
     cfg_scale: float,
-    bars: Bars,
+    bars: Bars = NO_BARS,
     prompts: Sequence[str] = (TEMPLATE,),
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
@@ -177,7 +195,7 @@ def run_job(
     describe: dict[str, Any],
     job: GenerationJob,
     out: Path,
-    bars: Bars,
+    bars: Bars = NO_BARS,
     *,
     twins: bool,
     auto_batch: bool = False,
@@ -201,7 +219,7 @@ def run_sampler_bench(
     batches: Sequence[int],
     steps: int,
     repeats: int,
-    bars: Bars,
+    bars: Bars = NO_BARS,
 ) -> dict[str, Any]:
     """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients."""
     job = GenerationJob(max(batches), config=config, batch=max(batches))
@@ -246,7 +264,7 @@ def run_train(
     generated: Sequence[Path],
     out: Path,
     config: TrainConfig,
-    bars: Bars,
+    bars: Bars = NO_BARS,
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
     model = load_diffusion(model_dir)
@@ -288,8 +306,8 @@ def run_build(
     """Builds the detector and writes it, checked against PyTorch on held-out images, as one ONNX file."""
     classifier, id_data = open_classifier(classifier_dir, generated), IdData(id_dir)
     detector = detector_for(classifier, id_data, generated, config, bank_size)
-    known, _ = halves(id_part(id_data, "held_out", classifier))
-    images = (from_uint8(known.images[:PARITY_IMAGES]) + 1) / 2
+    known, _ = half_rows(id_data, "held_out")
+    images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
     training = "generated OOD images" if (classifier_dir.parent / TRAINING).exists() else "none"
     return detector, export_detector(detector, out, images, training=training)
 
@@ -301,7 +319,7 @@ def run_evaluate(
     sets: Sets,
     config: DetectorConfig,
     out: Path,
-    bars: Bars,
+    bars: Bars = NO_BARS,
     page: Page = Page(),
 ) -> Evaluation:
     """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html."""
@@ -322,7 +340,7 @@ def run_evaluate(
         score="Unified",
         near=next(iter(sets)),
         scores=scores,
-        sheets=_sheets(id_part(id_data, "held_out", last.classifier).images, [*page.also, *generated]),
+        sheets=_sheets(id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images, [*page.also, *generated]),
         training=_training_curve(list(classifiers.values())[-1]),
         models=page.models,
         settings={**page.settings, "k": str(config.k), "alpha": str(config.alpha)},
@@ -364,9 +382,9 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def load_test_sets(paths: Mapping[str, Path]) -> Sets:
-    """OOD test sets from .npz files, by name."""
-    return {name: load_npz(path).images for name, path in paths.items()}
+def load_test_sets(paths: Mapping[str, Path], channels: int, size: int) -> Sets:
+    """OOD test sets from any source of images, by name, as a classifier of these channels and size takes them."""
+    return {name: unlabelled(path, channels, size) for name, path in paths.items()}
 
 
 def demo_test_sets() -> Sets:

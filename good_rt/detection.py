@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from good_rt import unified
 from good_rt.bank import FeatureBank
 from good_rt.calibration import check_alpha, conformal_p_value
-from good_rt.classifier import Classifier, predict
+from good_rt.classifier import Classifier
 from good_rt.discrepancy import image_level
+from good_rt.streams import Images, outputs
 from good_rt.unified import UnifiedScore
 
 
@@ -42,10 +43,10 @@ class Discrepancies:
 
 
 def measure(
-    classifier: Classifier, bank: FeatureBank, images: Tensor, config: DetectorConfig = DetectorConfig()
+    classifier: Classifier, bank: FeatureBank, images: Images, config: DetectorConfig = DetectorConfig()
 ) -> Discrepancies:
-    """Both discrepancies of images (N, C, H, W) in [-1, 1] that are not in the bank."""
-    logits, features = predict(classifier, images)
+    """Both discrepancies of images (N, C, H, W) in [-1, 1], whole or in batches, that are not in the bank."""
+    logits, features = outputs(classifier, images)
     return Discrepancies(
         logits.numpy(),
         image_level(logits, config.temperature).double().numpy(),
@@ -110,18 +111,19 @@ class DetectorModule(nn.Module):
 
 def build_detector(
     classifier: Classifier,
-    bank_images: Tensor,
-    fit_images: Tensor,
-    calibration_images: Tensor,
+    bank_images: Images,
+    fit_images: Images,
+    calibration_images: Images,
     ood_images: Sequence[Tensor],
     config: DetectorConfig = DetectorConfig(),
 ) -> DetectorModule:
     """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD images by kind.
 
-    All images are (N, C, H, W) in [-1, 1]. The gate is fitted on ``fit_images`` against all of ``ood_images``; the
-    p-value is calibrated on ``calibration_images`` alone, with the finished score, so that its guarantee holds.
+    All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on ``fit_images``
+    against all of ``ood_images``; the p-value is calibrated on ``calibration_images`` alone, with the finished score,
+    so that its guarantee holds.
     """
-    _, features = predict(classifier, bank_images)
+    _, features = outputs(classifier, bank_images)
     bank = FeatureBank(features)
     known = measure(classifier, bank, fit_images, config)
     ood = measure(classifier, bank, torch.cat(list(ood_images)), config)

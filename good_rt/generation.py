@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
-from good_rt.classifier import Classifier, predict
-from good_rt.data import IdData, from_uint8, halves, spread, to_uint8
+from good_rt.classifier import Classifier
+from good_rt.data import IdData, from_uint8, to_uint8
 from good_rt.dataset import GeneratedSet, Row
 from good_rt.denoiser import Denoiser, Network
 from good_rt.differentiable import VjpPair
@@ -31,6 +31,7 @@ from good_rt.errors import GoodRtError
 from good_rt.guidance import Decoder, GuidanceConfig, LatentGuidance
 from good_rt.sampler import sample, sample_seeds
 from good_rt.schedule import FloatArray
+from good_rt.streams import half_rows, id_batches, outputs
 
 GuidanceKind = Literal["none", "img", "feat", "both"]
 KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
@@ -260,8 +261,9 @@ def make_generator(
         further = {"condition": conditioning, "null_class": conditioning.null}
     denoiser = model.process.denoiser(unet, differentiable=differentiable, cfg_scale=cfg_scale, **further)
     bank = feature_bank(classifier, id_data, bank_size)
-    known, _ = halves(id_data.part("held_out", classes, config.channels, config.image_size))
-    scales = IdScales.measure(*predict(classifier, from_uint8(known.images)), bank, job.k, job.temperature)
+    known, _ = half_rows(id_data, "held_out")
+    found = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
+    scales = IdScales.measure(*found, bank, job.k, job.temperature)
     return Generator(
         denoiser=denoiser,
         decode=decode,
@@ -278,9 +280,7 @@ def make_generator(
 
 def feature_bank(classifier: Classifier, id_data: IdData, size: int = BANK_SIZE) -> FeatureBank:
     """The bank of at most ``size`` evenly chosen images of the ID data's training part."""
-    config = classifier.config
-    images = id_data.part("train", len(config.classes), config.channels, config.image_size)
-    return FeatureBank(predict(classifier, from_uint8(spread(images, size).images))[1])
+    return FeatureBank(outputs(classifier, id_batches(id_data, "train", classifier, size))[1])
 
 
 def engine_function(engine: Engine, *outputs: str) -> Callable[..., Any]:

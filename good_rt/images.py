@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,33 +24,63 @@ MODES = {1: "L", 3: "RGB"}
 def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = False) -> NDArray[np.uint8]:
     """An image file as (H, W, C) uint8 with 1 (grey) or 3 (RGB) channels and ``size`` (H, W).
 
-    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8. With ``fit`` the
-    image is converted to the channels and resized (Lanczos); without, it must have them. Raises GoodRtError that names
-    the file when it is missing, damaged, too large, or does not fit.
+    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8, CMYK becomes RGB;
+    of an animation the first picture is taken. With ``fit`` the image is converted to the channels and resized
+    (Lanczos); without, it must have them. Raises GoodRtError that names the file when it is missing, damaged, too
+    large, or does not fit.
     """
-    try:
+    with _named(str(path)):
         if path.stat().st_size > MAX_BYTES:
             raise GoodRtError(f"{path} has more than {MAX_BYTES >> 20} MiB; refused")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own remarks; the pixel bound below is ours
-            with Image.open(path) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise GoodRtError(f"{path} has {file.width}x{file.height} pixels, more than {MAX_PIXELS}; refused")
-                image = _plain(ImageOps.exif_transpose(file))
+        return _decode(path, str(path), channels, size, fit)
+
+
+def decode_image(
+    content: bytes, name: str, channels: int, size: tuple[int, int], fit: bool = False
+) -> NDArray[np.uint8]:
+    """`read_image` of a file's bytes; ``name`` is what errors call it."""
+    with _named(name):
+        if len(content) > MAX_BYTES:
+            raise GoodRtError(f"{name} has more than {MAX_BYTES >> 20} MiB; refused")
+        return _decode(io.BytesIO(content), name, channels, size, fit)
+
+
+def image_header(content: bytes, name: str) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of an image file's bytes, without decoding it: (W, H) before EXIF orientation."""
+    with _named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content)) as file:
+            return file.width, file.height, file.mode
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns whatever Pillow raises on bad files into a GoodRtError that names the file."""
+    try:
+        yield
     except FileNotFoundError:
-        raise GoodRtError(f"{path} does not exist") from None
+        raise GoodRtError(f"{name} does not exist") from None
     except IsADirectoryError:
-        raise GoodRtError(f"{path} is a folder, not an image") from None
+        raise GoodRtError(f"{name} is a folder, not an image") from None
     except PermissionError:
-        raise GoodRtError(f"{path} cannot be read: permission denied") from None
+        raise GoodRtError(f"{name} cannot be read: permission denied") from None
     except Image.DecompressionBombError:  # Pillow's own bound, reached before ours
-        raise GoodRtError(f"{path} has more than {MAX_PIXELS} pixels; refused") from None
+        raise GoodRtError(f"{name} has more than {MAX_PIXELS} pixels; refused") from None
     except UnidentifiedImageError:
-        raise GoodRtError(f"{path} is not an image that can be read") from None
+        raise GoodRtError(f"{name} is not an image that can be read") from None
     except GoodRtError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged files
-        raise GoodRtError(f"{path} is a damaged image ({str(error) or type(error).__name__})") from None
+        raise GoodRtError(f"{name} is a damaged image ({str(error) or type(error).__name__})") from None
+
+
+def _decode(file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, int], fit: bool) -> NDArray[np.uint8]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own remarks; the pixel bound below is ours
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise GoodRtError(f"{name} has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS}; refused")
+            image = _plain(ImageOps.exif_transpose(opened))
     mode, (height, width) = MODES[channels], size
     if fit:
         image = image.convert(mode)
@@ -56,10 +88,10 @@ def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = Fal
             image = image.resize((width, height), Image.Resampling.LANCZOS)
     if image.mode != mode:
         names = {"L": "grey", "RGB": "RGB"}
-        raise GoodRtError(f"{path} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit")
+        raise GoodRtError(f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit")
     if image.size != (width, height):
         found = f"{image.width}x{image.height}"
-        raise GoodRtError(f"{path} has {found} pixels, {width}x{height} are expected; resize it, or use --fit")
+        raise GoodRtError(f"{name} has {found} pixels, {width}x{height} are expected; resize it, or use --fit")
     return np.asarray(image, np.uint8).reshape(height, width, channels)
 
 

@@ -5,7 +5,7 @@ The steps of the command line, as functions; each part of the data has one use, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.classifier import Classifier
-from good_rt.data import IdData, from_uint8, halves, spread
+from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.detection import DetectorConfig, DetectorModule, Discrepancies, build_detector, measure
 from good_rt.diffusion import DiffusionModel
@@ -22,19 +22,40 @@ from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.labelled import LabelledImages
 from good_rt.scores import LOGIT_SCORES
+from good_rt.streams import Images, half_rows, id_batches
 from good_rt.training import TrainingImages
 from good_rt.unified import FloatArray
 
 HELD_OUT_EVERY = 5
 """Every fifth generated image is kept from training: it chooses the state that is kept, and fits the gate."""
+TRAINING_BYTES = 4 * 2**30
+"""The most memory that training images take, as floats."""
 ALPHAS = (0.01, 0.05)
 """The shares of ID inputs at which `evaluate` checks the refusals."""
 
 
-def id_part(id_data: IdData, name: str, classifier: Classifier) -> LabelledImages:
-    """One part of the ID data, as this classifier takes it."""
+def check_models(model: DiffusionModel, classifier: Classifier) -> None:
+    """Raises GoodRtError, saying what to do, when what the diffusion model makes is not what the classifier takes."""
     config = classifier.config
-    return id_data.part(name, len(config.classes), config.channels, config.image_size)
+    channels, height, width = model.image_shape
+    wanted = f"{config.image_size}x{config.image_size} pixels, {config.channels} channel{'s'[: config.channels != 1]}"
+    if (height, width) != (config.image_size, config.image_size) or channels != config.channels:
+        raise GoodRtError(
+            f"the diffusion model makes images of {width}x{height} pixels, {channels} channel{'s'[: channels != 1]}; "
+            f"the classifier takes {wanted}: choose a diffusion model that makes those, or train one on these images"
+        )
+    classes = len(config.classes)
+    if model.num_class_embeds is not None and model.num_class_embeds < classes:
+        raise GoodRtError(
+            f"the diffusion model knows {model.num_class_embeds} classes, the classifier {classes}: choose one "
+            "that was trained on the same classes, or on none"
+        )
+
+
+def id_part(id_data: IdData, name: str, classifier: Classifier, limit: int | None = None) -> LabelledImages:
+    """One part of the ID data, as this classifier takes it; with ``limit`` at most so many images, evenly spaced."""
+    config = classifier.config
+    return id_data.part(name, config.classes, config.channels, config.image_size, limit)
 
 
 def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Tensor, Tensor]:
@@ -79,10 +100,13 @@ def training_images(
 ) -> TrainingImages:
     """What `good_rt.training.finetune` takes: without ``generated`` sets it is the control.
 
-    With a diffusion ``model``, the first ``decoded`` ID images are also given as its VAE reconstructs them.
+    With a diffusion ``model``, the first ``decoded`` ID images are also given as its VAE reconstructs them. Of more
+    images than fit into `TRAINING_BYTES`, an even share is taken.
     """
-    train = id_part(id_data, "train", classifier)
-    val, _ = halves(id_part(id_data, "held_out", classifier))
+    config = classifier.config
+    limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
+    train = id_part(id_data, "train", classifier, limit)
+    val, _ = halves(id_part(id_data, "held_out", classifier, limit))
     assert train.labels is not None and val.labels is not None
     images = from_uint8(train.images)
     reconstructed = decoded_images(model, images[:decoded], on_images=on_images) if model is not None else None
@@ -109,22 +133,36 @@ def detector_for(
     held-out generated images of every kind, p-value from the other half."""
     if not generated:
         raise GoodRtError("the gate needs generated images of at least one kind; make them with `good-rt generate`")
-    bank = spread(id_part(id_data, "train", classifier), bank_size)
-    known, calibration = halves(id_part(id_data, "held_out", classifier))
+    known, calibration = half_rows(id_data, "held_out")
     _, ood = generated_parts(generated, classifier)
     return build_detector(
         classifier,
-        from_uint8(bank.images),
-        from_uint8(known.images),
-        from_uint8(calibration.images),
+        id_batches(id_data, "train", classifier, bank_size),
+        id_batches(id_data, "held_out", classifier, rows=known),
+        id_batches(id_data, "held_out", classifier, rows=calibration),
         [ood],
         config,
     )
 
 
-def measure_images(detector: DetectorModule, images: NDArray[np.uint8]) -> Discrepancies:
-    """Logits and both discrepancies of images (N, H, W, C)."""
-    return measure(detector.classifier, detector.feature_bank, from_uint8(images), detector.config)
+def measure_images(detector: DetectorModule, images: NDArray[np.uint8] | Images) -> Discrepancies:
+    """Logits and both discrepancies of images (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole or in batches."""
+    if isinstance(images, np.ndarray):
+        images = from_uint8(images)
+    return measure(detector.classifier, detector.feature_bank, images, detector.config)
+
+
+def measure_part(detector: DetectorModule, id_data: IdData, name: str) -> tuple[Discrepancies, NDArray[np.int64]]:
+    """A part of the ID data, measured batch by batch, and its labels (N,)."""
+    config, labels = detector.classifier.config, []
+
+    def images() -> Iterator[Tensor]:
+        for batch in id_data.batches(name, config.classes, config.channels, config.image_size):
+            assert batch.labels is not None  # IdData checks it
+            labels.append(batch.labels)
+            yield from_uint8(batch.images)
+
+    return measure_images(detector, images()), np.concatenate(labels)
 
 
 def all_scores(detector: DetectorModule, found: Discrepancies) -> dict[str, FloatArray]:
@@ -149,15 +187,13 @@ def evaluate_detectors(
         raise GoodRtError("an evaluation needs at least one classifier and one OOD set")
     scores, correct, refusals = {}, {}, []
     for name, detector in detectors.items():
-        test = id_part(id_data, "test", detector.classifier)
-        assert test.labels is not None  # id_part checks it
-        found = measure_images(detector, test.images)
+        found, labels = measure_part(detector, id_data, "test")
         of_test = all_scores(detector, found)
         of_ood = {kind: all_scores(detector, measure_images(detector, images)) for kind, images in ood.items()}
         scores[name] = {
             score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood}) for score, values in of_test.items()
         }
-        correct[name] = Share.of(found.logits.argmax(axis=1) == test.labels)
+        correct[name] = Share.of(found.logits.argmax(axis=1) == labels)
         p_values = detector.p_values(scores[name]["Unified"].id)
         refusals = [Refusal.at(alpha, p_values) for alpha in ALPHAS]
     return evaluate_scores(scores, id_accuracy=correct, id_refusal=refusals, seed=seed), scores

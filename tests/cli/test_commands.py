@@ -190,7 +190,7 @@ def damaged(kind: str, tmp_path: Path, model_dir: Path, classifier_dir: Path, id
     elif kind == "no ID images":
         for path in data.iterdir():
             path.unlink()
-        message = ".npz does not exist"
+        message = "holds no images that good-rt knows"
     elif kind == "ID images in colour":
         for path in data.iterdir():
             np.savez(path, images=np.zeros((9, 32, 32, 3), np.uint8), labels=np.zeros(9, np.int64))
@@ -310,7 +310,8 @@ def test_bad_test_sets_and_alphas(
     (tmp_path / "a.npz").write_bytes(b"odd")
     assert "is not an .npz file of images" in run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
     np.savez(tmp_path / "a.npz", images=np.zeros((5, 32, 32, 3), np.uint8))
-    assert "(1, 32, 32)" in run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
+    line = run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
+    assert "images are 32x32x3, the classifier takes 32x32x1" in line
     build = ["detector", "build", *sets, "--classifier", classifier_dir, "--id", id_dir, "-o", tmp_path / "d.onnx"]
     assert "alpha 0.001 needs at least 999 calibration images, there are 120" in run(*build, "--alpha", 0.001).failed()
     assert "alpha must be between 0 and 1" in run(*build, "--alpha", "nan").failed()

@@ -47,6 +47,7 @@ def test_what_the_classifier_does_not_take_is_refused(
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=np.zeros((1, 32, 32), np.uint8), labels=np.zeros(1, np.int64))
     with pytest.raises(GoodRtError, match=r"held_out\.npz does not exist"):
         IdData(tmp_path).part("held_out", 8, 1, 32)
 

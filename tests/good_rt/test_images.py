@@ -16,7 +16,7 @@ from PIL import Image
 
 from good_rt import images
 from good_rt.errors import GoodRtError
-from good_rt.images import contact_sheet, find_images, read_image
+from good_rt.images import contact_sheet, decode_image, find_images, image_header, read_image
 
 GREY = (np.add.outer(np.arange(20), np.arange(30)) * 5).astype(np.uint8)  # H 20, W 30
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
@@ -147,6 +147,24 @@ def test_without_fit_channels_and_size_must_be_right(
     with pytest.raises(GoodRtError, match=f"odd.png {message}"):
         read_image(path, channels, size)
     assert read_image(path, channels, size, fit=True).shape == (*size, channels)
+
+
+def test_bytes_are_read_as_files_are(tmp_path: Path) -> None:
+    path = saved(tmp_path / "c.png", COLOUR)
+    found = decode_image(path.read_bytes(), "shard.tar/c.png", 3, SIZE)
+    np.testing.assert_array_equal(found, read_image(path, 3, SIZE))
+    assert image_header(path.read_bytes(), "c.png") == (30, 20, "RGB")
+    for content in (b"", b"hello", path.read_bytes()[:60], header(60000, 60000)):
+        with pytest.raises(GoodRtError, match=r"shard\.tar/c\.png "):
+            decode_image(content, "shard.tar/c.png", 3, SIZE, fit=True)
+    with pytest.raises(GoodRtError, match="has more than 64 MiB; refused"):
+        decode_image(bytes(images.MAX_BYTES + 1), "big", 3, SIZE)
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path) -> None:
+    first, second = Image.fromarray(GREY), Image.fromarray(255 - GREY)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 1, SIZE)[..., 0], GREY)
 
 
 def header(width: int, height: int) -> bytes:

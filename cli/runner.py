@@ -1,0 +1,331 @@
+"""A job file from end to end: split, export, generate, train, build, evaluate; what is done already is skipped.
+
+Every step has a key, a hash of its settings and of the fingerprints of what it reads; state.json keeps it. A killed run
+goes on: generated images batch by batch, the training from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from good_rt.calibration import check_alpha
+from good_rt.classifier import Classifier, load_classifier
+from good_rt.cli.options import NO_BARS, Bars
+from good_rt.cli.state import JobState, key_of
+from good_rt.cli.workflow import (
+    Page,
+    Sets,
+    load_test_sets,
+    open_generator,
+    run_build,
+    run_evaluate,
+    run_export,
+    run_job,
+    run_split,
+    run_train,
+)
+from good_rt.data import IdData
+from good_rt.dataset import GeneratedSet
+from good_rt.detection import DetectorConfig
+from good_rt.diffusion import DiffusionModel, load_diffusion
+from good_rt.errors import GoodRtError
+from good_rt.evaluation import Evaluation
+from good_rt.files import read_json, remove_leftovers
+from good_rt.generation import GenerationJob, Generator
+from good_rt.guidance import GuidanceConfig
+from good_rt.job import Job
+from good_rt.pipeline import check_models
+from good_rt.sources.open import open_source
+from good_rt.splits import FILE, Splits
+from good_rt.training import TrainConfig
+
+MODELS = {
+    "before": "the classifier as it came",
+    "control": "fine-tuned for as many steps without generated images",
+    "trained": "fine-tuned with generated images",
+}
+TEST_SHARE = 5
+"""Where there are no OOD test sets, one is generated of this part of the images of a kind, from other seeds."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One step of a run: whether it had been done before, and the seconds it took."""
+
+    name: str
+    skipped: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a job made."""
+
+    detector: Path
+    report: Path
+    evaluation: Evaluation
+    skipped_images: tuple[str, ...]
+    steps: tuple[StepDone, ...]
+
+
+def run_job_file(path: Path, bars: Bars = NO_BARS) -> RunResult:
+    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
+    before anything long begins."""
+    return _Run(Job.read(path), bars).all()
+
+
+@dataclass
+class _Run:
+    """One run of a job; each step is a method."""
+
+    job: Job
+    bars: Bars
+    steps: list[StepDone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.out, self.config = self.job.out, self.job.config
+        self.state = JobState(self.out)
+        self.splits_path = self.out / FILE
+
+    def all(self) -> RunResult:
+        remove_leftovers(self.out)
+        # read and compared before anything is written
+        check_models(self.model, self.classifier)
+        IdData(self.job.images).labels(self.classifier.config.classes)
+        for ood in self.job.ood.values():
+            open_source(ood)
+        self._split()
+        self._check_sizes()
+        self._export()
+        generated: dict[str, Path] = {
+            kind: self._generate(kind, self.generation(kind)) for kind in self.config.generate.kinds
+        }
+        classifiers = self._train(generated)
+        detector = self._build(classifiers[self.config.detector.classifier], generated)
+        evaluation = self._evaluate(classifiers, generated, detector)
+        return RunResult(detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps))
+
+    def _step(
+        self, name: str, key: str, files: Sequence[Path], work: Callable[[], object], stale: Sequence[Path] = ()
+    ) -> None:
+        """Does one step unless it is done; ``stale`` is taken away first when it was begun with other inputs."""
+        if self.state.is_done(name, key):
+            self.steps.append(StepDone(name, True, 0.0))
+            return
+        began = time.perf_counter()
+        if self.state.begin(name, key):
+            for path in stale:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        work()
+        self.state.finish(name, key, files)
+        self.steps.append(StepDone(name, False, time.perf_counter() - began))
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return load_classifier(self.job.classifier)
+
+    @cached_property
+    def model(self) -> DiffusionModel:
+        return load_diffusion(self.job.diffusion)
+
+    @cached_property
+    def splits(self) -> Splits:
+        return IdData(self.splits_path).splits
+
+    @property
+    def models_key(self) -> tuple[str, str]:
+        return self.model.fingerprint, self.classifier.fingerprint
+
+    def _split(self) -> None:
+        source = IdData(self.job.images).source
+        key = key_of(str(source.path.resolve()), source.listing, asdict(self.config.data.split))
+        self._step(
+            "split",
+            key,
+            [self.splits_path],
+            lambda: run_split(self.job.images, self.splits_path, self.config.data.split, self.bars),
+        )
+
+    def _check_sizes(self) -> None:
+        """Whether there are images enough for what is asked, before hours go into it."""
+        data, config = IdData(self.splits_path), self.config
+        calibration = len(data.rows("held_out")) // 2
+        try:
+            check_alpha(config.detector.alpha, calibration)
+        except GoodRtError as error:
+            raise GoodRtError(
+                f"{self.job.images}: {error} (half of the held-out part); add images, or raise data.held_out or "
+                f"detector.alpha in {self.job.path}"
+            ) from None
+        data.rows("test")
+        bank = min(len(data.rows("train")), config.detector.bank_size)
+        for name, k in (("generate.k", config.generate.k), ("detector.k", config.detector.k)):
+            if k > bank:
+                raise GoodRtError(f"{name} is {k}, but the feature bank has {bank} images; lower it in {self.job.path}")
+
+    def _export(self) -> None:
+        generate = self.config.generate
+        if generate.engine == "torch":
+            return
+        gradients = generate.gradients == "engine"
+        key = key_of(self.models_key, gradients, (self.splits.fingerprint, generate.k) if gradients else None)
+        folder = self.out / "engines"
+        self._step(
+            "export",
+            key,
+            [folder / "manifest.json"],
+            lambda: run_export(
+                self.job.diffusion, self.job.classifier, self.splits_path, folder, self.bars, gradients=gradients,
+                k=generate.k,
+            ),
+        )  # fmt: skip
+
+    def generation(self, kind: Any) -> GenerationJob:
+        """The generation of one kind of guidance, as the job file has it."""
+        g = self.config.generate
+        guidance = GuidanceConfig(
+            rho=g.rho, mu=g.mu, sigma=g.sigma, rho_schedule=g.schedule, mu_schedule=g.schedule, n_recur=g.n_recur,
+            n_iter=g.n_iter, n_mc=g.n_mc, step=g.step, clip=g.clip, span=g.span, every=g.every, band=g.band,
+        )  # fmt: skip
+        return GenerationJob(
+            g.count, kind, guidance, g.strengths, k=g.k, eta=g.eta, seed=self.config.seed, batch=min(g.batch, g.count)
+        )
+
+    @cached_property
+    def _generator(self) -> tuple[Generator, dict[str, Any]]:
+        g = self.config.generate
+        generator, describe = open_generator(
+            self.job.diffusion,
+            self.job.classifier,
+            self.splits_path,
+            self.generation(g.kinds[0]),
+            engines=self.out / "engines" if g.engine == "onnx" else None,
+            gradients=g.gradients == "engine",
+            steps=g.steps,
+            cfg_scale=g.cfg,
+            bars=self.bars,
+        )
+        return generator, {**describe, "data": self.splits.fingerprint}
+
+    def _generate(self, name: str, job: GenerationJob) -> Path:
+        g = self.config.generate
+        folder = self.out / "generated" / name
+        key = key_of(
+            job.to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg, g.twins
+        )
+
+        def work() -> None:
+            generator, describe = self._generator
+            try:
+                run_job(generator, describe, job, folder, self.bars, twins=g.twins)
+            except GoodRtError as error:
+                raise GoodRtError(
+                    str(error).replace(
+                        "choose another --out, or delete it",
+                        f"delete that folder to make them anew, or set another `out` in {self.job.path}",
+                    )
+                ) from None
+
+        self._step(f"generate {name}", key, [folder / "manifest.jsonl"], work)
+        return folder
+
+    def _train(self, generated: Mapping[str, Path]) -> dict[str, Path]:
+        """The folders of all classifiers that are compared: before, control, trained."""
+        t = self.config.train
+        config = TrainConfig(
+            steps=t.steps, lr=t.lr, weight=t.weight, decoded_share=t.decoded_share, max_accuracy_drop=t.max_drop,
+            seed=self.config.seed,
+        )  # fmt: skip
+        found = {"before": self.job.classifier}
+        runs: dict[str, list[Path]] = {"control": []} if t.control else {}
+        if t.ood:
+            runs["trained"] = [generated[kind] for kind in t.ood]
+        for name, ood in runs.items():
+            folder = self.out / name
+            made = [_manifest(path) for path in ood]
+            key = key_of(asdict(config), made, self.models_key, self.splits.fingerprint)
+
+            def work(ood: list[Path] = ood, folder: Path = folder) -> None:
+                run_train(
+                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars
+                )  # fmt: skip
+
+            weights = folder / "classifier" / "model.safetensors"
+            self._step(f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder])
+            found[name] = folder / "classifier"
+        return found
+
+    @property
+    def detector_config(self) -> DetectorConfig:
+        return DetectorConfig(k=self.config.detector.k, alpha=self.config.detector.alpha)
+
+    def _build(self, classifier: Path, generated: Mapping[str, Path]) -> Path:
+        out = self.out / "detector.onnx"
+        sets = list(generated.values())
+        key = key_of(
+            asdict(self.config.detector),
+            load_classifier(classifier).fingerprint,
+            [_manifest(path) for path in sets],
+            self.splits.fingerprint,
+        )
+        self._step(
+            "detector",
+            key,
+            [out],
+            lambda: run_build(
+                classifier, self.splits_path, sets, out, self.detector_config, self.config.detector.bank_size
+            ),
+        )
+        return out
+
+    def _evaluate(self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path) -> Evaluation:
+        ood = self.job.ood
+        if not ood:
+            kind = self.config.generate.kinds[-1]
+            job = self.generation(kind)
+            count = max(job.count // TEST_SHARE, 5)
+            test = self._generate("test", replace(job, count=count, seed=job.seed + 1, batch=min(job.batch, count)))
+        shape = self.classifier.config.channels, self.classifier.config.image_size
+        key = key_of(
+            asdict(self.detector_config),
+            {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
+            {name: _manifest(path) for name, path in generated.items()},
+            {name: (str(path), open_source(path).listing) for name, path in ood.items()} or _manifest(test),
+            self.splits.fingerprint,
+        )
+        note = "" if ood else (
+            " The job names no OOD test sets: “generated” are guided images of other seeds than those trained with, "
+            "so these figures say little of what the detector does with real OOD images; name some in [ood]."
+        )  # fmt: skip
+
+        def work() -> None:
+            sets: Sets = load_test_sets(ood, *shape) if ood else {"generated": GeneratedSet(test).images()}
+            page = Page(
+                title=f"good-rt: {self.job.images.resolve().name}",
+                summary=f"{Page.summary}{note}",
+                models={name: MODELS[name] for name in classifiers},
+                settings={"job": str(self.job.path), "seed": str(self.config.seed)},
+                files={"detector": str(detector)},
+            )
+            run_evaluate(
+                classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
+                self.bars, page,
+            )  # fmt: skip
+
+        files = [self.out / "evaluation.json", self.out / "report.html"]
+        self._step("evaluate", key, files, work)
+        return Evaluation.from_json(read_json(files[0]))
+
+
+def _manifest(folder: Path) -> str:
+    """What a generated set holds: its rows, and the settings that made it."""
+    return key_of(read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()])

@@ -1,0 +1,56 @@
+"""What a job has done: state.json in its folder, with each step's key (settings and inputs) and its files' hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from good_rt.errors import GoodRtError
+from good_rt.files import read_json, sha256, write_json
+
+STATE = "state.json"
+
+
+def key_of(*values: object) -> str:
+    """One hash of settings and fingerprints."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class JobState:
+    """The record in a job's folder; a step is done when its key is the same and its files are as they were left."""
+
+    folder: Path
+
+    def _steps(self) -> dict[str, Any]:
+        path = self.folder / STATE
+        steps = read_json(path).get("steps") if path.exists() else {}
+        if not isinstance(steps, dict) or not all(isinstance(entry, dict) for entry in steps.values()):
+            raise GoodRtError(f"{path} is damaged; delete it, and what is done is looked at anew")
+        return steps
+
+    def is_done(self, step: str, key: str) -> bool:
+        entry = self._steps().get(step, {})
+        files = entry.get("files")
+        if entry.get("key") != key or not files:
+            return False
+        paths = {self.folder / name: digest for name, digest in files.items()}
+        return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
+
+    def begin(self, step: str, key: str) -> bool:
+        """Notes that a step has begun, and gives whether it had begun before with another key."""
+        steps = self._steps()
+        before = steps.get(step, {}).get("key")
+        steps[step] = {"key": key}
+        write_json(self.folder / STATE, {"steps": steps})
+        return before is not None and before != key
+
+    def finish(self, step: str, key: str, files: Sequence[Path]) -> None:
+        steps = self._steps()
+        hashes = {path.relative_to(self.folder).as_posix(): sha256(path) for path in files}
+        steps[step] = {"key": key, "files": hashes}
+        write_json(self.folder / STATE, {"steps": steps})

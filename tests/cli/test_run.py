@@ -1,0 +1,277 @@
+"""`good-rt init`, `split` and `run`: two commands from a folder of images to a detector; killed, it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from good_rt.cli.runner import run_job_file
+from good_rt.data import IdData
+from good_rt.demo import assets
+from good_rt.detector import Detector
+from good_rt.job import Job
+
+Run = Callable[..., Any]
+PER_CLASS = 30
+TINY = {
+    "count = 128": "count = 10",
+    "steps = 25": "steps = 2",
+    "batch = 32": "batch = 5",
+    'engine = "onnx"': 'engine = "torch"',
+    "steps = 200": "steps = 4",
+    "lr = 6e-4": "lr = 1e-5",
+    "max_drop = 0.005": "max_drop = 1.0",
+}
+"""What `init` writes, and what a test has time for."""
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's test images as a folder per class of PNG files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    data = assets.load_images("test")
+    assert data.labels is not None
+    for label, name in enumerate(assets.CLASSES):
+        (folder / name).mkdir(parents=True)
+        for row in np.flatnonzero(data.labels == label)[:PER_CLASS]:
+            Image.fromarray(data.images[row, ..., 0]).save(folder / name / f"{row:05}.png")
+    return folder
+
+
+def shortened(path: Path, changes: dict[str, str] = TINY) -> Path:
+    text = path.read_text()
+    for before, after in changes.items():
+        assert before in text, before
+        text = text.replace(before, after)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def job(run: Run, photos: Path, model_dir: Path, classifier_dir: Path, tmp_path: Path) -> Path:
+    """A job file as `good-rt init` writes it, made short."""
+    path = tmp_path / "job.toml"
+    made = run("init", photos, "--classifier", classifier_dir, "--model", model_dir, "-o", path)
+    assert made.code == 0, made.err
+    assert "240 in 8 classes (folder, 32x32 pixels, L)" in made.out
+    return shortened(path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) -> None:
+    before = files_of(photos)
+    done = run("run", job, "--json").json
+    out = job.parent / "job"
+    assert {path.name for path in job.parent.iterdir()} == {"job.toml", "job"}  # nothing outside the job's folder
+    assert files_of(photos) == before
+    names = ["split", "generate img", "generate feat", "generate both", "train trained", "detector", "generate test",
+             "evaluate"]  # fmt: skip
+    assert [step["name"] for step in done["steps"]] == names
+    assert not any(step["skipped"] for step in done["steps"])
+    assert Detector(out / "detector.onnx").info.training == "generated OOD images"
+    assert (out / "report.html").read_text().count("generated") > 1
+    counts = json.loads((out / "splits.json").read_text())["counts"]
+    assert all(counts["train"][name] == 18 and counts["test"][name] == 6 for name in assets.CLASSES)
+    written = (out / "detector.onnx").stat().st_mtime_ns
+
+    again = run("run", job, "--json").json
+    assert all(step["skipped"] for step in again["steps"])
+    assert again["evaluation"] == done["evaluation"]
+    assert (out / "detector.onnx").stat().st_mtime_ns == written
+
+    # a setting of the detector concerns the detector and what comes after it, a damaged file its own step
+    shortened(job, {"alpha = 0.05": "alpha = 0.1"})
+    redone = [step.name for step in run_job_file(job).steps if not step.skipped]
+    assert redone == ["detector", "evaluate"]
+    (out / "trained" / "classifier" / "model.safetensors").write_bytes(b"damaged")
+    redone = [step.name for step in run_job_file(job).steps if not step.skipped]
+    assert redone == ["train trained"]
+
+    # images cost hours, so they are not thrown away for a changed setting
+    shortened(job, {"mu = 0.1 ": "mu = 0.2 "})
+    line = run("run", job).failed()
+    assert "generated/img holds images of another job" in line and "delete that folder to make them anew" in line
+
+
+def start(job: Path) -> subprocess.Popen[bytes]:
+    code = "from good_rt.cli.main import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, "run", str(job)], cwd=job.parent, env=environment,
+                            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def test_a_killed_run_goes_on_and_makes_the_same_images(job: Path, tmp_path: Path) -> None:
+    shortened(job, {"count = 10": "count = 20", 'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat"]'})
+    whole = tmp_path / "whole" / "job.toml"
+    whole.parent.mkdir()
+    shutil.copy(job, whole)
+    manifest = job.parent / "job" / "generated" / "feat" / "manifest.jsonl"
+    process = start(job)
+    try:
+        limit = time.monotonic() + 240
+        while not (manifest.exists() and manifest.read_text().count("\n") >= 5):
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    made = manifest.read_text().count("\n")
+    assert made < 20
+    steps = run_job_file(job).steps
+    assert [step.name for step in steps if step.skipped] == ["split", "generate img"]
+    run_job_file(whole)
+    for kind in ("img", "feat", "test"):
+        ours, theirs = (path.parent / "job" / "generated" / kind / "images" for path in (job, whole))
+        assert files_of(ours) == files_of(theirs)
+    assert len(files_of(manifest.parent / "images")) == 20
+
+
+@pytest.mark.slow
+def test_on_engines_with_test_sets_and_a_control(run: Run, job: Path, photos: Path, tmp_path: Path) -> None:
+    street = tmp_path / "street"
+    street.mkdir()
+    for i, image in enumerate(assets.load_images("photos").images[:12]):
+        Image.fromarray(image[..., 0]).resize((40, 30)).convert("RGB").save(street / f"{i}.jpg")
+    shortened(job, {'engine = "torch"': 'engine = "onnx"', "control = false": "control = true",
+                    '# street = "street/"': 'street = "street"'})  # fmt: skip
+    done = run("run", job, "--json").json
+    names = [step["name"] for step in done["steps"]]
+    assert names[:2] == ["split", "export"] and "train control" in names and "generate test" not in names
+    assert {row["ood_set"] for row in done["evaluation"]["rows"]} >= {"street"}
+    assert {row["model"] for row in done["evaluation"]["rows"]} == {"before", "control", "trained"}
+
+
+def test_split_records_what_every_command_takes(run: Run, photos: Path, tmp_path: Path) -> None:
+    found = run("split", photos, "-o", tmp_path / "splits.json", "--json").json
+    assert found["kind"] == "folder" and sum(found["counts"]["train"].values()) == 144
+    data, direct = IdData(tmp_path / "splits.json"), IdData(photos)
+    for part in ("train", "held_out", "test"):
+        ours, theirs = (d.part(part, assets.CLASSES, 1, 32) for d in (data, direct))
+        np.testing.assert_array_equal(ours.images, theirs.images)
+    assert "144" in run("split", photos, "-o", tmp_path / "splits.json").out
+
+
+def copied(photos: Path, tmp_path: Path, per_class: int = 3) -> Path:
+    """A few images of every class."""
+    for folder in photos.iterdir():
+        (tmp_path / "few" / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:per_class]:
+            shutil.copy(path, tmp_path / "few" / folder.name)
+    return tmp_path / "few"
+
+
+def one_class(folder: Path) -> None:
+    for path in list(folder.iterdir())[1:]:
+        shutil.rmtree(path)
+
+
+def empty_class(folder: Path) -> None:
+    shutil.rmtree(folder / "coat")
+    (folder / "coat").mkdir()
+
+
+def other_classes(folder: Path) -> None:
+    (folder / "coat").rename(folder / "cat")
+
+
+def in_parts(folder: Path) -> None:
+    for part in ("train", "val", "test"):
+        for path in folder.iterdir():
+            if path.name in assets.CLASSES:
+                shutil.copytree(path, folder / part / path.name)
+    for name in assets.CLASSES:
+        shutil.rmtree(folder / name)
+
+
+def in_two_classes(folder: Path) -> None:
+    shutil.copy(next((folder / "coat").iterdir()), folder / "dress" / "same.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one_class, "has 1 class (.*), the classifier 8 "),
+        (empty_class, "class 'coat' has no images; add some, or remove its folder"),
+        (other_classes, "classes cat are none of the classifier's, which also knows coat"),
+        (in_parts, r"same image in two parts of the data; keep one"),
+        (in_two_classes, r"coat/\d+.png and dress/same.png are the same image in two classes"),
+        (lambda folder: None, "has 24 images, of which 4 would calibrate the detector, and alpha 0.05 needs 19"),
+        (lambda folder: shutil.rmtree(folder), "few does not exist; give a folder per class"),
+    ],
+)
+def test_init_refuses_what_cannot_be(
+    run: Run, photos: Path, classifier_dir: Path, model_dir: Path, tmp_path: Path, change: Callable[[Path], None],
+    message: str,
+) -> None:  # fmt: skip
+    folder = copied(photos, tmp_path)
+    change(folder)
+    ended = run("init", folder, "--classifier", classifier_dir, "--model", model_dir, "-o", tmp_path / "job.toml")
+    line = ended.failed()
+    import re
+
+    assert re.search(message, line), line
+    assert not (tmp_path / "job.toml").exists()
+
+
+def test_init_does_not_replace_a_job(run: Run, job: Path, photos: Path, classifier_dir: Path, model_dir: Path) -> None:
+    text = job.read_text()
+    words = ["init", photos, "--classifier", classifier_dir, "--model", model_dir, "-o", job]
+    assert "is there already; choose another --out, or say --force" in run(*words).failed()
+    assert job.read_text() == text
+    assert run(*words, "--force").code == 0
+
+
+def test_models_that_do_not_fit_are_refused_with_what_to_do(
+    run: Run, photos: Path, classifier_dir: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(model_dir, tmp_path / "m")
+    config = json.loads((model / "unet" / "config.json").read_text())
+    (model / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
+    words = ["init", photos, "--classifier", classifier_dir, "--model", model, "-o", tmp_path / "job.toml"]
+    line = run(*words).failed()
+    assert "the diffusion model makes images of 64x64 pixels, 1 channel; the classifier takes 32x32 pixels" in line
+    assert "choose a diffusion model that makes those" in line
+
+
+def test_a_bad_file_is_named_or_left_out(run: Run, job: Path, photos: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(photos, tmp_path / "photos")
+    (data / "coat" / "00000.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    text = job.read_text()
+    job.write_text(text.replace(str(photos.resolve()), "photos"))
+    line = run("run", job).failed()
+    assert "photos/coat/00000.png is not an image that can be read" in line and "--skip-bad" in line
+    assert not (tmp_path / "job" / "splits.json").exists()
+    found = run("split", data, "--skip-bad", "-o", tmp_path / "s.json")
+    assert found.code == 0 and "skipped: " in found.err and "coat/00000.png" in found.err
+
+
+def test_too_few_to_calibrate_are_found_before_anything_is_made(run: Run, job: Path) -> None:
+    shortened(job, {"alpha = 0.05": "alpha = 0.01"})
+    line = run("run", job).failed()
+    assert "alpha 0.01 needs at least 99 calibration images, there are 24" in line and "data.held_out" in line
+    assert not (job.parent / "job" / "generated").exists()
+
+
+def test_the_demos_models_have_a_name(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    made = run("init", assets.DATA, "-o", path, "--json").json
+    assert made["kind"] == "npz"
+    job = Job.read(path)
+    assert 'classifier = "demo"' in path.read_text()
+    assert (job.images, job.classifier, job.diffusion) == (assets.DATA, assets.CLASSIFIER, assets.MODEL)
