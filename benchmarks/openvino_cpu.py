@@ -42,7 +42,7 @@ Run = Callable[[], Mapping[str, Tensor]]
 
 
 def with_openvino(path: Path, arrays: Arrays, fixed: bool, exact: bool = True) -> tuple[Run, float]:
-    """The graph on OpenVINO on one thread, and the seconds that it took to compile; not ``exact``, in its own precision.
+    """The graph on OpenVINO on one thread, and the seconds it took to compile; not ``exact``, in its own precision.
 
     Without being told to compute in float32 it takes half precision where the processor has it.
     """

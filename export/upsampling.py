@@ -7,6 +7,7 @@ Decoders and UNets enlarge so at every level. The gradient of the pair is one co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,8 @@ def join_enlargements(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.convolution.default or not _plain(node):
             continue
-        large, weight, bias = node.args[:3]
+        arguments: Any = node.args
+        large, weight, bias = arguments[:3]
         if large.target is not aten.upsample_nearest2d.vec or len(large.users) > 1:
             continue
         small = large.args[0]
@@ -56,6 +58,7 @@ def join_enlargements(graph: fx.Graph) -> None:
 
 def _plain(node: fx.Node) -> bool:
     """A 3x3 convolution of stride, padding and dilation 1, without groups."""
-    _, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+    arguments: Any = node.args
+    _, weight, _, stride, padding, dilation, transposed, _, groups = arguments
     ones = all(tuple(value) == (1, 1) for value in (stride, padding, dilation))
     return tuple(weight.meta["val"].shape[2:]) == (3, 3) and ones and not transposed and groups == 1

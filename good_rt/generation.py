@@ -240,7 +240,6 @@ def make_generator(
             f"the diffusion model makes images of shape {model.image_shape}, the classifier takes {image_shape}; "
             "both must agree"
         )
-    classes = len(config.classes)
     conditioning = model.conditioning(config.classes, prompts)
     decode: Decoder = model.decoder or _identity
     decode_with_gradient: Decoder = model.gradient_decoder or _identity

@@ -159,7 +159,7 @@ def finetune(
     check_trainable(classifier)
     torch.manual_seed(config.seed)
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
-    model = copy.deepcopy(classifier).requires_grad_(True).to(memory_format=torch.channels_last)
+    model = copy.deepcopy(classifier).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = EnergyHead(_middle(classifier, data))
     groups = [
         {"params": list(model.parameters()), "peak": config.lr},
