@@ -43,7 +43,7 @@ from good_rt.job import Job
 from good_rt.pipeline import check_models
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
-from good_rt.training import TrainConfig
+from good_rt.training import TrainConfig, has_bfloat16
 
 MODELS = {
     "before": "the classifier as it came",
@@ -131,7 +131,7 @@ class _Run:
 
     @cached_property
     def classifier(self) -> Classifier:
-        return load_classifier(self.job.classifier)
+        return load_classifier(self.job.classifier).fitted(lambda: self.model.image_shape)
 
     @cached_property
     def model(self) -> DiffusionModel:
@@ -242,8 +242,8 @@ class _Run:
         """The folders of all classifiers that are compared: before, control, trained."""
         t = self.config.train
         config = TrainConfig(
-            steps=t.steps, lr=t.lr, weight=t.weight, decoded_share=t.decoded_share, max_accuracy_drop=t.max_drop,
-            seed=self.config.seed,
+            steps=t.steps, lr=t.lr, weight=t.weight, decoded_share=t.decoded_share, interpolation=t.interpolation,
+            max_accuracy_drop=t.max_drop, bfloat16=has_bfloat16(), seed=self.config.seed,
         )  # fmt: skip
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}

@@ -23,6 +23,7 @@ from good_rt.pipeline import check_models
 from good_rt.sources.base import Source
 from good_rt.sources.open import open_source
 from good_rt.splits import SplitConfig, Splits, make_splits
+from good_rt.training import TrainConfig
 
 PROBED = 200
 """Images whose size is looked at."""
@@ -77,9 +78,10 @@ def inspect(
     on_item: Callable[[int], None] = lambda count: None,
 ) -> Findings:
     """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and what to do."""
-    classes = load_classifier(classifier).config
     model = load_diffusion(diffusion)
-    check_models(model, load_classifier(classifier))
+    fitted = load_classifier(classifier).fitted(lambda: model.image_shape)
+    check_models(model, fitted)
+    classes = fitted.config
     data = IdData(images)
     data.labels(classes.classes)
     for path in (ood or {}).values():
@@ -142,7 +144,7 @@ def job_text(found: Findings, out: Path) -> str:
     train, config = found.count("train"), found.splits.config
     count = min(max(-(-train // 8 // 32) * 32, 128), 1024)
     batch = 32 if found.config.image_size <= 64 else 8
-    steps = 300 if train >= 2000 else 200
+    steps = TrainConfig.steps if train >= 2000 else 200
 
     def quoted(path: Path, demo: Path | None = None) -> str:
         return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
@@ -188,7 +190,8 @@ engine = "onnx"  # or "torch": without an export
 ood = ["img"]  # kinds to fine-tune the classifier with; [] for no fine-tuning (and detector.classifier = "before")
 control = false  # also fine-tune as long without OOD images, to compare with
 steps = {steps}
-lr = 6e-4
+lr = {TrainConfig.lr}
+interpolation = {TrainConfig.interpolation}  # how much of the way from the old weights to the trained ones is gone
 max_drop = 0.005  # largest loss of held-out accuracy with which a state is kept
 
 [detector]

@@ -15,6 +15,7 @@ from good_rt.errors import GoodRtError
 from good_rt.schedule import Trend
 from good_rt.settings import read_settings
 from good_rt.splits import SplitConfig
+from good_rt.training import TrainConfig
 
 DEMO = "demo"
 """Stands for the demo's model, classifier or images."""
@@ -91,11 +92,12 @@ class TrainSection:
 
     ood: tuple[Literal["img", "feat", "both"], ...] = ("img",)
     control: bool = False
-    steps: int = 300
-    lr: float = 6e-4
-    weight: float = 1.0
-    decoded_share: float = 0.25
-    max_drop: float = 0.005
+    steps: int = TrainConfig.steps
+    lr: float = TrainConfig.lr
+    weight: float = TrainConfig.weight
+    decoded_share: float = TrainConfig.decoded_share
+    interpolation: float = TrainConfig.interpolation
+    max_drop: float = TrainConfig.max_accuracy_drop
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.lr > 0:
