@@ -33,9 +33,9 @@ MODELS = {
 @click.option(
     "--images",
     type=click.IntRange(20),
-    default=160,
+    default=100,
     show_default=True,
-    help="Generated images of each kind of guidance.",
+    help="Generated images of each kind of guidance; three times as many at image level, which are trained with.",
 )
 @click.option(
     "--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps of the training."
@@ -69,7 +69,8 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     guided = [folders[kind] for kind in KINDS if kind != "none"]
     config, training = DetectorConfig(), TrainConfig(steps=steps, seed=seed, bfloat16=has_bfloat16())
     with progress(quiet=as_json) as bars:
-        jobs = [GenerationJob(images, kind, seed=seed, batch=min(60, images)) for kind in folders]
+        counts = {kind: 3 * images if kind == "img" else images for kind in KINDS}
+        jobs = [GenerationJob(count, kind, seed=seed, batch=min(50, count)) for kind, count in counts.items()]
         generator, describe = open_generator(
             MODEL,
             CLASSIFIER,
@@ -97,7 +98,12 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             title="good-rt demo: a classifier that knows what it was not trained on",
             summary=SUMMARY,
             models=MODELS,
-            settings={"seed": str(seed), "images of each kind": str(images), "training steps": str(steps)},
+            settings={
+                "seed": str(seed),
+                "images of each kind": str(images),
+                "at image level": str(3 * images),
+                "training steps": str(steps),
+            },
             files={"detector": str(detector)},
             also=[folders["none"]],
         )

@@ -45,7 +45,7 @@ Examples:
 @click.option(
     "--interpolation",
     type=click.FloatRange(0, 1, min_open=True),
-    default=0.5,
+    default=0.4,
     show_default=True,
     help="How much of the way from the old weights to the trained ones is gone.",
 )

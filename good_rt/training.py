@@ -44,7 +44,7 @@ class TrainConfig:
     """Share of the ID batch that is replaced by its VAE reconstruction, where reconstructions are given."""
     averaging: float = 0.98
     """Decay of the moving average of the weights, which is what is validated and kept; 0 for the weights alone."""
-    interpolation: float = 0.5
+    interpolation: float = 0.4
     """How much of the way from the classifier as it was to the trained weights is gone. Weights in between keep more
     of the accuracy, and tell OOD images better, than those at the end (Wortsman et al., arXiv 2109.01903)."""
     seed: int = 0
