@@ -42,9 +42,9 @@ Run = Callable[[], Mapping[str, Tensor]]
 
 
 def with_openvino(path: Path, arrays: Arrays, fixed: bool, exact: bool = True) -> tuple[Run, float]:
-    """The graph on OpenVINO on one thread, and the seconds that it took to compile; not ``exact``, in its own precision.
+    """The graph on OpenVINO on one thread, and the seconds that it took to compile.
 
-    Without being told to compute in float32 it takes half precision where the processor has it.
+    Where it isn't told to be ``exact``, it computes in half precision on processors that have that.
     """
     import openvino as ov
 
