@@ -96,7 +96,7 @@ def latents_of(generator: Generator, config: GuidanceConfig | None, indices: lis
     guidance = generator.guidance(job) if config else None
     return sample(
         generator.denoiser, generator.decode_with_gradient, guidance, generator.sigmas, config or GuidanceConfig(),
-        sample_seeds(job.seed, indices), generator.shape, generator.labels(indices),
+        sample_seeds(job.seed, indices), generator.shape, generator.rows(indices),
     )  # fmt: skip
 
 
@@ -142,8 +142,9 @@ def measure_samplers(generators: dict[str, Generator], repeats: int, with_compil
             }
             works["unguided"] = partial(latents_of, generators["engines"], None, indices)
             works["tfg"] = partial(tfg_latents, model, guidance, config, seeds, labels)
+            plain = works["tfg"]()
             with torch.no_grad():
-                expected = eager.decode(works["tfg"]())
+                expected = eager.decode(plain)
                 differences = {
                     name: float((eager.decode(run()) - expected).abs().max())
                     for name, run in works.items()

@@ -87,9 +87,7 @@ def compare(
                 bound = (floor + relative * size).clamp_min(1e-300)
                 difference = (found[name].double() - reference.double()).abs()
                 if name == GRADIENT:
-                    difference = _nearest(
-                        difference, bound, found[name], module, [arrays[key] for key in engine.inputs]
-                    )
+                    difference = nearest(difference, bound, found[name], module, [arrays[key] for key in engine.inputs])
                 excess = difference / bound
                 worst = float("nan") if excess.isnan().any() else float(excess.max())
                 rows.append(
@@ -98,8 +96,12 @@ def compare(
     return rows
 
 
-def _nearest(
-    difference: Tensor, bound: Tensor, gradient: Tensor, module: nn.Module, inputs: Sequence[Tensor]
+def nearest(
+    difference: Tensor,
+    bound: Tensor,
+    gradient: Tensor,
+    module: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
 ) -> Tensor:
     """The difference, of each sample that is beyond its bound the least one from a gradient at inputs close by."""
     for seed in range(NUDGES):

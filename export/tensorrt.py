@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, TensorProto
 
+import good_rt
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
 from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
@@ -105,6 +106,7 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
     profile = _profile(model, config, onnx_path)
     graph_sha256 = graph_hash(onnx_path, model)
     options = {
+        "good-rt": good_rt.__version__,  # whose rules say what is computed in half precision
         "graph": graph_sha256,
         "library": [library.name, library.version],
         "architectures": architectures,
@@ -319,7 +321,9 @@ def _timings(settings: Any, config: PlanConfig, library: Library, out: Path) -> 
         return
     path = config.timing_cache if config.timing_cache is not None else out.parent / "tensorrt.timings"
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    settings.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
+        # damaged, or of another version or GPU, whose timings say nothing of this one: a new one takes its place
+        settings.set_timing_cache(settings.create_timing_cache(b""), ignore_mismatch=False)
     yield
     with atomic_path(path) as temporary:
         temporary.write_bytes(settings.get_timing_cache().serialize())

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,40 @@ def test_settings_that_make_no_sense(tiny: Path) -> None:
     assert "dimension 'batch' is dynamic; give its --profile" in refusal(tiny, PlanConfig(profile={}))
     assert "has no timing cache" in refusal(tiny, PlanConfig(timing_cache=tiny.parent / "cache"))
     assert "pip install 'good-rt[tensorrt]'" in refusal(tiny, PlanConfig(library="tensorrt"))
+
+
+class Settings:
+    """Stands in for a builder's settings of the TensorRT that times its kernels."""
+
+    def __init__(self) -> None:
+        self.taken: bytes | None = None
+
+    def create_timing_cache(self, content: bytes) -> Any:
+        return None if content == b"damaged" else SimpleNamespace(content=content, serialize=lambda: content + b"+")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        fits = cache.content != b"another GPU's"
+        self.taken = cache.content if fits else self.taken
+        return fits
+
+    def get_timing_cache(self) -> Any:
+        return self.create_timing_cache(self.taken or b"")
+
+
+def test_timings_are_kept_where_they_fit(tmp_path: Path) -> None:
+    library: Any = SimpleNamespace(name="tensorrt", targets=())
+    path = tmp_path / "timings"
+    for before, taken in ((None, b""), (b"old", b"old"), (b"damaged", b""), (b"another GPU's", b"")):
+        if before is not None:
+            path.write_bytes(before)
+        settings = Settings()
+        with tensorrt._timings(settings, PlanConfig(timing_cache=path), library, tmp_path / "x.plan"):
+            assert settings.taken == taken
+        assert path.read_bytes() == taken + b"+"
+    with tensorrt._timings(Settings(), PlanConfig(), library, tmp_path / "x.plan"):
+        pass
+    assert (tmp_path / "tensorrt.timings").exists()
 
 
 def test_files_that_are_no_graphs(tmp_path: Path) -> None:
