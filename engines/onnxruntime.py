@@ -55,6 +55,8 @@ class OnnxRuntimeEngine:
         read_graph(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # threads that wait for work while spinning take the cores from PyTorch and from the other engines
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
         try:
             self._session = ort.InferenceSession(path, options, providers=list(providers))

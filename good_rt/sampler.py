@@ -106,7 +106,7 @@ def sample_steps(
                 assert guidance is not None
                 value, gradient = value_and_gradient(guidance, decoder, x0, width[t], draw)
                 if rho[t] > 0:
-                    # ∇_{x_t} = √ᾱ_t ∇_y; y_{t−1} += ρ_t ∇_{x_t}/(√α_t √ᾱ_{t−1}) = ρ_t/√ᾱ_t ∇_{x_t}
+                    # ∇_{x_t} = ∇_y/√ᾱ_t; y_{t−1} += ρ_t ∇_{x_t}/(√α_t √ᾱ_{t−1}) = ρ_t/√ᾱ_t ∇_{x_t}
                     through_unet = pull_back(gradient) / root_alpha
                     push = factor * rho[t] / root_alpha * limited(through_unet, value, config, t)
                 for iteration in range(config.n_iter if mu[t] > 0 else 0):
