@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from good_rt.errors import GoodRtError
+from good_rt.export.joining import fold_batch_norms, join_enlargements
 from good_rt.export.to_onnx import OPSET, export_onnx, first_line, trace
-from good_rt.export.upsampling import join_enlargements
 from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
 from good_rt.files import atomic_path
 
@@ -169,6 +169,7 @@ def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> V
         if node.target in ASSERTIONS:
             primal.graph.erase_node(node)
     primal.graph.eliminate_dead_code()
+    fold_batch_norms(primal)
     join_enlargements(primal.graph)
     inputs = [node for node in primal.graph.nodes if node.op == "placeholder"]
     return VjpModule(primal, inputs[list(examples).index(wrt)])

@@ -1,4 +1,4 @@
-"""Enlargement and convolution as one, against autograd through PyTorch's own."""
+"""Pairs of operations as one, against autograd through PyTorch's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from good_rt.export.upsampling import enlarged_convolution
+from good_rt.export.joining import enlarged_convolution
 from good_rt.export.vjp import vjp_module
 
 
@@ -40,6 +40,40 @@ def test_the_gradient_is_autograds_and_only_the_known_pair_is_joined(
     product = vjp_module(module, {"x": x}, "x")
     assert joined == any(node.target is enlarged_convolution for node in product.primal.graph.nodes)
     x = torch.randn(3, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = module(x)
+    v = torch.randn_like(expected)
+    y, gradient = product(v, x.detach())
+    torch.testing.assert_close(y, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+
+
+class Normalised(nn.Module):
+    """Two convolutions with batch norm, the second without affine parameters; the first is read twice where asked."""
+
+    def __init__(self, bias: bool, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1, bias=bias), nn.Conv2d(4, 4, 1, bias=bias, groups=2)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)])
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.norms[1](self.second(F.relu(self.norms[0](y))))
+        return z + y if self.twice else z
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("twice", [True, False])
+def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(bias: bool, twice: bool) -> None:
+    torch.manual_seed(0)
+    module = Normalised(bias, twice).double()
+    for _ in range(3):
+        module(torch.randn(16, 3, 8, 8, dtype=torch.float64) * 2 + 1)  # statistics that are not 0 and 1
+    module.eval()
+    product = vjp_module(module, {"x": torch.randn(2, 3, 8, 8, dtype=torch.float64)}, "x")
+    left = [node for node in product.primal.graph.nodes if "batch_norm" in str(node.target)]
+    assert len(left) == (1 if twice else 0)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     expected = module(x)
     v = torch.randn_like(expected)
     y, gradient = product(v, x.detach())

@@ -1,11 +1,13 @@
-"""Nearest-neighbour enlargement by 2 with the 3x3 convolution after it, pulled back as one convolution.
+"""Pairs of operations that are pulled back as one, before a graph is differentiated.
 
-Decoders and UNets enlarge so at every level. The gradient of the pair is one convolution with a 4x4 kernel and stride
-2, which takes 16 products a pixel where the two, one after the other, take 36 and a pass of pooling.
+Decoders and UNets enlarge by 2 before a 3x3 convolution at every level: the gradient of the pair is one convolution
+with a 4x4 kernel and stride 2, which takes 16 products a pixel where the two, one after the other, take 36 and a pass
+of pooling. And a convolution with batch norm's fixed statistics after it is a convolution with other weights.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +36,39 @@ def _enlarged_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> tup
     spread = F.conv2d(F.pad(flipped, (1, 1, 1, 1)), torch.ones_like(flipped[:1, :, :2, :2]))
     kernel = spread.reshape(inputs, outputs, 4, 4)
     return enlarged_convolution(x, weight, bias), (lambda g: F.conv2d(g, kernel, stride=FACTOR, padding=1),)
+
+
+def fold_batch_norms(graph: fx.GraphModule) -> None:
+    """Folds a batch norm with fixed statistics into the weights of the convolution before it, which it alone reads."""
+    for node in list(graph.graph.nodes):
+        if node.target is not operator.getitem or node.args[1] != 0:
+            continue
+        norm: Any = node.args[0]
+        if norm.target is not aten._native_batch_norm_legit_no_training.default or len(norm.users) > 1:
+            continue
+        convolution: Any = norm.args[0]
+        transposed = convolution.target is aten.convolution.default and convolution.args[6]
+        if convolution.target is not aten.convolution.default or transposed or len(convolution.users) > 1:
+            continue
+        sources = [*convolution.args[1:3], *norm.args[1:5]]
+        if any(source is not None and source.op != "get_attr" for source in sources):
+            continue  # weights that are computed
+        found: list[Any] = [None if source is None else operator.attrgetter(source.target)(graph) for source in sources]
+        weight, bias, gamma, beta, mean, variance = found
+        scale = torch.rsqrt(variance + norm.args[6])
+        scale = scale if gamma is None else scale * gamma
+        shift = -mean * scale if bias is None else (bias - mean) * scale
+        names = [f"folded_{node.name}_{part}" for part in ("weight", "bias")]
+        graph.register_buffer(names[0], (weight * scale[:, None, None, None]).detach())
+        graph.register_buffer(names[1], (shift if beta is None else shift + beta).detach())
+        with graph.graph.inserting_before(convolution):
+            folded = [graph.graph.get_attr(name) for name in names]
+        folded[0].meta, folded[1].meta = dict(convolution.args[1].meta), {}
+        convolution.update_arg(1, folded[0])
+        convolution.update_arg(2, folded[1])
+        node.replace_all_uses_with(convolution)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(norm)
 
 
 def join_enlargements(graph: fx.Graph) -> None:
