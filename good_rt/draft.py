@@ -145,6 +145,8 @@ def job_text(found: Findings, out: Path) -> str:
     count = min(max(-(-train // 8 // 32) * 32, 128), 1024)
     batch = 32 if found.config.image_size <= 64 else 8
     steps = TrainConfig.steps if train >= 2000 else 200
+    # half of the held-out images validate; fewer than two of them are no loss that can be told from chance
+    drop = max(0.005, round(2 / max(1, found.count("held_out") // 2), 3))
 
     def quoted(path: Path, demo: Path | None = None) -> str:
         return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
@@ -192,7 +194,7 @@ control = false  # also fine-tune as long without OOD images, to compare with
 steps = {steps}
 lr = {TrainConfig.lr}
 interpolation = {TrainConfig.interpolation}  # how much of the way from the old weights to the trained ones is gone
-max_drop = 0.005  # largest loss of held-out accuracy with which a state is kept
+max_drop = {drop}  # largest loss of held-out accuracy with which a state is kept
 
 [detector]
 classifier = "trained"  # or "before": the one that came
