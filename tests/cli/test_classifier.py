@@ -14,7 +14,7 @@ from torch import nn
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8))
+    network = nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(100, 8))
     path = tmp_path_factory.mktemp("exported") / "net.pt2"
     images = (torch.randn(2, 3, 24, 24),)
     torch.export.save(
@@ -27,10 +27,10 @@ def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path) -> 
     shown = run("classifier", "show", exported, "--mean", "0.5", "--std", "0.25,0.2,0.3", "--json")
     assert shown.code == 0, shown.err
     found = shown.json
-    assert (found["source"], found["parameters"], len(found["classes"])) == ("exported", 3 * 4 * 9 + 4 + 40, 8)
-    assert (found["channels"], found["size"], found["feature_dimension"]) == (3, 24, 4)
+    assert (found["source"], found["parameters"], len(found["classes"])) == ("exported", 304 + 808, 8)
+    assert (found["channels"], found["size"], found["feature_dimension"]) == (3, 24, 100)
     assert (found["mean"], found["std"]) == ([0.5], [0.25, 0.2, 0.3])
-    assert found["trainable"] and found["gradient"] and found["features"] == "the input of 4"
+    assert found["trainable"] and found["gradient"] and found["features"] == "the input of 3"
     text = run("classifier", "show", classifier_dir).out
     assert "small_resnet" in text and "[-1, 1] as it is" in text and "32 values" in text
     assert "is not a classifier folder" in run("classifier", "show", "nowhere").failed()

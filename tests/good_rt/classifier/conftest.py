@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from good_rt.classifier import Settings
+from good_rt.data import from_uint8
+from good_rt.demo import assets
 
 CLASSES = 8
 
@@ -37,20 +40,20 @@ class Plain(nn.Module):
         return self.fc(self.body(x))
 
 
-def settle(model: nn.Module) -> nn.Module:
-    """Random weights under which an image matters, as training leaves them; in evaluation mode."""
+def settle(model: nn.Module, size: int) -> nn.Module:
+    """Random weights under which an image matters, with batch norm's statistics of real images; in evaluation mode."""
     torch.manual_seed(3)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_mean"):
-            tensor.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("bias"):
-            tensor.normal_(0, 0.1)
-        elif tensor.ndim == 1 and tensor.is_floating_point():  # some are 0 at first
-            tensor.uniform_(0.5, 1.5)
-        elif tensor.is_floating_point() and tensor.ndim > 1:
-            tensor.normal_(0, (1 / tensor[0].numel()) ** 0.5)
+    for tensor in model.parameters():
+        if tensor.ndim > 1:
+            nn.init.normal_(tensor, 0, (1 / tensor[0].numel()) ** 0.5)
+        else:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    images = F.interpolate(from_uint8(assets.load_images("train").images[:32]), (size, size), mode="bilinear")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images.expand(-1, 3, -1, -1))
     return model.eval()
 
 
@@ -77,7 +80,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def timm_source(folder: Path) -> Source:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    model: Any = settle(timm.create_model("test_resnet", num_classes=CLASSES))
+    model: Any = settle(timm.create_model("test_resnet", num_classes=CLASSES), 160)
     save_file(state_of(model), folder / "timm.safetensors")
     data = timm.data.resolve_model_data_config(model)
     return Source(
@@ -95,7 +98,7 @@ def timm_source(folder: Path) -> Source:
 def torchvision_source(folder: Path) -> Source:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    model: Any = settle(torchvision.models.shufflenet_v2_x0_5(num_classes=CLASSES))
+    model: Any = settle(torchvision.models.shufflenet_v2_x0_5(num_classes=CLASSES), 64)
     save_file(state_of(model), folder / "torchvision.safetensors")
     transforms = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.transforms()
     taken: list[Tensor] = []
@@ -126,7 +129,7 @@ def transformers_source(folder: Path) -> Source:
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16,
         num_labels=CLASSES,
     )  # fmt: skip
-    model: Any = settle(transformers.ViTForImageClassification(config))
+    model: Any = settle(transformers.ViTForImageClassification(config), 48)
     model.save_pretrained(folder / "vit")
     preprocessing = {
         "do_resize": True, "size": {"height": 48, "width": 48}, "resample": 3, "do_rescale": True,
@@ -147,7 +150,7 @@ def transformers_source(folder: Path) -> Source:
 
 def module_source(folder: Path) -> Source:
     torch.manual_seed(0)
-    model: Any = settle(Plain())
+    model: Any = settle(Plain(), 32)
     save_file(state_of(model), folder / "plain.safetensors")
     (folder / "own_code.py").write_text(f"import sys\nfrom {Plain.__module__} import Plain\n")
     return Source(
@@ -165,7 +168,7 @@ def module_source(folder: Path) -> Source:
 
 def graph_source(spec: str) -> Source:
     torch.manual_seed(0)
-    model: Any = settle(Plain())
+    model: Any = settle(Plain(), 32)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     settings = Settings(mean=mean, std=std, size=32)
     return Source(spec, model, model.body, 32, 32, "bilinear", mean, std, settings)
