@@ -18,6 +18,7 @@ from good_rt.diffusion.parts import class_name, empty_part, fingerprint, load_di
 from good_rt.diffusion.process import load_process
 from good_rt.diffusion.sd3 import Sd3
 from good_rt.diffusion.stable_diffusion import StableDiffusion
+from good_rt.diffusion.timesteps import fix_timesteps
 from good_rt.diffusion.unet import UNet
 from good_rt.errors import GoodRtError
 
@@ -88,6 +89,7 @@ def load_diffusion(
     config = empty_part(layout.network).config
     family.check(config, layout.folder)
     network = load_diffusers_part(layout.network, family.classes)
+    fix_timesteps(network)
     autoencoder = None if layout.autoencoder is None else load_autoencoder(layout.autoencoder)
     sample_shape = family.sample_shape(config)
     factor = 1 if autoencoder is None else autoencoder.factor

@@ -37,6 +37,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -53,6 +54,7 @@ from good_rt.data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.diffusion.load import FAMILIES
+from good_rt.diffusion.timesteps import FixedTimesteps
 from good_rt.errors import GoodRtError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
@@ -347,11 +349,14 @@ def test_images_are_those_of_diffusers_pipeline(
     torch.testing.assert_close(images, expected, rtol=0, atol=3e-3 if name in {"sd3", "flux"} else 1e-4)
 
 
-FLUX = pytest.mark.xfail(reason="its graphs, with random weights, miss the default parity bound by a factor of 1 to 2")
+@pytest.mark.parametrize("settings", [(8, True, 0), (8, False, 1), (7, True, 0, 2)])
+def test_timesteps_are_embedded_as_in_diffusers(settings: tuple[Any, ...]) -> None:
+    steps = torch.tensor([0.0, 0.5, 12.25, 999.0, 3500.0])
+    torch.testing.assert_close(FixedTimesteps(*settings)(steps), Timesteps(*settings)(steps), rtol=0, atol=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[FLUX] if name == "flux" else []) for name in BUILDERS])
+@pytest.mark.parametrize("name", BUILDERS)
 def test_the_whole_way(
     folders: Callable[[str], Path], name: str, classifier_dir: Path, classifier: Classifier, id_dir: Path,
     generator: Generator, make_job: Callable[..., GenerationJob], tmp_path: Path,
