@@ -33,7 +33,7 @@ def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [
-    GuidanceConfig(mu=0.1), GuidanceConfig(rho=0.1), GuidanceConfig(mu=0.1, rho=0.1, n_iter=2),
+    GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.2), GuidanceConfig(mu=0.2, rho=0.1, n_iter=2),
     GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
 ])  # fmt: skip
 def test_engines_guide_to_the_images_of_pytorch(
