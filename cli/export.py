@@ -25,6 +25,7 @@ Examples:
   good-rt export                                            the demo's models to ./good-rt-engines
   good-rt export --model sd/ --classifier clf/ -o engines/
   good-rt export --model sd/ --classifier clf/ --gradient-decoder taesd/
+  good-rt export --model sd/ --classifier clf/ --parity-batch 1   where 16 at once is too much memory
   good-rt export --relative 1e-4 --absolute 1e-5 --force    with tighter tolerances
   good-rt export --to tensorrt --arch sm89 --arch sm120 --precision fp16 --profile 1/16/64
   good-rt export --to tensorrt --onnx detector.onnx -o .    a plan of any ONNX file
@@ -57,6 +58,15 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="ONNX operator set.")
 @click.option("--relative", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
 @click.option("--absolute", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
+@click.option(
+    "--parity-batch",
+    "batches",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 2, 5, 16),
+    show_default=True,
+    help="Batch size to check at; give it again for more, and small ones where memory is short.",
+)
 @click.option(
     "--gradients/--no-gradients",
     default=True,
@@ -103,8 +113,8 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @json_option
 def export(
     model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float,
-    gradients: bool, gradient_decoder: Path | None, image_size: int | None, force: bool, to: str,
-    architectures: tuple[str, ...], precision: str,
+    batches: tuple[int, ...], gradients: bool, gradient_decoder: Path | None, image_size: int | None, force: bool,
+    to: str, architectures: tuple[str, ...], precision: str,
     profiles: tuple[tuple[str, tuple[int, int, int]], ...], library: str | None, tf32: bool,
     optimisation_level: int | None, timing_cache: Path | None, graph: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -146,6 +156,7 @@ def export(
                 opset=opset,
                 relative=relative,
                 absolute=absolute,
+                batches=batches,
                 force=force,
                 gradients=gradients,
                 gradient_decoder=gradient_decoder,

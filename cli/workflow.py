@@ -29,7 +29,7 @@ from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.export.parity import ABSOLUTE, RELATIVE
+from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE
 from good_rt.export.to_onnx import OPSET
 from good_rt.files import read_json, write_json
 from good_rt.generation import GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
@@ -102,6 +102,7 @@ def run_export(
     opset: int = OPSET,
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
+    batches: Sequence[int] = BATCHES,
     force: bool = False,
     gradients: bool = True,
     k: int = GenerationJob.k,
@@ -124,7 +125,7 @@ def run_export(
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
             model_dir, classifier, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
-            absolute=absolute, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
+            absolute=absolute, batches=batches, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
             on_graph=lambda name: advance(1),
         )  # fmt: skip
 

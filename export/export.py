@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -15,15 +16,16 @@ from good_rt.classifier import Classifier, load_classifier
 from good_rt.differentiable import VjpPair
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
+from good_rt.engines.onnx_file import data_files, graph_hash
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest
-from good_rt.export.parity import ABSOLUTE, RELATIVE, AutogradVjp, Parity, compare
+from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.export.vjp import cotangent_names, export_vjp_onnx
-from good_rt.files import atomic_path, sha256
+from good_rt.files import atomic_path
 
 HALVES = ("forward", "backward")
 
@@ -38,6 +40,7 @@ def export_models(
     opset: int = OPSET,
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
+    batches: Sequence[int] = BATCHES,
     force: bool = False,
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
@@ -45,10 +48,11 @@ def export_models(
 ) -> tuple[Manifest, bool]:
     """Exports every graph into ``out`` and returns the manifest, and whether anything had to be done.
 
-    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check; with ``fused`` the graphs that give
-    gradients are exported as well. ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. An unchanged model
-    with intact files is left alone unless ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not
-    what PyTorch computes, and GoodRtError when ``out`` holds other things than engines.
+    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at each of ``batches``;
+    with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
+    `load_diffusion`'s. An unchanged model with intact files is left alone unless ``force``. Raises ParityError, leaving
+    ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError when ``out`` holds other things than
+    engines.
     """
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     if not isinstance(classifier, Classifier):
@@ -75,6 +79,7 @@ def export_models(
         raise GoodRtError(
             f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"
         )
+    check = partial(compare, batches=batches, relative=relative, absolute=absolute)
     entries: dict[str, GraphEntry] = {}
     rows: list[Parity] = []
     with atomic_path(out) as folder:
@@ -85,16 +90,16 @@ def export_models(
             _write(graph, path, opset)
             engine = OnnxRuntimeEngine(path)
             reference, makers = _reference(graph)
-            rows += compare(name, engine, reference, makers, relative=relative, absolute=absolute)
+            rows += check(name, engine, reference, makers)
             entries[name] = _entry(path, engine)
+            del engine  # a large model's weights need not be there twice
             if graph.split:
                 forward, backward = (folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES)
                 split_vjp(path, forward, backward)
                 halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
-                rows += compare(
-                    f"{name} in two", VjpPair(*halves.values()), reference, makers, relative=relative, absolute=absolute
-                )
+                rows += check(f"{name} in two", VjpPair(*halves.values()), reference, makers)
                 entries |= {half.stem: _entry(half, engine) for half, engine in halves.items()}
+                del halves
         failed = [row for row in rows if not row.ok]
         if failed:
             worst = max(failed, key=lambda row: row.excess)
@@ -115,7 +120,9 @@ def export_models(
 
 
 def _entry(path: Path, engine: Engine) -> GraphEntry:
-    return GraphEntry(path.name, sha256(path), path.stat().st_size, engine.inputs, engine.outputs)
+    data = tuple(data_files(onnx.load(path, load_external_data=False)))
+    size = sum((path.parent / name).stat().st_size for name in (path.name, *data))
+    return GraphEntry(path.name, graph_hash(path, data), size, engine.inputs, engine.outputs, data)
 
 
 def _write(graph: Graph, path: Path, opset: int) -> None:

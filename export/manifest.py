@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from good_rt.engines.base import TensorSpec
+from good_rt.engines.onnx_file import graph_hash
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
-from good_rt.files import read_json, sha256, write_json
+from good_rt.files import read_json, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -23,13 +24,14 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One exported graph: file, hash, inputs and outputs."""
+    """One exported graph: its file and those of its external data, one hash of them all, inputs and outputs."""
 
     file: str
     sha256: str
     bytes: int
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ class Manifest:
         try:
             graphs = {
                 name: GraphEntry(
-                    entry["file"], entry["sha256"], entry["bytes"], _specs(entry["inputs"]), _specs(entry["outputs"])
+                    entry["file"],
+                    entry["sha256"],
+                    entry["bytes"],
+                    _specs(entry["inputs"]),
+                    _specs(entry["outputs"]),
+                    tuple(entry.get("data", ())),
                 )
                 for name, entry in value["graphs"].items()
             }
@@ -78,13 +85,15 @@ class Manifest:
     def check_files(self, folder: Path) -> None:
         """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one that was exported."""
         for name, entry in self.graphs.items():
-            path = folder / entry.file
-            if Path(entry.file).name != entry.file:
-                raise GoodRtError(f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again")
-            if not path.exists():
-                raise GoodRtError(f"{path} is missing; export again")
-            if sha256(path) != entry.sha256:
-                raise GoodRtError(f"{path} is not the file that was exported (its hash differs); export again")
+            for file in (entry.file, *entry.data):
+                if Path(file).name != file:
+                    raise GoodRtError(f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again")
+                if not (folder / file).exists():
+                    raise GoodRtError(f"{folder / file} is missing; export again")
+            if graph_hash(folder / entry.file, entry.data) != entry.sha256:
+                raise GoodRtError(
+                    f"{folder / entry.file} is not the file that was exported (its hash differs); export again"
+                )
 
 
 def load_engines(

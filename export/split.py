@@ -19,10 +19,11 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     """Writes (*inputs) -> (*outputs, *residuals) and (*cotangents, *residuals) -> gradient from a joint VJP graph.
 
     A residual is whatever the backward half reads of the forward one: activations and inputs. Shapes are none: each
-    half computes its own from its batch size, since TensorRT would want their values when it builds a plan. Raises
-    GoodRtError when the graph's tensors have no types to cut at.
+    half computes its own from its batch size, since TensorRT would want their values when it builds a plan. Weights
+    that lie in a file of their own stay there, and both halves read it. Raises GoodRtError when the graph's tensors
+    have no types to cut at.
     """
-    model = onnx.shape_inference.infer_shapes(onnx.load(joint), strict_mode=False)
+    model = onnx.shape_inference.infer_shapes(onnx.load(joint, load_external_data=False), strict_mode=False)
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     cotangents = [value.name for value in graph.input if value.name.startswith("cotangent")]

@@ -23,7 +23,7 @@ from onnx import ModelProto, TensorProto
 
 import good_rt
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
+from good_rt.engines.onnx_file import LARGEST_FILE, data_files, graph_hash, read_graph
 from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, to_half
@@ -104,7 +104,7 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
     architectures = _architectures(library, config)
     model = read_graph(onnx_path)
     profile = _profile(model, config, onnx_path)
-    graph_sha256 = graph_hash(onnx_path, model)
+    graph_sha256 = graph_hash(onnx_path, data_files(model))
     options = {
         "good-rt": good_rt.__version__,  # whose rules say what is computed in half precision
         "graph": graph_sha256,
@@ -144,15 +144,6 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
         )
     write_json(info_path(out), info.to_json())
     return info, True
-
-
-def graph_hash(path: Path, model: ModelProto | None = None) -> str:
-    """The SHA-256 of an ONNX file, or of it and its files of external data where it has them."""
-    names = data_files(model if model is not None else read_graph(path))
-    digest = hashlib.sha256(sha256(path).encode())
-    for name in names:
-        digest.update(f"{name} {sha256(path.parent / name)}".encode())
-    return digest.hexdigest() if names else sha256(path)
 
 
 def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
+from good_rt.engines.onnx_file import LARGEST_FILE
 from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path
 
 OPSET = 20
 
@@ -80,14 +83,23 @@ def export_onnx(
         raise
     except Exception as error:  # the exporter raises many kinds; its first line says which operation it was
         raise GoodRtError(f"{path.name} cannot be exported to ONNX: {first_line(error)}") from None
-    model = program.model_proto
-    for key, value in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=value)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise GoodRtError(f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}") from None
-    onnx.save(model, path)
+    program.model.metadata_props.update(metadata or {})
+    _write(program.model, path)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """The graph, whole or not at all; weights that are beyond what one file may hold go to NAME.data beside it."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    large = sum(tensor.nbytes for tensor in weights if tensor is not None) > LARGEST_FILE
+    data = f"{path.name}.data"
+    with atomic_path(path) as temporary:
+        ir.save(model, temporary, external_data=data if large else None)
+        try:
+            onnx.checker.check_model(temporary, full_check=not large)
+        except onnx.checker.ValidationError as error:
+            raise GoodRtError(f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}") from None
+        if large:
+            os.replace(temporary.with_name(data), path.with_name(data))
 
 
 def first_line(error: Exception) -> str:

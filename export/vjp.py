@@ -19,7 +19,6 @@ from good_rt.errors import GoodRtError
 from good_rt.export.joining import fold_batch_norms, join_enlargements
 from good_rt.export.to_onnx import OPSET, export_onnx, first_line, trace
 from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
-from good_rt.files import atomic_path
 
 aten = torch.ops.aten
 
@@ -194,13 +193,5 @@ def export_vjp_onnx(
     with torch.no_grad():
         values = module(*examples.values())
     cotangents = dict(zip(cotangent_names(outputs), values if isinstance(values, tuple) else (values,), strict=True))
-    with atomic_path(path) as temporary:
-        export_onnx(
-            product,
-            {**cotangents, **examples},
-            (*outputs, GRADIENT),
-            temporary,
-            opset=opset,
-            metadata=metadata,
-            rewrite=False,
-        )
+    inputs = {**cotangents, **examples}
+    export_onnx(product, inputs, (*outputs, GRADIENT), path, opset=opset, metadata=metadata, rewrite=False)

@@ -12,9 +12,6 @@ minutes.
 
 from __future__ import annotations
 
-import copy
-import math
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,8 +20,9 @@ import fashion_mnist
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from fitting import batches, fit
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from good_rt.demo.network import SmallResNet
 
@@ -49,72 +47,6 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = moves[:, :1] + torch.arange(32)
     columns = moves[:, 1:] + torch.arange(32)
     return padded[torch.arange(len(x))[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
-
-
-def fit(
-    name: str,
-    out: Path,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    loss: Callable[[Tensor, torch.Generator], Tensor],
-    size: int,
-    batch: int,
-    steps: int,
-    ema: float,
-    clip: float = 1.0,
-) -> None:
-    """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a checkpoint.
-
-    The model ends as the exponential moving average of its weights.
-    """
-    checkpoint = out / f"{name}.ckpt"
-    average = copy.deepcopy(model).requires_grad_(False)
-    step = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.load_state_dict(state["average"])
-        step = state["step"]
-        click.echo(f"{name}: goes on at step {step}")
-    peaks = [group.setdefault("peak", group["lr"]) for group in optimiser.param_groups]
-    began, first, shown = time.time(), step, 0.0
-    model.train()
-    while step < steps:
-        generator = torch.Generator().manual_seed(step)  # a batch depends on its step alone, so a resumed run agrees
-        if step % (size // batch) == 0 or step == first:
-            epoch = torch.Generator().manual_seed(1_000_000 + step // (size // batch))
-            order = torch.randperm(size, generator=epoch)
-        offset = step % (size // batch) * batch
-        factor = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        value = loss(order[offset : offset + batch], generator)
-        optimiser.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimiser.step()
-        step += 1
-        decay = min(ema, (1 + step) / (10 + step))
-        for target, weight in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-            if target.is_floating_point():
-                target.lerp_(weight, 1 - decay)  # batch norm's running statistics as well
-        shown = 0.98 * shown + 0.02 * value.item()
-        if step % 100 == 0 or step == steps:
-            speed = (time.time() - began) / (step - first)
-            click.echo(f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step")
-        if step % 250 == 0 or step == steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-            state["average"] = average.state_dict()
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    model.load_state_dict(average.state_dict())
-    model.eval().requires_grad_(False)
-
-
-def batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int = 500) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([run(part) for part in x.split(size)])
 
 
 @click.group()

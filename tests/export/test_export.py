@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import good_rt.export.export as under_test
+from good_rt.classifier import Classifier
 from good_rt.data import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.export import export_models
-from good_rt.export.graphs import graphs_of
+from good_rt.export.graphs import FusedGuidance, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
+from good_rt.generation import Generator
 
 IMAGES = from_uint8(assets.load_images("held_out").images[:4])
 
@@ -145,3 +147,27 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(engines
     assert made["class_labels"].tolist() == [0, 1, 2, 3, 4]
     without = graphs_of(model, classifier, None)
     assert set(without["unet"].inputs) == {"random"}
+
+
+def test_weights_beyond_one_file(
+    model_dir: Path, classifier: Classifier, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of more than 2 GB: weights in a file beside the graph, which the halves of a gradient share."""
+    monkeypatch.setattr("good_rt.export.to_onnx.LARGEST_FILE", 100_000)
+    fused = FusedGuidance(generator.bank, 5)
+    manifest, _ = export_models(model_dir, classifier, tmp_path / "engines", images=IMAGES, fused=fused, batches=(1, 3))
+    assert {row.batch for row in manifest.parity} == {1, 3} and all(row.ok for row in manifest.parity)
+    data = {name: entry.data for name, entry in manifest.graphs.items()}
+    assert data["unet"] == ("unet.onnx.data",)
+    assert data["unet_vjp"] == data["unet_forward"] == data["unet_backward"] == ("unet_vjp.onnx.data",)
+    path = tmp_path / "engines" / "unet.onnx.data"
+    assert path.with_name("unet.onnx").stat().st_size + path.stat().st_size == manifest.graphs["unet"].bytes
+    load_engines(tmp_path / "engines")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(GoodRtError, match=r"unet\.onnx is not the file that was exported"):
+        load_engines(tmp_path / "engines")
+    path.unlink()
+    with pytest.raises(GoodRtError, match=r"unet\.onnx\.data is missing; export again"):
+        load_engines(tmp_path / "engines")

@@ -17,10 +17,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from good_rt.engines.onnx_file import graph_hash
 from good_rt.engines.tensorrt import PlanInfo, info_path
 from good_rt.errors import GoodRtError
 from good_rt.export import tensorrt
-from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, graph_hash, plan_path
+from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, plan_path
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import sha256
 
@@ -244,14 +245,14 @@ def test_external_data(tiny: Path, tmp_path: Path) -> None:
     folder.mkdir()
     path, data = folder / "graph.onnx", folder / "weights"
     onnx.save(onnx.load(tiny), path, save_as_external_data=True, location="weights", size_threshold=0)
-    before = graph_hash(path)
+    before = graph_hash(path, ["weights"])
     for precision in ("fp32", "fp16"):
         info, _ = build_plan(path, PlanConfig(("sm89",), precision), tmp_path / f"{precision}.plan")
         assert info.graph == "model/graph.onnx" and info.graph_sha256 == before
     content = bytearray(data.read_bytes())
     content[0] ^= 1
     data.write_bytes(content)
-    assert graph_hash(path) != before
+    assert graph_hash(path, ["weights"]) != before
     data.rename(tmp_path / "weights")
     assert "are missing (weights)" in refusal(path)
     model = onnx.load(path, load_external_data=False)
