@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from good_rt.classifier.resampling import resampling_matrix
 from good_rt.errors import GoodRtError
 
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Grey of red, green and blue (ITU-R BT.601, as Pillow's)."""
+
 
 @dataclass(frozen=True)
 class Resize:
@@ -60,6 +63,7 @@ class Classifier(nn.Module):
     mean: Tensor | None
     std: Tensor | None
     resampling: Tensor | None
+    luminance: Tensor
 
     def __init__(self, network: nn.Module, config: ClassifierConfig, fingerprint: str = "") -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class Classifier(nn.Module):
         self.fingerprint = fingerprint
         mean, std, resize = config.mean, config.std, config.resize
         channels = config.input_channels or config.channels
-        if channels != config.channels and config.channels != 1:
+        if channels != config.channels and config.channels != 1 and (channels, config.channels) != (1, 3):
             raise GoodRtError(
                 f"the classifier takes images of {channels} channel{'s' if channels > 1 else ''}, these have "
                 f"{config.channels}; convert them"
@@ -80,6 +84,7 @@ class Classifier(nn.Module):
             raise GoodRtError("the classifier's mean and std belong together; give both or neither")
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
         matrix = None
         if resize is not None and config.image_size != resize.crop:
             matrix = resampling_matrix(config.image_size, resize.size, resize.crop, resize.interpolation)
@@ -101,9 +106,11 @@ class Classifier(nn.Module):
         if self.resampling is not None:
             across = F.linear(images, self.resampling)
             images = F.linear(across.transpose(2, 3), self.resampling).transpose(2, 3)
+        channels = self.config.input_channels
+        if channels == 1 and images.shape[1] == 3:
+            images = (images * self.luminance).sum(dim=1, keepdim=True)
         if self.mean is not None and self.std is not None:
             images = ((images + 1) / 2 - self.mean) / self.std
-        channels = self.config.input_channels
         if channels is not None and images.shape[1] != channels:
             images = images.expand(-1, channels, -1, -1)
         return images

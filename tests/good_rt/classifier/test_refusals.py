@@ -182,8 +182,8 @@ def test_channels_sizes_and_classes_that_do_not_fit(classifier: Classifier) -> N
     network = SmallResNet(in_channels=1, width=8)
     config = ClassifierConfig("small_resnet", ("a",) * 8, 1, 32, {"width": 8}, input_channels=1, resize=Resize(32, 32))
     grey = Classifier(network, config)
-    with pytest.raises(GoodRtError, match="takes images of 1 channel, these have 3; convert them"):
-        grey.for_images(3, 32)
+    with pytest.raises(GoodRtError, match="takes images of 1 channel, these have 4; convert them"):
+        grey.for_images(4, 32)
     with pytest.raises(GoodRtError, match=r"takes images of shape \(1, 32, 32\) alone"):
         classifier.for_images(1, 64)
     with pytest.raises(GoodRtError, match="takes square images, not 32x48"):

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
-from good_rt.classifier import Classifier, Resize, load_classifier, predict, save_classifier
+from good_rt.classifier import Classifier, ClassifierConfig, Resize, load_classifier, predict, save_classifier
 from good_rt.data import from_uint8
 from good_rt.demo import assets
+from good_rt.demo.network import SmallResNet
 from good_rt.discrepancy import ClassifierGuidance, IdScales
 from good_rt.errors import GoodRtError
 
@@ -141,3 +142,13 @@ def test_resizing_is_pils(interpolation: str, size: int, crop: int) -> None:
     np.testing.assert_allclose(
         matrix @ image @ matrix.T, whole[first : first + crop, first : first + crop], rtol=1e-4, atol=1e-3
     )
+
+
+def test_a_grey_classifier_sees_the_luminance_of_colour() -> None:
+    config = ClassifierConfig("small_resnet", ("a",) * 8, 1, 32, {"width": 8}, input_channels=1, resize=Resize(32, 32))
+    grey = Classifier(SmallResNet(in_channels=1, width=8), config).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    by_pillow = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])
+    found = (grey.for_images(3, 32).prepare(from_uint8(pixels)) + 1) * 127.5
+    assert found.shape == (5, 1, 32, 32)
+    np.testing.assert_allclose(found[:, 0].numpy(), by_pillow, atol=0.51)
