@@ -5,15 +5,13 @@ Runtimes are C++ that trusts its input more than this, and their errors name lin
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 from good_rt.errors import GoodRtError
-from good_rt.files import sha256
 
 LARGEST_FILE = 2**31 - 2**24
 """Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some room."""
@@ -49,14 +47,6 @@ def read_graph(path: Path) -> ModelProto:
 def data_files(model: ModelProto) -> list[str]:
     """The files of a graph's external data, each once, as the graph names them."""
     return sorted({found for tensor in _tensors(model.graph) if (found := _data_file(tensor)) is not None})
-
-
-def graph_hash(path: Path, data: Sequence[str]) -> str:
-    """The SHA-256 of an ONNX file, or of it and its files of external data (`data_files`) where it has them."""
-    digest = hashlib.sha256(sha256(path).encode())
-    for name in data:
-        digest.update(f"{name} {sha256(path.parent / name)}".encode())
-    return digest.hexdigest() if data else sha256(path)
 
 
 def _check_data(model: ModelProto, path: Path) -> None:

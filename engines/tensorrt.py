@@ -231,7 +231,7 @@ class _Captured:
 class TensorRTEngine:
     """A plan on the present GPU. Tensors elsewhere are taken there, and the outputs back to where they came from.
 
-    ``graph_sha256`` is the hash of the ONNX file that it must have been built of (`onnx_file.graph_hash`).
+    ``graph_sha256`` is the hash of the ONNX file that it must have been built of (`export.manifest.graph_hash`).
     ``cuda_graphs`` records the kernels of each set of shapes once and replays them: for the same few shapes again and
     again. Raises GoodRtError when there is no GPU, or the plan is of another library version, architecture or graph.
     No GPU has run this class yet; the module's docstring says what was tested.

@@ -16,11 +16,11 @@ from good_rt.classifier import Classifier, load_classifier
 from good_rt.differentiable import VjpPair
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.onnx_file import data_files, graph_hash
+from good_rt.engines.onnx_file import data_files
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
-from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest
+from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, graph_hash
 from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import OPSET, export_onnx

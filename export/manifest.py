@@ -5,18 +5,18 @@ Engines are loaded through it, so that a damaged file or another model's engine 
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnx_file import graph_hash
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
-from good_rt.files import read_json, write_json
+from good_rt.files import read_json, sha256, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -94,6 +94,14 @@ class Manifest:
                 raise GoodRtError(
                     f"{folder / entry.file} is not the file that was exported (its hash differs); export again"
                 )
+
+
+def graph_hash(path: Path, data: Sequence[str]) -> str:
+    """The SHA-256 of an ONNX file, or of it and its files of external data (`data_files`) where it has them."""
+    digest = hashlib.sha256(sha256(path).encode())
+    for name in data:
+        digest.update(f"{name} {sha256(path.parent / name)}".encode())
+    return digest.hexdigest() if data else sha256(path)
 
 
 def load_engines(

@@ -23,11 +23,11 @@ from onnx import ModelProto, TensorProto
 
 import good_rt
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnx_file import LARGEST_FILE, data_files, graph_hash, read_graph
+from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
 from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, to_half
-from good_rt.export.manifest import Manifest
+from good_rt.export.manifest import Manifest, graph_hash
 from good_rt.files import atomic_path, sha256, write_json
 
 PRECISIONS = ("fp32", *HALF)

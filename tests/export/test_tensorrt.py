@@ -17,10 +17,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from good_rt.engines.onnx_file import graph_hash
 from good_rt.engines.tensorrt import PlanInfo, info_path
 from good_rt.errors import GoodRtError
 from good_rt.export import tensorrt
+from good_rt.export.manifest import graph_hash
 from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, plan_path
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import sha256
