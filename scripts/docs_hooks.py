@@ -25,3 +25,11 @@ def on_startup(**_: Any) -> None:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """LaTeX between lines of $$ becomes MathML, which browsers show by themselves."""
     return re.sub(r"^\$\$\n(.*?)\n\$\$$", lambda found: convert(found[1], display="block"), markdown, flags=re.M | re.S)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Files are named as they stand in the repository, and the method's code is unfolded."""
+    output = output.replace(f"{TREE.relative_to(ROOT)}/", "")
+    if page.file.src_uri != "method.md":
+        return output
+    return output.replace('<details class="mkdocstrings-source"', '<details open class="mkdocstrings-source"')

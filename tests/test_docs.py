@@ -1,8 +1,12 @@
-"""The Python in docs/jobs.md runs as it stands there, on small models and a few images."""
+"""Every command and every piece of Python in docs/ runs as it stands there, on small models and a few images.
+
+The tutorial's are in tests/test_tutorial.py; `good-rt demo` and the installation are run by CI, as the README has them.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,8 @@ from PIL import Image
 
 from good_rt.demo import assets
 
-DOCS = Path(__file__).parents[1] / "docs" / "jobs.md"
+DOCS = Path(__file__).parents[1] / "docs"
+ELSEWHERE = {"tutorial.md", "index.md"}
 QUICK = {
     "count = 128": "count = 10",
     "steps = 25": "steps = 2",
@@ -26,35 +31,77 @@ QUICK = {
 }
 
 
-@pytest.mark.slow
-def test_the_documents_python(
-    run: Callable[..., Any], model_dir: Path, classifier_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def blocks(page: str, language: str) -> list[str]:
+    """The page's code in that language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of every `good-rt` in the page's shell commands."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("good-rt ")]
+
+
+@pytest.fixture
+def workplace(
+    model_dir: Path, classifier_dir: Path, detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with what the documents speak of, which is the current one: photos/, clf/, ddpm/, detector.onnx."""
     data = assets.load_images("test")
     assert data.labels is not None
     for row in range(240):
         path = tmp_path / "photos" / assets.CLASSES[data.labels[row]] / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(data.images[row, ..., 0]).save(path)
-    np.savez(tmp_path / "street.npz", images=assets.load_images("photos").images[:8])
+    Image.fromarray(data.images[300, ..., 0]).resize((48, 64)).convert("RGB").save(tmp_path / "photo.jpg")
     (tmp_path / "street").mkdir()
-    shutil.move(tmp_path / "street.npz", tmp_path / "street")
+    np.savez(tmp_path / "street" / "street.npz", images=assets.load_images("photos").images[:8])
     shutil.copytree(model_dir, tmp_path / "ddpm")
     shutil.copytree(classifier_dir, tmp_path / "clf")
+    shutil.copy(detector_path, tmp_path)
     monkeypatch.chdir(tmp_path)
-    text = DOCS.read_text()
-    assert run("init", "photos/", "--classifier", "clf/", "--model", "ddpm/").code == 0
-    job = (tmp_path / "job.toml").read_text()
+    return tmp_path
+
+
+def hurry(job: Path) -> None:
+    """Has a job take seconds."""
+    text = job.read_text()
     for before, after in QUICK.items():
-        assert before in job, before
-        job = job.replace(before, after)
-    job = re.sub("max_drop = [0-9.]+", "max_drop = 1.0", job)
-    (tmp_path / "job.toml").write_text(job)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 7
+        assert before in text, before
+        text = text.replace(before, after)
+    job.write_text(re.sub("max_drop = [0-9.]+", "max_drop = 1.0", text))
+
+
+def test_every_page_is_run_and_in_the_navigation() -> None:
+    pages = {path.name for path in DOCS.glob("*.md")}
+    assert {page for page in pages if commands(page) or blocks(page, "python")} <= ELSEWHERE | {*RUN, "jobs.md"}
+    assert {page for page in pages if page not in (DOCS.parent / "mkdocs.yml").read_text()} == set()
+
+
+RUN = ["detector.md", "own-models.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_commands_and_python(page: str, workplace: Path, run: Callable[..., Any]) -> None:
+    assert commands(page)
+    for arguments in commands(page):
+        assert run(*arguments).code == 0, arguments
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})
+
+
+@pytest.mark.slow
+def test_a_job_and_its_steps_in_python(workplace: Path, run: Callable[..., Any]) -> None:
+    first, second = commands("jobs.md")
+    assert run(*first).code == 0
+    hurry(workplace / "job.toml")
+    assert run(*second).code == 0
+    code = blocks("jobs.md", "python")
+    assert len(code) == 7
     names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, str(DOCS), "exec"), names)
+    for block in code:
+        exec(compile(block, "jobs.md", "exec"), names)
     assert names["done"].detector.exists() and len(names["splits"].rows("test")) > 40
     assert names["exported"] and len(names["ood"].rows()) == 20
     assert names["parity"].class_disagreements == 0 and names["figures"].ood_sets == ("street",)
