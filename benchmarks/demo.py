@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
 
+from good_rt.calibration import refusal_interval
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.data import IdData, from_uint8
 from good_rt.dataset import GeneratedSet
@@ -145,7 +146,12 @@ def measure_seed(out: Path) -> dict[str, Any]:
         },
         "id_accuracy": {model: share.rate for model, share in evaluation.id_accuracy.items()},
         "refusal": {
-            str(alpha): {"rate": refusal.share.rate, "low": refusal.share.low, "high": refusal.share.high}
+            str(alpha): {
+                "rate": refusal.share.rate,
+                "low": refusal.share.low,
+                "high": refusal.share.high,
+                "by_chance": refusal_interval(alpha, len(module.calibration), refusal.share.n),
+            }
             for alpha, refusal in ((alpha, Refusal.at(alpha, p_values)) for alpha in ALPHAS)
         },
         "parity": parity.to_json(),
@@ -194,6 +200,9 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
         for alpha, refusal in run["refusal"].items():
             inside = float(refusal["low"] <= float(alpha) <= refusal["high"])
             bars.append(Bar(f"seed {seed}: ID refusal at {alpha} agrees with it (binomial interval)", inside, "==", 1))
+            low, high = refusal["by_chance"]
+            inside = float(low <= refusal["rate"] <= high)
+            bars.append(Bar(f"seed {seed}: ID refusal at {alpha} is one that chance allows", inside, "==", 1))
         parity = run["parity"]
         differ = parity["class_disagreements"] + parity["ood_disagreements"]
         bars += [

@@ -34,3 +34,16 @@ def check_alpha(alpha: float, calibration_size: int) -> None:
             f"alpha {alpha} needs at least {needed} calibration images, there are {calibration_size}; "
             "with fewer, nothing would ever be refused"
         )
+
+
+def refusal_interval(alpha: float, calibration_size: int, test_size: int, level: float = 0.95) -> tuple[float, float]:
+    """The share of ID test images that chance lets a detector refuse at α, with this probability.
+
+    The threshold is that of the calibration images at hand, so the refusals of n test images are beta-binomial with
+    k = ⌊α(n_cal+1)⌋ and n_cal+1−k: wider than a binomial of probability α (Bates et al., arXiv 2104.08279, Sec. 2).
+    """
+    from scipy.stats import betabinom
+
+    refusing = int(np.floor(alpha * (calibration_size + 1)))
+    low, high = betabinom(test_size, refusing, calibration_size + 1 - refusing).interval(level)
+    return float(low) / test_size, float(high) / test_size

@@ -89,11 +89,6 @@ class Refusal:
         """From the conformal p-values (n,) of ID test images: one is refused when p <= alpha."""
         return cls(alpha, Share.of(np.asarray(p_values) <= alpha))
 
-    @property
-    def agrees(self) -> bool:
-        """Whether alpha lies in the measured rate's 95 % binomial interval."""
-        return self.share.low <= self.alpha <= self.share.high
-
 
 @dataclass(frozen=True)
 class Evaluation:

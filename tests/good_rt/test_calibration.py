@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from good_rt.calibration import check_alpha, conformal_p_value
+from good_rt.calibration import check_alpha, conformal_p_value, refusal_interval
 from good_rt.errors import GoodRtError
 
 scores = st.integers(2, 40).flatmap(
@@ -77,3 +77,15 @@ def test_the_needed_number_of_images_is_named_and_suffices() -> None:
     for alpha in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(GoodRtError, match="alpha must be between 0 and 1"):
             check_alpha(alpha, 1000)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05])
+def test_refusals_lie_where_chance_lets_them(alpha: float) -> None:
+    rng, sizes, inside = np.random.default_rng(2), (400, 900), []
+    low, high = refusal_interval(alpha, *sizes)
+    for _ in range(1000):
+        calibration, test = (rng.normal(size=size) for size in sizes)
+        inside.append(low <= (conformal_p_value(calibration, test) <= alpha).mean() <= high)
+    assert 0.94 <= np.mean(inside) <= 0.985  # counts are whole, so a little more than 0.95
+    plain = binom(900, alpha).interval(0.95)
+    assert low < plain[0] / 900 and plain[1] / 900 < high
