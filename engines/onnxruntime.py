@@ -42,7 +42,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         import onnxruntime as ort
 
-        from good_rt.engines.onnx_file import read_graph
+        from good_rt.engines.onnx_file import data_files, read_graph
 
         self.device = torch.device("cuda" if GPU_PROVIDERS.intersection(providers) else "cpu")
         self._bind = bind or self.device.type != "cpu"
@@ -52,8 +52,10 @@ class OnnxRuntimeEngine:
             raise GoodRtError(
                 f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
             )
-        read_graph(path)
+        graph = read_graph(path)
         options = ort.SessionOptions()
+        # of a graph with so many weights, activations go back after each run instead of being kept for the next
+        options.enable_cpu_mem_arena = not data_files(graph)
         options.intra_op_num_threads = threads
         # threads that wait for work while spinning take the cores from PyTorch and from the other engines
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
