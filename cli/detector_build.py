@@ -12,12 +12,13 @@ EPILOG = """\b
 Examples:
   good-rt detector build --ood ood/                                     for the demo's classifier
   good-rt detector build --classifier trained/classifier --ood ood/     for the one that was trained with them
+  good-rt detector build --classifier timm:FOLDER --id photos/          without generated images
   good-rt detector build --ood ood/ --alpha 0.01 --k 5 -o strict.onnx
 """
 
 
 @click.command(epilog=EPILOG)
-@generated_option(required=True)
+@generated_option(required=False)
 @classifier_option
 @id_option
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
@@ -32,6 +33,7 @@ def build(
     """Build detector.onnx: image in; logits, energy, k-NN distance, unified score, p-value and decision out.
 
     The gate is fitted on held-out ID images against generated ones, the p-value calibrated on other held-out images.
+    Without --ood the gate weighs energy and k-NN distance alike. ID images need no classes here.
     The file is compared with PyTorch before it gets its name.
     """
     from good_rt.cli.workflow import run_build

@@ -74,6 +74,11 @@ class IdData:
             )
         return {label: label for label in known}
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a class."""
+        return any(entry.label is not None for entry in self.source.entries)
+
     def rows(self, name: str, limit: int | None = None) -> list[int]:
         """The source's rows of a part; with ``limit`` at most so many, evenly spaced."""
         rows = self.splits.rows(name)
@@ -101,14 +106,17 @@ class IdData:
     def batches(
         self,
         name: str,
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] | None,
         channels: int,
         size: int,
         limit: int | None = None,
         rows: Sequence[int] | None = None,
         batch: int = BATCH,
     ) -> Iterator[LabelledImages]:
-        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in memory."""
+        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in memory.
+
+        Without ``classes`` no labels are given.
+        """
         outputs = self._checked(classes, channels, size)
         wanted = sorted(self.rows(name, limit) if rows is None else rows)
         images: list[NDArray[np.uint8]] = []
@@ -120,9 +128,9 @@ class IdData:
                 yield LabelledImages(np.stack(images), self._labels_of(done[-len(images) :], outputs))
                 images = []
 
-    def _checked(self, classes: int | Sequence[str], channels: int, size: int) -> dict[int, int]:
+    def _checked(self, classes: int | Sequence[str] | None, channels: int, size: int) -> dict[int, int] | None:
         """`labels`, and arrays of another shape are refused before they are read."""
-        outputs = self.labels(classes)
+        outputs = None if classes is None else self.labels(classes)
         if isinstance(self.source, NpzSource):
             self.source.check_shape(channels, size)
         return outputs
@@ -137,7 +145,9 @@ class IdData:
                 self.splits.check_content(item)
             yield item.row, image
 
-    def _labels_of(self, rows: Sequence[int], outputs: dict[int, int]) -> NDArray[np.int64]:
+    def _labels_of(self, rows: Sequence[int], outputs: dict[int, int] | None) -> NDArray[np.int64] | None:
+        if outputs is None:
+            return None
         labels = [self.source.entries[row].label for row in rows]
         return np.array([outputs[label] for label in labels if label is not None], np.int64)
 

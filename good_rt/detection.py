@@ -120,13 +120,16 @@ def build_detector(
     """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD images by kind.
 
     All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on ``fit_images``
-    against all of ``ood_images``; the p-value is calibrated on ``calibration_images`` alone, with the finished score,
-    so that its guarantee holds.
+    against all of ``ood_images``; without any it weighs both discrepancies alike. The p-value is calibrated on
+    ``calibration_images`` alone, with the finished score, so that its guarantee holds.
     """
     _, features = outputs(classifier, bank_images)
     bank = FeatureBank(features)
     known = measure(classifier, bank, fit_images, config)
-    ood = measure(classifier, bank, torch.cat(list(ood_images)), config)
-    score = unified.fit(known.energy, known.knn_distance, ood.energy, ood.knn_distance)
+    if ood_images:
+        ood = measure(classifier, bank, torch.cat(list(ood_images)), config)
+        score = unified.fit(known.energy, known.knn_distance, ood.energy, ood.knn_distance)
+    else:
+        score = unified.mean_score(known.energy, known.knn_distance)
     held_out = measure(classifier, bank, calibration_images, config)
     return DetectorModule(classifier, bank, score, score(held_out.energy, held_out.knn_distance), config).eval()

@@ -130,17 +130,18 @@ def detector_for(
     bank_size: int = 10_000,
 ) -> DetectorModule:
     """The detector of a classifier: bank from the training images, gate from one half of the held-out ones against
-    held-out generated images of every kind, p-value from the other half."""
-    if not generated:
-        raise GoodRtError("the gate needs generated images of at least one kind; make them with `good-rt generate`")
+    held-out generated images of every kind, p-value from the other half.
+
+    Without ``generated`` images the gate weighs both discrepancies alike. The ID images need no labels.
+    """
     known, calibration = half_rows(id_data, "held_out")
-    _, ood = generated_parts(generated, classifier)
+    ood = [generated_parts(generated, classifier)[1]] if generated else []
     return build_detector(
         classifier,
         id_batches(id_data, "train", classifier, bank_size),
         id_batches(id_data, "held_out", classifier, rows=known),
         id_batches(id_data, "held_out", classifier, rows=calibration),
-        [ood],
+        ood,
         config,
     )
 

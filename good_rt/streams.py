@@ -17,9 +17,13 @@ Images = Tensor | Iterable[Tensor]
 def id_batches(
     id_data: IdData, name: str, classifier: Classifier, limit: int | None = None, rows: Sequence[int] | None = None
 ) -> Iterator[Tensor]:
-    """A part of the ID data, or its ``rows``, in batches of images (n, C, H, W) in [-1, 1]."""
+    """A part of the ID data, or its ``rows``, in batches of images (n, C, H, W) in [-1, 1].
+
+    Classes that the images have must be the classifier's.
+    """
     config = classifier.config
-    for batch in id_data.batches(name, config.classes, config.channels, config.image_size, limit, rows):
+    classes = config.classes if id_data.labelled else None
+    for batch in id_data.batches(name, classes, config.channels, config.image_size, limit, rows):
         yield from_uint8(batch.images)
 
 

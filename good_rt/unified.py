@@ -7,7 +7,8 @@ whole test set instead).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,19 @@ def gate(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatAr
     return np.where(np.abs(c * delta) < 1e-6, pi, (combine(image, feature, pi, c) - image) / np.where(delta, delta, 1))
 
 
+def mean_score(id_energy: FloatArray, id_distance: FloatArray) -> UnifiedScore:
+    """The mean of both discrepancies, standardised on ID (N,): the gate where there are no OOD images to fit it on.
+
+    Raises GoodRtError when there are fewer than 2 values, or they are not finite or without spread.
+    """
+    _check({"ID energies": id_energy, "ID distances": id_distance})
+    means = float(np.mean(id_energy)), float(np.mean(id_distance))
+    stds = float(np.std(id_energy)), float(np.std(id_distance))
+    if min(stds) <= 0:
+        raise GoodRtError("energy or k-NN distance is the same for all ID images; the classifier or bank is degenerate")
+    return UnifiedScore(means[0], stds[0], means[1], stds[1], 0.5, 0.0)
+
+
 def fit(
     id_energy: FloatArray, id_distance: FloatArray, ood_energy: FloatArray, ood_distance: FloatArray
 ) -> UnifiedScore:
@@ -73,16 +87,8 @@ def fit(
     """
     from scipy.optimize import minimize
 
-    arrays = {"ID energies": id_energy, "ID distances": id_distance}
-    arrays |= {"OOD energies": ood_energy, "OOD distances": ood_distance}
-    for name, values in arrays.items():
-        if len(values) < 2 or not np.isfinite(values).all():
-            raise GoodRtError(f"the unified score needs at least 2 finite {name}; got {len(values)}, check the images")
-    means = float(np.mean(id_energy)), float(np.mean(id_distance))
-    stds = float(np.std(id_energy)), float(np.std(id_distance))
-    if min(stds) <= 0:
-        raise GoodRtError("energy or k-NN distance is the same for all ID images; the classifier or bank is degenerate")
-    plain = UnifiedScore(means[0], stds[0], means[1], stds[1], 0.5, 0.0)
+    plain = mean_score(id_energy, id_distance)
+    _check({"OOD energies": ood_energy, "OOD distances": ood_distance})
     id_image, id_feature = plain.standardise(id_energy, id_distance)
     ood_image, ood_feature = plain.standardise(ood_energy, ood_distance)
 
@@ -98,4 +104,10 @@ def fit(
     bounds = [(-6.0, 6.0), (-5.0, 5.0), (-5.0, 5.0), (None, None)]
     found = minimize(loss, np.zeros(4), method="L-BFGS-B", bounds=bounds)
     logit, c = float(found.x[0]), float(found.x[1])
-    return UnifiedScore(means[0], stds[0], means[1], stds[1], float(1 / (1 + np.exp(-logit))), c)
+    return replace(plain, pi=float(1 / (1 + np.exp(-logit))), c=c)
+
+
+def _check(arrays: Mapping[str, FloatArray]) -> None:
+    for name, values in arrays.items():
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise GoodRtError(f"the unified score needs at least 2 finite {name}; got {len(values)}, check the images")

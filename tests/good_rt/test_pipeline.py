@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 
 from good_rt.classifier import Classifier
@@ -24,9 +25,11 @@ from good_rt.pipeline import (
     detector_for,
     evaluate_detectors,
     generated_parts,
+    measure_images,
     training_images,
 )
 from good_rt.scores import LOGIT_SCORES
+from good_rt.streams import half_rows, id_batches
 
 
 def images_of(tensor: torch.Tensor) -> set[bytes]:
@@ -93,8 +96,6 @@ def test_decoded_images_are_the_vaes(model_dir: Path, pixel_dir: Path, id_dir: P
 def test_sets_that_cannot_be_used_are_named(
     classifier: Classifier, id_dir: Path, generated_dirs: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(GoodRtError, match="the gate needs generated images"):
-        detector_for(classifier, IdData(id_dir), [])
     colour = Classifier(SmallResNet(3, 8), replace(classifier.config, channels=3))
     with pytest.raises(GoodRtError, match=r"img: images are \(32, 32, 1\), the classifier takes \(32, 32, 3\)"):
         generated_parts(generated_dirs, colour)
@@ -126,3 +127,18 @@ def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_
     assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
     with pytest.raises(GoodRtError, match="at least one classifier and one OOD set"):
         evaluate_detectors({}, IdData(id_dir), ood)
+
+
+def test_a_detector_without_generated_images_and_classes(classifier: Classifier, tmp_path: Path) -> None:
+    pixels = assets.load_images("test").images[:200, ..., 0]
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    made = detector_for(classifier, IdData(tmp_path), [], DetectorConfig(k=3))
+    assert (made.unified.pi, made.unified.c) == (0.5, 0.0)
+    fitted, _ = half_rows(IdData(tmp_path), "held_out")
+    found = measure_images(made, id_batches(IdData(tmp_path), "held_out", classifier, rows=fitted))
+    standardised = [(values - values.mean()) / values.std() for values in (found.energy, found.knn_distance)]
+    scores = made.unified(found.energy, found.knn_distance)
+    np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
+    with pytest.raises(GoodRtError, match="has no labels"):
+        training_images(classifier, IdData(tmp_path))
