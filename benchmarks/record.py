@@ -31,6 +31,9 @@ PACKAGES = (
     "faiss-cpu",
     "numpy",
     "scikit-learn",
+    "timm",
+    "torchvision",
+    "transformers",
 )
 
 

@@ -1,4 +1,4 @@
-"""Writes the README's tables from benchmarks/results, so that they cannot drift; --check only compares.
+"""Writes the tables of README.md and docs/*.md from benchmarks/results, so that they cannot drift; --check compares.
 
 python scripts/readme_tables.py
 """
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -55,26 +55,71 @@ def bars(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{result['command']}` on {result['cpu']}, {result['date']}: {versions}."])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo}
-"""Result file -> what the README says of it; any other result is shown as its bars."""
+ARCHITECTURES = {
+    "ddpm": "DDPM", "ldm": "LDM", "dit": "DiT", "sd1": "SD 1", "sd2": "SD 2", "sdxl": "SD XL", "sd3": "SD 3",
+    "flux": "Flux",
+}  # fmt: skip
+CLASSIFIERS = {
+    "folder": "good-rt's folder",
+    "timm": "`timm:NAME`",
+    "torchvision": "`torchvision:NAME`",
+    "transformers": "`transformers:DIR`",
+    "module": "`module:attr`",
+    "exported": "`.pt2` file",
+    "torchscript": "TorchScript file",
+    "onnx": "ONNX file",
+    "opaque onnx": "ONNX file, not converted",
+}
+STEPS = {"generate": "guidance", "train": "training", "detector": "detector"}
+
+
+def models(result: dict[str, Any]) -> str:
+    """Architectures by kinds of classifier, and why a step is not done; then the bars."""
+    table = result["figures"]["table"]
+    kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+    reasons: dict[str, None] = {}
+    lines = [
+        f"| classifier | {' | '.join(ARCHITECTURES[name] for name in table)} |",
+        f"|{'---|' * (len(table) + 1)}",
+    ]
+    for kind in kinds:
+        cells = []
+        for row in table.values():
+            refused = {step: said for step, said in row.get(kind, {}).items() if said != "works"}
+            missing = "whole way" if kind in row else "not run"
+            cells.append(", ".join(f"no {STEPS[step]}" for step in refused) or missing)
+            reasons |= {f"- {CLASSIFIERS[kind]}, {STEPS[step]}: {said}.": None for step, said in refused.items()}
+        lines.append(f"| {CLASSIFIERS[kind]} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *reasons, "", bars(result)])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "models": models}
+"""Result file -> what the documents say of it; any other result is shown as its bars."""
+
+
+def fill(match: re.Match[str]) -> str:
+    """A place in a document with the table that belongs there."""
+    name = match.group(1)
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    return f"<!-- results: {name} -->\n{TABLES.get(name, bars)(result)}\n<!-- end -->"
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; end with 1 where the README is not what it should be.")
+@click.option("--check", is_flag=True, help="Write nothing; end with 1 where a document is not what it should be.")
 def main(check: bool) -> None:
-    """Fills the README's places between `<!-- results: NAME -->` and `<!-- end -->`."""
-    text = README.read_text()
-
-    def fill(match: re.Match[str]) -> str:
-        name = match.group(1)
-        result = json.loads((RESULTS / f"{name}.json").read_text())
-        return f"<!-- results: {name} -->\n{TABLES.get(name, bars)(result)}\n<!-- end -->"
-
-    filled = re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
-    if not check:
-        README.write_text(filled)
-    elif filled != text:
-        click.echo("README.md is not what benchmarks/results say; run: python scripts/readme_tables.py", err=True)
+    """Fills the documents' places between `<!-- results: NAME -->` and `<!-- end -->`."""
+    drifted = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        filled = re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+        if filled != text:
+            drifted.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(filled)
+    if check and drifted:
+        click.echo(
+            f"{', '.join(drifted)}: not what benchmarks/results say; run: python scripts/readme_tables.py", err=True
+        )
         sys.exit(1)
 
 

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from good_rt.classifier import Settings
+from good_rt.classifier import Classifier, Settings, load_classifier
 from good_rt.data import from_uint8
 from good_rt.demo import assets
 
@@ -246,14 +247,23 @@ def sources_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def made() -> dict[str, Source]:
-    return {}
+def source(sources_dir: Path) -> Callable[[str], Source]:
+    """The source of a kind, made once."""
+    return cache(lambda kind: MAKERS[kind](sources_dir))
 
 
 @pytest.fixture(params=list(MAKERS))
-def every_source(request: pytest.FixtureRequest, sources_dir: Path, made: dict[str, Source]) -> Source:
+def every_source(request: pytest.FixtureRequest, source: Callable[[str], Source]) -> Source:
     """Each source in turn."""
-    kind = request.param
-    if kind not in made:
-        made[kind] = MAKERS[kind](sources_dir)
-    return made[kind]
+    return source(request.param)
+
+
+@pytest.fixture(params=["folder", *MAKERS])
+def every_classifier(
+    request: pytest.FixtureRequest, source: Callable[[str], Source], classifier: Classifier
+) -> tuple[str, Classifier]:
+    """Each kind of classifier in turn: its name, and one for the demo's images. "folder" is one that good-rt wrote."""
+    if request.param == "folder":
+        return request.param, classifier
+    found = source(request.param)
+    return request.param, load_classifier(found.spec, found.settings).for_images(1, 32)
