@@ -69,7 +69,7 @@ def compare(
     """Runs engine and module on each kind of ``inputs`` ("real", "random": batch size -> arrays by name).
 
     A gradient jumps where a ReLU's input crosses 0 or another neighbour becomes the k-th, and rounding alone may put
-    the engine on the other side: each sample's must be PyTorch's at its inputs, or at some that differ by rounding.
+    the engine on the other side: each element must be PyTorch's at the inputs, or at some that differ by rounding.
     """
     rows = []
     for kind, make in inputs.items():
@@ -103,10 +103,9 @@ def nearest(
     module: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
 ) -> Tensor:
-    """The difference, of each sample that is beyond its bound the least one from a gradient at inputs close by."""
+    """The difference of each element, where one is beyond its bound the least one from gradients at inputs close by."""
     for seed in range(NUDGES):
-        beyond = _worst(difference / bound) > 1
-        if not beyond.any():
+        if (difference <= bound).all():
             break
         generator = torch.Generator().manual_seed(seed)
         nudged = module(
@@ -117,12 +116,5 @@ def nearest(
                 for array in inputs
             )
         )[-1]
-        other = (gradient.double() - nudged.double()).abs()
-        closer = beyond & (_worst(other / bound) < _worst(difference / bound))
-        difference = torch.where(closer.view(-1, *[1] * (difference.ndim - 1)), other, difference)
+        difference = torch.minimum(difference, (gradient.double() - nudged.double()).abs())
     return difference
-
-
-def _worst(excess: Tensor) -> Tensor:
-    """Each sample's largest; NaN is as large as can be."""
-    return excess.nan_to_num(nan=float("inf")).flatten(1).amax(1)
