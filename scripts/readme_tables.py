@@ -93,7 +93,25 @@ def models(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *reasons, "", bars(result)])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "models": models}
+def tutorial(result: dict[str, Any]) -> str:
+    """Every score by OOD set, before and after training."""
+    rows = result["figures"]["rows"]
+    sets = list(dict.fromkeys(row["set"] for row in rows if row["set"] != "mean over sets"))
+    found = {(row["score"], row["model"], row["set"]): row for row in rows}
+    lines = [f"| score | classifier | {' | '.join(sets)} |", f"|{'---|' * (len(sets) + 2)}"]
+    for score, model in dict.fromkeys((row["score"], row["model"]) for row in rows):
+        figures = (found[score, model, name] for name in sets)
+        cells = (f"{100 * row['fpr95']:.1f} / {100 * row['auroc']:.1f}" for row in figures)
+        lines.append(f"| {score} | {model} | {' | '.join(cells)} |")
+    shares = {f"ID accuracy, {name}": share for name, share in result["figures"]["id_accuracy"].items()}
+    shares |= {
+        f"ID test images refused at α = {name}": share for name, share in result["figures"]["id_refusal"].items()
+    }
+    lines += ["", "FPR at 95 % ID recall / AUROC, in %. "]
+    return "\n".join(lines) + ", ".join(f"{name}: {100 * share:.1f} %" for name, share in shares.items()) + "."
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "models": models, "tutorial": tutorial}
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 
 
