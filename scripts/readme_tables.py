@@ -103,12 +103,10 @@ def tutorial(result: dict[str, Any]) -> str:
         figures = (found[score, model, name] for name in sets)
         cells = (f"{100 * row['fpr95']:.1f} / {100 * row['auroc']:.1f}" for row in figures)
         lines.append(f"| {score} | {model} | {' | '.join(cells)} |")
-    shares = {f"ID accuracy, {name}": share for name, share in result["figures"]["id_accuracy"].items()}
-    shares |= {
-        f"ID test images refused at α = {name}": share for name, share in result["figures"]["id_refusal"].items()
-    }
-    lines += ["", "FPR at 95 % ID recall / AUROC, in %. "]
-    return "\n".join(lines) + ", ".join(f"{name}: {100 * share:.1f} %" for name, share in shares.items()) + "."
+    shares = {f"ID accuracy {name}": share for name, share in result["figures"]["id_accuracy"].items()}
+    shares |= {f"ID images refused at α = {alpha}": share for alpha, share in result["figures"]["id_refusal"].items()}
+    said = "; ".join(f"{name}: {100 * share:.1f} %" for name, share in shares.items())
+    return "\n".join([*lines, "", f"FPR at 95 % ID recall / AUROC, in %. {said}."])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "models": models, "tutorial": tutorial}
