@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-from fitting import batches, fit
+from diffusers import AutoencoderKL, UNet2DModel
+from fitting import batches, fit, fit_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -137,23 +137,7 @@ def unet(data: Path, steps: int | None) -> None:
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), norm_num_groups=16, attention_head_dim=32,
         num_class_embeds=len(classes) + 1, dropout=0.1,
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-    )  # fmt: skip
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-
-    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        z, label = latents[index], labels[index].clone()
-        t = torch.randint(1000, (len(z),), generator=generator)
-        noise = torch.randn(z.shape, generator=generator)
-        label[torch.rand(len(z), generator=generator) < 0.1] = len(classes)
-        predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
-        return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
-
-    fit("unet", data, model, optimiser, loss, len(latents), 32, steps or 8_000, ema=0.999)
-    model.save_pretrained(data / "diffusion" / "unet")
-    scheduler.save_pretrained(data / "diffusion" / "scheduler")
+    fit_unet(model, latents, labels, len(classes), data, data / "diffusion", 32, steps or 8_000)
 
 
 if __name__ == "__main__":

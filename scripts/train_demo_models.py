@@ -20,7 +20,7 @@ import fashion_mnist
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-from fitting import batches, fit
+from fitting import batches, fit, fit_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -192,23 +192,7 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
         down_block_types=("AttnDownBlock2D",) * 2, up_block_types=("AttnUpBlock2D",) * 2, norm_num_groups=16,
         attention_head_dim=32, num_class_embeds=NULL_CLASS + 1,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-    )  # fmt: skip
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-
-    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-        z, label = latents[index], labels[index].clone()
-        t = torch.randint(1000, (len(z),), generator=generator)
-        noise = torch.randn(z.shape, generator=generator)
-        label[torch.rand(len(z), generator=generator) < 0.1] = NULL_CLASS
-        predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
-        return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
-
-    fit("unet", out, model, optimiser, loss, len(latents), 96, steps or 7_500, ema=0.999)
-    model.save_pretrained(out / "unet")
-    scheduler.save_pretrained(out / "scheduler")
+    fit_unet(model, latents, labels, NULL_CLASS, out, out, 96, steps or 7_500)
 
 
 def denoise_last(unet: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, labels: Tensor, steps: int) -> Tensor:

@@ -22,6 +22,7 @@ import torchvision_operators  # noqa: F401  (of .ci; before diffusers, which imp
 
 # isort: split
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from id_data import write_id_data
 
 from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from good_rt.cli.main import main
@@ -45,11 +46,7 @@ torch.set_num_threads(1)  # small tensors; and the same sums in every process
 @pytest.fixture(scope="session")
 def id_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID data folder of real images."""
-    folder = tmp_path_factory.mktemp("id")
-    for name, count in PARTS.items():
-        data = assets.load_images(name).take(slice(0, count))
-        np.savez_compressed(folder / f"{name}.npz", images=data.images, labels=data.labels)
-    return folder
+    return write_id_data(tmp_path_factory.mktemp("id"), PARTS)
 
 
 @pytest.fixture(scope="session")

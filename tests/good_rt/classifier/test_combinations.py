@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import BUILDERS, load
+from id_data import write_id_data
 
 from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8
@@ -37,11 +38,7 @@ REFUSED = {"torchscript": {"train"}, "onnx": {"train"}, "opaque onnx": {"generat
 @pytest.fixture(scope="module")
 def few_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID data folder of a few real images."""
-    folder = tmp_path_factory.mktemp("few")
-    for name, count in PARTS.items():
-        data = assets.load_images(name).take(slice(0, count))
-        np.savez(folder / f"{name}.npz", images=data.images, labels=data.labels)
-    return folder
+    return write_id_data(tmp_path_factory.mktemp("few"), PARTS)
 
 
 def refusal(work: Callable[[], object]) -> str:
