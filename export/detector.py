@@ -21,16 +21,17 @@ from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
 from good_rt.export.merge import merge_detector
+from good_rt.export.parity import RELATIVE
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
-
-RELATIVE_TOLERANCE = 1e-4
-"""Largest difference of file and PyTorch, relative to the output's spread over the images compared."""
 
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """How far detector.onnx and PyTorch differ over N images: largest differences, and labels that disagree."""
+    """How far detector.onnx and PyTorch differ over N images: largest differences, and labels that disagree.
+
+    Differences are relative to the output's mean magnitude over the images.
+    """
 
     images: int
     max_relative: dict[str, float]
@@ -75,7 +76,7 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
     ``training`` says what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
-    output differs by more than `RELATIVE_TOLERANCE` or a label or decision differs.
+    output differs by more than `parity.RELATIVE` of it or a label or decision differs.
     """
     config = module.classifier.config
     info = DetectorInfo(
@@ -100,14 +101,14 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
         # a NaN is the worst there is
         worst = max(parity.max_relative, key=lambda name: np.nan_to_num(parity.max_relative[name], nan=np.inf))
         if (
-            not parity.max_relative[worst] <= RELATIVE_TOLERANCE
+            not parity.max_relative[worst] <= RELATIVE
             or parity.class_disagreements
             or parity.ood_disagreements
-            or parity.p_value_ranks > 1
+            or parity.p_value_ranks > 1 + RELATIVE * len(module.calibration)
         ):
             raise ParityError(
                 f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} "
-                f"relative (bound {RELATIVE_TOLERANCE:.0e}), {parity.class_disagreements} classes and "
+                f"relative (bound {RELATIVE:.0e}), {parity.class_disagreements} classes and "
                 f"{parity.ood_disagreements} decisions of {len(images)} differ; nothing was written"
             )
     return parity
