@@ -49,6 +49,7 @@ TOOLKIT = {
     "scipy",
     "matplotlib",
     "jinja2",
+    "filelock",
 }
 """Top-level modules that come with the extra `toolkit`."""
 

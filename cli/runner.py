@@ -36,7 +36,7 @@ from good_rt.detection import DetectorConfig
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
-from good_rt.files import read_json, remove_leftovers
+from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import GuidanceConfig
 from good_rt.job import Job
@@ -77,7 +77,9 @@ class RunResult:
 def run_job_file(path: Path, bars: Bars = NO_BARS) -> RunResult:
     """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
     before anything long begins."""
-    return _Run(Job.read(path), bars).all()
+    job = Job.read(path)
+    with sole_user(job.out):
+        return _Run(job, bars).all()
 
 
 @dataclass

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from good_rt.engines.onnx_file import LARGEST_FILE
 from good_rt.errors import GoodRtError
+from good_rt.export.staged import stage_large_groups
 from good_rt.files import atomic_path
 
 OPSET = 20
@@ -63,7 +64,7 @@ def export_onnx(
     ONNX.
     """
     try:
-        traced = trace(module, examples)
+        traced = stage_large_groups(trace(module, examples))
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 traced,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
+from good_rt.export.staged import is_large, staged_sum
 
 Gradient = Callable[[Any], Tensor]
 """The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
@@ -579,20 +580,30 @@ def _group_norm(
     """
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
     size = channels // groups * pixels
-    gamma = None if weight is None else weight.reshape(1, groups, channels // groups, 1)
-    grouped = x.reshape(-1, groups, channels // groups, pixels)
-    centred = grouped - grouped.mean((2, 3), keepdim=True)
-    norm = torch.linalg.vector_norm(centred, 2, (2, 3), keepdim=True)  # one pass, where a product takes two
-    rstd = torch.rsqrt(norm * norm * (1 / size) + eps)  # (N, G, 1, 1)
-    factor = rstd if gamma is None else rstd * gamma  # (N, G, C / G, 1)
+    large = is_large(x.shape, groups)
+    rows = (pixels // x.shape[-1], x.shape[-1]) if large else (pixels,)
+    shape, per_channel = (-1, groups, channels // groups, *rows), (1, groups, channels // groups, *[1] * len(rows))
+    grouped = x.reshape(shape)
+    if large:
+        centred = grouped - staged_sum(grouped) * (1 / size)
+        variance = staged_sum(centred * centred) * (1 / size)
+    else:
+        centred = grouped - grouped.mean((2, 3), keepdim=True)
+        norm = torch.linalg.vector_norm(centred, 2, (2, 3), keepdim=True)  # one pass, where a product takes two
+        variance = norm * norm * (1 / size)
+    rstd = torch.rsqrt(variance + eps)  # (N, G, 1, ...)
+    factor = rstd if weight is None else rstd * weight.reshape(per_channel)  # (N, G, C / G, ...)
     output = centred * factor
     if bias is not None:
-        output = output + bias.reshape(1, groups, channels // groups, 1)
+        output = output + bias.reshape(per_channel)
+
+    def channel_sum(x: Tensor) -> Tensor:
+        x = x.sum(-1, keepdim=True)
+        return x.sum(-2, keepdim=True) if large else x
 
     def gradient(g: Tensor) -> Tensor:
-        g = g.reshape(-1, groups, channels // groups, pixels)
-        sums = g.sum(-1, keepdim=True)
-        products = (g * centred).sum(-1, keepdim=True)
+        g = g.reshape(shape)
+        sums, products = channel_sum(g), channel_sum(g * centred)
         mean = (factor * sums).sum(2, keepdim=True) * (1 / size)
         slope = (factor * products).sum(2, keepdim=True) * (rstd * rstd) * (1 / size)
         return like(g * factor - (centred * slope + mean), x)

@@ -72,6 +72,12 @@ class IdData:
                 f"{self._place(min(known) if min(known) < 0 else max(known))}: labels run from {min(known)} to "
                 f"{max(known)}, the classifier has {number} classes (from 0)"
             )
+        if len(known) < number:
+            missing = next(label for label in range(number) if label not in found)
+            raise GoodRtError(
+                f"{self.source.path} has images of {len(known)} of the classifier's {number} classes, none of class "
+                f"{missing}; give images of every class that it was trained on, or another classifier"
+            )
         return {label: label for label in known}
 
     @property

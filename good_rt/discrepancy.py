@@ -30,9 +30,12 @@ def image_level(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -temperature * torch.logsumexp(logits / temperature, dim=1)
 
 
-def feature_level(features: Tensor, bank: FeatureBank, k: int) -> Tensor:
-    """(N, D) unit-norm features -> ℓ_feat, the distance to the k-th nearest ID feature (GOOD, arXiv 2510.17131)."""
-    return bank.distance(features, k)
+def feature_level(features: Tensor, bank: FeatureBank, k: int, *, approximate: bool = False) -> Tensor:
+    """(N, D) unit-norm features -> ℓ_feat, the distance to the k-th nearest ID feature (GOOD, arXiv 2510.17131).
+
+    ``approximate`` is for guidance alone: see `FeatureBank.search`.
+    """
+    return bank.distance(features, k, approximate=approximate)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class ClassifierGuidance:
         if image_weight:
             value = value + image_weight * image_level(logits, self.temperature)
         if feature_weight:
-            value = value + feature_weight * feature_level(features, self.bank, self.k)
+            value = value + feature_weight * feature_level(features, self.bank, self.k, approximate=True)
         return value
 
 

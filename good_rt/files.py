@@ -39,6 +39,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Keeps other processes' jobs out of a folder meanwhile. Raises GoodRtError when one is at work there already.
+
+    The lock is the process's: it goes with it, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise GoodRtError(f"another process is at work in {folder}; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise GoodRtError(f"cannot write {folder} ({error.strerror or error}); choose another place") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Takes away the folders that `atomic_path` left in ``folder`` when its process was killed."""
     for path in folder.glob(".*.????????"):

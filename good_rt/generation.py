@@ -28,6 +28,7 @@ from good_rt.diffusion import TEMPLATE, Conditioning, DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
 from good_rt.engines.base import Engine
 from good_rt.errors import GoodRtError
+from good_rt.files import sole_user
 from good_rt.guidance import Decoder, GuidanceConfig, LatentGuidance
 from good_rt.sampler import sample, sample_seeds
 from good_rt.schedule import FloatArray
@@ -155,12 +156,23 @@ def generate(
 
     ``twins`` also samples each image's unguided twin of the same seed, for the manifest's "before" columns.
     ``describe`` names the models in job.json, so that a folder is not continued with others. ``on_images`` hears how
-    many images are done. Raises GoodRtError when ``out`` belongs to another job or cannot be written.
+    many images are done. Raises GoodRtError when ``out`` belongs to another job, another process is at work in it, or it
+    cannot be written.
     """
     out_set = GeneratedSet(out)
     # count is left out: a finished set may be extended
     settings = {k: v for k, v in job.to_json().items() if k != "count"}
-    out_set.begin({**settings, "twins": twins, **(describe or {})})
+    with sole_user(out):
+        out_set.begin({**settings, "twins": twins, **(describe or {})})
+        _fill(out_set, generator, job, twins, on_images)
+        out_set.write_contact_sheet()
+    return out_set
+
+
+def _fill(
+    out_set: GeneratedSet, generator: Generator, job: GenerationJob, twins: bool, on_images: Callable[[int], None]
+) -> None:
+    """Samples the job's images that the set lacks."""
     done = {row.index for row in out_set.rows()}
     on_images(len([index for index in done if index < job.count]))
     for first in range(0, job.count, job.batch):
@@ -194,8 +206,6 @@ def generate(
         ]
         out_set.append(images[wanted], rows)
         on_images(len(wanted))
-    out_set.write_contact_sheet()
-    return out_set
 
 
 def pick_batch(generator: Generator, count: int, largest: int = 128) -> int:

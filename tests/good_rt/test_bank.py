@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from good_rt.bank import FeatureBank
+from good_rt.bank import LARGE, FeatureBank
 from good_rt.errors import GoodRtError
 
 
@@ -36,6 +36,31 @@ def test_duplicates_count_and_ties_go_to_the_lower_row(seed, k):
     assert (distances.diff(dim=1) >= 0).all()
     assert rows[0, : min(k, 3)].tolist() == [0, 6, 12][: min(k, 3)]
     assert distances[0, : min(k, 3)].abs().max() == 0
+
+
+@pytest.fixture(scope="module")
+def large() -> FeatureBank:
+    """Features in 50 clusters, as those of so many classes are."""
+    centres, spread = unit(50, 32)[torch.arange(LARGE + 5_000) % 50], unit(LARGE + 5_000, 32, seed=1)
+    return FeatureBank(F.normalize(centres + 0.5 * spread, dim=1))
+
+
+def test_an_approximate_search_finds_about_the_distance(large):
+    queries = F.normalize(large.features[:40] + 0.5 * unit(40, 32, seed=2), dim=1)
+    exact, _ = large.search(queries, 10)
+    found, rows = large.search(queries, 10, approximate=True)
+    assert (found >= exact - 1e-6).all()
+    assert float((found / exact).mean()) < 1.02
+    torch.testing.assert_close(found, torch.linalg.vector_norm(queries[:, None] - large.features[rows], dim=2))
+    again, same = FeatureBank(large.features).search(queries, 10, approximate=True)
+    assert torch.equal(rows, same) and torch.equal(found, again)
+
+
+def test_an_approximate_search_is_exact_where_clusters_hold_too_few_rows_or_the_bank_is_small(large):
+    many = LARGE // 4
+    torch.testing.assert_close(large.search(unit(2, 32), many, approximate=True), large.search(unit(2, 32), many))
+    small = FeatureBank(large.features[:LARGE])
+    torch.testing.assert_close(small.search(unit(9, 32), 10, approximate=True), small.search(unit(9, 32), 10))
 
 
 def test_a_row_can_be_left_out_of_its_own_search():

@@ -31,8 +31,8 @@ def test_parts_are_the_files(id_dir: Path) -> None:
     ("images", "labels", "message"),
     [
         ((4, 32, 32, 1), None, "has no labels"),
-        ((4, 32, 32, 3), [0, 1, 2, 3], "images are 32x32x3, the classifier takes 32x32x1"),
-        ((4, 28, 28, 1), [0, 1, 2, 3], "images are 28x28x1"),
+        ((8, 32, 32, 3), [*range(8)], "images are 32x32x3, the classifier takes 32x32x1"),
+        ((8, 28, 28, 1), [*range(8)], "images are 28x28x1"),
         ((4, 32, 32, 1), [0, 1, 2, 8], "labels run from 0 to 8, the classifier has 8 classes"),
         ((4, 32, 32, 1), [0, 1, 2, -1], "labels run from -1 to 2"),
     ],
@@ -47,9 +47,16 @@ def test_what_the_classifier_does_not_take_is_refused(
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "train.npz", images=np.zeros((1, 32, 32), np.uint8), labels=np.zeros(1, np.int64))
+    images = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None], (8, 32, 32))
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(8))
     with pytest.raises(GoodRtError, match=r"held_out\.npz does not exist"):
         IdData(tmp_path).part("held_out", 8, 1, 32)
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=np.zeros((7, 32, 32), np.uint8), labels=np.delete(np.arange(8), 3))
+    with pytest.raises(GoodRtError, match=r"has images of 7 of the classifier's 8 classes, none of class 3; give"):
+        IdData(tmp_path).part("train", 8, 1, 32)
 
 
 @given(st.integers(2, 50))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, read_json, sha256, write_json
+from good_rt.files import atomic_path, read_json, sha256, sole_user, write_json
 
 
 def test_a_file_appears_with_its_name_only_when_the_block_succeeds(tmp_path: Path) -> None:
@@ -110,3 +112,18 @@ def test_what_is_no_json_object_is_named(tmp_path: Path, content: bytes | None, 
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(GoodRtError, match=message):
         read_json(tmp_path / "x.json")
+
+
+def test_a_folder_has_one_job_at_a_time_and_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None:
+    hold = (
+        "import pathlib, sys, time\nfrom good_rt.files import sole_user\n"
+        "with sole_user(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        with pytest.raises(GoodRtError, match="another process is at work in"), sole_user(tmp_path):
+            pass
+        process.kill()
+    with sole_user(tmp_path):
+        pass
