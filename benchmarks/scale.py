@@ -140,6 +140,7 @@ def main(work: Path) -> None:
         for graph in dict.fromkeys(row.graph for row in manifest.parity)
     }
     figures = {
+        "cores": len(os.sched_getaffinity(0)),
         "commands": found,
         "parity": parity,
         "gigabytes": {name: entry.bytes / 1e9 for name, entry in manifest.graphs.items()},

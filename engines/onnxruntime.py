@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,18 @@ DTYPES = {
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
+SMALL = 2**28
+"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
 
 
 class OnnxRuntimeEngine:
     """An ONNX file as an engine. CPU tensors pass to and from the runtime without a copy.
 
-    ``providers`` in the order of preference, ``threads`` within an operator (0: the runtime's choice, all cores).
-    On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on
-    the CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before it gets
-    it, or a provider is not installed.
+    ``providers`` in the order of preference, ``threads`` to run on (0: all cores). On the CPU a small graph's batch is
+    divided among the threads, which wait for each other once a run instead of once an operator. On a GPU provider,
+    inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises
+    GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a provider is
+    not installed.
     """
 
     def __init__(
@@ -52,18 +57,44 @@ class OnnxRuntimeEngine:
             raise GoodRtError(
                 f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
             )
-        graph = read_graph(path)
-        options = ort.SessionOptions()
+        self._path, self._providers = path, list(providers)
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
-        options.enable_cpu_mem_arena = not data_files(graph)
+        self._keeps_memory = not data_files(read_graph(path))
+        self._session = self._open(threads)
+        self._parts = (threads or _cores()) if self._divides else 1
+
+    def _open(self, threads: int) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.enable_cpu_mem_arena = self._keeps_memory
         options.intra_op_num_threads = threads
-        # threads that wait for work while spinning take the cores from PyTorch and from the other engines
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # between runs, threads that wait for work while spinning would take the cores from PyTorch and other engines
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
         try:
-            self._session = ort.InferenceSession(path, options, providers=list(providers))
+            return ort.InferenceSession(self._path, options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise GoodRtError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})") from None
+            raise GoodRtError(
+                f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"
+            ) from None
+
+    @property
+    def _divides(self) -> bool:
+        """Whether the graph is small, and inputs and outputs are rows of one batch, of lengths that are known."""
+        lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
+        return (
+            self.device.type == "cpu"
+            and self._keeps_memory
+            and self._path.stat().st_size <= SMALL
+            and len(lengths) == 1
+            and all(isinstance(length, str) for length in lengths.pop())
+            and all(isinstance(size, int) for spec in self.outputs.values() for size in spec.shape[1:])
+        )
+
+    @cached_property
+    def _one_thread(self) -> Any:
+        return self._open(1)
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -75,10 +106,35 @@ class OnnxRuntimeEngine:
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
+        count = len(next(iter(arrays.values())))
         try:
+            if 1 < self._parts <= count:
+                return self._run_divided(arrays, count)
             return self._run_bound(arrays) if self._bind else self._run_copied(arrays)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
+
+    def _run_divided(self, arrays: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """Each thread runs its part of the batch, and writes it to its place in the outputs."""
+        held = {name: array.detach().contiguous() for name, array in arrays.items()}
+        found = {
+            name: torch.empty((count, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))  # type: ignore[arg-type]
+            for name, spec in self.outputs.items()
+        }
+
+        session = self._one_thread
+
+        def run(part: int) -> None:
+            rows = slice(count * part // self._parts, count * (part + 1) // self._parts)
+            binding = session.io_binding()
+            for tensors, bind in ((held, binding.bind_input), (found, binding.bind_output)):
+                for name, tensor in tensors.items():
+                    share = tensor[rows]
+                    bind(name, "cpu", 0, NUMPY_DTYPES[share.dtype], share.shape, share.data_ptr())
+            session.run_with_iobinding(binding)
+
+        list(_pool(self._parts).map(run, range(self._parts)))
+        return found
 
     def _run_copied(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
@@ -97,6 +153,16 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
         self._session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine")
+
+
+def _cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: Exception) -> str:

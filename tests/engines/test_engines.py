@@ -65,15 +65,23 @@ def test_specs(engine: Engine) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=st.integers(1, 9), seed=st.integers(0, 2**31))
-def test_the_engines_agree(path: Path, batch: int, seed: int) -> None:
+@given(batch=st.integers(1, 9), threads=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> None:
     arrays = example(batch, seed)
     with torch.no_grad():
         expected = TorchEngine(module(), INPUTS, OUTPUTS)(**arrays)
-    found = OnnxRuntimeEngine(path, threads=1)(**arrays)
+    found = OnnxRuntimeEngine(path, threads=threads)(**arrays)
     torch.testing.assert_close(found["map"], expected["map"], rtol=1e-4, atol=1e-5)
     assert torch.equal(found["positive"], expected["positive"])
     assert {name: value.dtype for name, value in found.items()} == {"map": torch.float32, "positive": torch.bool}
+
+
+def test_the_same_batch_on_the_same_threads_gives_the_same_bytes(path: Path) -> None:
+    engine = OnnxRuntimeEngine(path, threads=3)
+    first = engine(**example(8))
+    for _ in range(20):
+        again = engine(**example(8))
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_inputs_in_any_order_and_layout(engine: Engine) -> None:
