@@ -4,6 +4,7 @@
 
 The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
 guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
+Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import click
 import numpy as np
 import torch
 from record import Bar, write_result
+from stable_diffusion import REDUCED, make_all
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
@@ -47,8 +50,23 @@ STEPS = 10
 SAME_IMAGE = 1e-3
 
 
+@dataclass(frozen=True)
+class Case:
+    """A diffusion model with what is needed to guide it, and the batch sizes to sample it at."""
+
+    model: Path
+    classifier: Path
+    data: Path
+    engines: Path
+    batches: tuple[int, ...] = BATCHES
+
+
 def tfg_latents(
-    model: DiffusionModel, guidance: ClassifierGuidance, config: GuidanceConfig, seeds: list[int], labels: Tensor
+    model: DiffusionModel,
+    guidance: ClassifierGuidance,
+    config: GuidanceConfig,
+    seeds: list[int],
+    condition: tuple[Tensor, ...],
 ) -> Tensor:
     """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.sampler."""
     assert model.decoder is not None
@@ -65,13 +83,13 @@ def tfg_latents(
         push = torch.zeros_like(x)
         if rho[step]:
             x = x.detach().requires_grad_(True)
-            x0 = x0_of(model.unet(x, t, labels), x / a**0.5, float(sigmas[step]))
+            x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
             value = guidance(model.decoder(x0))
             (gradient,) = torch.autograd.grad(value.sum(), x)
             push = rho[step] * limited(gradient, value.detach(), config, step)
         else:
             with torch.no_grad():
-                x0 = x0_of(model.unet(x, t, labels), x / a**0.5, float(sigmas[step]))
+                x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
         x, x0 = x.detach(), x0.detach()
         shift = torch.zeros_like(x)
         if mu[step]:
@@ -100,22 +118,28 @@ def latents_of(generator: Generator, config: GuidanceConfig | None, indices: lis
     )  # fmt: skip
 
 
-def open_generators(engines: Path) -> dict[str, Generator]:
+def open_generators(case: Case) -> dict[str, Generator]:
     """The same models on engines throughout, on engines with PyTorch's gradients, and in PyTorch alone."""
-    kinds = {"engines": (engines, True), "torch gradients": (engines, False), "eager": (None, False)}
+    kinds = {"engines": (case.engines, True), "torch gradients": (case.engines, False), "eager": (None, False)}
     return {
         name: open_generator(
-            assets.MODEL, assets.CLASSIFIER, assets.DATA, GenerationJob(1), engines=folder, gradients=gradients,
+            case.model, case.classifier, case.data, GenerationJob(1), engines=folder, gradients=gradients,
             steps=STEPS, cfg_scale=1.0, bars=Bars(None),
         )[0]
         for name, (folder, gradients) in kinds.items()
     }  # fmt: skip
 
 
+def demo(engines: Path) -> Case:
+    return Case(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines)
+
+
+def reduced_stable_diffusion(work: Path) -> Case:
+    return Case(*make_all(work, REDUCED), work / "engines", batches=(1, 8))
+
+
 def compiled(generator: Generator) -> Generator:
     """The eager generator with torch.compile on UNet, decoder and classifier."""
-    from dataclasses import replace
-
     unet = torch.compile(generator.denoiser.differentiable)
     return replace(
         generator,
@@ -126,22 +150,23 @@ def compiled(generator: Generator) -> Generator:
     )
 
 
-def measure_samplers(generators: dict[str, Generator], repeats: int, with_compile: bool) -> dict[str, Any]:
+def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int, with_compile: bool) -> dict[str, Any]:
     """Seconds of every variant by setting and batch, and how far each one's images are from the TFG loop's."""
-    model = load_diffusion(assets.MODEL)
+    model = load_diffusion(case.model)
     eager = generators["eager"]
     guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
     found: dict[str, Any] = {}
     shown = {**generators, **({"compile": compiled(eager)} if with_compile else {})}
     for setting, config in SETTINGS.items():
-        for batch in BATCHES:
+        for batch in case.batches:
             indices = list(range(batch))
-            seeds, labels = sample_seeds(0, indices), eager.labels(indices)
+            seeds, rows = sample_seeds(0, indices), eager.rows(indices)
+            assert eager.conditioning is not None and rows is not None
             works: dict[str, Callable[[], Tensor]] = {
                 name: partial(latents_of, generator, config, indices) for name, generator in shown.items()
             }
             works["unguided"] = partial(latents_of, generators["engines"], None, indices)
-            works["tfg"] = partial(tfg_latents, model, guidance, config, seeds, labels)
+            works["tfg"] = partial(tfg_latents, model, guidance, config, seeds, eager.conditioning(rows))
             plain = works["tfg"]()
             with torch.no_grad():
                 expected = eager.decode(plain)
@@ -245,7 +270,7 @@ def measure_growth(engines: Path) -> dict[str, Any]:
 
 def sample_and_report(engines: Path, count: int) -> None:
     """What such a process does."""
-    generator = open_generators(engines)["engines"]
+    generator = open_generators(demo(engines))["engines"]
     run = partial(latents_of, generator, SETTINGS["mu"])
     run(list(range(16)))
     seconds = side_by_side({"all": lambda: [run(list(range(i, i + 16))) for i in range(0, count, 16)]}, repeats=1)
@@ -255,7 +280,8 @@ def sample_and_report(engines: Path, count: int) -> None:
 def bars_of(figures: dict[str, Any]) -> list[Bar]:
     """Every bar of the sampler."""
     bars = []
-    for setting, batches in figures["samplers"].items():
+    named = {f"Stable Diffusion's architecture, {name}": rows for name, rows in figures["stable_diffusion"].items()}
+    for setting, batches in (figures["samplers"] | named).items():
         for batch, found in batches.items():
             bound = 2.0 if batch == "1" else 1.5
             faster = found["times_tfg"]["engines"]
@@ -284,19 +310,30 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
 
 @click.command()
 @click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/stable-diffusion"),
+    show_default=True,
+    help="Where the model of Stable Diffusion's architecture is made.",
+)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--compile/--no-compile", "with_compile", default=True, show_default=True, help="Also torch.compile.")
 @click.option("--images", type=int, hidden=True)
-def main(engines: Path, repeats: int, with_compile: bool, images: int | None) -> None:
+def main(engines: Path, work: Path, repeats: int, with_compile: bool, images: int | None) -> None:
     """Measures, and writes results/sampler.json."""
     if images is not None:
         sample_and_report(engines, images)
         return
-    generators = open_generators(engines)
+    case, stable_diffusion = demo(engines), reduced_stable_diffusion(work)
+    generators = open_generators(case)
     figures = {
         "steps": STEPS,
         "threads": torch.get_num_threads(),
-        "samplers": measure_samplers(generators, repeats, with_compile),
+        "samplers": measure_samplers(case, generators, repeats, with_compile),
+        "stable_diffusion": measure_samplers(
+            stable_diffusion, open_generators(stable_diffusion), repeats, with_compile
+        ),
         "vjps": measure_vjps(engines, repeats),
         "knn": measure_knn(generators["engines"], repeats),
         "parts": measure_parts(generators, repeats),

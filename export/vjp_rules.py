@@ -68,6 +68,11 @@ def unbroadcast(gradient: Tensor, operand: Tensor) -> Tensor:
     return gradient.sum(list(range(lead))) if lead else gradient
 
 
+def where(condition: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where the condition holds, else 0; as a product, since ONNX Runtime's Where takes 7 times as long."""
+    return gradient * condition.to(gradient.dtype)
+
+
 def like(x: Tensor, other: Tensor) -> Tensor:
     """x in the shape of ``other``; a single symbolic length is left to be inferred."""
     return x.reshape(_inferred(other.shape))
@@ -130,23 +135,23 @@ def _pow(x: Tensor, exponent: float) -> tuple[Tensor, Sequence[Gradient]]:
 @rule(aten.maximum.default)
 def _maximum(x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
     return torch.maximum(x, y), (
-        lambda g: unbroadcast(torch.where(x >= y, g, 0.0), x),
-        lambda g: unbroadcast(torch.where(x >= y, 0.0, g), y),
+        lambda g: unbroadcast(where(x >= y, g), x),
+        lambda g: unbroadcast(where(x < y, g), y),
     )
 
 
 @rule(aten.minimum.default)
 def _minimum(x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
     return torch.minimum(x, y), (
-        lambda g: unbroadcast(torch.where(x <= y, g, 0.0), x),
-        lambda g: unbroadcast(torch.where(x <= y, 0.0, g), y),
+        lambda g: unbroadcast(where(x <= y, g), x),
+        lambda g: unbroadcast(where(x > y, g), y),
     )
 
 
 @rule(aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default)
 def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> tuple[Tensor, Sequence[Gradient]]:
     output = torch.clamp(x, low, high)
-    return output, (lambda g: torch.where(output == x, g, 0.0),)
+    return output, (lambda g: where(output == x, g),)
 
 
 @rule(aten.clamp_max.default)
@@ -158,14 +163,14 @@ def _clamp_max(x: Tensor, high: float) -> tuple[Tensor, Sequence[Gradient]]:
 def _where(condition: Tensor, x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient | None]]:
     return torch.where(condition, x, y), (
         None,
-        lambda g: unbroadcast(torch.where(condition, g, 0.0), x),
-        lambda g: unbroadcast(torch.where(condition, 0.0, g), y),
+        lambda g: unbroadcast(where(condition, g), x),
+        lambda g: unbroadcast(where(~condition, g), y),
     )
 
 
 @rule(aten.masked_fill.Scalar)
 def _masked_fill(x: Tensor, mask: Tensor, value: float) -> tuple[Tensor, Sequence[Gradient]]:
-    return x.masked_fill(mask, value), (lambda g: unbroadcast(torch.where(mask, 0.0, g), x),)
+    return x.masked_fill(mask, value), (lambda g: unbroadcast(where(~mask, g), x),)
 
 
 # --- functions of one element -----------------------------------------------------------------------------------------
@@ -202,12 +207,12 @@ for _operation, (_function, _slope) in SLOPES.items():
 @rule(aten.relu.default)
 def _relu(x: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
     output = torch.relu(x)
-    return output, (lambda g: torch.where(output > 0, g, 0.0),)
+    return output, (lambda g: where(output > 0, g),)
 
 
 @rule(aten.leaky_relu.default)
 def _leaky_relu(x: Tensor, slope: float = 0.01) -> tuple[Tensor, Sequence[Gradient]]:
-    return F.leaky_relu(x, slope), (lambda g: torch.where(x > 0, g, g * slope),)
+    return F.leaky_relu(x, slope), (lambda g: where(x > 0, g) * (1 - slope) + g * slope,)
 
 
 @rule(aten.elu.default)

@@ -68,7 +68,7 @@ class FeatureBank:
     def _inverted_file(self) -> Any:
         import faiss
 
-        index = faiss.index_factory(self.features.shape[1], f"IVF{2 * math.isqrt(len(self))},Flat")
+        index: Any = faiss.index_factory(self.features.shape[1], f"IVF{2 * math.isqrt(len(self))},Flat")
         # seconds instead of minutes; better clusters would find hardly nearer rows
         index.cp.niter, index.cp.max_points_per_centroid = 5, 64
         index.train(self.features.numpy())
