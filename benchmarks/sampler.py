@@ -25,7 +25,6 @@ from record import Bar, write_result
 from stable_diffusion import REDUCED, make_all
 from torch import Tensor
 
-from good_rt.bank import FeatureBank
 from good_rt.cli.options import Bars
 from good_rt.cli.workflow import open_generator
 from good_rt.demo import assets
@@ -218,32 +217,6 @@ def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
     return found
 
 
-def measure_knn(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any]:
-    """The search in a bank of 100,000 x 512 as guidance makes it, beside the exact one and a guided step on engines.
-
-    The bank's rows lie around 1,000 centres, as features do around classes, or just anywhere, where clusters help
-    least; ``excess`` is how much farther than the true one the k-th neighbour found is, as a share: mean and largest.
-    """
-    size, k = (100_000, 512), GenerationJob.k
-    draw = torch.Generator().manual_seed(0)
-    anywhere, centres = torch.randn(*size, generator=draw), torch.randn(1000, size[1], generator=draw)
-    around = centres[torch.arange(size[0]) % len(centres)] + anywhere
-    found: dict[str, Any] = {}
-    works: dict[str, Callable[[], object]] = {}
-    for name, rows in (("around centres", around), ("anywhere", anywhere)):
-        bank = FeatureBank(torch.nn.functional.normalize(rows, dim=1))
-        queries = rows[:batch] + torch.randn(batch, size[1], generator=draw)
-        queries = torch.nn.functional.normalize(queries, dim=1)
-        excess = bank.distance(queries, k, approximate=True) / bank.distance(queries, k) - 1
-        found[name] = {"excess": [float(excess.mean()), float(excess.max())]}
-        works[name] = partial(bank.distance, queries, k, approximate=True)
-        works[f"{name}, exact"] = partial(bank.distance, queries, k)
-    works["sampling"] = partial(latents_of, generator, SETTINGS["mu"], list(range(batch)))
-    seconds = {name: float(np.median(values)) for name, values in side_by_side(works, max(repeats, 9)).items()}
-    step = seconds.pop("sampling") / STEPS
-    return {**found, "seconds": seconds, "step_seconds": step, "batch": batch}
-
-
 def measure_parts(generators: dict[str, Generator], repeats: int) -> dict[str, Any]:
     """Where a guided step's time goes: medians in seconds of each part, by variant and batch."""
     return {
@@ -297,9 +270,6 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
             bound = 2.0 if batch == "1" else 1.3
             bars.append(Bar(f"{name}, batch {batch}: engine, times autograd", found["times_autograd"], ">=", bound))
             bars.append(Bar(f"{name}, batch {batch}: relative error", found["relative_error"], "<=", 1e-4))
-    for name in ("around centres", "anywhere"):
-        share = figures["knn"]["seconds"][name] / figures["knn"]["step_seconds"]
-        bars.append(Bar(f"k-NN in 100,000 x 512 {name}, share of a guided step", share, "<=", 0.05))
     growth = figures["growth"]
     per_image = [found["seconds"] / int(count) for count, found in growth.items()]
     memory = [found["peak_gib"] for found in growth.values()]
@@ -335,7 +305,6 @@ def main(engines: Path, work: Path, repeats: int, with_compile: bool, images: in
             stable_diffusion, open_generators(stable_diffusion), repeats, with_compile
         ),
         "vjps": measure_vjps(engines, repeats),
-        "knn": measure_knn(generators["engines"], repeats),
         "parts": measure_parts(generators, repeats),
         "growth": measure_growth(engines),
     }

@@ -28,8 +28,9 @@ DTYPES = {
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
-SMALL = 2**28
-"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
+SMALL, FEW = 2**28, 16
+"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side, and its inputs and
+outputs, since each costs time in every part."""
 
 
 class OnnxRuntimeEngine:
@@ -81,12 +82,13 @@ class OnnxRuntimeEngine:
 
     @property
     def _divides(self) -> bool:
-        """Whether the graph is small, and inputs and outputs are rows of one batch, of lengths that are known."""
+        """Whether the graph is small, and inputs and outputs are few, rows of one batch, of lengths that are known."""
         lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
         return (
             self.device.type == "cpu"
             and self._keeps_memory
             and self._path.stat().st_size <= SMALL
+            and len(self.inputs) + len(self.outputs) <= FEW
             and len(lengths) == 1
             and all(isinstance(length, str) for length in lengths.pop())
             and all(isinstance(size, int) for spec in self.outputs.values() for size in spec.shape[1:])

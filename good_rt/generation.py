@@ -156,7 +156,7 @@ def generate(
 
     ``twins`` also samples each image's unguided twin of the same seed, for the manifest's "before" columns.
     ``describe`` names the models in job.json, so that a folder is not continued with others. ``on_images`` hears how
-    many images are done. Raises GoodRtError when ``out`` belongs to another job, another process is at work in it, or it
+    many images are done. Raises GoodRtError when ``out`` belongs to another job, has another process at work in it, or
     cannot be written.
     """
     out_set = GeneratedSet(out)

@@ -109,7 +109,26 @@ def tutorial(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"FPR at 95 % ID recall / AUROC, in %. {said}."])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "models": models, "tutorial": tutorial}
+COMMANDS = {
+    "inspect": "`good-rt inspect`",
+    "export": "`good-rt export`, every graph with its gradient, and parity at batch 1",
+    "step, torch": "one image in one guided step (ρ and μ), in PyTorch",
+    "step, engines": "the same on engines throughout, loading and the check of their hashes included",
+}
+
+
+def scale(result: dict[str, Any]) -> str:
+    """Time and peak memory of each command; then the bars."""
+    cores = result["figures"]["cores"]
+    lines = [f"| on {cores} core{'s' * (cores > 1)} | seconds | peak memory, GiB |", "|---|---|---|"]
+    for name, row in result["figures"]["commands"].items():
+        lines.append(f"| {COMMANDS[name]} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |")
+    return "\n".join([*lines, "", bars(result)])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": demo, "models": models, "tutorial": tutorial, "scale": scale,
+}  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 
 
