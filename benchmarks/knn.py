@@ -22,7 +22,8 @@ from good_rt.speed import side_by_side
 
 
 def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any]:
-    """The search in a bank of 100,000 x 512 as guidance makes it, beside the exact one and a guided step on engines.
+    """The search in a bank of 100,000 x 512 as guidance makes it, beside the exact one and a guided step with PyTorch's
+    gradients.
 
     The bank's rows lie around 1,000 centres, as features do around classes, or just anywhere, where clusters help
     least; ``excess`` is how much farther than the true one the k-th neighbour found is, as a share: mean and largest.
@@ -52,7 +53,7 @@ def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any
 @click.option("--repeats", default=9, show_default=True)
 def main(engines: Path, repeats: int) -> None:
     """Measures, and writes results/knn.json."""
-    figures = measure(open_generators(demo(engines))["engines"], repeats)
+    figures = measure(open_generators(demo(engines))["torch gradients"], repeats)
     bars = []
     for name in ("around centres", "anywhere"):
         share = figures["seconds"][name] / figures["step_seconds"]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -25,7 +27,7 @@ BAR_GIB = 20
 
 
 def measured(command: list[str], out: Path) -> dict[str, float]:
-    """Runs a command and returns its seconds and peak memory; once, then from the folder."""
+    """Runs a command and returns its seconds, peak memory and cores; once, then from the folder."""
     path = out.with_name(f"{out.name}.measured.json")
     if not path.exists():
         began = time.perf_counter()
@@ -33,7 +35,8 @@ def measured(command: list[str], out: Path) -> dict[str, float]:
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise click.ClickException(f"`{' '.join(command)}` ended with status {status}")
-        write_json(path, {"seconds": time.perf_counter() - began, "peak_gib": usage.ru_maxrss / 2**20})
+        figures = {"seconds": time.perf_counter() - began, "peak_gib": usage.ru_maxrss / 2**20}
+        write_json(path, {**figures, "cores": len(os.sched_getaffinity(0))})
     return read_json(path)
 
 
@@ -41,7 +44,10 @@ def measured(command: list[str], out: Path) -> dict[str, float]:
 @click.option("--work", type=click.Path(path_type=Path), default="build/scale", show_default=True)
 def main(work: Path) -> None:
     """Measures, and writes benchmarks/results/scale.json."""
-    (model, classifier, images), engines = make_all(work, FULL), work / "engines"
+    # by a process of its own, since the peak memory of a child counts from its parent's
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        model, classifier, images = pool.submit(make_all, work, FULL).result()
+    engines = work / "engines"
     common = ["--model", str(model), "--classifier", str(classifier), "--id", str(images)]
     light = ["--gradient-decoder", str(model / "light")]
     one = ["-n", "1", "--batch", "1", "--steps", "1", "--no-twins", "--guidance", "img"]
@@ -66,7 +72,6 @@ def main(work: Path) -> None:
         for graph in dict.fromkeys(row.graph for row in manifest.parity)
     }
     figures = {
-        "cores": len(os.sched_getaffinity(0)),
         "commands": found,
         "parity": parity,
         "gigabytes": {name: entry.bytes / 1e9 for name, entry in manifest.graphs.items()},

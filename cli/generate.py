@@ -116,6 +116,13 @@ Examples:
 )
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Guide every n-th step alone.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Neighbour of the k-NN distance.")
+@click.option(
+    "--bank-size",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="ID features to keep away from; beyond 20,000, --gradients torch looks at the nearest clusters alone.",
+)
 @click.option("--steps", type=click.IntRange(1), default=25, show_default=True, help="Sampler steps.")
 @click.option(
     "--eta", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="DDIM's η; 0 is deterministic."
@@ -135,7 +142,8 @@ def generate(
     gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str, count: int,
     guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int,
     n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None, span: tuple[float, float],
-    every: int, k: int, steps: int, eta: float, cfg: float, twins: bool, seed: int, out: Path, as_json: bool,
+    every: int, k: int, bank_size: int, steps: int, eta: float, cfg: float, twins: bool, seed: int,
+    out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
@@ -172,6 +180,7 @@ def generate(
             model, classifier, id_data, job, engines=engines if engine == "onnx" else None,
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg,
             bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
+            bank_size=bank_size,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

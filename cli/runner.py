@@ -78,8 +78,10 @@ def run_job_file(path: Path, bars: Bars = NO_BARS) -> RunResult:
     """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
     before anything long begins."""
     job = Job.read(path)
+    run = _Run(job, bars)
+    run.check()
     with sole_user(job.out):
-        return _Run(job, bars).all()
+        return run.all()
 
 
 @dataclass
@@ -95,13 +97,15 @@ class _Run:
         self.state = JobState(self.out)
         self.splits_path = self.out / FILE
 
-    def all(self) -> RunResult:
-        remove_leftovers(self.out)
-        # read and compared before anything is written
+    def check(self) -> None:
+        """Reads and compares what the job names, before anything is written."""
         check_models(self.model, self.classifier)
         IdData(self.job.images).labels(self.classifier.config.classes)
         for ood in self.job.ood.values():
             open_source(ood)
+
+    def all(self) -> RunResult:
+        remove_leftovers(self.out)
         self._split()
         self._check_sizes()
         self._export()

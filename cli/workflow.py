@@ -31,8 +31,8 @@ from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE
 from good_rt.export.to_onnx import OPSET
-from good_rt.files import read_json, write_json
-from good_rt.generation import GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
+from good_rt.files import read_json, sole_user, write_json
+from good_rt.generation import BANK_SIZE, GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import contact_sheet
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
@@ -109,11 +109,13 @@ def run_export(
     temperature: float = GenerationJob.temperature,
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
+    bank_size: int = BANK_SIZE,
 ) -> tuple[Manifest, bool]:
     """Exports where something changed; the parity check's real images are held-out ID images.
 
     ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature; through the
-    decoder in the folder ``gradient_decoder`` where one is given. ``image_size`` is `load_diffusion`'s.
+    decoder in the folder ``gradient_decoder`` where one is given, and with ``bank_size`` features. ``image_size`` is
+    `load_diffusion`'s.
     """
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier).fitted(
@@ -121,7 +123,7 @@ def run_export(
         )
     id_data = IdData(id_dir)
     images = id_part(id_data, "held_out", classifier, 32).images
-    fused = FusedGuidance(feature_bank(classifier, id_data), k, temperature) if gradients else None
+    fused = FusedGuidance(feature_bank(classifier, id_data, bank_size), k, temperature) if gradients else None
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
         return export_models(
             model_dir, classifier, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
@@ -157,6 +159,7 @@ def open_generator(
     prompts: Sequence[str] = (TEMPLATE,),
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
+    bank_size: int = BANK_SIZE,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
@@ -171,7 +174,7 @@ def open_generator(
     if engines is not None:
         run_export(
             model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature,
-            gradient_decoder=gradient_decoder, image_size=image_size,
+            gradient_decoder=gradient_decoder, image_size=image_size, bank_size=bank_size,
         )  # fmt: skip
         loaded = load_engines(engines, source, GRADIENT_ENGINES if gradients else ENGINES)
     with bars.task("building the feature bank", None):
@@ -182,12 +185,14 @@ def open_generator(
             job,
             steps=steps,
             cfg_scale=cfg_scale,
+            bank_size=bank_size,
             engines=loaded,
             prompts=prompts,
         )
     engine = "torch" if engines is None else "onnx"
     by = "engine" if gradients else "torch"
     describe = {**source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale}
+    describe["bank_size"] = bank_size
     return generator, {**describe, "prompts": list(prompts)} if model.text else describe
 
 
@@ -273,7 +278,8 @@ def run_train(
     check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, model)
-    with bars.task("training" if generated else "training the control", config.steps) as advance:
+    task = bars.task("training" if generated else "training the control", config.steps)
+    with sole_user(out), task as advance:
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier, out / "classifier")
     write_json(

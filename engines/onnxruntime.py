@@ -28,6 +28,8 @@ DTYPES = {
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
+PART = 4
+"""Samples of a batch's part, so that what is computed depends on the batch alone and not on the number of cores."""
 SMALL, FEW = 2**28, 16
 """Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side, and its inputs and
 outputs, since each costs time in every part."""
@@ -37,7 +39,7 @@ class OnnxRuntimeEngine:
     """An ONNX file as an engine. CPU tensors pass to and from the runtime without a copy.
 
     ``providers`` in the order of preference, ``threads`` to run on (0: all cores). On the CPU a small graph's batch is
-    divided among the threads, which wait for each other once a run instead of once an operator. On a GPU provider,
+    divided in parts, and the threads wait for each other once a run instead of once an operator. On a GPU provider,
     inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises
     GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a provider is
     not installed.
@@ -62,7 +64,8 @@ class OnnxRuntimeEngine:
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
         self._keeps_memory = not data_files(read_graph(path))
         self._session = self._open(threads)
-        self._parts = (threads or _cores()) if self._divides else 1
+        self._threads = threads or _cores()
+        self._one_thread = self._open(1) if self._divides else None
 
     def _open(self, threads: int) -> Any:
         import onnxruntime as ort
@@ -85,18 +88,15 @@ class OnnxRuntimeEngine:
         """Whether the graph is small, and inputs and outputs are few, rows of one batch, of lengths that are known."""
         lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
         return (
-            self.device.type == "cpu"
+            not self._bind
             and self._keeps_memory
             and self._path.stat().st_size <= SMALL
             and len(self.inputs) + len(self.outputs) <= FEW
             and len(lengths) == 1
-            and all(isinstance(length, str) for length in lengths.pop())
+            and all(isinstance(length, str) for length in lengths.pop() or (0,))
             and all(isinstance(size, int) for spec in self.outputs.values() for size in spec.shape[1:])
+            and all(spec.dtype in DTYPES.values() for spec in self.outputs.values())
         )
-
-    @cached_property
-    def _one_thread(self) -> Any:
-        return self._open(1)
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -108,34 +108,31 @@ class OnnxRuntimeEngine:
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
-        count = len(next(iter(arrays.values())))
         try:
-            if 1 < self._parts <= count:
-                return self._run_divided(arrays, count)
+            if self._one_thread is not None and len(next(iter(arrays.values()))) > PART:
+                return self._run_in_parts(self._one_thread, arrays)
             return self._run_bound(arrays) if self._bind else self._run_copied(arrays)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_divided(self, arrays: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-        """Each thread runs its part of the batch, and writes it to its place in the outputs."""
-        held = {name: array.detach().contiguous() for name, array in arrays.items()}
+    def _run_in_parts(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each thread runs a part of the batch after the other, and writes it to its place in the outputs."""
+        held = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
+        count = len(next(iter(held.values())))
         found = {
             name: torch.empty((count, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))  # type: ignore[arg-type]
             for name, spec in self.outputs.items()
         }
 
-        session = self._one_thread
-
-        def run(part: int) -> None:
-            rows = slice(count * part // self._parts, count * (part + 1) // self._parts)
+        def run(first: int) -> None:
             binding = session.io_binding()
             for tensors, bind in ((held, binding.bind_input), (found, binding.bind_output)):
                 for name, tensor in tensors.items():
-                    share = tensor[rows]
+                    share = tensor[first : first + PART]
                     bind(name, "cpu", 0, NUMPY_DTYPES[share.dtype], share.shape, share.data_ptr())
             session.run_with_iobinding(binding)
 
-        list(_pool(self._parts).map(run, range(self._parts)))
+        list(_pool(self._threads).map(run, range(0, count, PART)))
         return found
 
     def _run_copied(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:

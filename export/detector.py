@@ -76,7 +76,8 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
     ``training`` says what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
-    output differs by more than `parity.RELATIVE` of it or a label or decision differs.
+    output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by more ranks than such a
+    difference of the score explains, or a label or decision differs.
     """
     config = module.classifier.config
     info = DetectorInfo(
@@ -108,8 +109,9 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
         ):
             raise ParityError(
                 f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} "
-                f"relative (bound {RELATIVE:.0e}), {parity.class_disagreements} classes and "
-                f"{parity.ood_disagreements} decisions of {len(images)} differ; nothing was written"
+                f"relative (bound {RELATIVE:.0e}), the p-value by {parity.p_value_ranks} ranks, "
+                f"{parity.class_disagreements} classes and {parity.ood_disagreements} decisions of {len(images)} "
+                "differ; nothing was written"
             )
     return parity
 

@@ -70,7 +70,7 @@ class FeatureBank:
 
         index: Any = faiss.index_factory(self.features.shape[1], f"IVF{4 * math.isqrt(len(self))},Flat")
         # seconds instead of minutes; better clusters would find hardly nearer rows
-        index.cp.niter, index.cp.max_points_per_centroid = 5, 40
+        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 5, 1, 40
         index.train(self.features.numpy())
         index.add(self.features.numpy())
         index.nprobe = CLUSTERS_PROBED

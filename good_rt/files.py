@@ -49,10 +49,10 @@ def sole_user(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False)
-        lock.acquire()
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
     except Timeout:
-        raise GoodRtError(f"another process is at work in {folder}; wait for it, or choose another --out") from None
+        raise GoodRtError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
     except OSError as error:
         raise GoodRtError(f"cannot write {folder} ({error.strerror or error}); choose another place") from None
     try:

@@ -60,6 +60,6 @@ def step_parts(generator: Generator, job: GenerationJob, batch: int) -> dict[str
         "UNet": lambda: generator.denoiser(latents, 1.0, labels),
         "decoder": without_gradient(lambda: generator.decode(latents)),
         "classifier": without_gradient(lambda: generator.classifier(images)),
-        "k-NN": without_gradient(lambda: generator.bank.distance(features, job.k, approximate=True)),
+        "k-NN": without_gradient(lambda: generator.bank.distance(features, job.k, approximate=generator.fused is None)),
         "gradient": lambda: value_and_gradient(guidance, generator.decode_with_gradient, latents, 0.0, None),
     }

@@ -119,10 +119,9 @@ COMMANDS = {
 
 def scale(result: dict[str, Any]) -> str:
     """Time and peak memory of each command; then the bars."""
-    cores = result["figures"]["cores"]
-    lines = [f"| on {cores} core{'s' * (cores > 1)} | seconds | peak memory, GiB |", "|---|---|---|"]
+    lines = ["| | cores | seconds | peak memory, GiB |", "|---|---|---|---|"]
     for name, row in result["figures"]["commands"].items():
-        lines.append(f"| {COMMANDS[name]} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |")
+        lines.append(f"| {COMMANDS[name]} | {row['cores']} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |")
     return "\n".join([*lines, "", bars(result)])
 
 

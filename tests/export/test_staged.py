@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,15 @@ def test_the_gradient_keeps_its_digits(norm: nn.Module, flat: Tensor, tmp_path: 
     expected = AutogradVjp(copy.deepcopy(norm).double(), 1, 0)(cotangent.double(), flat.double())
     for ours, reference in zip(found.values(), expected, strict=True):
         assert float((ours - reference).abs().max() / reference.square().mean().sqrt()) < 1e-3
+
+
+def test_large_groups_alone_are_staged(tmp_path: Path) -> None:
+    both = nn.Sequential(nn.GroupNorm(2, 8), nn.AvgPool2d(16), nn.GroupNorm(2, 8)).eval()
+    x = torch.randn(3, 8, 256, 256, generator=torch.Generator().manual_seed(3))
+    export_onnx(both, {"x": x[:2]}, ("y",), tmp_path / "both.onnx")
+    operations = [node.op_type for node in onnx.load(tmp_path / "both.onnx").graph.node]
+    assert operations.count("InstanceNormalization") == 1
+    torch.testing.assert_close(OnnxRuntimeEngine(tmp_path / "both.onnx")(x=x)["y"], both(x).detach(), rtol=0, atol=1e-4)
 
 
 def test_small_groups_are_left_as_they_are(norm: nn.Module) -> None:
