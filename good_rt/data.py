@@ -136,10 +136,9 @@ class IdData:
 
     def _checked(self, classes: int | Sequence[str] | None, channels: int, size: int) -> dict[int, int] | None:
         """`labels`, and arrays of another shape are refused before they are read."""
-        outputs = None if classes is None else self.labels(classes)
         if isinstance(self.source, NpzSource):
             self.source.check_shape(channels, size)
-        return outputs
+        return None if classes is None else self.labels(classes)
 
     def _decoded(self, rows: Sequence[int], channels: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for item in self.source.items(rows):
