@@ -76,12 +76,13 @@ def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> N
     assert {name: value.dtype for name, value in found.items()} == {"map": torch.float32, "positive": torch.bool}
 
 
-def test_the_same_batch_on_the_same_threads_gives_the_same_bytes(path: Path) -> None:
-    engine = OnnxRuntimeEngine(path, threads=3)
-    first = engine(**example(8))
-    for _ in range(20):
-        again = engine(**example(8))
-        assert all(torch.equal(first[name], again[name]) for name in first)
+def test_a_batch_gives_the_same_bytes_on_any_number_of_threads(path: Path) -> None:
+    first = OnnxRuntimeEngine(path, threads=1)(**example(9))
+    for threads in (2, 3):
+        engine = OnnxRuntimeEngine(path, threads=threads)
+        for _ in range(10):
+            again = engine(**example(9))
+            assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_inputs_in_any_order_and_layout(engine: Engine) -> None:
