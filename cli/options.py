@@ -81,7 +81,7 @@ def emit_json(value: object) -> None:
 
 
 class Bars:
-    """Progress bars on standard error, or none at all."""
+    """Progress bars on standard error, lines where that is no terminal, or nothing at all."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -92,8 +92,10 @@ class Bars:
         if self._progress is None:
             yield lambda count: None
             return
-        task = self._progress.add_task(text, total=total)
         progress = self._progress
+        if not progress.console.is_terminal:  # bars would appear at the end alone
+            progress.console.print(f"{text} ...", markup=False, highlight=False)
+        task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
 
@@ -122,5 +124,6 @@ def progress(quiet: bool = False) -> Iterator[Bars]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         yield Bars(bars)

@@ -275,7 +275,9 @@ def run_train(
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
     model = load_diffusion(model_dir)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
-    check_trainable(classifier)  # before the work of decoding
+    check_trainable(classifier)  # this and the generated images before the work of decoding
+    for folder in generated:
+        GeneratedSet(folder).image_shape()
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, model)
     task = bars.task("training" if generated else "training the control", config.steps)

@@ -87,7 +87,7 @@ def inspect(
     for path in (ood or {}).values():
         open_source(path)
     config = SplitConfig(skip_bad=skip_bad)
-    splits = data.splits if data.record is not None else make_splits(data.source, config, on_item=on_item)
+    splits = data.splits if data.record is not None else make_splits(data.source, config, check=True, on_item=on_item)
     for share in HELD_OUT:
         if len(splits.rows("held_out")) // 2 >= round(1 / ALPHA) - 1 or splits.given or data.record is not None:
             break

@@ -19,7 +19,7 @@ from good_rt.sources.base import PARTS, Item, Source, hash_of
 
 FORMAT = 1
 FILE = "splits.json"
-HINT = "leave such images out with `good-rt split --skip-bad`"
+HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
 

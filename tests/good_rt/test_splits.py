@@ -172,7 +172,7 @@ def test_a_damaged_image_is_named_when_it_is_read(folder: Path) -> None:
 def test_bad_and_contradicting_images_are_left_out_and_said(folder: Path) -> None:
     (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:60])
     shutil.copy(folder / "cat" / "4.png", folder / "dog" / "copy.png")
-    with pytest.raises(GoodRtError, match=r"cat/3\.png is a damaged image .*good-rt split --skip-bad"):
+    with pytest.raises(GoodRtError, match=r"cat/3\.png is a damaged image .*--skip-bad of `good-rt split`"):
         make_splits(open_source(folder), check=True)
     splits = make_splits(open_source(folder), SplitConfig(skip_bad=True))
     assert len(splits.skipped) == 2
