@@ -8,7 +8,6 @@ Runs the command itself in processes of its own; an interrupted benchmark goes o
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import Bar, write_result
+from record import Bar, measured, write_result
 
 from good_rt.calibration import refusal_interval
 from good_rt.classifier import Classifier, load_classifier
@@ -31,7 +30,7 @@ from good_rt.detector import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import MEAN, Evaluation, Refusal
 from good_rt.export.detector import detector_parity
-from good_rt.files import read_json, write_json
+from good_rt.files import read_json
 from good_rt.generation import GenerationJob, make_generator
 from good_rt.metrics import frechet_distance
 from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_images
@@ -39,20 +38,6 @@ from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_image
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")
 FRECHET_IMAGES = 2_000
-
-
-def run_demo(out: Path, seed: int) -> dict[str, float]:
-    """Runs the command and returns its seconds and peak resident memory; measured once, then read from the folder."""
-    path = out / "measured.json"
-    if not path.exists():
-        began = time.perf_counter()
-        process = subprocess.Popen(["good-rt", "demo", "-o", str(out), "--seed", str(seed)])
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise click.ClickException(f"good-rt demo ended with status {status}")
-        peak = usage.ru_maxrss / 2**20  # KiB to GiB
-        write_json(path, {"seconds": time.perf_counter() - began, "peak_gib": peak})
-    return read_json(path)
 
 
 def time_scoring(detector: Path, image: Path, work: Path, runs: int = 5) -> list[float]:
@@ -218,7 +203,10 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
 def main(work: Path, seeds: str) -> None:
     """Runs the demo with every seed and writes results/demo.json."""
     folders = {seed: work / f"seed-{seed}" for seed in map(int, seeds.split(","))}
-    runs = [run_demo(folder, seed) for seed, folder in folders.items()]
+    runs = [
+        measured(["good-rt", "demo", "-o", str(folder), "--seed", str(seed)], folder / "measured.json")
+        for seed, folder in folders.items()
+    ]
     first = next(iter(folders.values()))
     image = first / "generated" / "both" / "images" / "000000.png"
     figures = {

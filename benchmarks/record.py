@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
 import platform
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from good_rt.files import write_json
+import click
+
+from good_rt.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
@@ -65,6 +70,21 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def measured(command: Sequence[str], path: Path) -> dict[str, float]:
+    """Runs a command and returns its seconds, peak memory (not less than this process') and cores; once, then from
+    the file ``path``, so that an interrupted benchmark goes on."""
+    if not path.exists():
+        began = time.perf_counter()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise click.ClickException(f"`{shlex.join(command)}` ended with status {status}")
+        peak = usage.ru_maxrss / 2**20  # KiB to GiB
+        figures = {"seconds": time.perf_counter() - began, "peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
+        write_json(path, figures)
+    return read_json(path)
 
 
 def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], script: str | None = None) -> Path:

@@ -9,35 +9,17 @@ is its own; an interrupted benchmark goes on in the same folder. It takes about 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import click
-from record import Bar, write_result
+from record import Bar, measured, write_result
 from stable_diffusion import FULL, make_all
 
 from good_rt.export.manifest import Manifest
-from good_rt.files import read_json, write_json
 
 BAR_GIB = 20
-
-
-def measured(command: list[str], out: Path) -> dict[str, float]:
-    """Runs a command and returns its seconds, peak memory and cores; once, then from the folder."""
-    path = out.with_name(f"{out.name}.measured.json")
-    if not path.exists():
-        began = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise click.ClickException(f"`{' '.join(command)}` ended with status {status}")
-        figures = {"seconds": time.perf_counter() - began, "peak_gib": usage.ru_maxrss / 2**20}
-        write_json(path, {**figures, "cores": len(os.sched_getaffinity(0))})
-    return read_json(path)
 
 
 @click.command()
@@ -64,7 +46,7 @@ def main(work: Path) -> None:
     for name, arguments in commands.items():
         out = work / name.replace(", ", "-")
         more = ["-o", str(out)] if arguments[0] == "generate" else []
-        found[name] = measured(["good-rt", *arguments, *more], out)
+        found[name] = measured(["good-rt", *arguments, *more], out.with_name(f"{out.name}.measured.json"))
         click.echo(f"{name}: {found[name]['seconds']:.0f} s, {found[name]['peak_gib']:.1f} GiB")
     manifest = Manifest.read(engines)
     parity = {

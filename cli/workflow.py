@@ -191,8 +191,9 @@ def open_generator(
         )
     engine = "torch" if engines is None else "onnx"
     by = "engine" if gradients else "torch"
-    describe = {**source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale}
-    describe["bank_size"] = bank_size
+    describe = {
+        **source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
+    }  # fmt: skip
     return generator, {**describe, "prompts": list(prompts)} if model.text else describe
 
 
@@ -275,9 +276,7 @@ def run_train(
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
     model = load_diffusion(model_dir)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
-    check_trainable(classifier)  # this and the generated images before the work of decoding
-    for folder in generated:
-        GeneratedSet(folder).image_shape()
+    check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, model)
     task = bars.task("training" if generated else "training the control", config.steps)

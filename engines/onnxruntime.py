@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
@@ -65,7 +65,8 @@ class OnnxRuntimeEngine:
         self._keeps_memory = not data_files(read_graph(path))
         self._session = self._open(threads)
         self._threads = threads or _cores()
-        self._one_thread = self._open(1) if self._divides else None
+        alone = self._threads == 1  # the session is the one for parts as well
+        self._one_thread = None if not self._divides else self._session if alone else self._open(1)
 
     def _open(self, threads: int) -> Any:
         import onnxruntime as ort
@@ -128,8 +129,7 @@ class OnnxRuntimeEngine:
             binding = session.io_binding()
             for tensors, bind in ((held, binding.bind_input), (found, binding.bind_output)):
                 for name, tensor in tensors.items():
-                    share = tensor[first : first + PART]
-                    bind(name, "cpu", 0, NUMPY_DTYPES[share.dtype], share.shape, share.data_ptr())
+                    _bind(bind, name, tensor[first : first + PART])
             session.run_with_iobinding(binding)
 
         list(_pool(self._threads).map(run, range(0, count, PART)))
@@ -144,14 +144,19 @@ class OnnxRuntimeEngine:
         binding = self._session.io_binding()
         held = {name: array.detach().to(self.device).contiguous() for name, array in arrays.items()}  # alive until run
         for name, array in held.items():
-            dtype = NUMPY_DTYPES[array.dtype]
-            binding.bind_input(name, self.device.type, self.device.index or 0, dtype, array.shape, array.data_ptr())
+            _bind(binding.bind_input, name, array)
         for name in self.outputs:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
         self._session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _bind(bind: Callable[..., None], name: str, tensor: Tensor) -> None:
+    """Has an input read, or an output written, where the contiguous tensor lies."""
+    dtype = NUMPY_DTYPES[tensor.dtype]
+    bind(name, tensor.device.type, tensor.device.index or 0, dtype, tensor.shape, tensor.data_ptr())
 
 
 @cache

@@ -23,15 +23,36 @@ def is_large(shape: torch.Size, groups: int) -> bool:
     return math.prod(shape[1:]) // groups > LARGE_GROUP
 
 
-def centre(grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, G, C / G, H, W) less its groups' means, and the groups' variances (N, G, 1, 1, 1)."""
-    size = math.prod(grouped.shape[2:])
-    centred = grouped - _sum(grouped) * (1 / size)
-    return centred, _sum(centred * centred) * (1 / size)
+def channel_sum(x: Tensor) -> Tensor:
+    """(N, G, C / G, pixels) or (N, G, C / G, H, W) -> the sum over the pixels, axes kept; of the latter row by row."""
+    x = x.sum(-1, keepdim=True)
+    return x.sum(-2, keepdim=True) if x.ndim == 5 else x
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.sum(-1, keepdim=True).sum((2, 3), keepdim=True)
+def normalised(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (N, C, ..., W) -> its group norm and x less the groups' means, the groups' 1 / std, and that times the weight.
+
+    The first two are (N, G, C / G, pixels), where the groups are large (N, G, C / G, H, W); the others broadcast.
+    """
+    channels, pixels = x.shape[1], math.prod(x.shape[2:])
+    size = channels // groups * pixels
+    large = is_large(x.shape, groups)
+    rows = (pixels // x.shape[-1], x.shape[-1]) if large else (pixels,)
+    per_channel = (1, groups, channels // groups, *[1] * len(rows))
+    grouped = x.reshape(-1, groups, channels // groups, *rows)
+    if large:
+        centred = grouped - channel_sum(grouped).sum(2, keepdim=True) * (1 / size)
+        variance = channel_sum(centred * centred).sum(2, keepdim=True) * (1 / size)
+    else:
+        centred = grouped - grouped.mean((2, 3), keepdim=True)
+        norm = torch.linalg.vector_norm(centred, 2, (2, 3), keepdim=True)  # one pass, where a product takes two
+        variance = norm * norm * (1 / size)
+    rstd = torch.rsqrt(variance + eps)  # (N, G, 1, ...)
+    factor = rstd if weight is None else rstd * weight.reshape(per_channel)  # (N, G, C / G, ...)
+    output = centred * factor
+    return output if bias is None else output + bias.reshape(per_channel), centred, rstd, factor
 
 
 def group_norm(
@@ -43,16 +64,10 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """aten.group_norm of x (N, C, ..., W), in stages where the groups are large."""
-    channels, pixels = x.shape[1], math.prod(x.shape[2:])
-    if not is_large(x.shape, groups):
-        return torch.native_group_norm(x, weight, bias, x.shape[0], channels, pixels, groups, eps)[0]
-    grouped = x.reshape(-1, groups, channels // groups, pixels // x.shape[-1], x.shape[-1])
-    centred, variance = centre(grouped)
-    normal = centred * torch.rsqrt(variance + eps)
-    per_channel = (1, groups, channels // groups, 1, 1)
-    normal = normal if weight is None else normal * weight.reshape(per_channel)
-    normal = normal if bias is None else normal + bias.reshape(per_channel)
-    return normal.reshape(-1, *x.shape[1:])
+    if is_large(x.shape, groups):
+        return normalised(x, groups, weight, bias, eps)[0].reshape(-1, *x.shape[1:])
+    pixels = math.prod(x.shape[2:])
+    return torch.native_group_norm(x, weight, bias, x.shape[0], x.shape[1], pixels, groups, eps)[0]
 
 
 def stage_large_groups(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
-from good_rt.export.staged import centre, is_large
+from good_rt.export.staged import channel_sum, normalised
 
 Gradient = Callable[[Any], Tensor]
 """The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
@@ -583,30 +583,11 @@ def _group_norm(
 
     Per-channel factors are multiplied on the small (N, C) arrays: y = A·c + β and dx = A·g − B·c − C with c = x − μ.
     """
-    channels, pixels = x.shape[1], math.prod(x.shape[2:])
-    size = channels // groups * pixels
-    large = is_large(x.shape, groups)
-    rows = (pixels // x.shape[-1], x.shape[-1]) if large else (pixels,)
-    shape, per_channel = (-1, groups, channels // groups, *rows), (1, groups, channels // groups, *[1] * len(rows))
-    grouped = x.reshape(shape)
-    if large:
-        centred, variance = centre(grouped)
-    else:
-        centred = grouped - grouped.mean((2, 3), keepdim=True)
-        norm = torch.linalg.vector_norm(centred, 2, (2, 3), keepdim=True)  # one pass, where a product takes two
-        variance = norm * norm * (1 / size)
-    rstd = torch.rsqrt(variance + eps)  # (N, G, 1, ...)
-    factor = rstd if weight is None else rstd * weight.reshape(per_channel)  # (N, G, C / G, ...)
-    output = centred * factor
-    if bias is not None:
-        output = output + bias.reshape(per_channel)
-
-    def channel_sum(x: Tensor) -> Tensor:
-        x = x.sum(-1, keepdim=True)
-        return x.sum(-2, keepdim=True) if large else x
+    output, centred, rstd, factor = normalised(x, groups, weight, bias, eps)
+    size = math.prod(centred.shape[2:])
 
     def gradient(g: Tensor) -> Tensor:
-        g = g.reshape(shape)
+        g = g.reshape(-1, *centred.shape[1:])
         sums, products = channel_sum(g), channel_sum(g * centred)
         mean = (factor * sums).sum(2, keepdim=True) * (1 / size)
         slope = (factor * products).sum(2, keepdim=True) * (rstd * rstd) * (1 / size)

@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise GoodRtError(f"cannot write {path} ({error.strerror or error}); choose another place") from None
+        raise _unwritable(path, error) from None
     try:
         temporary = holder / path.name
         yield temporary
@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(path, holder / "replaced")  # goes with the holder
         os.replace(temporary, path)
     except OSError as error:
-        raise GoodRtError(f"cannot write {path} ({error.strerror or error}); choose another place") from None
+        raise _unwritable(path, error) from None
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -54,11 +54,15 @@ def sole_user(folder: Path) -> Iterator[None]:
     except Timeout:
         raise GoodRtError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
     except OSError as error:
-        raise GoodRtError(f"cannot write {folder} ({error.strerror or error}); choose another place") from None
+        raise _unwritable(folder, error) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> GoodRtError:
+    return GoodRtError(f"cannot write {path} ({error.strerror or error}); choose another place")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -103,6 +103,7 @@ def training_images(
     With a diffusion ``model``, the first ``decoded`` ID images are also given as its VAE reconstructs them. Of more
     images than fit into `TRAINING_BYTES`, an even share is taken.
     """
+    ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)  # a wrong path is said at once
     config = classifier.config
     limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
     train = id_part(id_data, "train", classifier, limit)
@@ -110,7 +111,6 @@ def training_images(
     assert train.labels is not None and val.labels is not None
     images = from_uint8(train.images)
     reconstructed = decoded_images(model, images[:decoded], on_images=on_images) if model is not None else None
-    ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
     return TrainingImages(
         images,
         torch.from_numpy(train.labels),
