@@ -14,7 +14,7 @@ import click
 import numpy as np
 import torch
 from record import Bar, write_result
-from sampler import SETTINGS, STEPS, demo, latents_of, open_generators
+from sampler import SETTINGS, STEPS, demo, latents_of, open_case
 
 from good_rt.bank import FeatureBank
 from good_rt.generation import GenerationJob, Generator
@@ -53,7 +53,7 @@ def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any
 @click.option("--repeats", default=9, show_default=True)
 def main(engines: Path, repeats: int) -> None:
     """Measures, and writes results/knn.json."""
-    figures = measure(open_generators(demo(engines))["torch gradients"], repeats)
+    figures = measure(open_case(demo(engines), "torch gradients"), repeats)
     bars = []
     for name in ("around centres", "anywhere"):
         share = figures["seconds"][name] / figures["step_seconds"]

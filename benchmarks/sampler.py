@@ -4,7 +4,8 @@
 
 The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
 guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
-Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random.
+The demo's model is measured with gradients through its own decoder and through its light one; beside it one of Stable
+Diffusion's architecture at reduced width, whose weights are random.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ SETTINGS = {
 BATCHES = (1, 8, 32)
 STEPS = 10
 SAME_IMAGE = 1e-3
-STABLE_DIFFUSION = "Stable Diffusion's architecture"
+CASES = {
+    "samplers": "",
+    "light_decoder": "gradients through a light decoder, ",
+    "stable_diffusion": "Stable Diffusion's architecture, ",
+}
+"""What is measured, by its key in the JSON, and how its bars' names begin."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Case:
     classifier: Path
     data: Path
     engines: Path
+    gradient_decoder: Path | None = None
     batches: tuple[int, ...] = BATCHES
 
 
@@ -69,7 +76,7 @@ def tfg_latents(
     condition: tuple[Tensor, ...],
 ) -> Tensor:
     """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.sampler."""
-    assert model.decoder is not None
+    assert model.gradient_decoder is not None
     sigmas = model.sigmas(STEPS)
     alphas = 1 / (1 + sigmas**2)
     rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
@@ -84,7 +91,7 @@ def tfg_latents(
         if rho[step]:
             x = x.detach().requires_grad_(True)
             x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
-            value = guidance(model.decoder(x0))
+            value = guidance(model.gradient_decoder(x0))
             (gradient,) = torch.autograd.grad(value.sum(), x)
             push = rho[step] * limited(gradient, value.detach(), config, step)
         else:
@@ -94,7 +101,7 @@ def tfg_latents(
         shift = torch.zeros_like(x)
         if mu[step]:
             moved = x0.clone().requires_grad_(True)
-            value = guidance(model.decoder(moved))
+            value = guidance(model.gradient_decoder(moved))
             (gradient,) = torch.autograd.grad(value.sum(), moved)
             shift = mu[step] * limited(gradient, value.detach(), config, step)
         up = ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
@@ -118,20 +125,25 @@ def latents_of(generator: Generator, config: GuidanceConfig | None, indices: lis
     )  # fmt: skip
 
 
-def open_generators(case: Case) -> dict[str, Generator]:
-    """The same models on engines throughout, on engines with PyTorch's gradients, and in PyTorch alone."""
-    kinds = {"engines": (case.engines, True), "torch gradients": (case.engines, False), "eager": (None, False)}
-    return {
-        name: open_generator(
-            case.model, case.classifier, case.data, GenerationJob(1), engines=folder, gradients=gradients,
-            steps=STEPS, cfg_scale=1.0, bars=Bars(None),
-        )[0]
-        for name, (folder, gradients) in kinds.items()
-    }  # fmt: skip
+GENERATORS = {"engines": (True, True), "torch gradients": (True, False), "eager": (False, False)}
+"""What runs a case: engines throughout, engines with PyTorch's gradients, PyTorch alone; by (engines, gradients)."""
+
+
+def open_case(case: Case, kind: str) -> Generator:
+    """A case's models on one of `GENERATORS`."""
+    engines, gradients = GENERATORS[kind]
+    return open_generator(
+        case.model, case.classifier, case.data, GenerationJob(1), engines=case.engines if engines else None,
+        gradients=gradients, steps=STEPS, cfg_scale=1.0, bars=Bars(None), gradient_decoder=case.gradient_decoder,
+    )[0]  # fmt: skip
 
 
 def demo(engines: Path) -> Case:
     return Case(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines)
+
+
+def light(engines: Path) -> Case:
+    return replace(demo(engines), gradient_decoder=assets.GRADIENT_DECODER)
 
 
 def reduced_stable_diffusion(work: Path) -> Case:
@@ -152,7 +164,7 @@ def compiled(generator: Generator) -> Generator:
 
 def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int, with_compile: bool) -> dict[str, Any]:
     """Seconds of every variant by setting and batch, and how far each one's images are from the TFG loop's."""
-    model = load_diffusion(case.model)
+    model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
     eager = generators["eager"]
     guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
     found: dict[str, Any] = {}
@@ -244,7 +256,7 @@ def measure_growth(engines: Path) -> dict[str, Any]:
 
 def sample_and_report(engines: Path, count: int) -> None:
     """What such a process does."""
-    generator = open_generators(demo(engines))["engines"]
+    generator = open_case(demo(engines), "engines")
     run = partial(latents_of, generator, SETTINGS["mu"])
     run(list(range(16)))
     seconds = side_by_side({"all": lambda: [run(list(range(i, i + 16))) for i in range(0, count, 16)]}, repeats=1)
@@ -257,10 +269,10 @@ def sample_and_report(engines: Path, count: int) -> None:
 def bars_of(figures: dict[str, Any]) -> list[Bar]:
     """Every bar of the sampler."""
     bars = []
-    for case, settings in (("", figures["samplers"]), (f"{STABLE_DIFFUSION}, ", figures["stable_diffusion"])):
-        for setting, batches in settings.items():
+    for case, title in CASES.items():
+        for setting, batches in figures[case].items():
             for batch, found in batches.items():
-                name, bound = f"{case}{setting}, batch {batch}", 2.0 if batch == "1" else 1.5
+                name, bound = f"{title}{setting}, batch {batch}", 2.0 if batch == "1" else 1.5
                 difference = found["max_difference"]["engines"]
                 bars += [
                     Bar(f"{name}: engines, times the TFG loop", found["times_tfg"]["engines"], ">=", bound),
@@ -289,7 +301,7 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     type=click.Path(path_type=Path),
     default=Path("build/stable-diffusion"),
     show_default=True,
-    help="Where the model of Stable Diffusion's architecture is made.",
+    help="Where the model of Stable Diffusion's architecture and further engines are made.",
 )
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--compile/--no-compile", "with_compile", default=True, show_default=True, help="Also torch.compile.")
@@ -299,17 +311,19 @@ def main(engines: Path, work: Path, repeats: int, with_compile: bool, images: in
     if images is not None:
         sample_and_report(engines, images)
         return
-    case, stable_diffusion = demo(engines), reduced_stable_diffusion(work)
-    generators = open_generators(case)
+    cases = {
+        "samplers": demo(engines),
+        "light_decoder": light(work / "light-engines"),
+        "stable_diffusion": reduced_stable_diffusion(work),
+    }
+    assert cases.keys() == CASES.keys()
+    generators = {name: {kind: open_case(case, kind) for kind in GENERATORS} for name, case in cases.items()}
     figures = {
         "steps": STEPS,
         "threads": torch.get_num_threads(),
-        "samplers": measure_samplers(case, generators, repeats, with_compile),
-        "stable_diffusion": measure_samplers(
-            stable_diffusion, open_generators(stable_diffusion), repeats, with_compile
-        ),
+        **{name: measure_samplers(case, generators[name], repeats, with_compile) for name, case in cases.items()},
         "vjps": measure_vjps(engines, repeats),
-        "parts": measure_parts(generators, repeats),
+        "parts": measure_parts(generators["samplers"], repeats),
         "growth": measure_growth(engines),
     }
     write_result("sampler", figures, bars_of(figures))

@@ -10,6 +10,7 @@ from good_rt.cli.options import (
     classifier_option,
     emit_json,
     engines_option,
+    gradient_decoder_option,
     id_option,
     json_option,
     model_option,
@@ -33,6 +34,7 @@ def bench() -> None:
 @classifier_option
 @id_option
 @engines_option
+@gradient_decoder_option
 @click.option(
     "--batch",
     "batches",
@@ -48,8 +50,8 @@ def bench() -> None:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each variant.")
 @json_option
 def sampler(
-    model: Path, classifier: Path, id_data: Path, engines: Path, batches: tuple[int, ...], mu: float, rho: float,
-    steps: int, repeats: int, as_json: bool,
+    model: Path, classifier: Path, id_data: Path, engines: Path, gradient_decoder: Path | None,
+    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in PyTorch alone.
 
@@ -61,7 +63,16 @@ def sampler(
 
     with progress(quiet=as_json) as bars:
         speed = run_sampler_bench(
-            model, classifier, id_data, engines, GuidanceConfig(mu=mu, rho=rho), batches, steps, repeats, bars
+            model,
+            classifier,
+            id_data,
+            engines,
+            GuidanceConfig(mu=mu, rho=rho),
+            batches,
+            steps,
+            repeats,
+            bars,
+            gradient_decoder,
         )
     if as_json:
         emit_json(speed)

@@ -22,6 +22,11 @@ SUMMARY = (
     "here was seen in training or calibration: neither the held-out classes (bags and ankle "
     "boots, the set “near”), nor digits, emoji, photos and textures."
 )
+IMAGE_LEVEL = 9
+"""Times as many images at image level as of the other kinds: the more of them, the better the training."""
+SAMPLER_STEPS = 12
+MU = 0.2
+"""In half as many steps of twice the strength, samples move as far as by the defaults, and train as well."""
 MODELS = {
     "before": "the classifier as it came",
     "control": "fine-tuned for as many steps without generated images",
@@ -35,7 +40,7 @@ MODELS = {
     type=click.IntRange(20),
     default=100,
     show_default=True,
-    help="Generated images of each kind of guidance; three times as many at image level, which are trained with.",
+    help="Generated images of each kind of guidance; nine times as many at image level, which are trained with.",
 )
 @click.option(
     "--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps of the training."
@@ -59,18 +64,23 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
         run_job,
         run_train,
     )
-    from good_rt.demo.assets import CLASSIFIER, DATA, MODEL
+    from good_rt.demo.assets import CLASSIFIER, DATA, GRADIENT_DECODER, MODEL
     from good_rt.detection import DetectorConfig
     from good_rt.generation import KINDS, GenerationJob
+    from good_rt.guidance import GuidanceConfig
     from good_rt.training import TrainConfig, has_bfloat16
 
     began = time.perf_counter()
     folders = {kind: out / "generated" / kind for kind in KINDS}
     guided = [folders[kind] for kind in KINDS if kind != "none"]
-    config, training = DetectorConfig(), TrainConfig(steps=steps, seed=seed, bfloat16=has_bfloat16())
+    config, training = (
+        DetectorConfig(),
+        TrainConfig(steps=steps, id_batch=192, ood_batch=128, seed=seed, bfloat16=has_bfloat16()),
+    )
     with progress(quiet=as_json) as bars:
-        counts = {kind: 3 * images if kind == "img" else images for kind in KINDS}
-        jobs = [GenerationJob(count, kind, seed=seed, batch=min(50, count)) for kind, count in counts.items()]
+        counts = {kind: IMAGE_LEVEL * images if kind == "img" else images for kind in KINDS}
+        guidance = GuidanceConfig(mu=MU)
+        jobs = [GenerationJob(count, kind, guidance, seed=seed, batch=min(50, count)) for kind, count in counts.items()]
         generator, describe = open_generator(
             MODEL,
             CLASSIFIER,
@@ -78,8 +88,9 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             jobs[0],
             engines=out / "engines",
             gradients=False,
-            steps=25,
+            steps=SAMPLER_STEPS,
             cfg_scale=1.5,
+            gradient_decoder=GRADIENT_DECODER,
             bars=bars,
         )
         for job in jobs:
@@ -101,7 +112,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             settings={
                 "seed": str(seed),
                 "images of each kind": str(images),
-                "at image level": str(3 * images),
+                "at image level": str(counts["img"]),
                 "training steps": str(steps),
             },
             files={"detector": str(detector)},

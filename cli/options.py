@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PATH = click.Path(path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
+"""Looked for before anything heavy is imported."""
 
 model_option = click.option(
     "--model",
@@ -30,7 +32,7 @@ classifier_option = click.option(
     "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
 )  # fmt: skip
 id_option = click.option(
-    "--id", "id_data", type=PATH, default=assets.DATA, show_default="the demo's",
+    "--id", "id_data", type=EXISTING, default=assets.DATA, show_default="the demo's",
     help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; or their splits.json.",
 )  # fmt: skip
 engines_option = click.option(
@@ -38,7 +40,7 @@ engines_option = click.option(
     help="Folder of the exported engines; they are made there when missing.",
 )  # fmt: skip
 gradient_decoder_option = click.option(
-    "--gradient-decoder", type=PATH,
+    "--gradient-decoder", type=EXISTING,
     help="Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in the decoder's place.",
 )  # fmt: skip
 image_size_option = click.option(
@@ -54,7 +56,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 def generated_option(required: bool) -> Callable[[Any], Any]:
     """--ood, the generated sets."""
     return click.option(
-        "--ood", "generated", type=PATH, multiple=True, required=required,
+        "--ood", "generated", type=EXISTING, multiple=True, required=required,
         help="Folder of generated images (from `good-rt generate`); may be given several times.",
     )  # fmt: skip
 

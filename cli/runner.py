@@ -248,8 +248,9 @@ class _Run:
         """The folders of all classifiers that are compared: before, control, trained."""
         t = self.config.train
         config = TrainConfig(
-            steps=t.steps, lr=t.lr, weight=t.weight, decoded_share=t.decoded_share, interpolation=t.interpolation,
-            max_accuracy_drop=t.max_drop, bfloat16=has_bfloat16(), seed=self.config.seed,
+            steps=t.steps, id_batch=t.id_batch, ood_batch=t.ood_batch, lr=t.lr, weight=t.weight,
+            decoded_share=t.decoded_share, interpolation=t.interpolation, max_accuracy_drop=t.max_drop,
+            bfloat16=has_bfloat16(), seed=self.config.seed,
         )  # fmt: skip
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}

@@ -227,13 +227,14 @@ def run_sampler_bench(
     steps: int,
     repeats: int,
     bars: Bars = NO_BARS,
+    gradient_decoder: Path | None = None,
 ) -> dict[str, Any]:
     """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients."""
     job = GenerationJob(max(batches), config=config, batch=max(batches))
     generators = {
         name: open_generator(
             model_dir, classifier_dir, id_dir, job, engines=folder, gradients=gradients, steps=steps, cfg_scale=1.0,
-            bars=bars,
+            bars=bars, gradient_decoder=gradient_decoder,
         )[0]
         for name, folder, gradients in (
             ("engines throughout", engines, True),
@@ -288,7 +289,7 @@ def run_train(
         {
             "config": asdict(config),
             "generated": [str(folder) for folder in generated],
-            "best_step": result.best_step,
+            "kept_step": result.kept_step,
             "held_out_accuracy": result.accuracy,
             "held_out_accuracy_before": result.accuracy_before,
             "history": [asdict(step) for step in result.history],

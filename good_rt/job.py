@@ -93,6 +93,8 @@ class TrainSection:
     ood: tuple[Literal["img", "feat", "both"], ...] = ("img",)
     control: bool = False
     steps: int = TrainConfig.steps
+    id_batch: int = TrainConfig.id_batch
+    ood_batch: int = TrainConfig.ood_batch
     lr: float = TrainConfig.lr
     weight: float = TrainConfig.weight
     decoded_share: float = TrainConfig.decoded_share
@@ -100,8 +102,8 @@ class TrainSection:
     max_drop: float = TrainConfig.max_accuracy_drop
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0:
-            raise GoodRtError("steps must be at least 1, and lr greater than 0")
+        if min(self.steps, self.id_batch, self.ood_batch) < 1 or not self.lr > 0:
+            raise GoodRtError("steps, id_batch and ood_batch must be at least 1, and lr greater than 0")
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,12 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The best state's classifier, its held-out accuracy, the accuracy before, and every step."""
+    """The kept state's classifier, its held-out accuracy, the accuracy before, and every step."""
 
     classifier: Classifier
     accuracy: float
     accuracy_before: float
-    best_step: int
+    kept_step: int
     history: tuple[TrainStep, ...]
 
 
@@ -147,11 +147,11 @@ def finetune(
     checkpoint: Path | None = None,
     on_step: Callable[[TrainStep], None] = lambda step: None,
 ) -> TrainResult:
-    """Fine-tunes a copy of the classifier and returns its best state on the held-out images.
+    """Fine-tunes a copy of the classifier and returns the last state that kept the accuracy on the held-out images.
 
-    Best is the lowest held-out loss among the states whose held-out accuracy lost at most ``max_accuracy_drop``. A
-    state's weights are those ``interpolation`` of the way from the classifier it came from, or less far where the
-    accuracy lost more.
+    A state keeps it when it lost at most ``max_accuracy_drop``; the held-out loss says less, since it no longer falls
+    while detection still improves. A state's weights are those ``interpolation`` of the way from the classifier it came
+    from, or less far where the accuracy lost more.
     With ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError when no state
     kept the accuracy or the checkpoint is damaged or of another run, and NonFiniteError that names the step of a loss
     that is not finite.
@@ -180,9 +180,8 @@ def finetune(
                 if retreat == RETREATS[0]:
                     done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
                 if before - val_accuracy <= config.max_accuracy_drop:
-                    if val_loss < state.best_loss:
-                        state.best_loss, state.best_step, state.best_accuracy = val_loss, state.step, val_accuracy
-                        state.best.load_state_dict(candidate.state_dict())
+                    state.kept_step, state.kept_accuracy = state.step, val_accuracy
+                    state.kept.load_state_dict(candidate.state_dict())
                     break
             state.history.append(done)
             if checkpoint is not None:
@@ -190,13 +189,13 @@ def finetune(
         else:
             state.history.append(done)
         on_step(done)
-    if state.best_step == 0:
+    if state.kept_step == 0:
         raise GoodRtError(
             f"training failed: held-out ID accuracy fell from {before:.4f} by more than {config.max_accuracy_drop} in "
             "every state looked at; lower --lr or the regulariser's --weight"
         )
-    best = state.best.eval().requires_grad_(False)
-    return TrainResult(best, state.best_accuracy, before, state.best_step, tuple(state.history))
+    kept = state.kept.eval().requires_grad_(False)
+    return TrainResult(kept, state.kept_accuracy, before, state.kept_step, tuple(state.history))
 
 
 def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
@@ -222,11 +221,10 @@ class _Progress:
     head: EnergyHead
     optimiser: torch.optim.AdamW
     average: Classifier
-    best: Classifier
+    kept: Classifier
     step: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    best_accuracy: float = 0.0
+    kept_step: int = 0
+    kept_accuracy: float = 0.0
 
     def __post_init__(self) -> None:
         self.history: list[TrainStep] = []
@@ -239,11 +237,11 @@ class _Progress:
 
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.state_dict().items()}
+        tensors |= {f"kept.{k}": v for k, v in self.kept.state_dict().items()}
         tensors |= {f"head.{k}": v for k, v in self.head.state_dict().items()}
         for index, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v for k, v in moments.items()}
-        scalars = {name: getattr(self, name) for name in ("step", "best_loss", "best_step", "best_accuracy")}
+        scalars = {name: getattr(self, name) for name in ("step", "kept_step", "kept_accuracy")}
         meta = {"job": job, "scalars": scalars, "history": [asdict(step) for step in self.history]}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "checkpoint.safetensors") as temporary:
@@ -275,7 +273,7 @@ class _Progress:
 
         self.model.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
-        self.best.load_state_dict(part("best."))
+        self.kept.load_state_dict(part("kept."))
         self.head.load_state_dict(part("head."))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("optimiser.").items():

@@ -83,7 +83,7 @@ def batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int = 500) -> Tens
 
 def fit_unet(
     model: UNet2DModel, latents: Tensor, labels: Tensor, null_class: int, checkpoints: Path, out: Path, batch: int,
-    steps: int,
+    steps: int, lr: float = 1e-3, name: str = "unet",
 ) -> None:  # fmt: skip
     """Trains a class-conditional UNet by v-prediction on latents (N, C, H, W) and labels (N,), and saves it in ``out``.
 
@@ -93,7 +93,7 @@ def fit_unet(
         beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction",
         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
     )  # fmt: skip
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         z, label = latents[index], labels[index].clone()
@@ -103,6 +103,6 @@ def fit_unet(
         predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
         return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
 
-    fit("unet", checkpoints, model, optimiser, loss, len(latents), batch, steps, ema=0.999)
+    fit(name, checkpoints, model, optimiser, loss, len(latents), batch, steps, ema=0.999)
     model.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")

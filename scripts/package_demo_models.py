@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import fashion_mnist
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from good_rt.classifier import Classifier, ClassifierConfig, save_classifier
@@ -22,13 +22,16 @@ from good_rt.demo.network import SmallResNet
 @click.option("--source", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(source: Path, out: Path) -> None:
-    """Writes OUT/diffusion and OUT/classifier."""
+    """Writes OUT/diffusion, OUT/gradient_decoder and OUT/classifier."""
     shutil.rmtree(out, ignore_errors=True)
-    for kind, name in ((UNet2DModel, "unet"), (AutoencoderKL, "vae")):
-        kind.from_pretrained(source / name).half().save_pretrained(out / "diffusion" / name)
-        path = out / "diffusion" / name / "config.json"
+    folders = {"unet": out / "diffusion/unet", "vae": out / "diffusion/vae", "light": out / "gradient_decoder"}
+    for kind, (name, folder) in zip((UNet2DModel, AutoencoderKL, AutoencoderTiny), folders.items(), strict=True):
+        kind.from_pretrained(source / name).half().save_pretrained(folder)
+        path = folder / "config.json"
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # where it was trained is nobody's business
+        if kind is AutoencoderTiny:
+            config.pop("block_out_channels")  # diffusers writes it, and warns of it when it reads it
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(out / "diffusion" / "scheduler")
     described = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)

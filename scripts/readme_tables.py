@@ -109,6 +109,38 @@ def tutorial(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"FPR at 95 % ID recall / AUROC, in %. {said}."])
 
 
+def sampler(result: dict[str, Any]) -> str:
+    """A row for each setting and batch size, a column for each of its bars; bars of nothing but themselves follow."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for bar in result["bars"]:
+        subject, _, figure = bar["name"].rpartition(": ")
+        rows.setdefault(subject, {})[figure] = bar
+    single = rows.pop("", {})
+    tables: dict[str, list[str]] = {}
+    for subject, found in rows.items():
+        columns = next((key for key in tables if set(found) <= set(key.split("|"))), "|".join(found))
+        if columns not in tables:
+            heads = [f"{figure} ({_bound(rows, figure)})" for figure in columns.split("|")]
+            tables[columns] = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+        cells = (_cell(found.get(figure)) for figure in columns.split("|"))
+        tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
+    shown = ["\n".join([*lines, ""]) for lines in tables.values()]
+    return "\n".join(["What misses its bar is **bold**.", "", *shown, bars({**result, "bars": list(single.values())})])
+
+
+def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:
+    """The bounds of a figure over all rows."""
+    found = dict.fromkeys(f"{row[figure]['op']} {row[figure]['bound']:g}" for row in rows.values() if figure in row)
+    return " or ".join(found)
+
+
+def _cell(bar: dict[str, Any] | None) -> str:
+    """A bar's value."""
+    if bar is None:
+        return ""
+    return f"{bar['value']:.3g}" if bar["ok"] else f"**{bar['value']:.3g}**"
+
+
 COMMANDS = {
     "inspect": "`good-rt inspect`",
     "export": "`good-rt export`, every graph with its gradient, and parity at batch 1",
@@ -126,7 +158,7 @@ def scale(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "demo": demo, "models": models, "tutorial": tutorial, "scale": scale,
+    "demo": demo, "models": models, "tutorial": tutorial, "scale": scale, "sampler": sampler,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 

@@ -3,6 +3,7 @@
     python scripts/train_demo_models.py classifier --out build/demo
     python scripts/train_demo_models.py vae        --out build/demo
     python scripts/train_demo_models.py unet       --out build/demo     # needs the VAE
+    python scripts/train_demo_models.py longer     --out build/demo     # needs the UNet
     python scripts/train_demo_models.py decoder    --out build/demo     # needs the VAE and the classifier
     python scripts/train_demo_models.py denoised   --out build/demo     # needs all of them
 
@@ -19,7 +20,7 @@ import click
 import fashion_mnist
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DModel
 from fitting import batches, fit, fit_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -174,6 +175,36 @@ def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 
 @stage
+def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
+    """A small AutoencoderTiny for the VAE's latents, through whose decoder guidance's gradients go."""
+    data = prepare(out, source, threads)
+    x, _ = data["train"]
+    teacher = AutoencoderKL.from_pretrained(out / "vae").eval()
+    scale = teacher.config.scaling_factor
+    latents = batches(lambda part: teacher.encode(part).latent_dist.mean * scale, x)
+    network = SmallResNet()
+    network.load_state_dict(load_file(out / "classifier.safetensors"))
+    network.eval().requires_grad_(False)
+    model = AutoencoderTiny(
+        in_channels=1, out_channels=1, latent_channels=latents.shape[1], encoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(3, 3, 1),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-4)
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        batch, z = x[index], latents[index]
+        decoded = model.decode(z + 0.05 * torch.randn(z.shape, generator=generator)).sample
+        encoded = F.mse_loss(model.encode(batch).latents, z)  # unused here, but a whole autoencoder is what is saved
+        return F.mse_loss(decoded, batch) + 0.01 * perceptual_distance(network, decoded, batch) + 0.01 * encoded
+
+    fit("light", out, model, optimiser, loss, len(x), 64, steps or 5_000, ema=0.995)
+    test = data["test"][0]
+    decoded = batches(lambda part: model.decode(teacher.encode(part).latent_dist.mean * scale).sample, test)
+    click.echo(f"light decoder's test MSE {F.mse_loss(decoded, test):.5f}")
+    model.save_pretrained(out / "light")
+
+
+@stage
 def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
     """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free guidance."""
     data = prepare(out, source, threads)
@@ -195,14 +226,25 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
     fit_unet(model, latents, labels, NULL_CLASS, out, out, 96, steps or 7_500)
 
 
+@stage
+def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
+    """Goes on with the UNet, on images as they are: garments face one way, and mirrored ones are no longer wanted."""
+    data = prepare(out, source, threads)
+    x, y = data["train"]
+    encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
+    latents = batches(lambda part: encoder.encode(part).latent_dist.mean * encoder.config.scaling_factor, x)
+    model = UNet2DModel.from_pretrained(out / "unet")
+    fit_unet(model, latents, y, NULL_CLASS, out, out, 96, steps or 16_000, lr=6e-4, name="longer")
+
+
 def denoise_last(unet: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Noises real latents as far as the last ``steps`` of 25 sampling steps begin, and samples from there (CFG 1.5)."""
+    """Noises real latents as far as the last ``steps`` of 25 sampling steps begin, and samples from there (CFG 1.2)."""
     scheduler.set_timesteps(25)
     times = scheduler.timesteps[-steps:]
     z = scheduler.add_noise(z, torch.randn_like(z), times[:1])
     for t in times:
         wanted, free = unet(z, t, class_labels=labels).sample, unet(z, t, torch.full_like(labels, NULL_CLASS)).sample
-        z = scheduler.step(free + 1.5 * (wanted - free), t, z, eta=1.0).prev_sample
+        z = scheduler.step(free + 1.2 * (wanted - free), t, z, eta=1.0).prev_sample
     return z
 
 
@@ -240,7 +282,7 @@ def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
         decoded = model.decode(torch.cat([latents, pairs["latents"][part] / scale])).sample
         rebuilt, made = decoded.chunk(2)
         exact = F.mse_loss(rebuilt, batch) + 0.25 * F.mse_loss(made, target)
-        return exact + 0.01 * perceptual_distance(network, decoded, torch.cat([batch, target]))
+        return exact + 0.03 * perceptual_distance(network, decoded, torch.cat([batch, target]))
 
     fit("denoised", out, model, optimiser, loss, len(x), 32, steps or 2_000, ema=0.995)
     test = data["test"][0]

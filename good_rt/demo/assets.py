@@ -15,6 +15,8 @@ DATA = ASSETS / "data"
 MODELS = ASSETS / "models"
 MODEL = MODELS / "diffusion"
 """A diffusers folder: unet/, vae/, scheduler/."""
+GRADIENT_DECODER = MODELS / "gradient_decoder"
+"""An AutoencoderTiny for the latents of ``MODEL``, for `load_diffusion`'s ``gradient_decoder``."""
 CLASSIFIER = MODELS / "classifier"
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")

@@ -97,7 +97,7 @@ def test_train_then_build_then_evaluate(
 ) -> None:
     out = tmp_path / "trained"
     trained = run("train", *models, *sets, "--steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json").json
-    assert trained["best_step"] == trained["steps"] == 4
+    assert trained["kept_step"] == trained["steps"] == 4
     assert trained["bce"] > 0
     assert load_classifier(Path(trained["classifier"])).config == load_classifier(classifier_dir).config
     record = json.loads((out / "training.json").read_text())

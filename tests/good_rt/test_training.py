@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,8 +157,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     result = finetune(classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(step.step))
     assert resumed == list(range(stop // 2 * 2 + 1, 7))
     assert result.history == whole.history
-    assert (result.best_step, result.accuracy, result.accuracy_before) == (
-        whole.best_step, whole.accuracy, whole.accuracy_before
+    assert (result.kept_step, result.accuracy, result.accuracy_before) == (
+        whole.kept_step, whole.accuracy, whole.accuracy_before
     )  # fmt: skip
     assert same(result.classifier, whole.classifier)
     # and a finished one is not trained again
@@ -207,11 +206,15 @@ def test_what_is_kept_is_the_moving_average(classifier: Classifier, data: Traini
     torch.testing.assert_close(kept[name], first * 0.1 + states[1][name] * 0.9)
 
 
-def test_the_best_state_is_the_one_of_lowest_held_out_loss(classifier: Classifier, data: TrainingImages) -> None:
+def test_the_last_state_that_kept_the_accuracy_is_taken(classifier: Classifier, data: TrainingImages) -> None:
     result = finetune(classifier, data, replace(SMALL, lr=2e-2))
-    looked_at = {s.step: s.val_loss for s in result.history if s.val_loss is not None}
-    assert list(looked_at) == [2, 4, 6]
-    assert result.best_step == min(looked_at, key=lambda step: looked_at[step] or math.inf)
+    assert [step.step for step in result.history if step.val_accuracy is not None] == [2, 4, 6]
+    assert result.kept_step == 6
+    # of wrong labels it learns, while the rate warms up, first nothing and then what is wrong
+    long = replace(SMALL, steps=40, lr=1e-2, evaluate_every=1, max_accuracy_drop=0.005, interpolation=1.0)
+    spoilt = finetune(classifier, replace(data, labels=(data.labels + 1) % 8), long)
+    held = [s.step for s in spoilt.history if spoilt.accuracy_before - (s.val_accuracy or 0) <= 0.005]
+    assert 0 < spoilt.kept_step < 40 and spoilt.kept_step >= max(held)
 
 
 def test_the_given_classifier_is_left_alone(classifier: Classifier, data: TrainingImages) -> None:

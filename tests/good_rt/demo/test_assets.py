@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
@@ -115,3 +116,21 @@ def test_reading_the_images_needs_no_torch() -> None:
         "assert not {'torch', 'sklearn', 'diffusers', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_light_decoder_shows_what_the_models_own_decoder_shows() -> None:
+    from good_rt.data import from_uint8
+    from good_rt.diffusion import load_diffusion
+
+    model = load_diffusion(assets.MODEL, gradient_decoder=assets.GRADIENT_DECODER)
+    images = from_uint8(assets.load_images("test").images[:200])
+    assert model.encoder is not None and model.decoder is not None and model.light_decoder is not None
+    with torch.no_grad():
+        latents = model.encoder(images)
+        errors = [(decode(latents) - images).square().mean() for decode in (model.decoder, model.light_decoder)]
+    assert errors[0] < 0.006 and errors[1] < 0.008
+    sizes = [
+        sum(p.numel() for p in part.parameters())
+        for part in (model.decoder.vae.decoder, model.light_decoder.vae.decoder)
+    ]
+    assert sizes[1] < sizes[0] / 5
