@@ -23,7 +23,8 @@ from record import Bar, measured, write_result
 
 from good_rt.calibration import refusal_interval
 from good_rt.classifier import Classifier, load_classifier
-from good_rt.data import IdData, from_uint8
+from good_rt.cli.demo import CFG_SCALE, SAMPLER_STEPS
+from good_rt.data import IdData, from_uint8, to_uint8
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detector import Detector
@@ -38,6 +39,8 @@ from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_image
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")
 FRECHET_IMAGES = 2_000
+FRECHET_SAMPLING = {"steps": 25, "cfg_scale": 1.3, "eta": 0.0}
+"""How the unguided samples are made whose Fréchet distance is measured, beside those of the demo's fewer steps."""
 
 
 def time_scoring(detector: Path, image: Path, work: Path, runs: int = 5) -> list[float]:
@@ -73,16 +76,23 @@ def measure_models() -> dict[str, Any]:
         guesses = torch.cat([classifier(part)[0].argmax(1) for part in pixels.split(500)]).numpy()
     decoded = decoded_images(model, pixels)
     assert decoded is not None
-    job = GenerationJob(FRECHET_IMAGES, "none", seed=1_000, batch=100)
-    generator = make_generator(model, classifier, IdData(assets.DATA), job, cfg_scale=1.5)
-    batches = range(0, FRECHET_IMAGES, job.batch)
-    samples = np.concatenate([generator.images(job, list(range(first, first + job.batch))) for first in batches])
     of_test = raw_features(classifier, test.images)
+
+    def of_samples(steps: float, cfg_scale: float, eta: float) -> float:
+        job = GenerationJob(FRECHET_IMAGES, "none", seed=1_000, batch=100, eta=eta)
+        generator = make_generator(model, classifier, IdData(assets.DATA), job, steps=int(steps), cfg_scale=cfg_scale)
+        batches = range(0, FRECHET_IMAGES, job.batch)
+        samples = np.concatenate([generator.images(job, list(range(first, first + job.batch))) for first in batches])
+        return frechet_distance(of_test, raw_features(classifier, samples))
+
     return {
         "accuracy": float((guesses == test.labels).mean()),
         "vae_mse": float((decoded - pixels).square().mean()),
         "frechet_train": frechet_distance(of_test, raw_features(classifier, train.images[:FRECHET_IMAGES])),
-        "frechet_samples": frechet_distance(of_test, raw_features(classifier, samples)),
+        "frechet_reconstructions": frechet_distance(of_test, raw_features(classifier, to_uint8(decoded))),
+        "frechet_samples": of_samples(**FRECHET_SAMPLING),
+        "frechet_demo_samples": of_samples(SAMPLER_STEPS, CFG_SCALE, GenerationJob.eta),
+        "frechet_sampling": FRECHET_SAMPLING,
         "frechet_images": FRECHET_IMAGES,
         "assets_mb": sum(path.stat().st_size for path in assets.ASSETS.rglob("*") if path.is_file()) / 1e6,
     }

@@ -27,6 +27,7 @@ IMAGE_LEVEL = 9
 SAMPLER_STEPS = 12
 MU = 0.2
 """In half as many steps of twice the strength, samples move as far as by the defaults, and train as well."""
+CFG_SCALE = 1.3
 MODELS = {
     "before": "the classifier as it came",
     "control": "fine-tuned for as many steps without generated images",
@@ -89,7 +90,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             engines=out / "engines",
             gradients=False,
             steps=SAMPLER_STEPS,
-            cfg_scale=1.5,
+            cfg_scale=CFG_SCALE,
             gradient_decoder=GRADIENT_DECODER,
             bars=bars,
         )
