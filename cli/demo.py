@@ -44,7 +44,7 @@ MODELS = {
     help="Generated images of each kind of guidance; nine times as many at image level, which are trained with.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=300, show_default=True, help="Optimiser steps of the training."
+    "--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps of the training."
 )
 @seed_option
 @out_option("good-rt-demo", "Folder of everything that is made; an interrupted run goes on.")
