@@ -120,15 +120,17 @@ def build_detector(
     """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD images by kind.
 
     All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on ``fit_images``
-    against all of ``ood_images``; without any it weighs both discrepancies alike. The p-value is calibrated on
-    ``calibration_images`` alone, with the finished score, so that its guarantee holds.
+    against ``ood_images``, each kind with the same weight: of the kind that a classifier was trained with, and of which
+    there may be most, its energy alone tells. Without any it weighs both discrepancies alike. The p-value is calibrated
+    on ``calibration_images`` alone, with the finished score, so that its guarantee holds.
     """
     _, features = outputs(classifier, bank_images)
     bank = FeatureBank(features)
     known = measure(classifier, bank, fit_images, config)
     if ood_images:
         ood = measure(classifier, bank, torch.cat(list(ood_images)), config)
-        score = unified.fit(known.energy, known.knn_distance, ood.energy, ood.knn_distance)
+        weights = np.concatenate([np.full(len(kind), 1 / len(kind)) for kind in ood_images])
+        score = unified.fit(known.energy, known.knn_distance, ood.energy, ood.knn_distance, weights)
     else:
         score = unified.mean_score(known.energy, known.knn_distance)
     held_out = measure(classifier, bank, calibration_images, config)

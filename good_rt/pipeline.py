@@ -135,7 +135,7 @@ def detector_for(
     Without ``generated`` images the gate weighs both discrepancies alike. The ID images need no labels.
     """
     known, calibration = half_rows(id_data, "held_out")
-    ood = [generated_parts(generated, classifier)[1]] if generated else []
+    ood = [generated_parts([folder], classifier)[1] for folder in generated]
     return build_detector(
         classifier,
         id_batches(id_data, "train", classifier, bank_size),

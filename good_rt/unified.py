@@ -78,12 +78,17 @@ def mean_score(id_energy: FloatArray, id_distance: FloatArray) -> UnifiedScore:
 
 
 def fit(
-    id_energy: FloatArray, id_distance: FloatArray, ood_energy: FloatArray, ood_distance: FloatArray
+    id_energy: FloatArray,
+    id_distance: FloatArray,
+    ood_energy: FloatArray,
+    ood_distance: FloatArray,
+    ood_weights: FloatArray | None = None,
 ) -> UnifiedScore:
     """Fits standardisation on ID, then π and c by maximum likelihood of P(OOD) = sigmoid(s·u + b), s > 0.
 
-    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are. Raises GoodRtError when
-    a side is empty, not finite or without spread.
+    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are, and of the OOD side each
+    image that of ``ood_weights``, or all the same. Raises GoodRtError when a side is empty, not finite or without
+    spread.
     """
     from scipy.optimize import minimize
 
@@ -97,9 +102,11 @@ def fit(
         pi, scale = 1 / (1 + np.exp(-logit)), np.exp(log_scale)
         id_logit = scale * combine(id_image, id_feature, pi, c) + bias
         ood_logit = scale * combine(ood_image, ood_feature, pi, c) + bias
-        # a weak pull to π = ½, c = 0 keeps the problem well-posed where one discrepancy separates perfectly
-        ridge = 1e-3 * (logit**2 + c**2 + log_scale**2)
-        return float(np.logaddexp(0, id_logit).mean() + np.logaddexp(0, -ood_logit).mean() + ridge)
+        # a weak pull to π = ½, c = 0 keeps the problem well-posed where one discrepancy separates perfectly, as energy
+        # does after a training with images of these kinds
+        ridge = 1e-2 * (logit**2 + c**2 + log_scale**2)
+        ood_loss = np.average(np.logaddexp(0, -ood_logit), weights=ood_weights)
+        return float(np.logaddexp(0, id_logit).mean() + ood_loss + ridge)
 
     bounds = [(-6.0, 6.0), (-5.0, 5.0), (-5.0, 5.0), (None, None)]
     found = minimize(loss, np.zeros(4), method="L-BFGS-B", bounds=bounds)

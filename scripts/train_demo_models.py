@@ -8,8 +8,8 @@
     python scripts/train_demo_models.py denoised   --out build/demo     # needs all of them
     python scripts/train_demo_models.py light      --out build/demo     # needs the VAE and the classifier
 
-Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20, 20, 50, 50, 5, 10 and 5
-minutes. For the shipped models `denoised` was also run once before `longer`.
+Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20, 20, 50, 50, 5, 10 and
+5 minutes. For the shipped models `denoised` was also run once before `longer`.
 """
 
 from __future__ import annotations

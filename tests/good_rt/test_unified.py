@@ -43,6 +43,20 @@ def test_the_fit_trusts_the_discrepancy_that_separates():
     assert 0.25 < both.pi < 0.75
 
 
+def test_weights_say_what_the_fit_is_for():
+    """A few images that distance alone tells weigh as much as many that energy alone tells, as if they were as many."""
+    *known, energy, distance = samples(-1, 0.3)
+    other_energy, other_distance = samples(-7, 0.6)[2:]
+    few = np.concatenate([energy, other_energy[:200]]), np.concatenate([distance, other_distance[:200]])
+    many = (
+        np.concatenate([energy, np.tile(other_energy[:200], 10)]),
+        np.concatenate([distance, np.tile(other_distance[:200], 10)]),
+    )
+    weighted = fit(*known, *few, np.concatenate([np.full(2000, 1 / 2000), np.full(200, 1 / 200)]))
+    assert weighted.pi == pytest.approx(fit(*known, *many).pi, abs=1e-3)
+    assert weighted.pi > fit(*known, *few).pi + 0.02
+
+
 def test_the_fit_learns_a_soft_maximum_and_a_soft_minimum():
     """OOD that is far in either discrepancy needs the maximum, ID that is far in either needs the minimum."""
     rng = np.random.default_rng(0)
