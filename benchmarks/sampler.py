@@ -1,11 +1,12 @@
 """The guided sampler measured: engines against PyTorch, torch.compile and a plain TFG loop, side by side in one run.
 
     python benchmarks/sampler.py --engines build/engines
+    python benchmarks/sampler.py --engines build/light-engines --light
 
 The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
 guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
-The demo's model is measured with gradients through its own decoder and through its light one; beside it one of Stable
-Diffusion's architecture at reduced width, whose weights are random.
+Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random. --light
+measures the demo's model with gradients through its light decoder, on both sides, and nothing else.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ STEPS = 10
 SAME_IMAGE = 1e-3
 CASES = {
     "samplers": "",
-    "light_decoder": "gradients through a light decoder, ",
+    "light_decoder": "",
     "stable_diffusion": "Stable Diffusion's architecture, ",
 }
 """What is measured, by its key in the JSON, and how its bars' names begin."""
@@ -270,7 +271,7 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     """Every bar of the sampler."""
     bars = []
     for case, title in CASES.items():
-        for setting, batches in figures[case].items():
+        for setting, batches in figures.get(case, {}).items():
             for batch, found in batches.items():
                 name, bound = f"{title}{setting}, batch {batch}", 2.0 if batch == "1" else 1.5
                 difference = found["max_difference"]["engines"]
@@ -281,11 +282,13 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
                 if setting == "mu":
                     cost = found["times_unguided"]["engines"]
                     bars.append(Bar(f"{name}: guided, times unguided", cost, "<=", 2.0))
-    for name, batches in figures["vjps"].items():
+    for name, batches in figures.get("vjps", {}).items():
         for batch, found in batches.items():
             bound = 2.0 if batch == "1" else 1.3
             bars.append(Bar(f"{name}, batch {batch}: engine, times autograd", found["times_autograd"], ">=", bound))
             bars.append(Bar(f"{name}, batch {batch}: relative error", found["relative_error"], "<=", 1e-4))
+    if "growth" not in figures:
+        return bars
     growth = figures["growth"]
     per_image = [found["seconds"] / int(count) for count, found in growth.items()]
     memory = [found["peak_gib"] for found in growth.values()]
@@ -301,29 +304,37 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     type=click.Path(path_type=Path),
     default=Path("build/stable-diffusion"),
     show_default=True,
-    help="Where the model of Stable Diffusion's architecture and further engines are made.",
+    help="Where the model of Stable Diffusion's architecture is made.",
 )
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--compile/--no-compile", "with_compile", default=True, show_default=True, help="Also torch.compile.")
+@click.option("--light", "with_light", is_flag=True, help="The light decoder alone, into results/light_decoder.json.")
 @click.option("--images", type=int, hidden=True)
-def main(engines: Path, work: Path, repeats: int, with_compile: bool, images: int | None) -> None:
+def main(
+    engines: Path, work: Path, repeats: int, with_compile: bool, with_light: bool, images: int | None
+) -> None:  # fmt: skip
     """Measures, and writes results/sampler.json."""
     if images is not None:
         sample_and_report(engines, images)
         return
-    cases = {
-        "samplers": demo(engines),
-        "light_decoder": light(work / "light-engines"),
-        "stable_diffusion": reduced_stable_diffusion(work),
-    }
-    assert cases.keys() == CASES.keys()
-    generators = {name: {kind: open_case(case, kind) for kind in GENERATORS} for name, case in cases.items()}
+    context = {"steps": STEPS, "threads": torch.get_num_threads()}
+
+    def measured(case: Case) -> tuple[dict[str, Generator], dict[str, Any]]:
+        generators = {kind: open_case(case, kind) for kind in GENERATORS}
+        return generators, measure_samplers(case, generators, repeats, with_compile)
+
+    if with_light:
+        generators, found = measured(light(engines))
+        figures = {**context, "light_decoder": found, "parts": measure_parts(generators, repeats)}
+        write_result("light_decoder", figures, bars_of(figures))
+        return
+    generators, found = measured(demo(engines))
     figures = {
-        "steps": STEPS,
-        "threads": torch.get_num_threads(),
-        **{name: measure_samplers(case, generators[name], repeats, with_compile) for name, case in cases.items()},
+        **context,
+        "samplers": found,
+        "stable_diffusion": measured(reduced_stable_diffusion(work))[1],
         "vjps": measure_vjps(engines, repeats),
-        "parts": measure_parts(generators["samplers"], repeats),
+        "parts": measure_parts(generators, repeats),
         "growth": measure_growth(engines),
     }
     write_result("sampler", figures, bars_of(figures))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from good_rt.cli.options import EXISTING, emit_json, json_option
+from good_rt.cli.options import Existing, emit_json, json_option
 
 if TYPE_CHECKING:
     from good_rt.classifier import Classifier
@@ -48,7 +48,11 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--mean", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."),
             click.option("--std", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."),
             click.option("--interpolation", help="bilinear, bicubic, nearest, lanczos, box or hamming."),
-            click.option("--classes", type=EXISTING, help="Text file of the classes' names, one a line."),
+            click.option(
+                "--classes",
+                type=Existing("does not exist; give a text file with a name a line"),
+                help="Text file of the classes' names, one a line.",
+            ),
         )
     ):
         command = option(command)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from good_rt.cli.options import (
-    EXISTING,
+    IMAGES,
     classifier_option,
     emit_json,
     json_option,
@@ -25,7 +25,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("images", type=EXISTING)
+@click.argument("images", type=IMAGES)
 @classifier_option
 @model_option
 @click.option("--ood", multiple=True, callback=named_paths, metavar="NAME=PATH",

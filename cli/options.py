@@ -11,13 +11,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from good_rt.demo import assets
+from good_rt.errors import GoodRtError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 PATH = click.Path(path_type=Path)
-EXISTING = click.Path(exists=True, path_type=Path)
-"""Looked for before anything heavy is imported."""
+
+
+class Existing(click.Path):
+    """A path that must exist, which is looked at before anything heavy is imported; else ``lack`` says what to do."""
+
+    def __init__(self, lack: str) -> None:
+        super().__init__(path_type=Path)
+        self.lack = lack
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(value)
+        if not path.exists():
+            raise GoodRtError(f"{path} {self.lack}")
+        return path
+
+
+IMAGES = Existing(
+    "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a splits.json"
+)
+
 
 model_option = click.option(
     "--model",
@@ -32,7 +51,7 @@ classifier_option = click.option(
     "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
 )  # fmt: skip
 id_option = click.option(
-    "--id", "id_data", type=EXISTING, default=assets.DATA, show_default="the demo's",
+    "--id", "id_data", type=IMAGES, default=assets.DATA, show_default="the demo's",
     help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; or their splits.json.",
 )  # fmt: skip
 engines_option = click.option(
@@ -40,7 +59,7 @@ engines_option = click.option(
     help="Folder of the exported engines; they are made there when missing.",
 )  # fmt: skip
 gradient_decoder_option = click.option(
-    "--gradient-decoder", type=EXISTING,
+    "--gradient-decoder", type=Existing("does not exist; give the folder of an AutoencoderTiny"),
     help="Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in the decoder's place.",
 )  # fmt: skip
 image_size_option = click.option(
@@ -56,7 +75,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 def generated_option(required: bool) -> Callable[[Any], Any]:
     """--ood, the generated sets."""
     return click.option(
-        "--ood", "generated", type=EXISTING, multiple=True, required=required,
+        "--ood", "generated", multiple=True, required=required,
+        type=Existing("holds no generated images; make them with `good-rt generate`"),
         help="Folder of generated images (from `good-rt generate`); may be given several times.",
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import EXISTING, emit_json, json_option, progress
+from good_rt.cli.options import Existing, emit_json, json_option, progress
 
 EPILOG = """\b
 Examples:
@@ -16,7 +16,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("job", type=EXISTING)
+@click.argument("job", type=Existing("does not exist; write one with `good-rt init`"))
 @json_option
 def run(job: Path, as_json: bool) -> None:
     """Do what a job file says: split, export, generate, train, build the detector, evaluate, report.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import EXISTING, emit_json, json_option, out_option, progress, seed_option
+from good_rt.cli.options import IMAGES, emit_json, json_option, out_option, progress, seed_option
 
 EPILOG = """\b
 Examples:
@@ -16,7 +16,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("images", type=EXISTING)
+@click.argument("images", type=IMAGES)
 @click.option("--held-out", type=float, default=0.2, show_default=True, help="Share to calibrate and validate with.")
 @click.option("--test", type=float, default=0.2, show_default=True, help="Share that the evaluation alone looks at.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that are damaged or contradict others, and name them.")

@@ -45,7 +45,7 @@ def bars(result: dict[str, Any]) -> str:
     grouped: dict[str, list[dict[str, Any]]] = {}
     for bar in result["bars"]:
         grouped.setdefault(re.sub(r"^seed \d+[:,] ", "", bar["name"]), []).append(bar)
-    lines = ["| figure | measured | bar | |", "|---|---|---|---|"]
+    lines = ["| figure | measured | bar | |", "|---|---|---|---|"] if grouped else []
     for name, found in grouped.items():
         values = " ".join(f"{bar['value']:.3g}" for bar in found)
         met = sum(bar["ok"] for bar in found)
@@ -159,6 +159,7 @@ def scale(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo, "models": models, "tutorial": tutorial, "scale": scale, "sampler": sampler,
+    "light_decoder": sampler,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 
