@@ -326,7 +326,7 @@ def main(
     if with_light:
         generators, found = measured(light(engines))
         figures = {**context, "light_decoder": found, "parts": measure_parts(generators, repeats)}
-        write_result("light_decoder", figures, bars_of(figures))
+        write_result("light_decoder", figures, bars_of(figures), script="sampler")
         return
     generators, found = measured(demo(engines))
     figures = {

@@ -124,8 +124,9 @@ def sampler(result: dict[str, Any]) -> str:
             tables[columns] = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
         cells = (_cell(found.get(figure)) for figure in columns.split("|"))
         tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
-    shown = ["\n".join([*lines, ""]) for lines in tables.values()]
-    return "\n".join(["What misses its bar is **bold**.", "", *shown, bars({**result, "bars": list(single.values())})])
+    shown = ["\n".join(lines) for lines in tables.values()]
+    rest = bars({**result, "bars": list(single.values())}).lstrip("\n")
+    return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
 
 
 def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -84,7 +86,7 @@ def test_the_version(run: Callable[..., Any]) -> None:
         ["train", "--steps", "0"],
         ["detector", "score"],
         ["detector", "score", "x.png"],
-        ["evaluate", "--ood", "x", "--classifier", "no pair"],
+        ["evaluate", "--ood", ".", "--classifier", "no pair"],
     ],
     ids=" ".join,
 )
@@ -93,3 +95,26 @@ def test_what_the_command_line_does_not_know_ends_with_2(arguments: list[str], r
     assert ended.code == 2
     assert "Error: " in ended.err and "Traceback" not in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--id", "gone"], "gone does not exist; give a folder per class"),
+        (["train", "--ood", "gone"], "gone holds no generated images; make them with `good-rt generate`"),
+        (["run", "gone.toml"], "gone.toml does not exist; write one with `good-rt init`"),
+    ],
+)
+def test_a_missing_path_is_named_before_pytorch_is_imported(words: list[str], message: str) -> None:
+    code = f"""
+import sys
+from good_rt.cli.main import main
+sys.argv = ["good-rt", *{words!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 2
+assert "torch" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1
