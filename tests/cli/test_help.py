@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -105,7 +106,7 @@ def test_what_the_command_line_does_not_know_ends_with_2(arguments: list[str], r
         (["run", "gone.toml"], "gone.toml does not exist; write one with `good-rt init`"),
     ],
 )
-def test_a_missing_path_is_named_before_pytorch_is_imported(words: list[str], message: str) -> None:
+def test_a_missing_path_is_named_before_pytorch_is_imported(words: list[str], message: str, tmp_path: Path) -> None:
     code = f"""
 import sys
 from good_rt.cli.main import main
@@ -116,5 +117,5 @@ except SystemExit as ended:
     assert ended.code == 2
 assert "torch" not in sys.modules
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1
