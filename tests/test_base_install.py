@@ -81,7 +81,7 @@ def test_the_detector_scores_as_in_the_toolkits_environment(scripts: Path, detec
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "export", "train --control", "evaluate --ood x", "detector build --ood x", "demo"]
+    "command", ["generate", "export", "train --control", "evaluate --ood .", "detector build --ood .", "demo"]
 )
 def test_what_needs_the_toolkit_says_so_in_one_line(scripts: Path, tmp_path: Path, command: str) -> None:
     ended = ran([scripts / "good-rt", *command.split()], tmp_path)
