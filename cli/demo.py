@@ -74,10 +74,8 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     began = time.perf_counter()
     folders = {kind: out / "generated" / kind for kind in KINDS}
     guided = [folders[kind] for kind in KINDS if kind != "none"]
-    config, training = (
-        DetectorConfig(),
-        TrainConfig(steps=steps, id_batch=192, ood_batch=128, seed=seed, bfloat16=has_bfloat16()),
-    )
+    config = DetectorConfig()
+    training = TrainConfig(steps=steps, id_batch=192, ood_batch=128, seed=seed, bfloat16=has_bfloat16())
     with progress(quiet=as_json) as bars:
         counts = {kind: IMAGE_LEVEL * images if kind == "img" else images for kind in KINDS}
         guidance = GuidanceConfig(mu=MU)

@@ -24,8 +24,11 @@ from good_rt.demo.network import SmallResNet
 def main(source: Path, out: Path) -> None:
     """Writes OUT/diffusion, OUT/gradient_decoder and OUT/classifier."""
     shutil.rmtree(out, ignore_errors=True)
-    folders = {"unet": out / "diffusion/unet", "vae": out / "diffusion/vae", "light": out / "gradient_decoder"}
-    for kind, (name, folder) in zip((UNet2DModel, AutoencoderKL, AutoencoderTiny), folders.items(), strict=True):
+    for kind, name, folder in (
+        (UNet2DModel, "unet", out / "diffusion" / "unet"),
+        (AutoencoderKL, "vae", out / "diffusion" / "vae"),
+        (AutoencoderTiny, "light", out / "gradient_decoder"),
+    ):
         kind.from_pretrained(source / name).half().save_pretrained(folder)
         path = folder / "config.json"
         config = json.loads(path.read_text())

@@ -116,13 +116,13 @@ def sampler(result: dict[str, Any]) -> str:
         subject, _, figure = bar["name"].rpartition(": ")
         rows.setdefault(subject, {})[figure] = bar
     single = rows.pop("", {})
-    tables: dict[str, list[str]] = {}
+    tables: dict[tuple[str, ...], list[str]] = {}
     for subject, found in rows.items():
-        columns = next((key for key in tables if set(found) <= set(key.split("|"))), "|".join(found))
+        columns = next((key for key in tables if set(found) <= set(key)), tuple(found))
         if columns not in tables:
-            heads = [f"{figure} ({_bound(rows, figure)})" for figure in columns.split("|")]
+            heads = [f"{figure} ({_bound(rows, figure)})" for figure in columns]
             tables[columns] = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
-        cells = (_cell(found.get(figure)) for figure in columns.split("|"))
+        cells = (_cell(found.get(figure)) for figure in columns)
         tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
     shown = ["\n".join(lines) for lines in tables.values()]
     rest = bars({**result, "bars": list(single.values())}).lstrip("\n")

@@ -137,6 +137,18 @@ def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
     model.save_pretrained(out / "vae")
 
 
+def frozen_classifier(out: Path) -> SmallResNet:
+    """What the stage ``classifier`` made."""
+    network = SmallResNet()
+    network.load_state_dict(load_file(out / "classifier.safetensors"))
+    return network.eval().requires_grad_(False)
+
+
+def scaled_latents(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Images (N, 1, 32, 32) -> their latents (N, 8, 8, 8) as the UNet sees them."""
+    return batches(lambda part: vae.encode(part).latent_dist.mean * vae.config.scaling_factor, x)
+
+
 def perceptual_distance(network: SmallResNet, first: Tensor, second: Tensor) -> Tensor:
     """Squared difference of the network's feature maps, relative to the second's, summed over its stages."""
     a, b = network.stem(first), network.stem(second)
@@ -154,9 +166,7 @@ def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
     x, _ = data["train"]
     model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
-    network = SmallResNet()
-    network.load_state_dict(load_file(out / "classifier.safetensors"))
-    network.eval().requires_grad_(False)
+    network = frozen_classifier(out)
     parts = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
     optimiser = torch.optim.AdamW(parts, 1e-3, weight_decay=1e-4)
 
@@ -181,11 +191,8 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
     data = prepare(out, source, threads)
     x, _ = data["train"]
     teacher = AutoencoderKL.from_pretrained(out / "vae").eval()
-    scale = teacher.config.scaling_factor
-    latents = batches(lambda part: teacher.encode(part).latent_dist.mean * scale, x)
-    network = SmallResNet()
-    network.load_state_dict(load_file(out / "classifier.safetensors"))
-    network.eval().requires_grad_(False)
+    latents = scaled_latents(teacher, x)
+    network = frozen_classifier(out)
     model = AutoencoderTiny(
         in_channels=1, out_channels=1, latent_channels=latents.shape[1], encoder_block_out_channels=(8, 8, 8),
         num_encoder_blocks=(1, 1, 1), decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(3, 3, 1),
@@ -200,7 +207,7 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
     fit("light", out, model, optimiser, loss, len(x), 64, steps or 2_500, ema=0.995)
     test = data["test"][0]
-    decoded = batches(lambda part: model.decode(teacher.encode(part).latent_dist.mean * scale).sample, test)
+    decoded = batches(lambda part: model.decode(part).sample, scaled_latents(teacher, test))
     click.echo(f"light decoder's test MSE {F.mse_loss(decoded, test):.5f}")
     model.save_pretrained(out / "light")
 
@@ -211,11 +218,9 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
     data = prepare(out, source, threads)
     x, y = data["train"]
     encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
-    scale = encoder.config.scaling_factor
     cache = out / "latents.safetensors"
     if not cache.exists():
-        encoded = batches(lambda part: encoder.encode(part).latent_dist.mean * scale, torch.cat([x, x.flip(3)]))
-        save_file({"latents": encoded.contiguous()}, cache)
+        save_file({"latents": scaled_latents(encoder, torch.cat([x, x.flip(3)])).contiguous()}, cache)
     latents = load_file(cache)["latents"]
     labels = torch.cat([y, y])
     channels = latents.shape[1]
@@ -232,8 +237,7 @@ def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
     """Goes on with the UNet, on images as they are: garments face one way, and mirrored ones are no longer wanted."""
     data = prepare(out, source, threads)
     x, y = data["train"]
-    encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
-    latents = batches(lambda part: encoder.encode(part).latent_dist.mean * encoder.config.scaling_factor, x)
+    latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
     fit_unet(model, latents, y, NULL_CLASS, out, out, 96, steps or 16_000, lr=6e-4, name="longer")
 
@@ -269,9 +273,7 @@ def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
                 parts.append(denoise_last(unet, scheduler, latents, y[part], (2, 2, 3, 4, 5)[number % 5]))
         save_file({"latents": torch.cat(parts).contiguous(), "index": index}, cache)
     pairs = load_file(cache)
-    network = SmallResNet()
-    network.load_state_dict(load_file(out / "classifier.safetensors"))
-    network.eval().requires_grad_(False)
+    network = frozen_classifier(out)
     trained = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
     optimiser = torch.optim.AdamW(trained, 5e-4, weight_decay=1e-4)
 
