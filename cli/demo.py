@@ -27,7 +27,7 @@ IMAGE_LEVEL = 9
 SAMPLER_STEPS = 12
 MU = 0.2
 """In half as many steps of twice the strength, samples move as far as by the defaults, and train as well."""
-CFG_SCALE = 1.3
+CFG_SCALE = 1.2
 MODELS = {
     "before": "the classifier as it came",
     "control": "fine-tuned for as many steps without generated images",
@@ -44,7 +44,7 @@ MODELS = {
     help="Generated images of each kind of guidance; nine times as many at image level, which are trained with.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps of the training."
+    "--steps", type=click.IntRange(1), default=800, show_default=True, help="Optimiser steps of the training."
 )
 @seed_option
 @out_option("good-rt-demo", "Folder of everything that is made; an interrupted run goes on.")

@@ -14,8 +14,9 @@ from good_rt.export.vjp import GRADIENT
 BATCHES = (1, 2, 5, 16)
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """Default tolerances: |engine − torch| ≤ absolute + relative·|torch|, for every element."""
-NUDGE, NUDGES = 1e-6, 16
-"""How far, in relation to their size, and how often inputs are moved where a gradient may have jumped."""
+NUDGE, NUDGES = 3e-6, 16
+"""How far, in relation to their size, and how often inputs are moved where a gradient may have jumped: about as far as
+a deep network's rounding errors move its features."""
 
 
 @dataclass(frozen=True)
