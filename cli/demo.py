@@ -27,7 +27,7 @@ IMAGE_LEVEL = 9
 SAMPLER_STEPS = 12
 MU = 0.2
 """In half as many steps of twice the strength, samples move as far as by the defaults, and train as well."""
-CFG_SCALE = 1.2
+CFG_SCALE, CFG_SIGMA_MAX = 1.4, 2.0
 MODELS = {
     "before": "the classifier as it came",
     "control": "fine-tuned for as many steps without generated images",
@@ -89,6 +89,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             gradients=False,
             steps=SAMPLER_STEPS,
             cfg_scale=CFG_SCALE,
+            cfg_sigma_max=CFG_SIGMA_MAX,
             gradient_decoder=GRADIENT_DECODER,
             bars=bars,
         )

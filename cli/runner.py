@@ -218,6 +218,7 @@ class _Run:
             gradients=g.gradients == "engine",
             steps=g.steps,
             cfg_scale=g.cfg,
+            cfg_sigma_max=g.cfg_sigma_max,
             bars=self.bars,
         )
         return generator, {**describe, "data": self.splits.fingerprint}
@@ -226,8 +227,9 @@ class _Run:
         g = self.config.generate
         folder = self.out / "generated" / name
         key = key_of(
-            job.to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg, g.twins
-        )
+            job.to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg,
+            g.cfg_sigma_max, g.twins,
+        )  # fmt: skip
 
         def work() -> None:
             generator, describe = self._generator

@@ -5,6 +5,7 @@ Each is a few calls of the library; whoever writes Python instead of typing comm
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -155,6 +156,7 @@ def open_generator(
     gradients: bool,
     steps: int,
     cfg_scale: float,
+    cfg_sigma_max: float = math.inf,
     bars: Bars = NO_BARS,
     prompts: Sequence[str] = (TEMPLATE,),
     gradient_decoder: Path | None = None,
@@ -185,6 +187,7 @@ def open_generator(
             job,
             steps=steps,
             cfg_scale=cfg_scale,
+            cfg_sigma_max=cfg_sigma_max,
             bank_size=bank_size,
             engines=loaded,
             prompts=prompts,
@@ -194,6 +197,8 @@ def open_generator(
     describe = {
         **source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
     }  # fmt: skip
+    if cfg_sigma_max < math.inf:
+        describe["cfg_sigma_max"] = cfg_sigma_max
     return generator, {**describe, "prompts": list(prompts)} if model.text else describe
 
 

@@ -6,6 +6,7 @@ this signature, and the vector-Jacobian product that variance guidance needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,13 +77,15 @@ class NetworkDenoiser:
     ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp` goes back through:
     a PyTorch network, or an engine with its VJP engine (`good_rt.differentiable`). ``condition`` turns labels into the
     network's further inputs. ``cfg_scale`` w gives x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv
-    2207.12598, Eq. 6); ``null_class`` is the label ∅. ``clip`` bounds x̂0 to [−clip, clip], as pixel models' schedulers
-    ask for.
+    2207.12598, Eq. 6); ``null_class`` is the label ∅. It acts at σ ≤ ``cfg_sigma_max`` alone: in more noise it costs
+    diversity and gains nothing (Kynkäänniemi et al., arXiv 2404.07724). ``clip`` bounds x̂0 to [−clip, clip], as pixel
+    models' schedulers ask for.
     """
 
     network: Network
     null_class: int | None
     cfg_scale: float
+    cfg_sigma_max: float
     clip: float | None
     differentiable: Network | None
     condition: Condition
@@ -126,7 +129,7 @@ class NetworkDenoiser:
         t = x.new_full((len(x),), self.timestep(sigma), dtype=torch.float32)
         if labels is None:
             output = network(x, t)
-        elif self.cfg_scale == 1:
+        elif self.cfg_scale == 1 or sigma > self.cfg_sigma_max:
             output = network(x, t, *self.condition(labels))
         else:
             assert self.null_class is not None  # checked at construction
@@ -146,6 +149,7 @@ class DiscreteDenoiser(NetworkDenoiser):
     prediction: str = "epsilon"
     null_class: int | None = None
     cfg_scale: float = 1.0
+    cfg_sigma_max: float = math.inf
     clip: float | None = None
     differentiable: Network | None = None
     condition: Condition = class_labels
@@ -182,6 +186,7 @@ class FlowDenoiser(NetworkDenoiser):
     timesteps: int = 1000
     null_class: int | None = None
     cfg_scale: float = 1.0
+    cfg_sigma_max: float = math.inf
     clip: float | None = None
     differentiable: Network | None = None
     condition: Condition = class_labels

@@ -232,6 +232,7 @@ def make_generator(
     *,
     steps: int = 25,
     cfg_scale: float = 1.0,
+    cfg_sigma_max: float = math.inf,
     bank_size: int = BANK_SIZE,
     engines: Mapping[str, Engine] | None = None,
     prompts: Sequence[str] = (TEMPLATE,),
@@ -268,7 +269,9 @@ def make_generator(
     further: dict[str, Any] = {}
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null}
-    denoiser = model.process.denoiser(unet, differentiable=differentiable, cfg_scale=cfg_scale, **further)
+    denoiser = model.process.denoiser(
+        unet, differentiable=differentiable, cfg_scale=cfg_scale, cfg_sigma_max=cfg_sigma_max, **further
+    )
     bank = feature_bank(classifier, id_data, bank_size)
     known, _ = half_rows(id_data, "held_out")
     found = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class GenerateSection:
     steps: int = 25
     eta: float = 1.0
     cfg: float = 1.0
+    cfg_sigma_max: float = math.inf
     batch: int = 32
     engine: Literal["onnx", "torch"] = "onnx"
     gradients: Literal["torch", "engine"] = "torch"

@@ -6,6 +6,7 @@ matching. Both give the sampler the same: an array of σ, and x̂0 = denoise(y, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Process(Protocol):
         condition: Condition = class_labels,
         null_class: int | None = None,
         cfg_scale: float = 1.0,
+        cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
         """x̂0 = denoise(y, σ, labels) of the network's prediction."""
         ...
@@ -95,9 +97,10 @@ class DiscreteProcess:
         condition: Condition = class_labels,
         null_class: int | None = None,
         cfg_scale: float = 1.0,
+        cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
         return DiscreteDenoiser(
-            network, self.alphas_cumprod, self.prediction_type, null_class, cfg_scale, self.clip,
+            network, self.alphas_cumprod, self.prediction_type, null_class, cfg_scale, cfg_sigma_max, self.clip,
             differentiable=differentiable, condition=condition,
         )  # fmt: skip
 
@@ -156,10 +159,12 @@ class FlowProcess:
         condition: Condition = class_labels,
         null_class: int | None = None,
         cfg_scale: float = 1.0,
+        cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
         return FlowDenoiser(
-            network, self.timesteps, null_class, cfg_scale, differentiable=differentiable, condition=condition
-        )
+            network, self.timesteps, null_class, cfg_scale, cfg_sigma_max,
+            differentiable=differentiable, condition=condition,
+        )  # fmt: skip
 
 
 def load_process(path: Path, tokens: int, even: bool = False) -> Process:

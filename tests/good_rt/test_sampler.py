@@ -69,6 +69,9 @@ def test_classifier_free_guidance_extrapolates_from_the_null_class(unet):
     guided = DiscreteDenoiser(network(unet), alphas, null_class=3, cfg_scale=1.5)
     conditional, unconditional = plain(y, 1.0, labels), plain(y, 1.0, torch.full_like(labels, 3))
     torch.testing.assert_close(guided(y, 1.0, labels), unconditional + 1.5 * (conditional - unconditional))
+    limited = DiscreteDenoiser(network(unet), alphas, null_class=3, cfg_scale=1.5, cfg_sigma_max=2.0)
+    torch.testing.assert_close(limited(y, 2.0, labels), guided(y, 2.0, labels))
+    torch.testing.assert_close(limited(y, 2.1, labels), plain(y, 2.1, labels))
     with pytest.raises(GoodRtError, match="unconditional class"):
         DiscreteDenoiser(network(unet), alphas, cfg_scale=1.5)
 
