@@ -2,11 +2,13 @@
 
     python benchmarks/sampler.py --engines build/engines
     python benchmarks/sampler.py --engines build/light-engines --light
+    python benchmarks/sampler.py --engines build/engines --compile
 
 The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
 guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
 Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random. --light
-measures the demo's model with gradients through its light decoder, on both sides, and nothing else.
+measures the demo's model with gradients through its light decoder, on both sides, and nothing else; --compile the
+demo's model with torch.compile beside the others, which takes a C++ compiler and minutes.
 """
 
 from __future__ import annotations
@@ -163,20 +165,19 @@ def compiled(generator: Generator) -> Generator:
     )
 
 
-def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int, with_compile: bool) -> dict[str, Any]:
+def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int) -> dict[str, Any]:
     """Seconds of every variant by setting and batch, and how far each one's images are from the TFG loop's."""
     model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
     eager = generators["eager"]
     guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
     found: dict[str, Any] = {}
-    shown = {**generators, **({"compile": compiled(eager)} if with_compile else {})}
     for setting, config in SETTINGS.items():
         for batch in case.batches:
             indices = list(range(batch))
             seeds, rows = sample_seeds(0, indices), eager.rows(indices)
             assert eager.conditioning is not None and rows is not None
             works: dict[str, Callable[[], Tensor]] = {
-                name: partial(latents_of, generator, config, indices) for name, generator in shown.items()
+                name: partial(latents_of, generator, config, indices) for name, generator in generators.items()
             }
             works["unguided"] = partial(latents_of, generators["engines"], None, indices)
             works["tfg"] = partial(tfg_latents, model, guidance, config, seeds, eager.conditioning(rows))
@@ -307,7 +308,7 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     help="Where the model of Stable Diffusion's architecture is made.",
 )
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--compile/--no-compile", "with_compile", default=True, show_default=True, help="Also torch.compile.")
+@click.option("--compile/--no-compile", "with_compile", help="With torch.compile, into results/compile.json.")
 @click.option("--light", "with_light", is_flag=True, help="The light decoder alone, into results/light_decoder.json.")
 @click.option("--images", type=int, hidden=True)
 def main(
@@ -321,8 +322,16 @@ def main(
 
     def measured(case: Case) -> tuple[dict[str, Generator], dict[str, Any]]:
         generators = {kind: open_case(case, kind) for kind in GENERATORS}
-        return generators, measure_samplers(case, generators, repeats, with_compile)
+        return generators, measure_samplers(case, generators, repeats)
 
+    if with_compile:
+        case = demo(engines)
+        generators = {kind: open_case(case, kind) for kind in GENERATORS}
+        generators["compile"] = compiled(generators["eager"])
+        write_result(
+            "compile", {**context, "samplers": measure_samplers(case, generators, repeats)}, [], script="sampler"
+        )
+        return
     if with_light:
         generators, found = measured(light(engines))
         figures = {**context, "light_decoder": found, "parts": measure_parts(generators, repeats)}

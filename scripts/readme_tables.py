@@ -129,6 +129,22 @@ def sampler(result: dict[str, Any]) -> str:
     return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
 
 
+def compiled(result: dict[str, Any]) -> str:
+    """How many times as fast as the TFG loop each variant of the sampler is."""
+    columns = {
+        "engines": "engines",
+        "torch gradients": "engines, torch gradients",
+        "eager": "eager",
+        "compile": "torch.compile",
+    }
+    lines = [f"| times the TFG loop | {' | '.join(columns.values())} |", f"|{'---|' * (len(columns) + 1)}"]
+    for setting, batches in result["figures"]["samplers"].items():
+        for batch, found in batches.items():
+            cells = (f"{found['times_tfg'][name]:.2f}" for name in columns)
+            lines.append(f"| {setting}, batch {batch} | {' | '.join(cells)} |")
+    return "\n".join([*lines, bars({**result, "bars": []})])
+
+
 def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:
     """The bounds of a figure over all rows."""
     found = dict.fromkeys(f"{row[figure]['op']} {row[figure]['bound']:g}" for row in rows.values() if figure in row)
@@ -160,7 +176,7 @@ def scale(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo, "models": models, "tutorial": tutorial, "scale": scale, "sampler": sampler,
-    "light_decoder": sampler,
+    "light_decoder": sampler, "compile": compiled,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ scores = st.integers(2, 40).flatmap(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(scores, st.floats(0.01, 0.99))
 def test_the_guarantee_is_exact_over_permutations(values: NDArray[np.float64], alpha: float) -> None:
     """Among n+1 exchangeable scores each is equally likely to be the new one: at most ⌊α(n+1)⌋ of them are refused."""
