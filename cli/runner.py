@@ -260,18 +260,24 @@ class _Run:
             runs["trained"] = [generated[kind] for kind in t.ood]
         for name, ood in runs.items():
             folder = self.out / name
-            made = [_manifest(path) for path in ood]
+            unguided = self._unguided() if ood and t.unguided else []
+            made = [_manifest(path) for path in (*ood, *unguided)]
             key = key_of(asdict(config), made, self.models_key, self.splits.fingerprint)
 
-            def work(ood: list[Path] = ood, folder: Path = folder) -> None:
+            def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(
-                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars
+                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars, unguided
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"
             self._step(f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder])
             found[name] = folder / "classifier"
         return found
+
+    def _unguided(self) -> list[Path]:
+        """The samples without guidance that the training takes for ID."""
+        job, count = self.generation("none"), self.config.train.unguided
+        return [self._generate("none", replace(job, count=count, batch=min(self.config.generate.batch, count)))]
 
     @property
     def detector_config(self) -> DetectorConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from good_rt.cli.options import (
+    Existing,
     classifier_option,
     emit_json,
     generated_option,
@@ -22,12 +23,19 @@ EPILOG = """\b
 Examples:
   good-rt train --ood ood/                                 with the demo's classifier and images
   good-rt train --ood img/ --ood feat/ -o trained/         two kinds of generated images
+  good-rt train --ood ood/ --unguided plain/               unguided samples, so that only the guidance makes OOD
   good-rt train --control -o control/                      the same steps without any, to compare with
 """
 
 
 @click.command(epilog=EPILOG)
 @generated_option(required=False)
+@click.option(
+    "--unguided",
+    multiple=True,
+    type=Existing("holds no generated images; make them with `good-rt generate --guidance none`"),
+    help="Folder of samples without guidance, which count as ID: steadier training; may be given several times.",
+)
 @click.option("--control", is_flag=True, help="Train the same steps without OOD images.")
 @classifier_option
 @model_option
@@ -48,7 +56,7 @@ Examples:
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help='Share of the ID batch that goes through the VAE, so that "looks decoded" is no shortcut.',
+    help='Share of the ID batch that the VAE decoded, so that "looks decoded" is no shortcut.',
 )
 @click.option(
     "--interpolation",
@@ -73,9 +81,9 @@ Examples:
 @out_option("trained", "Folder of the trained classifier; an interrupted run goes on.")
 @json_option
 def train(
-    generated: tuple[Path, ...], control: bool, classifier: Path, model: Path, id_data: Path, steps: int,
-    id_batch: int, ood_batch: int, lr: float, weight: float, decoded_share: float, interpolation: float,
-    bfloat16: bool | None, max_drop: float, seed: int, out: Path, as_json: bool,
+    generated: tuple[Path, ...], unguided: tuple[Path, ...], control: bool, classifier: Path, model: Path,
+    id_data: Path, steps: int, id_batch: int, ood_batch: int, lr: float, weight: float, decoded_share: float,
+    interpolation: float, bfloat16: bool | None, max_drop: float, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
@@ -101,7 +109,7 @@ def train(
         seed=seed,
     )
     with progress(quiet=as_json) as bars:
-        result = run_train(classifier, model, id_data, generated, out, config, bars)
+        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided)
     summary = {
         "classifier": str(out / "classifier"),
         "steps": steps,

@@ -278,13 +278,14 @@ def run_train(
     out: Path,
     config: TrainConfig,
     bars: Bars = NO_BARS,
+    unguided: Sequence[Path] = (),
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
     model = load_diffusion(model_dir)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):
-        data = training_images(classifier, IdData(id_dir), generated, model)
+        data = training_images(classifier, IdData(id_dir), generated, model, unguided)
     task = bars.task("training" if generated else "training the control", config.steps)
     with sole_user(out), task as advance:
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))
@@ -294,6 +295,7 @@ def run_train(
         {
             "config": asdict(config),
             "generated": [str(folder) for folder in generated],
+            "unguided": [str(folder) for folder in unguided],
             "kept_step": result.kept_step,
             "held_out_accuracy": result.accuracy,
             "held_out_accuracy_before": result.accuracy_before,

@@ -190,6 +190,7 @@ engine = "onnx"  # or "torch": without an export
 
 [train]
 ood = ["img"]  # kinds to fine-tune the classifier with; [] for no fine-tuning (and detector.classifier = "before")
+unguided = 0  # samples without guidance that are ID in training; some thousands make it steadier
 control = false  # also fine-tune as long without OOD images, to compare with
 steps = {steps}
 lr = {TrainConfig.lr}

@@ -93,6 +93,8 @@ class TrainSection:
     """[train]: fine-tuning with the images of the kinds ``ood``; without them (an empty list) none takes place."""
 
     ood: tuple[Literal["img", "feat", "both"], ...] = ("img",)
+    unguided: int = 0
+    """Samples without guidance that are made, and count as ID in the training."""
     control: bool = False
     steps: int = TrainConfig.steps
     id_batch: int = TrainConfig.id_batch
@@ -106,6 +108,8 @@ class TrainSection:
     def __post_init__(self) -> None:
         if min(self.steps, self.id_batch, self.ood_batch) < 1 or not self.lr > 0:
             raise GoodRtError("steps, id_batch and ood_batch must be at least 1, and lr greater than 0")
+        if self.unguided < 0:
+            raise GoodRtError(f"unguided is {self.unguided}, but counts samples; 0 for none")
 
 
 @dataclass(frozen=True)

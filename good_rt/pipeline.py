@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
 from good_rt.detection import DetectorConfig, DetectorModule, Discrepancies, build_detector, measure
@@ -60,18 +60,24 @@ def id_part(id_data: IdData, name: str, classifier: Classifier, limit: int | Non
 
 def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Tensor, Tensor]:
     """All generated images, as those to train with and those held out: (N, C, H, W) in [-1, 1] each."""
-    shape = (classifier.config.image_size, classifier.config.image_size, classifier.config.channels)
     parts: tuple[list[Tensor], list[Tensor]] = [], []
     for folder in folders:
-        images = GeneratedSet(folder).images()
-        if images.shape[1:] != shape:
-            raise GoodRtError(f"{folder}: images are {images.shape[1:]}, the classifier takes {shape}; generate anew")
-        held_out = np.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        images = generated_images(folder, classifier)
+        held_out = torch.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         if not held_out.any():
             raise GoodRtError(f"{folder} holds {len(images)} images; generate at least {HELD_OUT_EVERY}")
-        parts[0].append(from_uint8(images[~held_out]))
-        parts[1].append(from_uint8(images[held_out]))
+        parts[0].append(images[~held_out])
+        parts[1].append(images[held_out])
     return torch.cat(parts[0]), torch.cat(parts[1])
+
+
+def generated_images(folder: Path, classifier: Classifier) -> Tensor:
+    """A generated set's images (N, C, H, W) in [-1, 1]. Raises GoodRtError when the classifier takes other ones."""
+    shape = (classifier.config.image_size, classifier.config.image_size, classifier.config.channels)
+    images = GeneratedSet(folder).images()
+    if images.shape[1:] != shape:
+        raise GoodRtError(f"{folder}: images are {images.shape[1:]}, the classifier takes {shape}; generate anew")
+    return from_uint8(images)
 
 
 def decoded_images(
@@ -95,15 +101,19 @@ def training_images(
     id_data: IdData,
     generated: Sequence[Path] = (),
     model: DiffusionModel | None = None,
+    unguided: Sequence[Path] = (),
     decoded: int = 4096,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> TrainingImages:
     """What `good_rt.training.finetune` takes: without ``generated`` sets it is the control.
 
-    With a diffusion ``model``, the first ``decoded`` ID images are also given as its VAE reconstructs them. Of more
-    images than fit into `TRAINING_BYTES`, an even share is taken.
+    With a diffusion ``model``, the first ``decoded`` ID images are also given as its VAE reconstructs them.
+    ``unguided`` sets are ID, each image of the class that the classifier sees in it: not every model is conditioned.
+    Of more images than fit into `TRAINING_BYTES`, an even share is taken.
     """
-    ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)  # a wrong path is said at once
+    # first, so that a wrong path is said at once
+    ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
+    samples = torch.cat([generated_images(folder, classifier) for folder in unguided]) if unguided else None
     config = classifier.config
     limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
     train = id_part(id_data, "train", classifier, limit)
@@ -119,6 +129,8 @@ def training_images(
         reconstructed,
         ood,
         val_ood,
+        samples,
+        None if samples is None else predict(classifier, samples)[0].argmax(dim=1),
     )
 
 

@@ -1,8 +1,8 @@
 """Fine-tuning the classifier with generated OOD images, so that its energy tells ID from OOD.
 
 L = CE(ID) + w·BCE(sigmoid(g(−energy)), is ID) with a learned head g, as in VOS (Du et al., arXiv 2202.01197, Eq. 6) and
-GOOD (arXiv 2510.17131). Part of the ID images goes through the VAE, since the network would otherwise learn that
-"looks decoded" means OOD.
+GOOD (arXiv 2510.17131). Part of the ID images comes out of the VAE's decoder, reconstructed or sampled without
+guidance, since the network would otherwise learn that "looks generated" means OOD.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class TrainConfig:
     bfloat16: bool = False
     """Whether the network runs in bfloat16 (its weights stay in float32): half the time on CPUs that have it."""
     decoded_share: float = 0.5
-    """Share of the ID batch that is replaced by its VAE reconstruction, where reconstructions are given."""
+    """Share of the ID batch that comes out of a decoder: reconstructions, unguided samples, or half of it each, as far
+    as they are given."""
     averaging: float = 0.98
     """Decay of the moving average of the weights, which is what is validated and kept; 0 for the weights alone."""
     interpolation: float = 0.4
@@ -58,8 +59,9 @@ class TrainConfig:
 class TrainingImages:
     """What the fine-tuning sees; images (N, C, H, W) in [-1, 1], labels (N,) int64.
 
-    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be absent (the control).
-    ``val_*`` are held out: they choose the state that is kept, and are never trained on.
+    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be absent (the control);
+    ``unguided`` are what ``ood`` would be but for the guidance, and are ID. ``val_*`` are held out: they choose the
+    state that is kept, and are never trained on.
     """
 
     images: Tensor
@@ -69,6 +71,8 @@ class TrainingImages:
     decoded: Tensor | None = None
     ood: Tensor | None = None
     val_ood: Tensor | None = None
+    unguided: Tensor | None = None
+    unguided_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +300,22 @@ def _fingerprint(classifier: Classifier, data: TrainingImages) -> str:
     return digest.hexdigest()
 
 
+def _id_batch(data: TrainingImages, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ID images (id_batch, C, H, W) and their labels (id_batch,); those that come out of a decoder are the first."""
+    index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
+    images, labels = data.images[index], data.labels[index]
+    made = [
+        (source, known)
+        for source, known in ((data.decoded, data.labels), (data.unguided, data.unguided_labels))
+        if source is not None and known is not None
+    ]
+    rows = torch.arange(round(config.decoded_share * config.id_batch))
+    for (source, known), part in zip(made, rows.tensor_split(len(made)) if made else (), strict=True):
+        at = index[part] % len(source)
+        images[part], labels[part] = source[at], known[at]
+    return images, labels
+
+
 def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> tuple[float, float | None]:
     """One optimiser step on a batch that depends on seed and step alone; returns CE and BCE."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
@@ -303,13 +323,7 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
     for group in state.optimiser.param_groups:
         group["lr"] = group["peak"] * min(1.0, (state.step + 1) / 30) * cosine
 
-    index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
-    images = data.images[index]
-    if data.decoded is not None and config.decoded_share > 0:
-        count = round(config.decoded_share * config.id_batch)
-        index[:count] %= len(data.decoded)
-        images = torch.cat([data.decoded[index[:count]], images[count:]])
-    labels = data.labels[index]
+    images, labels = _id_batch(data, config, generator)
     if data.ood is not None:
         images = torch.cat([images, data.ood[torch.randint(len(data.ood), (config.ood_batch,), generator=generator)]])
     state.model.train()

@@ -149,10 +149,16 @@ def test_on_engines_with_test_sets_and_a_control(run: Run, job: Path, photos: Pa
     for i, image in enumerate(assets.load_images("photos").images[:12]):
         Image.fromarray(image[..., 0]).resize((40, 30)).convert("RGB").save(street / f"{i}.jpg")
     shortened(job, {'engine = "torch"': 'engine = "onnx"', "control = false": "control = true",
-                    '# street = "street/"': 'street = "street"'})  # fmt: skip
+                    "unguided = 0": "unguided = 12", '# street = "street/"': 'street = "street"'})  # fmt: skip
     done = run("run", job, "--json").json
     names = [step["name"] for step in done["steps"]]
-    assert names[:2] == ["split", "export"] and "train control" in names and "generate test" not in names
+    assert names[:2] == ["split", "export"] and "generate test" not in names
+    assert names[names.index("train control") + 1 :][:2] == ["generate none", "train trained"]
+    trained, control = (
+        json.loads((job.parent / "job" / name / "training.json").read_text())["unguided"]
+        for name in ("trained", "control")
+    )
+    assert [Path(folder).name for folder in trained] == ["none"] and control == []
     assert {row["ood_set"] for row in done["evaluation"]["rows"]} >= {"street"}
     assert {row["model"] for row in done["evaluation"]["rows"]} == {"before", "control", "trained"}
 

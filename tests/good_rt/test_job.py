@@ -61,6 +61,7 @@ def test_a_models_name_is_no_path(tmp_path: Path) -> None:
         (SMALL + "[generate]\nmu = 0\n", r"line 6: mu and rho are both 0"),
         (SMALL.replace("[data]", "[data]\nheld_out = 0.9"), r"line 1: the shares held_out and test leave nothing"),
         (SMALL + '[generate]\nkinds = ["feat"]\n', "train.ood names 'img', which generate.kinds does not make"),
+        (SMALL + "[train]\nunguided = -1\n", r"line 6: unguided is -1, but counts samples"),
         (SMALL + "[train]\nood = []\n", 'detector.classifier is "trained", but train.ood is empty'),
         ('out = "../x"\n' + SMALL, r"out is '\.\./x', but must be a folder beside the job file"),
         ('out = "/x"\n' + SMALL, r"out is '/x', but must be a folder beside the job file"),

@@ -65,6 +65,17 @@ def test_training_and_calibration_share_nothing(
     assert not images_of(data.images) & images_of(data.val_images)
     control = training_images(classifier, IdData(id_dir))
     assert control.ood is None and control.val_ood is None and torch.equal(control.images, data.images)
+    assert control.unguided is None and control.unguided_labels is None
+
+
+def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
+    classifier: Classifier, id_dir: Path, generated_dirs: list[Path]
+) -> None:
+    data = training_images(classifier, IdData(id_dir), generated_dirs[:1], unguided=generated_dirs[1:])
+    assert data.unguided is not None and data.unguided_labels is not None
+    expected = torch.cat([from_uint8(GeneratedSet(folder).images()) for folder in generated_dirs[1:]])
+    assert torch.equal(data.unguided, expected)
+    assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
 
 
 def test_the_detector_is_built_of_those_parts(

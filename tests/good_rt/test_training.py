@@ -98,6 +98,35 @@ def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
     assert step.ce == pytest.approx(by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4)
 
 
+@pytest.mark.parametrize(("share", "reconstructed", "sampled"), [(0.5, 4, 4), (1.0, 8, 8), (0.0, 0, 0)])
+def test_unguided_samples_share_the_decoded_part(
+    classifier: Classifier, share: float, reconstructed: int, sampled: int
+) -> None:
+    """Each source keeps its own label: reconstructions 2, samples 6, the other ID images 4."""
+    data = TrainingImages(
+        plain(0.5, 9), torch.tensor([2] + [4] * 8), plain(0.5), torch.tensor([4] * 3), decoded=plain(-0.25, 1),
+        ood=plain(0.9), unguided=plain(-0.75, 2), unguided_labels=torch.tensor([6, 6]),
+    )  # fmt: skip
+    config = replace(SMALL, steps=1, decoded_share=share, seed=3)
+    drawn = torch.randint(9, (16,), generator=torch.Generator().manual_seed(config.seed * 1_000_003))
+    rest = data.labels[drawn[reconstructed + sampled :]].tolist()
+    batch = torch.cat([plain(-0.25, reconstructed), plain(-0.75, sampled), plain(0.5, len(rest)), plain(0.9, 8)])
+    labels = [2] * reconstructed + [6] * sampled + rest
+    step = finetune(classifier, data, config).history[0]
+    ce, bce = by_hand(classifier, batch, labels, data.val_images)
+    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+
+
+def test_unguided_samples_alone_are_the_decoded_part(classifier: Classifier) -> None:
+    data = TrainingImages(
+        plain(0.5), torch.tensor([4] * 3), plain(0.5), torch.tensor([4] * 3), unguided=plain(-0.75),
+        unguided_labels=torch.tensor([6] * 3),
+    )  # fmt: skip
+    step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=0.5)).history[0]
+    batch = torch.cat([plain(-0.75, 8), plain(0.5, 8)])
+    assert step.ce == pytest.approx(by_hand(classifier, batch, [6] * 8 + [4] * 8, data.val_images)[0], rel=5e-4)
+
+
 def test_the_first_step_is_adamws(classifier: Classifier) -> None:
     """p ← p(1 − lr·wd) − lr·g/(|g| + ε) at step 1, at a thirtieth of the peak rate, with g of CE + w·BCE."""
     data = TrainingImages(plain(0.5), torch.tensor([4] * 3), plain(0.5), torch.tensor([4] * 3), ood=plain(0.9))
