@@ -145,6 +145,24 @@ def compiled(result: dict[str, Any]) -> str:
     return "\n".join([*lines, bars({**result, "bars": []})])
 
 
+def plans(result: dict[str, Any]) -> str:
+    """Every graph's plan for all architectures, and the largest relative error of an output in half precision."""
+    figures = result["figures"]
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in figures["plans"]:
+        if len(row["architectures"]) > 1:
+            rows.setdefault(row["graph"], {})[row["precision"]] = row
+    lines = ["| graph | layers | seconds | MB | MB, fp16 | error, fp16 | error, bf16 |", f"|{'---|' * 7}"]
+    for graph, found in rows.items():
+        fp32, fp16 = found["fp32"], found["fp16"]
+        errors = (max(error["rms"] for error in figures["rounding"][graph][half].values()) for half in ("fp16", "bf16"))
+        lines.append(
+            f"| {graph} | {fp32['layers']} | {fp32['build_seconds']:.1f} | {fp32['plan_bytes'] / 1e6:.1f} "
+            f"| {fp16['plan_bytes'] / 1e6:.1f} | {' | '.join(f'{error:.1e}' for error in errors)} |"
+        )
+    return "\n".join([*lines, bars({**result, "bars": []})])
+
+
 def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:
     """The bounds of a figure over all rows."""
     found = dict.fromkeys(f"{row[figure]['op']} {row[figure]['bound']:g}" for row in rows.values() if figure in row)
@@ -176,7 +194,7 @@ def scale(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo, "models": models, "tutorial": tutorial, "scale": scale, "sampler": sampler,
-    "light_decoder": sampler, "compile": compiled,
+    "light_decoder": sampler, "compile": compiled, "plans": plans,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 
