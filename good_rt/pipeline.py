@@ -80,6 +80,17 @@ def generated_images(folder: Path, classifier: Classifier) -> Tensor:
     return from_uint8(images)
 
 
+def unguided_images(folder: Path, classifier: Classifier) -> Tensor:
+    """The same of a set that no guidance made. Raises GoodRtError when one did: its images are OOD."""
+    for row in GeneratedSet(folder).rows():
+        if row.guidance != "none":
+            raise GoodRtError(
+                f"{folder}: {row.file} was generated with guidance {row.guidance!r}, so it is OOD (--ood); samples that "
+                "are ID come from `good-rt generate --guidance none`"
+            )
+    return generated_images(folder, classifier)
+
+
 def decoded_images(
     model: DiffusionModel, images: Tensor, batch: int = 64, on_images: Callable[[int], None] = lambda count: None
 ) -> Tensor | None:
@@ -113,7 +124,7 @@ def training_images(
     """
     # first, so that a wrong path is said at once
     ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
-    samples = torch.cat([generated_images(folder, classifier) for folder in unguided]) if unguided else None
+    samples = torch.cat([unguided_images(folder, classifier) for folder in unguided]) if unguided else None
     config = classifier.config
     limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
     train = id_part(id_data, "train", classifier, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from good_rt.demo.network import SmallResNet
 from good_rt.detection import DetectorConfig, DetectorModule, build_detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
+from good_rt.generation import GenerationJob, Generator, generate
 from good_rt.pipeline import (
     HELD_OUT_EVERY,
     decoded_images,
@@ -69,13 +71,19 @@ def test_training_and_calibration_share_nothing(
 
 
 def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
-    classifier: Classifier, id_dir: Path, generated_dirs: list[Path]
-) -> None:
-    data = training_images(classifier, IdData(id_dir), generated_dirs[:1], unguided=generated_dirs[1:])
+    classifier: Classifier, generator: Generator, make_job: Callable[..., GenerationJob], id_dir: Path,
+    generated_dirs: list[Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    plain = generate(generator, make_job(guidance="none"), tmp_path / "plain")
+    data = training_images(classifier, IdData(id_dir), generated_dirs, unguided=[plain.folder])
     assert data.unguided is not None and data.unguided_labels is not None
-    expected = torch.cat([from_uint8(GeneratedSet(folder).images()) for folder in generated_dirs[1:]])
+    expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
+    with pytest.raises(
+        GoodRtError, match=r"images/000000\.png was generated with guidance 'img', so it is OOD \(--ood\)"
+    ):
+        training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
 
 
 def test_the_detector_is_built_of_those_parts(
