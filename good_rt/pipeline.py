@@ -85,8 +85,8 @@ def unguided_images(folder: Path, classifier: Classifier) -> Tensor:
     for row in GeneratedSet(folder).rows():
         if row.guidance != "none":
             raise GoodRtError(
-                f"{folder}: {row.file} was generated with guidance {row.guidance!r}, so it is OOD (--ood); samples that "
-                "are ID come from `good-rt generate --guidance none`"
+                f"{folder}: {row.file} was generated with guidance {row.guidance!r}, so it is OOD (--ood); samples "
+                "that are ID come from `good-rt generate --guidance none`"
             )
     return generated_images(folder, classifier)
 
