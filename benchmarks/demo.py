@@ -38,6 +38,7 @@ from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_image
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")
+SCORES = ("Energy", "k-NN", "Unified")
 FRECHET_IMAGES = 2_000
 FRECHET_SAMPLING = {"steps": 25, "cfg_scale": 1.6, "cfg_sigma_max": 2.0, "eta": 0.0}
 """How the unguided samples are made whose Fréchet distance is measured, beside those of the demo's fewer steps. The
@@ -121,6 +122,17 @@ def measure_guidance(out: Path) -> dict[str, float]:
     return {name: float(value) for name, value in shifts.items()}
 
 
+def fpr95_by_set(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
+    """FPR at 95 % ID recall by score, classifier and OOD set."""
+    return {
+        score: {
+            model: {name: evaluation.row(model, score, name).metrics.fpr95 for name in evaluation.ood_sets}
+            for model in evaluation.models
+        }
+        for score in SCORES
+    }
+
+
 def measure_seed(out: Path) -> dict[str, Any]:
     """One run's detection figures, and its file against PyTorch over every test image."""
     evaluation = Evaluation.from_json(read_json(out / "evaluation.json"))
@@ -143,8 +155,9 @@ def measure_seed(out: Path) -> dict[str, Any]:
                 }
                 for model in evaluation.models
             }
-            for score in ("Energy", "k-NN", "Unified")
+            for score in SCORES
         },
+        "fpr95": fpr95_by_set(evaluation),
         "auroc": {
             score: {name: evaluation.row("trained", score, name).metrics.auroc for name in (*evaluation.ood_sets, MEAN)}
             for score in evaluation.scores

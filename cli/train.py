@@ -56,7 +56,8 @@ Examples:
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help='Share of the ID batch that the VAE decoded, so that "looks decoded" is no shortcut.',
+    help='Share of the ID batch that the VAE decoded, so that "looks decoded" is no shortcut: reconstructions, and as '
+    "many --unguided samples where there are any.",
 )
 @click.option(
     "--interpolation",
@@ -88,7 +89,7 @@ def train(
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
     The ID batch keeps its cross-entropy, ID and generated images together get the energy regulariser. The last
-    state that kept the accuracy on held-out images is taken; when all of them lost more than 0.5 points, the run fails.
+    state that kept the accuracy on held-out images is taken; when all of them lost more than --max-drop, the run fails.
     """
     from good_rt.cli.workflow import run_train
     from good_rt.errors import GoodRtError

@@ -180,7 +180,7 @@ diffusion = {quoted(found.diffusion, assets.MODEL)}
 [generate]
 count = {count}  # OOD images of each kind of guidance
 kinds = ["img", "feat", "both"]  # image level, feature level, both
-mu = 0.1  # strength of guidance; look at out/generated/*/contact_sheet.png: odd, but not yet rubbish, is right
+mu = 0.1  # strength of guidance; look at the contact_sheet.png of each kind: odd, but not yet rubbish, is right
 strengths = [0.5, 1.0, 2.0]  # factors of mu that images take in turn, from near to far OOD
 steps = 25  # of the sampler
 cfg = {found.guidance_scale}  # classifier-free guidance scale; 1.0 for none

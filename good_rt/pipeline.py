@@ -62,7 +62,7 @@ def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Te
     """All generated images, as those to train with and those held out: (N, C, H, W) in [-1, 1] each."""
     parts: tuple[list[Tensor], list[Tensor]] = [], []
     for folder in folders:
-        images = generated_images(folder, classifier)
+        images = generated_images(folder, classifier, guided=True)
         held_out = torch.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         if not held_out.any():
             raise GoodRtError(f"{folder} holds {len(images)} images; generate at least {HELD_OUT_EVERY}")
@@ -71,24 +71,20 @@ def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Te
     return torch.cat(parts[0]), torch.cat(parts[1])
 
 
-def generated_images(folder: Path, classifier: Classifier) -> Tensor:
-    """A generated set's images (N, C, H, W) in [-1, 1]. Raises GoodRtError when the classifier takes other ones."""
+def generated_images(folder: Path, classifier: Classifier, *, guided: bool) -> Tensor:
+    """A generated set's images (N, C, H, W) in [-1, 1]. Raises GoodRtError when the classifier takes other ones, and
+    when one was not made as ``guided`` says: what no guidance made is ID, what one did is OOD."""
+    for row in GeneratedSet(folder).rows():
+        if (row.guidance != "none") != guided:
+            raise GoodRtError(
+                f"{folder}: {row.file} was generated with guidance {row.guidance!r}: --ood takes guided images, "
+                "--unguided takes those of `good-rt generate --guidance none`"
+            )
     shape = (classifier.config.image_size, classifier.config.image_size, classifier.config.channels)
     images = GeneratedSet(folder).images()
     if images.shape[1:] != shape:
         raise GoodRtError(f"{folder}: images are {images.shape[1:]}, the classifier takes {shape}; generate anew")
     return from_uint8(images)
-
-
-def unguided_images(folder: Path, classifier: Classifier) -> Tensor:
-    """The same of a set that no guidance made. Raises GoodRtError when one did: its images are OOD."""
-    for row in GeneratedSet(folder).rows():
-        if row.guidance != "none":
-            raise GoodRtError(
-                f"{folder}: {row.file} was generated with guidance {row.guidance!r}, so it is OOD (--ood); samples "
-                "that are ID come from `good-rt generate --guidance none`"
-            )
-    return generated_images(folder, classifier)
 
 
 def decoded_images(
@@ -124,7 +120,9 @@ def training_images(
     """
     # first, so that a wrong path is said at once
     ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
-    samples = torch.cat([unguided_images(folder, classifier) for folder in unguided]) if unguided else None
+    samples = (
+        torch.cat([generated_images(folder, classifier, guided=False) for folder in unguided]) if unguided else None
+    )
     config = classifier.config
     limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
     train = id_part(id_data, "train", classifier, limit)

@@ -37,6 +37,15 @@ def demo(result: dict[str, Any]) -> str:
             f"| {score} | {model} | {over_seeds(score, model, 'fpr95')} | {over_seeds(score, model, 'auroc')} |"
             for model in ("before", "control", "trained")
         ]
+    sets = list(next(iter(seeds))["fpr95"]["Unified"]["before"])
+    lines += [
+        "", "Every OOD set: FPR at 95 % ID recall, the mean over the seeds, in %.", "",
+        f"| score | classifier | {' | '.join(sets)} |", f"|{'---|' * (len(sets) + 2)}",
+    ]  # fmt: skip
+    for score, models in next(iter(seeds))["fpr95"].items():
+        for model in models:
+            means = (sum(seed["fpr95"][score][model][name] for seed in seeds) / len(seeds) for name in sets)
+            lines.append(f"| {score} | {model} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
     return "\n".join([*lines, "", bars(result)])
 
 

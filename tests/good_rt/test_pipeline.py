@@ -80,10 +80,10 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
-    with pytest.raises(
-        GoodRtError, match=r"images/000000\.png was generated with guidance 'img', so it is OOD \(--ood\)"
-    ):
+    with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img': --ood takes guided"):
         training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
+    with pytest.raises(GoodRtError, match="was generated with guidance 'none': --ood takes guided images"):
+        training_images(classifier, IdData(id_dir), [plain.folder])
 
 
 def test_the_detector_is_built_of_those_parts(
