@@ -152,7 +152,8 @@ def _headline(data: ReportData) -> list[_Card]:
         cards.append(_Card("ID accuracy", _percent(share.rate), old, notes))
     if evaluation.id_refusal:
         refusal = evaluation.id_refusal[-1]
-        notes = (f"promised at α = {refusal.alpha:g}: at most {100 * refusal.alpha:g}", _interval(refusal.share.low, refusal.share.high))
+        promised = f"promised at α = {refusal.alpha:g}: at most {100 * refusal.alpha:g}"
+        notes = (promised, _interval(refusal.share.low, refusal.share.high))
         cards.append(_Card("ID images refused", _percent(refusal.share.rate), "", notes))
     return cards
 
