@@ -195,15 +195,16 @@ class _Run:
             ),
         )  # fmt: skip
 
-    def generation(self, kind: Any) -> GenerationJob:
-        """The generation of one kind of guidance, as the job file has it."""
+    def generation(self, kind: Any, count: int | None = None) -> GenerationJob:
+        """The generation of one kind of guidance, as the job file has it; ``count`` images where that is another."""
         g = self.config.generate
+        count = g.count if count is None else count
         guidance = GuidanceConfig(
             rho=g.rho, mu=g.mu, sigma=g.sigma, rho_schedule=g.schedule, mu_schedule=g.schedule, n_recur=g.n_recur,
             n_iter=g.n_iter, n_mc=g.n_mc, step=g.step, clip=g.clip, span=g.span, every=g.every, band=g.band,
         )  # fmt: skip
         return GenerationJob(
-            g.count, kind, guidance, g.strengths, k=g.k, eta=g.eta, seed=self.config.seed, batch=min(g.batch, g.count)
+            count, kind, guidance, g.strengths, k=g.k, eta=g.eta, seed=self.config.seed, batch=min(g.batch, count)
         )
 
     @cached_property
@@ -260,7 +261,9 @@ class _Run:
             runs["trained"] = [generated[kind] for kind in t.ood]
         for name, ood in runs.items():
             folder = self.out / name
-            unguided = self._unguided() if ood and t.unguided else []
+            unguided = []
+            if ood and t.unguided:  # the control is without any generated images
+                unguided = [self._generate("none", self.generation("none", t.unguided))]
             made = [_manifest(path) for path in (*ood, *unguided)]
             key = key_of(asdict(config), made, self.models_key, self.splits.fingerprint)
 
@@ -273,11 +276,6 @@ class _Run:
             self._step(f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder])
             found[name] = folder / "classifier"
         return found
-
-    def _unguided(self) -> list[Path]:
-        """The samples without guidance that the training takes for ID."""
-        job, count = self.generation("none"), self.config.train.unguided
-        return [self._generate("none", replace(job, count=count, batch=min(self.config.generate.batch, count)))]
 
     @property
     def detector_config(self) -> DetectorConfig:
@@ -306,9 +304,8 @@ class _Run:
         ood = self.job.ood
         if not ood:
             kind = self.config.generate.kinds[-1]
-            job = self.generation(kind)
-            count = max(job.count // TEST_SHARE, 5)
-            test = self._generate("test", replace(job, count=count, seed=job.seed + 1, batch=min(job.batch, count)))
+            job = self.generation(kind, max(self.config.generate.count // TEST_SHARE, 5))
+            test = self._generate("test", replace(job, seed=job.seed + 1))
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
             asdict(self.detector_config),
