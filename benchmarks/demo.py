@@ -122,11 +122,15 @@ def measure_guidance(out: Path) -> dict[str, float]:
     return {name: float(value) for name, value in shifts.items()}
 
 
-def fpr95_by_set(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
-    """FPR at 95 % ID recall by score, classifier and OOD set."""
+def detection_of(evaluation: Evaluation) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """FPR at 95 % ID recall and AUROC, by score, classifier and OOD set."""
     return {
         score: {
-            model: {name: evaluation.row(model, score, name).metrics.fpr95 for name in evaluation.ood_sets}
+            model: {
+                name: {"fpr95": metrics.fpr95, "auroc": metrics.auroc}
+                for name in evaluation.ood_sets
+                for metrics in (evaluation.row(model, score, name).metrics,)
+            }
             for model in evaluation.models
         }
         for score in SCORES
@@ -147,17 +151,7 @@ def measure_seed(out: Path) -> dict[str, Any]:
     found = measure_images(module, validation)
     refused = module.p_values(module.unified(found.energy, found.knn_distance)) <= 0.05
     return {
-        "near": {
-            score: {
-                model: {
-                    "fpr95": evaluation.row(model, score, "near").metrics.fpr95,
-                    "auroc": evaluation.row(model, score, "near").metrics.auroc,
-                }
-                for model in evaluation.models
-            }
-            for score in SCORES
-        },
-        "fpr95": fpr95_by_set(evaluation),
+        "detection": detection_of(evaluation),
         "auroc": {
             score: {name: evaluation.row("trained", score, name).metrics.auroc for name in (*evaluation.ood_sets, MEAN)}
             for score in evaluation.scores
@@ -200,7 +194,7 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     ]
     for seed, run in runs.items():
         for score in ("Energy", "Unified"):
-            near = run["near"][score]
+            near = {model: sets["near"] for model, sets in run["detection"][score].items()}
             for other in ("before", "control"):
                 fall = 1 - near["trained"]["fpr95"] / near[other]["fpr95"]
                 rise = near["trained"]["auroc"] - near[other]["auroc"]

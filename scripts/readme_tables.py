@@ -24,7 +24,7 @@ def demo(result: dict[str, Any]) -> str:
     seeds = result["figures"]["seeds"].values()
 
     def over_seeds(score: str, model: str, figure: str) -> str:
-        return " ".join(f"{100 * seed['near'][score][model][figure]:.1f}" for seed in seeds)
+        return " ".join(f"{100 * seed['detection'][score][model]['near'][figure]:.1f}" for seed in seeds)
 
     lines = [
         f"Held-out classes as near-OOD; seeds {', '.join(result['figures']['seeds'])}, in %.",
@@ -37,14 +37,16 @@ def demo(result: dict[str, Any]) -> str:
             f"| {score} | {model} | {over_seeds(score, model, 'fpr95')} | {over_seeds(score, model, 'auroc')} |"
             for model in ("before", "control", "trained")
         ]
-    sets = list(next(iter(seeds))["fpr95"]["Unified"]["before"])
+    scores = next(iter(seeds))["detection"]
+    sets = list(scores["Unified"]["before"])
     lines += [
         "", "Every OOD set: FPR at 95 % ID recall, the mean over the seeds, in %.", "",
         f"| score | classifier | {' | '.join(sets)} |", f"|{'---|' * (len(sets) + 2)}",
     ]  # fmt: skip
-    for score, models in next(iter(seeds))["fpr95"].items():
+    for score, models in scores.items():
         for model in models:
-            means = (sum(seed["fpr95"][score][model][name] for seed in seeds) / len(seeds) for name in sets)
+            of_seeds = [seed["detection"][score][model] for seed in seeds]
+            means = (sum(found[name]["fpr95"] for found in of_seeds) / len(of_seeds) for name in sets)
             lines.append(f"| {score} | {model} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
     return "\n".join([*lines, "", bars(result)])
 
