@@ -267,3 +267,10 @@ def every_classifier(
         return request.param, classifier
     found = source(request.param)
     return request.param, load_classifier(found.spec, found.settings).for_images(1, 32)
+
+
+@pytest.fixture
+def network_of_files(source: Callable[[str], Source]) -> Classifier:
+    """The network that the TorchScript and ONNX files were made from, with its gradient."""
+    found = source("exported")
+    return load_classifier(found.spec, found.settings).for_images(1, 32)
