@@ -122,3 +122,4 @@ def _print_table(lines: list[Line], alpha: float) -> None:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
         table.add_row(escape(line.file), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
     Console().print(table)
+    click.echo(f"{sum(line.is_ood for line in lines)} of {len(lines)} OOD")

@@ -76,10 +76,10 @@ def generated_images(folder: Path, classifier: Classifier, *, guided: bool) -> T
     when one was not made as ``guided`` says: what no guidance made is ID, what one did is OOD."""
     for row in GeneratedSet(folder).rows():
         if (row.guidance != "none") != guided:
-            raise GoodRtError(
-                f"{folder}: {row.file} was generated with guidance {row.guidance!r}: --ood takes guided images, "
-                "--unguided takes those of `good-rt generate --guidance none`"
+            takes = (
+                "OOD images are guided ones" if guided else "unguided ones are of `good-rt generate --guidance none`"
             )
+            raise GoodRtError(f"{folder}: {row.file} was generated with guidance {row.guidance!r}; {takes}")
     shape = (classifier.config.image_size, classifier.config.image_size, classifier.config.channels)
     images = GeneratedSet(folder).images()
     if images.shape[1:] != shape:

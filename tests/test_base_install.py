@@ -77,7 +77,7 @@ def test_the_detector_scores_as_in_the_toolkits_environment(scripts: Path, detec
     for column in ("score", "p_value", "energy", "knn_distance"):
         np.testing.assert_allclose([row[column] for row in found], getattr(expected, column), rtol=1e-4, atol=1e-5)
     table = ran([scripts / "good-rt", "detector", "score", *names, "--detector", detector_path], tmp_path)
-    assert table.returncode == 0 and "nearest class" in table.stdout
+    assert table.returncode == 0 and "nearest class" in table.stdout and f" of {len(names)} OOD" in table.stdout
 
 
 @pytest.mark.parametrize(

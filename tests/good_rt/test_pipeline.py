@@ -80,9 +80,9 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
-    with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img': --ood takes guided"):
+    with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img'; unguided ones are"):
         training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
-    with pytest.raises(GoodRtError, match="was generated with guidance 'none': --ood takes guided images"):
+    with pytest.raises(GoodRtError, match="was generated with guidance 'none'; OOD images are guided"):
         training_images(classifier, IdData(id_dir), [plain.folder])
 
 
