@@ -132,8 +132,10 @@ def _smoothed_from_parts(
     noise = nothing[None] if draw is None else width * draw(nothing)
     parts = [guidance.value_and_gradient(x0, offset) for offset in noise]
     values, gradients = (torch.stack(part) for part in zip(*parts, strict=True))
-    weights = values.softmax(dim=0)[:, :, None, None, None]
-    return torch.logsumexp(values, dim=0) - math.log(len(values)), (weights * gradients).sum(dim=0)
+    total = torch.logsumexp(values, dim=0)
+    # not values.softmax: even of one value it wakes PyTorch's threads, which spin for milliseconds beside the engine
+    weights = (values - total).exp()[:, :, None, None, None]
+    return total - math.log(len(values)), (weights * gradients).sum(dim=0)
 
 
 def limited(gradient: Tensor, value: Tensor, config: GuidanceConfig, step: int) -> Tensor:

@@ -15,18 +15,24 @@ from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import value_and_gradient
 
 Work = Callable[[], object]
+REST = 0.01
+"""PyTorch's threads were seen to spin for 7 ms after their work, on cores that another's work then lacks."""
 
 
 def side_by_side(
     variants: Mapping[str, Work], repeats: int = 5, on_run: Callable[[str], None] = lambda name: None
 ) -> dict[str, list[float]]:
-    """Seconds of every variant, ``repeats`` times each, in turn; each runs once before that to warm up."""
+    """Seconds of every variant, ``repeats`` times each, in turn; each runs once before that to warm up.
+
+    Before each run there is a rest of `REST` seconds, in which the threads of the one before stop to spin.
+    """
     for name, run in variants.items():
         run()
         on_run(name)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
+            time.sleep(REST)
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
