@@ -62,8 +62,13 @@ def bars(result: dict[str, Any]) -> str:
         met = sum(bar["ok"] for bar in found)
         verdict = "met" if met == len(found) else "**missed**" if met == 0 else f"**missed** by {len(found) - met}"
         lines.append(f"| {name} | {values} | {found[0]['op']} {found[0]['bound']:g} | {verdict} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
+def made_by(result: dict[str, Any]) -> str:
+    """The command that measured, the machine, the day and the versions."""
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    return "\n".join([*lines, "", f"`{result['command']}` on {result['cpu']}, {result['date']}: {versions}."])
+    return f"`{result['command']}` on {result['cpu']}, {result['date']}: {versions}."
 
 
 ARCHITECTURES = {
@@ -153,7 +158,7 @@ def compiled(result: dict[str, Any]) -> str:
         for batch, found in batches.items():
             cells = (f"{found['times_tfg'][name]:.2f}" for name in columns)
             lines.append(f"| {setting}, batch {batch} | {' | '.join(cells)} |")
-    return "\n".join([*lines, bars({**result, "bars": []})])
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def plans(result: dict[str, Any]) -> str:
@@ -171,7 +176,7 @@ def plans(result: dict[str, Any]) -> str:
             f"| {graph} | {fp32['layers']} | {fp32['build_seconds']:.1f} | {fp32['plan_bytes'] / 1e6:.1f} "
             f"| {fp16['plan_bytes'] / 1e6:.1f} | {' | '.join(f'{error:.1e}' for error in errors)} |"
         )
-    return "\n".join([*lines, bars({**result, "bars": []})])
+    return "\n".join([*lines, "", made_by(result)])
 
 
 def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:

@@ -73,6 +73,10 @@ class Source:
     settings: Settings = field(default_factory=Settings)
     differentiable: bool = True
 
+    def load(self) -> Classifier:
+        """The spec's classifier, for the demo's images."""
+        return load_classifier(self.spec, self.settings).for_images(1, 32)
+
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
@@ -265,12 +269,10 @@ def every_classifier(
     """Each kind of classifier in turn: its name, and one for the demo's images. "folder" is one that good-rt wrote."""
     if request.param == "folder":
         return request.param, classifier
-    found = source(request.param)
-    return request.param, load_classifier(found.spec, found.settings).for_images(1, 32)
+    return request.param, source(request.param).load()
 
 
 @pytest.fixture
 def network_of_files(source: Callable[[str], Source]) -> Classifier:
     """The network that the TorchScript and ONNX files were made from, with its gradient."""
-    found = source("exported")
-    return load_classifier(found.spec, found.settings).for_images(1, 32)
+    return source("exported").load()

@@ -31,18 +31,13 @@ OOD = from_uint8(assets.load_images("near").images[:12])
 LABELS = torch.from_numpy(assets.load_images("train").labels[:40])
 
 
-def opened(source: Any) -> Classifier:
-    """For the demo's images: grey, 32 pixels a side."""
-    return load_classifier(source.spec, source.settings).for_images(1, 32)
-
-
 def shrink(y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
     """A denoiser of unit normal images: x̂0 = y / (1 + σ²)."""
     return y / (1 + sigma**2)
 
 
 def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
-    classifier = opened(every_source)
+    classifier = every_source.load()
     if not classifier.differentiable:
         pytest.skip("no gradient")
     logits, features = predict(classifier, ID)
@@ -62,7 +57,7 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
 
 
 def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: Path) -> None:
-    classifier = opened(every_source)
+    classifier = every_source.load()
     module = build_detector(classifier, ID[:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2))
     images = (from_uint8(assets.load_images("test").images[:40]) + 1) / 2  # none that it was calibrated on: a tie
     parity = export_detector(module, tmp_path / "detector.onnx", images, training="none")
@@ -76,7 +71,7 @@ def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: 
 
 @pytest.mark.slow
 def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_path: Path) -> None:
-    classifier = opened(every_source)
+    classifier = every_source.load()
     if not classifier.differentiable:
         pytest.skip("no gradient")
     bank = FeatureBank(predict(classifier, ID[:20])[1])
@@ -94,7 +89,7 @@ def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_pat
 
 
 def test_fine_tuning_changes_the_weights_and_the_folder_keeps_them(every_source: Any, tmp_path: Path) -> None:
-    classifier = opened(every_source)
+    classifier = every_source.load()
     data = TrainingImages(ID[:20], LABELS[:20], ID[20:], LABELS[20:], None, OOD[:6], OOD[6:])
     config = TrainConfig(steps=2, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
     if not classifier.trainable:
@@ -112,7 +107,7 @@ def test_fine_tuning_changes_the_weights_and_the_folder_keeps_them(every_source:
 
 def test_every_step_prepares_an_image_alike(every_source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the network is given for one image: in the bank, in guidance, in training, in the detector."""
-    classifier = opened(every_source)
+    classifier = every_source.load()
     given: list[Tensor] = []
     prepare = Classifier.prepare
     monkeypatch.setattr(Classifier, "prepare", lambda self, x: given.append(prepare(self, x)) or given[-1])
