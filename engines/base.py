@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,19 @@ class Engine(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """What an engine also has that runs parts of a batch at the same time faster than the batch as a whole."""
+
+    def parts(self, count: int) -> Sequence[slice]:
+        """How a batch of so many samples is best divided; one slice where it is best left whole."""
+        ...
+
+    def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The outputs of each of the inputs, which do not depend on each other."""
+        ...
 
 
 def check_inputs(engine: Engine, arrays: Mapping[str, Tensor]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,20 @@ DTYPES = {
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
-PART = 4
-"""Samples of a batch's part, so that what is computed depends on the batch alone and not on the number of cores."""
-SMALL, FEW = 2**28, 16
-"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side, and its inputs and
-outputs, since each costs time in every part."""
+PART = 16
+"""Most samples of a batch's part: beyond, what one operator hands the next no longer stays in a core's cache."""
+SMALL = 2**28
+"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
 
 
 class OnnxRuntimeEngine:
     """An ONNX file as an engine. CPU tensors pass to and from the runtime without a copy.
 
     ``providers`` in the order of preference, ``threads`` to run on (0: all cores). On the CPU a small graph's batch is
-    divided in parts, and the threads wait for each other once a run instead of once an operator. On a GPU provider,
-    inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises
-    GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a provider is
-    not installed.
+    divided in parts, and the threads wait for each other once a run instead of once an operator; no sample's output
+    depends on how. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks
+    for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before
+    it gets it, or a provider is not installed.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class OnnxRuntimeEngine:
         self._keeps_memory = not data_files(read_graph(path))
         self._session = self._open(threads)
         self._threads = threads or _cores()
+        small = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
         alone = self._threads == 1  # the session is the one for parts as well
-        self._one_thread = None if not self._divides else self._session if alone else self._open(1)
+        self._one_thread = None if not small else self._session if alone else self._open(1)
 
     def _open(self, threads: int) -> Any:
         import onnxruntime as ort
@@ -84,21 +86,6 @@ class OnnxRuntimeEngine:
                 f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"
             ) from None
 
-    @property
-    def _divides(self) -> bool:
-        """Whether the graph is small, and inputs and outputs are few, rows of one batch, of lengths that are known."""
-        lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
-        return (
-            not self._bind
-            and self._keeps_memory
-            and self._path.stat().st_size <= SMALL
-            and len(self.inputs) + len(self.outputs) <= FEW
-            and len(lengths) == 1
-            and all(isinstance(length, str) for length in lengths.pop() or (0,))
-            and all(isinstance(size, int) for spec in self.outputs.values() for size in spec.shape[1:])
-            and all(spec.dtype in DTYPES.values() for spec in self.outputs.values())
-        )
-
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
         return {node.name: _spec(node) for node in self._session.get_inputs()}
@@ -109,54 +96,56 @@ class OnnxRuntimeEngine:
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
+        parts = self.parts(len(next(iter(arrays.values())))) if self._rows else []
+        if len(parts) > 1:
+            found = self.each([{name: array[part] for name, array in arrays.items()} for part in parts])
+            return {name: torch.cat([outputs[name] for outputs in found]) for name in self.outputs}
+        return self._run(self._session, arrays)
+
+    def parts(self, count: int) -> Sequence[slice]:
+        """A batch of ``count`` samples in parts for `each`: as many to every thread, or the whole of a small batch."""
+        if self._one_thread is None or count < 2 * self._threads:
+            return [slice(0, count)]
+        number = self._threads * math.ceil(count / (self._threads * PART))
+        return [slice(*ends) for ends in pairwise(count * place // number for place in range(number + 1))]
+
+    def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Runs batches that do not depend on each other, of a small graph side by side, each on one thread."""
+        if self._one_thread is None or len(batches) == 1:
+            return [self(**arrays) for arrays in batches]
+        for arrays in batches:
+            check_inputs(self, arrays)
+        return list(_pool(self._threads).map(partial(self._run, self._one_thread), batches))
+
+    @cached_property
+    def _rows(self) -> bool:
+        """Whether inputs and outputs are rows of one batch."""
+        lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
+        return len(lengths) == 1 and all(isinstance(length, str) for length in lengths.pop() or (0,))
+
+    def _run(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
-            if self._one_thread is not None and len(next(iter(arrays.values()))) > PART:
-                return self._run_in_parts(self._one_thread, arrays)
-            return self._run_bound(arrays) if self._bind else self._run_copied(arrays)
+            return self._run_bound(arrays) if self._bind else self._run_copied(session, arrays)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_in_parts(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each thread runs a part of the batch after the other, and writes it to its place in the outputs."""
-        held = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
-        count = len(next(iter(held.values())))
-        found = {
-            name: torch.empty((count, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))  # type: ignore[arg-type]
-            for name, spec in self.outputs.items()
-        }
-
-        def run(first: int) -> None:
-            binding = session.io_binding()
-            for tensors, bind in ((held, binding.bind_input), (found, binding.bind_output)):
-                for name, tensor in tensors.items():
-                    _bind(bind, name, tensor[first : first + PART])
-            session.run_with_iobinding(binding)
-
-        list(_pool(self._threads).map(run, range(0, count, PART)))
-        return found
-
-    def _run_copied(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run_copied(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
-        values = self._session.run(None, feeds)
+        values = session.run(None, feeds)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
 
     def _run_bound(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         binding = self._session.io_binding()
         held = {name: array.detach().to(self.device).contiguous() for name, array in arrays.items()}  # alive until run
         for name, array in held.items():
-            _bind(binding.bind_input, name, array)
+            dtype = NUMPY_DTYPES[array.dtype]
+            binding.bind_input(name, array.device.type, array.device.index or 0, dtype, array.shape, array.data_ptr())
         for name in self.outputs:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
         self._session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
-
-
-def _bind(bind: Callable[..., None], name: str, tensor: Tensor) -> None:
-    """Has an input read, or an output written, where the contiguous tensor lies."""
-    dtype = NUMPY_DTYPES[tensor.dtype]
-    bind(name, tensor.device.type, tensor.device.index or 0, dtype, tensor.shape, tensor.data_ptr())
 
 
 @cache

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
-from good_rt.export.staged import channel_sum, normalised
+from good_rt.export.staged import channel_mean, normalised
 
 Gradient = Callable[[Any], Tensor]
 """The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
@@ -584,13 +584,11 @@ def _group_norm(
     Per-channel factors are multiplied on the small (N, C) arrays: y = A·c + β and dx = A·g − B·c − C with c = x − μ.
     """
     output, centred, rstd, factor = normalised(x, groups, weight, bias, eps)
-    size = math.prod(centred.shape[2:])
 
     def gradient(g: Tensor) -> Tensor:
         g = g.reshape(-1, *centred.shape[1:])
-        sums, products = channel_sum(g), channel_sum(g * centred)
-        mean = (factor * sums).sum(2, keepdim=True) * (1 / size)
-        slope = (factor * products).sum(2, keepdim=True) * (rstd * rstd) * (1 / size)
+        mean = (factor * channel_mean(g)).mean(2, keepdim=True)
+        slope = (factor * channel_mean(g * centred)).mean(2, keepdim=True) * (rstd * rstd)
         return like(g * factor - (centred * slope + mean), x)
 
     return like(output, x), (gradient,)

@@ -6,13 +6,16 @@ guidance and a user's own terms in PyTorch differentiate through them as through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from good_rt.engines.base import Engine, TensorSpec
+from good_rt.engines.base import Engine, SideBySide, TensorSpec
+
+Residuals = Sequence[tuple[slice, Mapping[str, Tensor]]]
+"""Each part of the batch, and what the backward half needs of it."""
 
 
 class VjpPair:
@@ -30,15 +33,22 @@ class VjpPair:
         cotangents = {name: spec for name, spec in backward.inputs.items() if name not in names}
         self.inputs: Mapping[str, TensorSpec] = {**cotangents, **forward.inputs}
         self.outputs: Mapping[str, TensorSpec] = {self.output: forward.outputs[self.output], **backward.outputs}
+        rows = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
+        self._rows = len(rows) == 1
 
-    def forward(self, **arrays: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, **arrays: Tensor) -> tuple[Tensor, Residuals]:
         """The output, and the residuals that `backward` takes."""
-        found = {**arrays, **self._forward(**arrays)}
-        return found[self.output], {name: found[name] for name in self._residuals}
+        count = len(next(iter(arrays.values())))
+        parts = self._forward.parts(count) if isinstance(self._forward, SideBySide) and self._rows else [slice(count)]
+        batches = [{name: array[part] for name, array in arrays.items()} for part in parts]
+        found = [{**batch, **outputs} for batch, outputs in zip(batches, _each(self._forward, batches), strict=True)]
+        residuals = [{name: values[name] for name in self._residuals} for values in found]
+        return torch.cat([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
 
-    def backward(self, cotangent: Tensor, residuals: Mapping[str, Tensor]) -> Tensor:
+    def backward(self, cotangent: Tensor, residuals: Residuals) -> Tensor:
         """Jᵀv of the cotangent v, with respect to the first input."""
-        return self._backward(cotangent=cotangent, **residuals)["gradient"]
+        batches = [{"cotangent": cotangent[part], **kept} for part, kept in residuals]
+        return torch.cat([outputs["gradient"] for outputs in _each(self._backward, batches)])
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         output, residuals = self.forward(**{name: arrays[name] for name in self._forward.inputs})
@@ -48,6 +58,10 @@ class VjpPair:
         """The output of the inputs in their order, differentiable in the first."""
         y: Tensor = _ThroughPair.apply(self, x, *rest)  # type: ignore[no-untyped-call]
         return y
+
+
+def _each(engine: Engine, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return engine.each(batches) if isinstance(engine, SideBySide) else [engine(**batch) for batch in batches]
 
 
 class _ThroughPair(torch.autograd.Function):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from good_rt.engines.base import Engine, TensorSpec, check_inputs
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.onnxruntime import PART, OnnxRuntimeEngine
 from good_rt.engines.torch import TorchEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import export_onnx
@@ -83,6 +83,26 @@ def test_a_batch_gives_the_same_bytes_on_any_number_of_threads(path: Path) -> No
         for _ in range(10):
             again = engine(**example(9))
             assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(count=st.integers(1, 300), threads=st.integers(1, 5))
+def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(path: Path, count: int, threads: int) -> None:
+    parts = OnnxRuntimeEngine(path, threads=threads).parts(count)
+    assert [row for part in parts for row in range(count)[part]] == list(range(count))
+    lengths = [len(range(count)[part]) for part in parts]
+    assert len(parts) == 1 or (len(parts) % threads == 0 and max(lengths) <= PART)
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_each_batch_has_the_outputs_that_it_has_alone(path: Path) -> None:
+    engine = OnnxRuntimeEngine(path, threads=2)
+    batches = [example(batch, seed=batch) for batch in (1, 3, 8)]
+    for arrays, found in zip(batches, engine.each(batches), strict=True):
+        alone = engine(**arrays)
+        assert all(torch.equal(found[name], alone[name]) for name in OUTPUTS)
+    with pytest.raises(GoodRtError, match="engine input 'label' is missing"):
+        engine.each([batches[0], {"image": batches[1]["image"]}])
 
 
 def test_inputs_in_any_order_and_layout(engine: Engine) -> None:

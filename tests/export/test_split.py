@@ -41,12 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_halves_are_the_whole(folder: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_halves_are_the_whole(folder: Path, threads: int) -> None:
     whole, forward, backward = (
-        OnnxRuntimeEngine(folder / f"{name}.onnx", threads=1) for name in ("vjp", "forward", "backward")
+        OnnxRuntimeEngine(folder / f"{name}.onnx", threads=threads) for name in ("vjp", "forward", "backward")
     )
     pair = VjpPair(forward, backward)
-    for batch in (1, 2, 5):
+    for batch in (1, 2, 5, 50):  # on more than one thread the last two are divided
         arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch, 8, 4, 4)}
         expected, found = whole(**arrays), pair(**arrays)
         assert found.keys() == expected.keys() == {"y", "gradient"}
