@@ -113,8 +113,6 @@ class OnnxRuntimeEngine:
         """Runs batches that do not depend on each other, of a small graph side by side, each on one thread."""
         if self._one_thread is None or len(batches) == 1:
             return [self(**arrays) for arrays in batches]
-        for arrays in batches:
-            check_inputs(self, arrays)
         return list(_pool(self._threads).map(partial(self._run, self._one_thread), batches))
 
     @cached_property
