@@ -18,7 +18,7 @@ from PIL import Image
 
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, read_json, remove_leftovers, write_json
-from good_rt.images import contact_sheet, read_image
+from good_rt.images import CONTACT_SHEET, MANIFEST, contact_sheet, read_image
 
 SHEET_IMAGES = 64
 
@@ -44,7 +44,7 @@ class GeneratedSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._manifest = folder / "manifest.jsonl"
+        self._manifest = folder / MANIFEST
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
@@ -101,9 +101,10 @@ class GeneratedSet:
         with self._manifest.open("a") as file:
             file.writelines(map(_line, rows))
 
-    def images(self) -> NDArray[np.uint8]:
-        """All images (N, H, W, C) by index. Raises GoodRtError when there are none or one is damaged."""
-        rows = self.rows()
+    def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
+        """The images (N, H, W, C) of rows of `rows`, of all by default. Raises GoodRtError when there are none or one is
+        damaged."""
+        rows = self.rows() if rows is None else rows
         if not rows:
             raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
         folder = (self.folder / "images").resolve()
@@ -122,23 +123,11 @@ class GeneratedSet:
                 raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
         return np.stack(loaded)
 
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the first image. Raises GoodRtError when there is none or it is damaged."""
-        rows = self.rows()
-        if not rows:
-            raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
-        path = self.folder / rows[0].file
-        try:
-            with Image.open(path) as image:
-                return 1 if image.mode == "L" else 3, image.height, image.width
-        except OSError as error:
-            raise GoodRtError(f"{path} cannot be read ({error.strerror or error}); generate the set anew") from None
-
     def write_contact_sheet(self) -> Path:
         """The first images as one PNG, eight to a row."""
-        path = self.folder / "contact_sheet.png"
+        path = self.folder / CONTACT_SHEET
         with atomic_path(path) as temporary:
-            contact_sheet(self.images()[:SHEET_IMAGES], columns=8, scale=2).save(temporary, "PNG")
+            contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(temporary, "PNG")
         return path
 
 

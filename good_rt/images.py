@@ -19,6 +19,8 @@ MAX_PIXELS = 64 * 2**20
 """Larger files and images are refused unread: a small file can unpack to gigabytes."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 MODES = {1: "L", 3: "RGB"}
+MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
+"""Files of a generated set, beside its folder of images."""
 
 
 def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = False) -> NDArray[np.uint8]:
@@ -110,11 +112,15 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and the image files anywhere in the folders, in order. Raises GoodRtError where there is nothing."""
+    """The files, and the image files anywhere in the folders, in order; of a generated set not its contact sheet.
+
+    Raises GoodRtError where there is nothing.
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = [p for p in inside if p.name != CONTACT_SHEET or not p.with_name(MANIFEST).exists()]
             if not inside:
                 raise GoodRtError(f"{path} holds no image files")
             found += inside

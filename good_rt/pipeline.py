@@ -74,14 +74,16 @@ def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Te
 def generated_images(folder: Path, classifier: Classifier, *, guided: bool) -> Tensor:
     """A generated set's images (N, C, H, W) in [-1, 1]. Raises GoodRtError when the classifier takes other ones, and
     when one was not made as ``guided`` says: what no guidance made is ID, what one did is OOD."""
-    for row in GeneratedSet(folder).rows():
+    generated = GeneratedSet(folder)
+    rows = generated.rows()
+    for row in rows:
         if (row.guidance != "none") != guided:
             takes = (
                 "OOD images are guided ones" if guided else "unguided ones are of `good-rt generate --guidance none`"
             )
             raise GoodRtError(f"{folder}: {row.file} was generated with guidance {row.guidance!r}; {takes}")
     shape = (classifier.config.image_size, classifier.config.image_size, classifier.config.channels)
-    images = GeneratedSet(folder).images()
+    images = generated.images(rows)
     if images.shape[1:] != shape:
         raise GoodRtError(f"{folder}: images are {images.shape[1:]}, the classifier takes {shape}; generate anew")
     return from_uint8(images)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from good_rt.dataset import GeneratedSet, Row
 from good_rt.errors import GoodRtError
+from good_rt.images import find_images
 
 JOB = {"seed": 3, "strengths": (0.5, 1.0), "nested": {"mu": 0.1}}
 RNG = np.random.default_rng(0)
@@ -46,6 +47,19 @@ def test_the_contact_sheet_shows_the_images(tmp_path: Path) -> None:
     with Image.open(made.write_contact_sheet()) as sheet:
         assert sheet.size == (8 * 8 * 2, 8 * 2)
         np.testing.assert_array_equal(np.asarray(sheet)[:16:2, :48:2], np.hstack(GREY[:3, ..., 0]))
+
+
+def test_a_sets_image_files_are_found_without_its_contact_sheet(tmp_path: Path) -> None:
+    made = filled(tmp_path / "set")
+    sheet = made.write_contact_sheet()
+    assert find_images([tmp_path]) == [made.folder / row(index).file for index in range(3)]
+    assert find_images([sheet]) == [sheet]  # asked for by name, it is a picture like any other
+
+
+def test_images_of_some_rows_read_no_others(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    (tmp_path / row(0).file).unlink()
+    np.testing.assert_array_equal(made.images(made.rows()[1:]), GREY[1:3])
 
 
 def test_the_same_job_goes_on(tmp_path: Path) -> None:
