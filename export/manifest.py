@@ -9,6 +9,7 @@ import hashlib
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ class Manifest:
                 raise GoodRtError(
                     f"{folder / entry.file} is not the file that was exported (its hash differs); export again"
                 )
+
+
+@cache
+def exporter() -> str:
+    """One hash of the code that makes graphs, so that those of an older version are made anew."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
 def graph_hash(path: Path, data: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def test_an_unchanged_model_is_left_alone(pixel_dir: Path, classifier_dir: Path,
     assert manifest == Manifest.read(pixel_engines)
 
 
-@pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "force"])
+@pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "version", "force"])
 def test_what_changed_is_exported_again(
     pixel_dir: Path, classifier_dir: Path, pixel_engines: Path, tmp_path: Path, change: str
 ) -> None:
@@ -64,6 +64,11 @@ def test_what_changed_is_exported_again(
         (pixel_engines / "classifier.onnx").write_bytes(b"damaged")
     elif change == "tolerance":
         settings = {"relative": 2e-3}
+    elif change == "version":
+        manifest_path = pixel_engines / "manifest.json"
+        older = json.loads(manifest_path.read_text())
+        older["versions"]["exporter"] = "an older one's"
+        manifest_path.write_text(json.dumps(older))
     else:
         settings = {"force": True}
     before = state(pixel_engines)
