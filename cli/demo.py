@@ -71,6 +71,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     from good_rt.detection import DetectorConfig
     from good_rt.generation import KINDS, GenerationJob
     from good_rt.guidance import GuidanceConfig
+    from good_rt.images import CONTACT_SHEET
     from good_rt.training import TrainConfig, has_bfloat16
 
     began = time.perf_counter()
@@ -130,5 +131,5 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     print_evaluation(evaluation)
     click.echo(f"detector: {detector} ({detector.stat().st_size / 1e6:.1f} MB); every label as in PyTorch")
     click.echo(f"report:   {out / 'report.html'} (open it in a browser)")
-    click.echo(f"pictures: {folders['both'] / 'contact_sheet.png'}")
+    click.echo(f"pictures: {folders['both'] / CONTACT_SHEET}")
     click.echo(f"took {seconds:.0f} s; try: good-rt detector score {folders['both'] / 'images'} --detector {detector}")

@@ -162,6 +162,7 @@ def generate(
     from good_rt.errors import GoodRtError
     from good_rt.generation import GenerationJob
     from good_rt.guidance import GuidanceConfig
+    from good_rt.images import CONTACT_SHEET
 
     try:
         factors = tuple(float(value) for value in strengths.split(","))
@@ -198,7 +199,7 @@ def generate(
         "energy_before": _mean([row.energy_before for row in rows]),
         "knn_distance": _mean([row.knn_distance for row in rows]),
         "knn_distance_before": _mean([row.knn_distance_before for row in rows]),
-        "contact_sheet": str(out / "contact_sheet.png"),
+        "contact_sheet": str(out / CONTACT_SHEET),
     }
     if as_json:
         emit_json(summary)

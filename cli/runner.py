@@ -36,9 +36,11 @@ from good_rt.detection import DetectorConfig
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
+from good_rt.export.manifest import exporter_hash
 from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import GuidanceConfig
+from good_rt.images import SET_MANIFEST
 from good_rt.job import Job
 from good_rt.pipeline import check_models
 from good_rt.sources.open import open_source
@@ -183,7 +185,8 @@ class _Run:
         if generate.engine == "torch":
             return
         gradients = generate.gradients == "engine"
-        key = key_of(self.models_key, gradients, (self.splits.fingerprint, generate.k) if gradients else None)
+        bank = (self.splits.fingerprint, generate.k) if gradients else None
+        key = key_of(self.models_key, gradients, bank, exporter_hash())
         folder = self.out / "engines"
         self._step(
             "export",
@@ -244,7 +247,7 @@ class _Run:
                     )
                 ) from None
 
-        self._step(f"generate {name}", key, [folder / "manifest.jsonl"], work)
+        self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
         return folder
 
     def _train(self, generated: Mapping[str, Path]) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -36,12 +36,18 @@ class SideBySide(Protocol):
     """What an engine also has that runs parts of a batch at the same time faster than the batch as a whole."""
 
     def parts(self, count: int) -> Sequence[slice]:
-        """How a batch of so many samples is best divided; one slice where it is best left whole."""
+        """How so many samples are best divided where `are_rows`; one slice where they are best left whole."""
         ...
 
     def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The outputs of each of the inputs, which do not depend on each other."""
         ...
+
+
+def are_rows(specs: Iterable[TensorSpec]) -> bool:
+    """Whether the first axis of all of them is one batch, of any length."""
+    lengths = {spec.shape[:1] for spec in specs}
+    return len(lengths) == 1 and any(isinstance(length, str) for length in lengths.pop())
 
 
 def check_inputs(engine: Engine, arrays: Mapping[str, Tensor]) -> None:
@@ -50,14 +56,14 @@ def check_inputs(engine: Engine, arrays: Mapping[str, Tensor]) -> None:
         what = "is missing" if name in engine.inputs else f"is unknown; the engine takes {', '.join(engine.inputs)}"
         raise GoodRtError(f"engine input {name!r} {what}")
     lengths: dict[str, int] = {}
-    for name, spec in engine.inputs.items():
+    for name, spec in engine.inputs.items():  # of a VJP's backward half there are more than a hundred
         array = arrays[name]
         dtype = str(array.dtype).removeprefix("torch.")
-        fits = len(array.shape) == len(spec.shape) and all(
-            size == (lengths.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
-            for size, wanted in zip(array.shape, spec.shape, strict=True)
-        )
-        if dtype != spec.dtype or not fits:
+        fits = dtype == spec.dtype and len(array.shape) == len(spec.shape)
+        for size, wanted in zip(array.shape, spec.shape, strict=False):
+            if size != wanted and (isinstance(wanted, int) or lengths.setdefault(wanted, size) != size):
+                fits = False
+        if not fits:
             wanted_shape = "x".join(map(str, spec.shape))
             found = "x".join(map(str, array.shape))
             raise GoodRtError(f"engine input {name!r} must be {spec.dtype} {wanted_shape}, not {dtype} {found}")

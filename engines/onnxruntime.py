@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from good_rt.engines.base import TensorSpec, check_inputs
+from good_rt.engines.base import TensorSpec, are_rows, check_inputs
 from good_rt.errors import GoodRtError
 
 DTYPES = {
@@ -30,20 +30,21 @@ DTYPES = {
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
-PART = 16
-"""Most samples of a batch's part: beyond, what one operator hands the next no longer stays in a core's cache."""
+LEAST, PART = 2, 16
+"""Fewest and most samples of a batch's part. A single one leaves a thread too little to do; beyond the most, what one
+operator hands the next no longer stays in a core's cache."""
 SMALL = 2**28
 """Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
 
 
 class OnnxRuntimeEngine:
-    """An ONNX file as an engine. CPU tensors pass to and from the runtime without a copy.
+    """An ONNX file as an engine.
 
     ``providers`` in the order of preference, ``threads`` to run on (0: all cores). On the CPU a small graph's batch is
-    divided in parts, and the threads wait for each other once a run instead of once an operator; no sample's output
-    depends on how. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks
-    for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before
-    it gets it, or a provider is not installed.
+    divided in parts, and the threads wait for each other once a run instead of once an operator; what comes out depends
+    on how by rounding alone. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place;
+    ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is
+    checked before it gets it, or a provider is not installed.
     """
 
     def __init__(
@@ -66,9 +67,7 @@ class OnnxRuntimeEngine:
         self._keeps_memory = not data_files(read_graph(path))
         self._session = self._open(threads)
         self._threads = threads or _cores()
-        small = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
-        alone = self._threads == 1  # the session is the one for parts as well
-        self._one_thread = None if not small else self._session if alone else self._open(1)
+        self._divides = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
 
     def _open(self, threads: int) -> Any:
         import onnxruntime as ort
@@ -87,6 +86,10 @@ class OnnxRuntimeEngine:
             ) from None
 
     @cached_property
+    def _one_thread(self) -> Any:
+        return self._session if self._threads == 1 else self._open(1)
+
+    @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
         return {node.name: _spec(node) for node in self._session.get_inputs()}
 
@@ -96,44 +99,47 @@ class OnnxRuntimeEngine:
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
-        parts = self.parts(len(next(iter(arrays.values())))) if self._rows else []
+        parts = self.parts(len(next(iter(arrays.values())))) if self._rows else ()
         if len(parts) > 1:
-            found = self.each([{name: array[part] for name, array in arrays.items()} for part in parts])
+            found = self._side_by_side([{name: array[part] for name, array in arrays.items()} for part in parts])
             return {name: torch.cat([outputs[name] for outputs in found]) for name in self.outputs}
         return self._run(self._session, arrays)
 
     def parts(self, count: int) -> Sequence[slice]:
-        """A batch of ``count`` samples in parts for `each`: as many to every thread, or the whole of a small batch."""
-        if self._one_thread is None or count < 2 * self._threads:
+        """As many samples to every thread, or the whole of a batch too small to be worth it."""
+        if not self._divides or count < LEAST * self._threads:
             return [slice(0, count)]
         number = self._threads * math.ceil(count / (self._threads * PART))
         return [slice(*ends) for ends in pairwise(count * place // number for place in range(number + 1))]
 
     def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Runs batches that do not depend on each other, of a small graph side by side, each on one thread."""
-        if self._one_thread is None or len(batches) == 1:
+        """The outputs of each; those of a small graph are computed side by side, each on one thread."""
+        if not self._divides or len(batches) == 1:
             return [self(**arrays) for arrays in batches]
+        for arrays in batches:
+            check_inputs(self, arrays)
+        return self._side_by_side(batches)
+
+    def _side_by_side(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         return list(_pool(self._threads).map(partial(self._run, self._one_thread), batches))
 
     @cached_property
     def _rows(self) -> bool:
-        """Whether inputs and outputs are rows of one batch."""
-        lengths = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
-        return len(lengths) == 1 and all(isinstance(length, str) for length in lengths.pop() or (0,))
+        return are_rows((*self.inputs.values(), *self.outputs.values()))
 
     def _run(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         try:
-            return self._run_bound(arrays) if self._bind else self._run_copied(session, arrays)
+            return (self._run_bound if self._bind else self._run_numpy)(session, arrays)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_copied(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run_numpy(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
         values = session.run(None, feeds)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
 
-    def _run_bound(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        binding = self._session.io_binding()
+    def _run_bound(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        binding = session.io_binding()
         held = {name: array.detach().to(self.device).contiguous() for name, array in arrays.items()}  # alive until run
         for name, array in held.items():
             dtype = NUMPY_DTYPES[array.dtype]
@@ -142,7 +148,7 @@ class OnnxRuntimeEngine:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
 

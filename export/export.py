@@ -20,7 +20,7 @@ from good_rt.engines.onnx_file import data_files
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
-from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter, graph_hash
+from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter_hash, graph_hash
 from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import OPSET, export_onnx
@@ -50,7 +50,7 @@ def export_models(
 
     ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at each of ``batches``;
     with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
-    `load_diffusion`'s. An unchanged model with intact files of this version's `exporter` is left alone unless
+    `load_diffusion`'s. An unchanged model with intact files of this version's `exporter_hash` is left alone unless
     ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError
     when ``out`` holds other things than engines.
     """
@@ -74,7 +74,7 @@ def export_models(
             pass  # nothing there yet, or damaged: exported anew
         else:
             settings = (found.opset, dict(found.tolerance), found.versions.get("exporter"))
-            if found.is_of(source) and settings == (opset, tolerance, exporter()):
+            if found.is_of(source) and settings == (opset, tolerance, exporter_hash()):
                 return found, False
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
@@ -111,7 +111,7 @@ def export_models(
             )
         versions = {
             "good-rt": good_rt.__version__,
-            "exporter": exporter(),
+            "exporter": exporter_hash(),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,

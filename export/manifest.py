@@ -21,6 +21,8 @@ from good_rt.files import read_json, sha256, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SHAPING = ("graphs", "to_onnx", "staged", "vjp", "vjp_rules", "joining", "split", "fused")
+"""The modules of which a graph's operations follow."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ class Manifest:
 
 
 @cache
-def exporter() -> str:
-    """One hash of the code that makes graphs, so that those of an older version are made anew."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+def exporter_hash() -> str:
+    """One hash of the code in this folder that shapes graphs, so that those of an older version are made anew."""
+    folder = Path(__file__).parent
+    return hashlib.sha256("".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()).hexdigest()
 
 
 def graph_hash(path: Path, data: Sequence[str]) -> str:

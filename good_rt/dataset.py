@@ -18,7 +18,7 @@ from PIL import Image
 
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, read_json, remove_leftovers, write_json
-from good_rt.images import CONTACT_SHEET, MANIFEST, contact_sheet, read_image
+from good_rt.images import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
 
 SHEET_IMAGES = 64
 
@@ -44,7 +44,7 @@ class GeneratedSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._manifest = folder / MANIFEST
+        self._manifest = folder / SET_MANIFEST
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
@@ -102,7 +102,7 @@ class GeneratedSet:
             file.writelines(map(_line, rows))
 
     def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
-        """The images (N, H, W, C) of rows of `rows`, of all by default. Raises GoodRtError when there are none or one is
+        """The images (N, H, W, C) of ``rows``, of all by default. Raises GoodRtError where there are none, or one is
         damaged."""
         rows = self.rows() if rows is None else rows
         if not rows:
@@ -122,6 +122,11 @@ class GeneratedSet:
             if loaded[-1].shape != loaded[0].shape:
                 raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
         return np.stack(loaded)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image. Raises GoodRtError when there is none or it is damaged."""
+        height, width, channels = self.images(self.rows()[:1]).shape[1:]
+        return channels, height, width
 
     def write_contact_sheet(self) -> Path:
         """The first images as one PNG, eight to a row."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from good_rt.engines.base import Engine, SideBySide, TensorSpec
+from good_rt.engines.base import Engine, SideBySide, TensorSpec, are_rows, check_inputs
 
 Residuals = Sequence[tuple[slice, Mapping[str, Tensor]]]
 """Each part of the batch, and what the backward half needs of it."""
@@ -33,24 +33,31 @@ class VjpPair:
         cotangents = {name: spec for name, spec in backward.inputs.items() if name not in names}
         self.inputs: Mapping[str, TensorSpec] = {**cotangents, **forward.inputs}
         self.outputs: Mapping[str, TensorSpec] = {self.output: forward.outputs[self.output], **backward.outputs}
-        rows = {spec.shape[:1] for spec in (*self.inputs.values(), *self.outputs.values())}
-        self._rows = len(rows) == 1
+        self._rows = are_rows((*self.inputs.values(), *self.outputs.values()))
 
     def forward(self, **arrays: Tensor) -> tuple[Tensor, Residuals]:
         """The output, and the residuals that `backward` takes."""
-        count = len(next(iter(arrays.values())))
-        parts = self._forward.parts(count) if isinstance(self._forward, SideBySide) and self._rows else [slice(count)]
-        batches = [{name: array[part] for name, array in arrays.items()} for part in parts]
+        check_inputs(self._forward, arrays)
+        parts = self._parts(len(next(iter(arrays.values()))))
+        batches = [arrays] if len(parts) == 1 else [_rows_of(arrays, part) for part in parts]
         found = [{**batch, **outputs} for batch, outputs in zip(batches, _each(self._forward, batches), strict=True)]
         residuals = [{name: values[name] for name in self._residuals} for values in found]
-        return torch.cat([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
+        return _joined([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
 
     def backward(self, cotangent: Tensor, residuals: Residuals) -> Tensor:
         """Jᵀv of the cotangent v, with respect to the first input."""
-        batches = [{"cotangent": cotangent[part], **kept} for part, kept in residuals]
-        return torch.cat([outputs["gradient"] for outputs in _each(self._backward, batches)])
+        cotangents = [cotangent] if len(residuals) == 1 else [cotangent[part] for part, _ in residuals]
+        batches = [{"cotangent": v, **kept} for v, (_, kept) in zip(cotangents, residuals, strict=True)]
+        return _joined([outputs["gradient"] for outputs in _each(self._backward, batches)])
+
+    def _parts(self, count: int) -> Sequence[slice]:
+        halves = self._forward, self._backward
+        divided = [half.parts(count) for half in halves if self._rows and isinstance(half, SideBySide)]
+        # a half that would run the parts one after the other gains nothing of them
+        return divided[0] if len(divided) == 2 and all(len(parts) > 1 for parts in divided) else [slice(0, count)]
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
+        check_inputs(self, arrays)
         output, residuals = self.forward(**{name: arrays[name] for name in self._forward.inputs})
         return {self.output: output, "gradient": self.backward(arrays["cotangent"], residuals)}
 
@@ -58,6 +65,14 @@ class VjpPair:
         """The output of the inputs in their order, differentiable in the first."""
         y: Tensor = _ThroughPair.apply(self, x, *rest)  # type: ignore[no-untyped-call]
         return y
+
+
+def _rows_of(arrays: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    return {name: array[part] for name, array in arrays.items()}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _each(engine: Engine, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

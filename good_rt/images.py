@@ -19,7 +19,7 @@ MAX_PIXELS = 64 * 2**20
 """Larger files and images are refused unread: a small file can unpack to gigabytes."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 MODES = {1: "L", 3: "RGB"}
-MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
+SET_MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
 """Files of a generated set, beside its folder of images."""
 
 
@@ -111,16 +111,23 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in {"1", "L"} else "RGB")
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and the image files anywhere in the folders, in order; of a generated set not its contact sheet.
+def visible(path: Path) -> bool:
+    """Whether a file or folder is the user's own and not an operating system's."""
+    return not path.name.startswith((".", "__MACOSX"))
 
-    Raises GoodRtError where there is nothing.
-    """
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files anywhere in a folder, in order; of a generated set not its contact sheet."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and visible(p) and p.is_file())
+    return [p for p in found if p.name != CONTACT_SHEET or not p.with_name(SET_MANIFEST).exists()]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the image files in the folders, in order. Raises GoodRtError where there is nothing."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            inside = [p for p in inside if p.name != CONTACT_SHEET or not p.with_name(MANIFEST).exists()]
+            inside = image_files(path)
             if not inside:
                 raise GoodRtError(f"{path} holds no image files")
             found += inside

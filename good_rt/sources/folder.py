@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from good_rt.errors import GoodRtError
-from good_rt.images import MAX_BYTES, SUFFIXES
+from good_rt.images import MAX_BYTES, image_files, visible
 from good_rt.sources.base import PART_NAMES, Entry, Item, hash_of
 
 
@@ -26,14 +26,16 @@ class FolderSource:
         named = {root: _folders(root) for root in roots}
         classes = sorted({folder.name for folders in named.values() for folder in folders})
         if not classes:
-            entries = [Entry(self._name(file), None, part) for root, part in roots.items() for file in _files(root)]
+            entries = [
+                Entry(self._name(file), None, part) for root, part in roots.items() for file in image_files(root)
+            ]
             return None, tuple(entries)
         index = {name: label for label, name in enumerate(classes)}
         found = [
             Entry(self._name(file), index[folder.name], part)
             for root, part in roots.items()
             for folder in named[root]
-            for file in _files(folder)
+            for file in image_files(folder)
         ]
         filled = {entry.label for entry in found}
         empty = [name for name, label in index.items() if label not in filled]
@@ -78,14 +80,5 @@ class FolderSource:
             yield Item(row, str(path), content)
 
 
-def _visible(path: Path) -> bool:
-    return not path.name.startswith((".", "__MACOSX"))
-
-
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
-
-
-def _files(folder: Path) -> list[Path]:
-    """The image files anywhere in a folder, in order."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and _visible(p) and p.is_file())
+    return sorted(path for path in folder.iterdir() if path.is_dir() and visible(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from good_rt.differentiable import VjpPair
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.onnxruntime import PART, OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.split import split_vjp
 from good_rt.export.vjp import export_vjp_onnx
@@ -43,14 +44,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_halves_are_the_whole(folder: Path, threads: int) -> None:
-    whole, forward, backward = (
-        OnnxRuntimeEngine(folder / f"{name}.onnx", threads=threads) for name in ("vjp", "forward", "backward")
-    )
-    pair = VjpPair(forward, backward)
-    for batch in (1, 2, 5, 50):  # on more than one thread the last two are divided
+    """In parts as well, of which the whole, on one thread and of at most `PART` samples, has none."""
+    whole = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)
+    pair = VjpPair(*(OnnxRuntimeEngine(folder / f"{half}.onnx", threads=threads) for half in ("forward", "backward")))
+    for batch in (1, 2, 5, PART):
         arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch, 8, 4, 4)}
         expected, found = whole(**arrays), pair(**arrays)
         assert found.keys() == expected.keys() == {"y", "gradient"}
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [2, 8], ids=["whole", "in parts"])
+def test_inputs_of_other_lengths_are_refused(folder: Path, batch: int) -> None:
+    pair = VjpPair(*(OnnxRuntimeEngine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward")))
+    for more in (-1, 1):
+        arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch + more, 8, 4, 4)}
+        with pytest.raises(GoodRtError, match=r"engine input '.*' must be float32 batchx8x4x4, not"):
+            pair(**arrays)
+
+
+def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
+    """Of an engine bound to a device, and of one that has nothing but the members of `Engine`."""
+
+    class Plain:
+        def __init__(self, path: Path) -> None:
+            self._engine = OnnxRuntimeEngine(path, threads=2)
+            self.inputs, self.outputs = self._engine.inputs, self._engine.outputs
+
+        def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
+            return self._engine(**arrays)
+
+    arrays = {"x": torch.randn(9, 8, 4, 4), "cotangent": torch.randn(9, 8, 4, 4)}
+    expected = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)(**arrays)
+    for make in (Plain, partial(OnnxRuntimeEngine, bind=True)):
+        forward, backward = (make(folder / f"{half}.onnx") for half in ("forward", "backward"))
+        found = VjpPair(forward, backward)(**arrays)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
