@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from good_rt.calibration import check_alpha
-from good_rt.classifier import Classifier, load_classifier
+from good_rt.classifier import Classifier, load_classifier, saved_spec
 from good_rt.cli.options import NO_BARS, Bars
 from good_rt.cli.state import JobState, key_of
 from good_rt.cli.workflow import (
@@ -45,7 +45,7 @@ from good_rt.job import Job
 from good_rt.pipeline import check_models
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
-from good_rt.training import TrainConfig, has_bfloat16
+from good_rt.training import TrainConfig, check_trainable, has_bfloat16
 
 MODELS = {
     "before": "the classifier as it came",
@@ -102,6 +102,13 @@ class _Run:
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
         check_models(self.model, self.classifier)
+        if self.config.train.ood or self.config.train.control:
+            try:
+                check_trainable(self.classifier)
+            except GoodRtError as error:
+                raise GoodRtError(
+                    f'{error}; or set train.ood = [] and detector.classifier = "before" in {self.job.path}'
+                ) from None
         IdData(self.job.images).labels(self.classifier.config.classes)
         for ood in self.job.ood.values():
             open_source(ood)
@@ -277,7 +284,7 @@ class _Run:
 
             weights = folder / "classifier" / "model.safetensors"
             self._step(f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder])
-            found[name] = folder / "classifier"
+            found[name] = saved_spec(self.classifier, folder / "classifier")
         return found
 
     @property

@@ -91,6 +91,7 @@ def train(
     The ID batch keeps its cross-entropy, ID and generated images together get the energy regulariser. The last
     state that kept the accuracy on held-out images is taken; when all of them lost more than --max-drop, the run fails.
     """
+    from good_rt.classifier import saved_spec
     from good_rt.cli.workflow import run_train
     from good_rt.errors import GoodRtError
     from good_rt.training import TrainConfig, has_bfloat16
@@ -112,7 +113,7 @@ def train(
     with progress(quiet=as_json) as bars:
         result = run_train(classifier, model, id_data, generated, out, config, bars, unguided)
     summary = {
-        "classifier": str(out / "classifier"),
+        "classifier": str(saved_spec(result.classifier, out / "classifier")),
         "steps": steps,
         "kept_step": result.kept_step,
         "held_out_accuracy": result.accuracy,

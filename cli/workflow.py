@@ -30,8 +30,7 @@ from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE
-from good_rt.export.to_onnx import OPSET
+from good_rt.export.parity import BATCHES
 from good_rt.files import read_json, sole_user, write_json
 from good_rt.generation import BANK_SIZE, GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
 from good_rt.guidance import GuidanceConfig
@@ -100,9 +99,9 @@ def run_export(
     out: Path,
     bars: Bars = NO_BARS,
     *,
-    opset: int = OPSET,
-    relative: float = RELATIVE,
-    absolute: float = ABSOLUTE,
+    opset: int | None = None,
+    relative: float | None = None,
+    absolute: float | None = None,
     batches: Sequence[int] = BATCHES,
     force: bool = False,
     gradients: bool = True,
@@ -113,6 +112,8 @@ def run_export(
     bank_size: int = BANK_SIZE,
 ) -> tuple[Manifest, bool]:
     """Exports where something changed; the parity check's real images are held-out ID images.
+
+    ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
 
     ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature; through the
     decoder in the folder ``gradient_decoder`` where one is given, and with ``bank_size`` features. ``image_size`` is
@@ -324,7 +325,8 @@ def run_build(
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = half_rows(id_data, "held_out")
     images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
-    training = "generated OOD images" if (classifier_dir.parent / TRAINING).exists() else "none"
+    folder = classifier_dir if classifier_dir.exists() else Path(str(classifier_dir).rpartition("@")[2])
+    training = "generated OOD images" if (folder.parent / TRAINING).exists() else "none"
     return detector, export_detector(detector, out, images, training=training)
 
 

@@ -37,9 +37,9 @@ def export_models(
     *,
     images: Tensor | None = None,
     fused: FusedGuidance | None = None,
-    opset: int = OPSET,
-    relative: float = RELATIVE,
-    absolute: float = ABSOLUTE,
+    opset: int | None = None,
+    relative: float | None = None,
+    absolute: float | None = None,
     batches: Sequence[int] = BATCHES,
     force: bool = False,
     gradient_decoder: Path | None = None,
@@ -50,7 +50,8 @@ def export_models(
 
     ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at each of ``batches``;
     with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
-    `load_diffusion`'s. An unchanged model with intact files of this version's `exporter_hash` is left alone unless
+    `load_diffusion`'s; ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
+    An unchanged model with intact files of this version's `exporter_hash` is left alone unless
     ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError
     when ``out`` holds other things than engines.
     """
@@ -65,7 +66,7 @@ def export_models(
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
     if fused is not None:
         source["guidance"] = fused.fingerprint
-    tolerance = {"relative": relative, "absolute": absolute}
+    asked = {"opset": opset, "relative": relative, "absolute": absolute}
     if not force:
         try:
             found = Manifest.read(out)
@@ -73,9 +74,13 @@ def export_models(
         except GoodRtError:
             pass  # nothing there yet, or damaged: exported anew
         else:
-            settings = (found.opset, dict(found.tolerance), found.versions.get("exporter"))
-            if found.is_of(source) and settings == (opset, tolerance, exporter_hash()):
+            settings = {"opset": found.opset, **found.tolerance}
+            as_asked = all(value is None or settings[name] == value for name, value in asked.items())
+            if found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
                 return found, False
+    opset = OPSET if opset is None else opset
+    relative = RELATIVE if relative is None else relative
+    absolute = ABSOLUTE if absolute is None else absolute
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
             f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"
@@ -116,6 +121,7 @@ def export_models(
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         }
+        tolerance = {"relative": relative, "absolute": absolute}
         manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions)
         manifest.write(folder)
     return manifest, True

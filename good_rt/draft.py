@@ -45,6 +45,7 @@ class Findings:
     config: ClassifierConfig
     latent: bool
     conditional: bool
+    trainable: bool
     guidance_scale: float
 
     def count(self, part: str) -> int:
@@ -63,7 +64,7 @@ class Findings:
             f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes ({self.splits.kind}, "
             f"{self.sizes}), {copies} copies; {parts}",
             f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, {self.config.channels} "
-            f"channel{'s'[: self.config.channels != 1]}",
+            f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
             f"diffusion:  a {made} model{', class-conditional' if self.conditional else ''}, of the same images",
         ]
 
@@ -113,6 +114,7 @@ def inspect(
         config=classes,
         latent=model.decoder is not None,
         conditional=model.num_class_embeds is not None,
+        trainable=fitted.trainable,
         guidance_scale=1.5 if null_class else 1.0,
     )
 
@@ -147,6 +149,13 @@ def job_text(found: Findings, out: Path) -> str:
     steps = TrainConfig.steps if train >= 2000 else 200
     # half of the held-out images validate; fewer than two of them are no loss that can be told from chance
     drop = max(0.005, round(2 / max(1, found.count("held_out") // 2), 3))
+
+    if found.trainable:
+        trained = (
+            'ood = ["img"]  # kinds to fine-tune the classifier with; [] for none (and detector.classifier = "before")'
+        )
+    else:
+        trained = "ood = []  # no fine-tuning: the weights in this classifier's file are frozen"
 
     def quoted(path: Path, demo: Path | None = None) -> str:
         return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
@@ -189,7 +198,7 @@ batch = {batch}  # lower it when memory runs out; part of what determines an ima
 engine = "onnx"  # or "torch": without an export
 
 [train]
-ood = ["img"]  # kinds to fine-tune the classifier with; [] for no fine-tuning (and detector.classifier = "before")
+{trained}
 unguided = 0  # samples without guidance that are ID in training; some thousands make it steadier
 control = false  # also fine-tune as long without OOD images, to compare with
 steps = {steps}
@@ -198,7 +207,7 @@ interpolation = {TrainConfig.interpolation}  # how much of the way from the old 
 max_drop = {drop}  # largest loss of held-out accuracy with which a state is kept
 
 [detector]
-classifier = "trained"  # or "before": the one that came
+classifier = "{"trained" if found.trainable else "before"}"  # "trained", or "before": the one that came
 k = 1  # neighbour of the k-NN distance; small ones are best for small banks
 alpha = {ALPHA}  # share of in-distribution inputs that may be refused
 bank_size = {min(10_000, train)}

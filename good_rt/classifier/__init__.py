@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize, predict
 from good_rt.classifier.folder import ARCHITECTURES, save_classifier
-from good_rt.classifier.sources import Settings, load_classifier
+from good_rt.classifier.sources import Settings, load_classifier, saved_spec
 from good_rt.classifier.weights import load_weights
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "load_weights",
     "predict",
     "save_classifier",
+    "saved_spec",
 ]

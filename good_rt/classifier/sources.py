@@ -68,6 +68,13 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
     return classifier
 
 
+def saved_spec(classifier: Classifier, folder: Path) -> Path:
+    """What `load_classifier` opens a classifier by that was saved to a folder: the folder, which can have no code run,
+    after the name of the user's own code where it is of such."""
+    kind, _, name = classifier.config.architecture.partition(":")
+    return Path(f"{name}@{folder}") if kind == "module" else folder
+
+
 def _parse(text: str, settings: Settings) -> tuple[str, Request]:
     """The kind of spec and its parts."""
     name, _, weights = (text, "", "") if Path(text).exists() else text.partition("@")

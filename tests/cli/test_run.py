@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from good_rt.cli.runner import run_job_file
 from good_rt.data import IdData
@@ -265,6 +267,51 @@ def test_a_bad_file_is_named_or_left_out(run: Run, job: Path, photos: Path, tmp_
     assert not (tmp_path / "job" / "splits.json").exists()
     found = run("split", data, "--skip-bad", "-o", tmp_path / "s.json")
     assert found.code == 0 and "skipped: " in found.err and "coat/00000.png" in found.err
+
+
+OWN_CODE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    image_size = 32
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+"""
+
+
+def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
+    run: Run, photos: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net_of_a_job.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    words = ["init", photos, "--classifier", "own_net_of_a_job:Net", "--model", model_dir, "-o", "job.toml"]
+    assert run(*words).code == 0
+    done = run("run", shortened(Path("job.toml")), "--json").json
+    assert Detector(Path(done["detector"])).info.training == "generated OOD images"
+    # by hand as well, from what `good-rt train` says
+    words = ["--classifier", "own_net_of_a_job:Net", "--model", model_dir, "--id", "job/splits.json"]
+    settings = ["--ood", "job/generated/img", "--steps", "2", "--max-drop", "1", "-o", "by-hand"]
+    again = run("train", *words, *settings, "--json").json
+    assert again["classifier"] == "own_net_of_a_job:Net@by-hand/classifier"
+    assert run("classifier", "show", again["classifier"]).code == 0
+
+
+def test_a_classifier_that_cannot_be_trained_is_found_out_first(
+    run: Run, photos: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+    torch.jit.script(network.eval()).save(tmp_path / "network.pt")
+    saved, path = tmp_path / "saved", tmp_path / "job.toml"
+    assert run("classifier", "save", tmp_path / "network.pt", "--size", "32", "-o", saved).code == 0
+    made = run("init", photos, "--classifier", saved, "--model", model_dir, "-o", path)
+    assert "its file cannot be trained" in made.out
+    job = Job.read(path).config
+    assert job.train.ood == () and job.detector.classifier == "before"
+    line = run("run", shortened(path, {"ood = []  #": 'ood = ["img"]  #'})).failed()
+    assert "the classifier (torchscript) cannot be trained" in line
+    assert 'or set train.ood = [] and detector.classifier = "before" in' in line
+    assert not (tmp_path / "job").exists()
 
 
 def test_too_few_to_calibrate_are_found_before_anything_is_made(run: Run, job: Path) -> None:

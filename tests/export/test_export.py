@@ -19,6 +19,7 @@ from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
+from good_rt.export.parity import RELATIVE
 from good_rt.generation import Generator
 
 IMAGES = from_uint8(assets.load_images("held_out").images[:4])
@@ -49,6 +50,15 @@ def test_an_unchanged_model_is_left_alone(pixel_dir: Path, classifier_dir: Path,
     manifest, done = export_models(pixel_dir, classifier_dir, pixel_engines, images=IMAGES, on_graph=heard.append)
     assert not done and heard == [] and state(pixel_engines) == before
     assert manifest == Manifest.read(pixel_engines)
+
+
+def test_an_export_with_tolerances_of_its_own_is_left_alone_where_none_are_asked_for(
+    pixel_dir: Path, classifier_dir: Path, tmp_path: Path
+) -> None:
+    made, _ = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=5e-3)
+    again, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES)
+    assert not done and again == made
+    assert export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE)[1]
 
 
 @pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "version", "force"])
