@@ -27,7 +27,8 @@ Examples:
   good-rt export --model sd/ --classifier clf/ --gradient-decoder taesd/
   good-rt export --model sd/ --classifier clf/ --parity-batch 1   where 16 at once is too much memory
   good-rt export --relative 1e-4 --absolute 1e-5 --force    with tighter tolerances
-  good-rt export --to tensorrt --arch sm89 --arch sm120 --precision fp16 --profile 1/16/64
+  good-rt export --to tensorrt --arch sm89 --arch sm120 --profile 1/16/64
+  good-rt export --to tensorrt --precision fp16 --no-gradients     half precision is not for gradients
   good-rt export --to tensorrt --onnx detector.onnx -o .    a plan of any ONNX file
 """
 

@@ -29,7 +29,7 @@ Examples:
 @classifier_option
 @model_option
 @click.option("--ood", multiple=True, callback=named_paths, metavar="NAME=PATH",
-              help="An OOD test set for the evaluation; may be given several times.")  # fmt: skip
+              help="Real OOD images, for the evaluation alone; may be given several times.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a job file that is there.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that are damaged or contradict others.")
 @out_option("job.toml", "The job file to write.")

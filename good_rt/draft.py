@@ -168,7 +168,7 @@ def job_text(found: Findings, out: Path) -> str:
     given = "# They come in parts already, which are kept.\n" if found.splits.given else ""
     return f"""\
 # A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it, and goes on where it stopped.
-# Paths are relative to this file. What is not set here has the default of the command of that name (`--help`).
+# Paths are relative to this file. What may be set, and its default, is in good-rt's docs/jobs.md.
 
 out = {json.dumps(out.stem)}  # folder of everything that is made, beside this file
 seed = 0

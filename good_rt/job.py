@@ -178,8 +178,11 @@ class Job:
         return {name: self._place(value) for name, value in self.config.ood.items()}
 
     def _place(self, value: str, demo: Path | None = None) -> Path:
-        """A path of the file; what is no path there (a model's name) stays as it is."""
+        """A path of the file; what is no path there stays as it is (a model's name), but for the weights after an @."""
         if value == DEMO and demo is not None and not (self.path.parent / value).exists():
             return demo
         inside = self.path.parent / Path(value).expanduser()
-        return inside if inside.exists() or ":" not in value else Path(value)
+        if inside.exists() or ":" not in value:
+            return inside
+        name, _, weights = value.partition("@")
+        return Path(f"{name}@{self._place(weights)}" if weights else name)

@@ -68,7 +68,8 @@ def bars(result: dict[str, Any]) -> str:
 def made_by(result: dict[str, Any]) -> str:
     """The command that measured, the machine, the day and the versions."""
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    return f"`{result['command']}` on {result['cpu']}, {result['date']}: {versions}."
+    cores, _, name = result["cpu"].partition(" x ")
+    return f"`{result['command']}` on {cores} cores ({name}), {result['date']}: {versions}."
 
 
 ARCHITECTURES = {

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
 from good_rt.errors import GoodRtError
-from good_rt.job import Job, JobConfig
+from good_rt.job import (
+    DataSection,
+    DetectorSection,
+    GenerateSection,
+    Job,
+    JobConfig,
+    ModelsSection,
+    TrainSection,
+)
+
+SECTIONS = {
+    "data": DataSection,
+    "models": ModelsSection,
+    "generate": GenerateSection,
+    "train": TrainSection,
+    "detector": DetectorSection,
+}
 
 SMALL = """\
 [data]
@@ -42,6 +60,30 @@ def test_values_are_of_their_types(tmp_path: Path) -> None:
 
 def test_a_models_name_is_no_path(tmp_path: Path) -> None:
     assert job(tmp_path, SMALL.replace('"clf"', '"timm:resnet18"')).classifier == Path("timm:resnet18")
+    found = job(tmp_path, SMALL.replace('"clf"', '"timm:resnet18@w.safetensors"'))
+    assert found.classifier == Path(f"timm:resnet18@{tmp_path / 'w.safetensors'}")
+
+
+def test_the_documentation_has_every_key_with_its_default() -> None:
+    def toml(value: object) -> str:
+        if value in (MISSING, None):
+            return ""
+        if isinstance(value, float) and value == float("inf"):
+            return " `inf`"
+        return f" `{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+    expected = []
+    for key in fields(JobConfig):
+        section = SECTIONS.get(key.name)
+        if section is None:
+            if key.name != "ood":  # a table of the user's own names
+                expected.append(f"| `{key.name}` |{toml(key.default)} |")
+            continue
+        expected += [f"| `{inner.name}` |{toml(inner.default)} |" for inner in fields(section)]
+    page = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    found = ["|".join(row.split("|")[:3]) + "|" for row in rows[: len(expected)]]
+    assert sorted(found) == sorted(expected)
 
 
 @pytest.mark.parametrize(
