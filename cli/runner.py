@@ -150,7 +150,12 @@ class _Run:
 
     @cached_property
     def model(self) -> DiffusionModel:
-        return load_diffusion(self.job.diffusion)
+        return load_diffusion(self.job.diffusion, **self.variant)
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What the job has of the diffusion model other than its folder has."""
+        return {"gradient_decoder": self.job.gradient_decoder, "image_size": self.config.models.image_size}
 
     @cached_property
     def splits(self) -> Splits:
@@ -201,7 +206,7 @@ class _Run:
             [folder / "manifest.json"],
             lambda: run_export(
                 self.job.diffusion, self.job.classifier, self.splits_path, folder, self.bars, gradients=gradients,
-                k=generate.k,
+                k=generate.k, **self.variant,
             ),
         )  # fmt: skip
 
@@ -231,6 +236,8 @@ class _Run:
             cfg_scale=g.cfg,
             cfg_sigma_max=g.cfg_sigma_max,
             bars=self.bars,
+            prompts=g.prompts,
+            **self.variant,
         )
         return generator, {**describe, "data": self.splits.fingerprint}
 
@@ -239,7 +246,7 @@ class _Run:
         folder = self.out / "generated" / name
         key = key_of(
             job.to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg,
-            g.cfg_sigma_max, g.twins,
+            g.cfg_sigma_max, g.prompts, g.twins,
         )  # fmt: skip
 
         def work() -> None:
@@ -279,7 +286,8 @@ class _Run:
 
             def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(
-                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars, unguided
+                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars, unguided,
+                    self.config.models.image_size,
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"

@@ -12,6 +12,7 @@ from good_rt.cli.options import (
     emit_json,
     generated_option,
     id_option,
+    image_size_option,
     json_option,
     model_option,
     out_option,
@@ -40,6 +41,7 @@ Examples:
 @classifier_option
 @model_option
 @id_option
+@image_size_option
 @click.option("--steps", type=click.IntRange(1), default=450, show_default=True, help="Optimiser steps.")
 @click.option(
     "--id-batch",
@@ -83,8 +85,9 @@ Examples:
 @json_option
 def train(
     generated: tuple[Path, ...], unguided: tuple[Path, ...], control: bool, classifier: Path, model: Path,
-    id_data: Path, steps: int, id_batch: int, ood_batch: int, lr: float, weight: float, decoded_share: float,
-    interpolation: float, bfloat16: bool | None, max_drop: float, seed: int, out: Path, as_json: bool,
+    id_data: Path, image_size: int | None, steps: int, id_batch: int, ood_batch: int, lr: float, weight: float,
+    decoded_share: float, interpolation: float, bfloat16: bool | None, max_drop: float, seed: int, out: Path,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
@@ -111,7 +114,7 @@ def train(
         seed=seed,
     )
     with progress(quiet=as_json) as bars:
-        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided)
+        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided, image_size)
     summary = {
         "classifier": str(saved_spec(result.classifier, out / "classifier")),
         "steps": steps,

@@ -280,9 +280,13 @@ def run_train(
     config: TrainConfig,
     bars: Bars = NO_BARS,
     unguided: Sequence[Path] = (),
+    image_size: int | None = None,
 ) -> TrainResult:
-    """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json."""
-    model = load_diffusion(model_dir)
+    """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
+
+    ``image_size`` is `load_diffusion`'s, as the images were generated with.
+    """
+    model = load_diffusion(model_dir, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):

@@ -15,7 +15,7 @@ from good_rt.calibration import check_alpha
 from good_rt.classifier import ClassifierConfig, load_classifier
 from good_rt.data import IdData
 from good_rt.demo import assets
-from good_rt.diffusion import load_diffusion
+from good_rt.diffusion import TEMPLATE, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.images import image_header
 from good_rt.job import DEMO
@@ -45,6 +45,7 @@ class Findings:
     config: ClassifierConfig
     latent: bool
     conditional: bool
+    text: bool
     trainable: bool
     guidance_scale: float
 
@@ -60,12 +61,13 @@ class Findings:
         copies = sum(file.copy for file in self.splits.files.values())
         parts = ", ".join(f"{self.count(part)} {part}" for part in ("train", "held_out", "test"))
         made = "latent" if self.latent else "pixel"
+        condition = ", class-conditional" if self.conditional else ", which follows prompts" if self.text else ""
         return [
             f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes ({self.splits.kind}, "
             f"{self.sizes}), {copies} copies; {parts}",
             f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, {self.config.channels} "
             f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
-            f"diffusion:  a {made} model{', class-conditional' if self.conditional else ''}, of the same images",
+            f"diffusion:  a {made} model{condition}, of the same images",
         ]
 
 
@@ -114,6 +116,7 @@ def inspect(
         config=classes,
         latent=model.decoder is not None,
         conditional=model.num_class_embeds is not None,
+        text=model.text,
         trainable=fitted.trainable,
         guidance_scale=1.5 if null_class else 1.0,
     )
@@ -157,6 +160,8 @@ def job_text(found: Findings, out: Path) -> str:
     else:
         trained = "ood = []  # no fine-tuning: the weights in this classifier's file are frozen"
 
+    prompts = f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
+
     def quoted(path: Path, demo: Path | None = None) -> str:
         return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
 
@@ -193,7 +198,7 @@ mu = 0.1  # strength of guidance; look at the contact_sheet.png of each kind: od
 strengths = [0.5, 1.0, 2.0]  # factors of mu that images take in turn, from near to far OOD
 steps = 25  # of the sampler
 cfg = {found.guidance_scale}  # classifier-free guidance scale; 1.0 for none
-k = {min(10, max(1, train // 4))}  # neighbour of the k-NN distance that is climbed
+{prompts}k = {min(10, max(1, train // 4))}  # neighbour of the k-NN distance that is climbed
 batch = {batch}  # lower it when memory runs out; part of what determines an image's last bits
 engine = "onnx"  # or "torch": without an export
 

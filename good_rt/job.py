@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from good_rt.demo import assets
+from good_rt.diffusion import TEMPLATE
 from good_rt.errors import GoodRtError
 from good_rt.schedule import Trend
 from good_rt.settings import read_settings
@@ -46,6 +47,10 @@ class ModelsSection:
 
     classifier: str
     diffusion: str
+    gradient_decoder: str | None = None
+    """Folder of a light autoencoder that gradients go through."""
+    image_size: int | None = None
+    """Height and width of the images, where the diffusion model bears with another than its own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class GenerateSection:
     eta: float = 1.0
     cfg: float = 1.0
     cfg_sigma_max: float = math.inf
+    prompts: tuple[str, ...] = (TEMPLATE,)
+    """Of a class, {} in its name's place, for models that follow text; several take turns."""
     batch: int = 32
     engine: Literal["onnx", "torch"] = "onnx"
     gradients: Literal["torch", "engine"] = "torch"
@@ -172,6 +179,11 @@ class Job:
     @property
     def diffusion(self) -> Path:
         return self._place(self.config.models.diffusion, assets.MODEL)
+
+    @property
+    def gradient_decoder(self) -> Path | None:
+        value = self.config.models.gradient_decoder
+        return None if value is None else self._place(value, assets.GRADIENT_DECODER)
 
     @property
     def ood(self) -> dict[str, Path]:

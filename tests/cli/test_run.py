@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import build, taesd
 from PIL import Image
 from torch import nn
 
@@ -23,6 +24,7 @@ from good_rt.cli.runner import run_job_file
 from good_rt.data import IdData
 from good_rt.demo import assets
 from good_rt.detector import Detector
+from good_rt.diffusion import load_diffusion
 from good_rt.job import Job
 
 Run = Callable[..., Any]
@@ -267,6 +269,53 @@ def test_a_bad_file_is_named_or_left_out(run: Run, job: Path, photos: Path, tmp_
     assert not (tmp_path / "job" / "splits.json").exists()
     found = run("split", data, "--skip-bad", "-o", tmp_path / "s.json")
     assert found.code == 0 and "skipped: " in found.err and "coat/00000.png" in found.err
+
+
+@pytest.mark.slow
+def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
+    run: Run, photos: Path, classifier_dir: Path, tmp_path: Path
+) -> None:
+    taesd(tmp_path / "light")
+    plain = build("sd2", tmp_path / "plain")
+    shutil.copytree(plain, tmp_path / "sd")
+    network = tmp_path / "sd" / "unet" / "config.json"
+    network.write_text(json.dumps({**json.loads(network.read_text()), "sample_size": 16}))  # the job says 32 pixels
+    (tmp_path / "job.toml").write_text(
+        f'''
+        [data]
+        images = "{photos}"
+        [models]
+        classifier = "{classifier_dir}"
+        diffusion = "sd"
+        gradient_decoder = "light"
+        image_size = 32
+        [generate]
+        count = 10
+        kinds = ["img"]
+        steps = 2
+        batch = 5
+        engine = "torch"
+        prompts = ["a photo of a {{}}", "a drawing of a {{}}"]
+        [train]
+        steps = 2
+        max_drop = 1.0
+        '''
+    )
+    done = run("run", tmp_path / "job.toml", "--json").json
+    assert Detector(Path(done["detector"])).info.training == "generated OOD images"
+    drafted = tmp_path / "drafted.toml"
+    assert "follows prompts" in run("init", photos, "--classifier", classifier_dir, "--model", plain, "-o", drafted).out
+    assert Job.read(drafted).config.generate.prompts == ("a photo of a {}",) and "prompts = [" in drafted.read_text()
+    out = tmp_path / "job"
+    made = json.loads((out / "generated" / "img" / "job.json").read_text())
+    assert made["prompts"] == ["a photo of a {}", "a drawing of a {}"]
+    assert (
+        made["model"] == load_diffusion(tmp_path / "sd", gradient_decoder=tmp_path / "light", image_size=32).fingerprint
+    )
+    # by hand, the size has to be said again
+    words = ["--classifier", classifier_dir, "--model", tmp_path / "sd", "--id", out / "splits.json", "--control"]
+    settings = ["--steps", "2", "--max-drop", "1", "-o", tmp_path / "control"]
+    assert run("train", *words, *settings, "--image-size", "32").code == 0
 
 
 OWN_CODE = """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import BUILDERS, SIZES, TOKENS, load, small_unet
+from architectures import BUILDERS, SIZES, TOKENS, load, small_unet, taesd
 from diffusers import (
     AutoencoderTiny,
     DDIMPipeline,
@@ -153,15 +153,6 @@ def test_the_whole_way(
     levels = np.abs(found[0] - found[1]).max(axis=(1, 2, 3))
     assert np.sort(levels)[-2] <= 3, levels
     assert np.abs(found[1] - made.images(job, indices, guided=False)).max() > 3
-
-
-def taesd(folder: Path, channels: int = 4, blocks: int = 3) -> None:
-    """A light autoencoder for latents like `autoencoder`'s, of its own random weights."""
-    torch.manual_seed(8)
-    AutoencoderTiny(
-        in_channels=1, out_channels=1, encoder_block_out_channels=(4,) * blocks, latent_channels=channels,
-        decoder_block_out_channels=(4,) * blocks, num_encoder_blocks=(1,) * blocks, num_decoder_blocks=(1,) * blocks,
-    ).save_pretrained(folder)  # fmt: skip
 
 
 def test_a_light_autoencoder_is_one(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
     DiTPipeline,
@@ -232,6 +233,15 @@ def build(name: str, folder: Path) -> Path:
     BUILDERS[name](folder)
     _wake(folder)
     return folder
+
+
+def taesd(folder: Path, channels: int = 4, blocks: int = 3) -> None:
+    """A light autoencoder for latents like `autoencoder`'s, of its own random weights."""
+    torch.manual_seed(8)
+    AutoencoderTiny(
+        in_channels=1, out_channels=1, encoder_block_out_channels=(4,) * blocks, latent_channels=channels,
+        decoder_block_out_channels=(4,) * blocks, num_encoder_blocks=(1,) * blocks, num_decoder_blocks=(1,) * blocks,
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def _wake(folder: Path) -> None:
