@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from good_rt.cli.options import PATH, emit_json, json_option
-from good_rt.detector import Detector, Scores
+from good_rt.cli.options import PATH, emit_json, json_option, progress
+from good_rt.detector import Detector
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
 from good_rt.images import find_images, read_image
@@ -23,6 +23,10 @@ Examples:
   good-rt detector score photos/ --detector detector.onnx --fit --skip-bad --csv scores.csv
   good-rt detector score photo.png --detector detector.onnx --alpha 0.01 --json
 """
+
+
+AT_ONCE = 256
+"""Images that are held in memory, whatever their number."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,18 @@ def score(
     if as_json and str(csv_path) == "-":
         raise GoodRtError("--json and --csv - would both print to standard output; choose one of them")
     detector = Detector(detector_path, alpha, threads)
-    size = (detector.info.image_size, detector.info.image_size)
-    images, names, skipped = [], [], []
-    for path in find_images(files):
-        try:
-            images.append(read_image(path, detector.info.channels, size, fit))
-            names.append(str(path))
-        except GoodRtError as error:
-            if not skip_bad:
-                raise GoodRtError(f"{error} (--skip-bad leaves such files out)") from None
-            skipped.append(str(error))
+    paths = find_images(files)
+    lines: list[Line] = []
+    skipped: list[str] = []
+    with progress(quiet=as_json or len(paths) <= AT_ONCE) as bars, bars.task("scoring", len(paths)) as advance:
+        for first in range(0, len(paths), AT_ONCE):
+            part = paths[first : first + AT_ONCE]
+            lines += _scored(detector, part, fit, skipped if skip_bad else None)
+            advance(len(part))
     for reason in skipped:
         click.echo(f"skipped: {reason}", err=True)
-    if not images:
+    if not lines:
         raise GoodRtError("none of the files could be read; nothing was scored")
-    lines = _lines(names, detector.score(np.stack(images)), detector.info.classes)
     if csv_path is not None:
         _write_csv(csv_path, lines)
     if as_json:
@@ -81,11 +82,25 @@ def score(
         _print_table(lines, detector.alpha)
 
 
-def _lines(names: list[str], scores: Scores, classes: tuple[str, ...]) -> list[Line]:
+def _scored(detector: Detector, paths: list[Path], fit: bool, skipped: list[str] | None) -> list[Line]:
+    """The rows of images that are read at once; what is wrong with others goes to ``skipped``, or is raised."""
+    size = (detector.info.image_size, detector.info.image_size)
+    images, names = [], []
+    for path in paths:
+        try:
+            images.append(read_image(path, detector.info.channels, size, fit))
+            names.append(str(path))
+        except GoodRtError as error:
+            if skipped is None:
+                raise GoodRtError(f"{error} (--skip-bad leaves such files out)") from None
+            skipped.append(str(error))
+    if not images:
+        return []
+    scores = detector.score(np.stack(images))
     return [
         Line(
             file=name,
-            label=classes[scores.label[i]],
+            label=detector.info.classes[scores.label[i]],
             score=float(scores.score[i]),
             p_value=float(scores.p_value[i]),
             is_ood=bool(scores.is_ood[i]),

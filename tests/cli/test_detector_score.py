@@ -46,6 +46,17 @@ def test_json(run: Run, folder: Path, detector_path: Path, expected: Scores) -> 
             assert image[name] == pytest.approx(float(getattr(expected, name)[i]), rel=1e-4)
 
 
+def test_many_images_are_scored_part_by_part(
+    run: Run, folder: Path, detector_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "2.png").write_bytes(b"no image")
+    words = ["detector", "score", folder, "--detector", detector_path, "--skip-bad"]
+    whole = run(*words, "--json").json
+    monkeypatch.setattr("good_rt.cli.detector_score.AT_ONCE", 2)
+    assert run(*words, "--json").json == whole and len(whole["images"]) == 5
+    assert "scoring ..." in run(*words).err  # a bar where that is a terminal
+
+
 def test_csv_to_a_file_and_to_standard_output(
     run: Run, folder: Path, detector_path: Path, expected: Scores, tmp_path: Path
 ) -> None:
