@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Line:
 @click.option("--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]")
 @click.option("--fit", is_flag=True, help="Convert images to the detector's channels and size.")
 @click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be read, and name them.")
-@click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file; - for standard output.")
+@click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file instead of a table; - for standard output.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 for all cores.")
 @json_option
 def score(
@@ -78,8 +79,11 @@ def score(
         _write_csv(csv_path, lines)
     if as_json:
         emit_json({"alpha": detector.alpha, "images": [vars(line) for line in lines], "skipped": skipped})
-    elif csv_path is None or str(csv_path) != "-":
+    elif csv_path is None:
         _print_table(lines, detector.alpha)
+        click.echo(_summary(lines))
+    elif str(csv_path) != "-":
+        click.echo(f"{_summary(lines)}; scores in {csv_path}")
 
 
 def _scored(detector: Detector, paths: list[Path], fit: bool, skipped: list[str] | None) -> list[Line]:
@@ -128,13 +132,26 @@ def _print_table(lines: list[Line], alpha: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table()
+    folder = _common_folder([Path(line.file) for line in lines])
+    table = Table(title=f"in {escape(folder)}" if folder else None, title_justify="left")
     for name in ("file", "nearest class"):
         table.add_column(name, overflow="fold")
     for name in ("score", "p-value", f"OOD at α = {alpha:g}"):
         table.add_column(name, justify="right")
     for line in lines:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
-        table.add_row(escape(line.file), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
+        name = os.path.relpath(line.file, folder) if folder else line.file
+        table.add_row(escape(name), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
     Console().print(table)
-    click.echo(f"{sum(line.is_ood for line in lines)} of {len(lines)} OOD")
+
+
+def _common_folder(files: list[Path]) -> str:
+    """The folder that all of several files lie in, which is said once; nothing where there is none."""
+    try:
+        return os.path.commonpath([file.parent for file in files]).removeprefix(".") if len(files) > 1 else ""
+    except ValueError:  # absolute paths and relative ones
+        return ""
+
+
+def _summary(lines: list[Line]) -> str:
+    return f"{sum(line.is_ood for line in lines)} of {len(lines)} OOD"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +39,12 @@ from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
 from good_rt.export.manifest import exporter_hash
 from good_rt.files import read_json, remove_leftovers, sole_user
-from good_rt.generation import GenerationJob, Generator
+from good_rt.generation import GenerationJob, Generator, set_settings
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import SET_MANIFEST
 from good_rt.job import Job
 from good_rt.pipeline import check_models
+from good_rt.sources.base import PARTS
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
 from good_rt.training import TrainConfig, check_trainable, has_bfloat16
@@ -109,18 +111,27 @@ class _Run:
                 raise GoodRtError(
                     f'{error}; or set train.ood = [] and detector.classifier = "before" in {self.job.path}'
                 ) from None
-        IdData(self.job.images).labels(self.classifier.config.classes)
-        for ood in self.job.ood.values():
-            open_source(ood)
+        with self._named("data.images"):
+            IdData(self.job.images).labels(self.classifier.config.classes)
+        for name, ood in self.job.ood.items():
+            with self._named(f"ood.{name}"):
+                open_source(ood)
+
+    @contextmanager
+    def _named(self, key: str) -> Iterator[None]:
+        """Has an error say which key of the job file it comes of."""
+        try:
+            yield
+        except GoodRtError as error:
+            raise GoodRtError(f"{error} ({key} in {self.job.path})") from None
 
     def all(self) -> RunResult:
         remove_leftovers(self.out)
         self._split()
         self._check_sizes()
         self._export()
-        generated: dict[str, Path] = {
-            kind: self._generate(kind, self.generation(kind)) for kind in self.config.generate.kinds
-        }
+        self._check_sets()
+        generated: dict[str, Path] = {kind: self._generate(kind) for kind in self.config.generate.kinds}
         classifiers = self._train(generated)
         detector = self._build(classifiers[self.config.detector.classifier], generated)
         evaluation = self._evaluate(classifiers, generated, detector)
@@ -241,27 +252,54 @@ class _Run:
         )
         return generator, {**describe, "data": self.splits.fingerprint}
 
-    def _generate(self, name: str, job: GenerationJob) -> Path:
+    @cached_property
+    def sets(self) -> dict[str, GenerationJob]:
+        """Every set that is generated, by its folder's name."""
+        config = self.config
+        found: dict[str, GenerationJob] = {kind: self.generation(kind) for kind in config.generate.kinds}
+        if config.train.ood and config.train.unguided:
+            found["none"] = self.generation("none", config.train.unguided)
+        if not self.job.ood:
+            job = self.generation(config.generate.kinds[-1], max(config.generate.count // TEST_SHARE, 5))
+            found["test"] = replace(job, seed=job.seed + 1)
+        return found
+
+    def _set_folder(self, name: str) -> Path:
+        return self.out / "generated" / name
+
+    def _set_key(self, name: str) -> str:
         g = self.config.generate
-        folder = self.out / "generated" / name
-        key = key_of(
-            job.to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg,
+        return key_of(
+            self.sets[name].to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg,
             g.cfg_sigma_max, g.prompts, g.twins,
         )  # fmt: skip
 
+    def _check_sets(self) -> None:
+        """Whether images of other settings are in the way, of any set: they cost hours, so they are not taken away."""
+        left = [name for name in self.sets if not self.state.is_done(f"generate {name}", self._set_key(name))]
+        changed: dict[str, list[str]] = {}
+        for name in left if any(self._set_folder(name).exists() for name in left) else ():
+            settings = set_settings(self.sets[name], self.config.generate.twins, self._generator[1])
+            found = GeneratedSet(self._set_folder(name)).differences(settings)
+            if found:
+                changed[name] = found
+        if changed:
+            folders = " and ".join(str(self._set_folder(name)) for name in changed)
+            names = ", ".join(sorted({setting for found in changed.values() for setting in found}))
+            holds, those = ("holds", "that folder") if len(changed) == 1 else ("hold", "those folders")
+            raise GoodRtError(
+                f"{folders} {holds} images of another job (different: {names}); delete {those} to make them anew, or "
+                f"set another `out` in {self.job.path}"
+            )
+
+    def _generate(self, name: str) -> Path:
+        folder = self._set_folder(name)
+
         def work() -> None:
             generator, describe = self._generator
-            try:
-                run_job(generator, describe, job, folder, self.bars, twins=g.twins)
-            except GoodRtError as error:
-                raise GoodRtError(
-                    str(error).replace(
-                        "choose another --out, or delete it",
-                        f"delete that folder to make them anew, or set another `out` in {self.job.path}",
-                    )
-                ) from None
+            run_job(generator, describe, self.sets[name], folder, self.bars, twins=self.config.generate.twins)
 
-        self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
+        self._step(f"generate {name}", self._set_key(name), [folder / SET_MANIFEST], work)
         return folder
 
     def _train(self, generated: Mapping[str, Path]) -> dict[str, Path]:
@@ -280,7 +318,7 @@ class _Run:
             folder = self.out / name
             unguided = []
             if ood and t.unguided:  # the control is without any generated images
-                unguided = [self._generate("none", self.generation("none", t.unguided))]
+                unguided = [self._generate("none")]
             made = [_manifest(path) for path in (*ood, *unguided)]
             key = key_of(asdict(config), made, self.models_key, self.splits.fingerprint)
 
@@ -318,12 +356,22 @@ class _Run:
         )
         return out
 
+    def _said(self) -> dict[str, str]:
+        """The settings that the report names."""
+        g, t = self.config.generate, self.config.train
+        counts = ", ".join(f"{len(self.splits.rows(part))} {part}" for part in PARTS)
+        strengths = ", ".join(f"{factor:g}" for factor in g.strengths)
+        return {
+            "job": str(self.job.path), "seed": str(self.config.seed), "images": f"{self.job.images} ({counts})",
+            "generated": f"{g.count} of each of {', '.join(g.kinds)}",
+            "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg {g.cfg:g}",
+            "training": f"{t.steps} steps with {', '.join(t.ood)}" if t.ood else "none",
+        }  # fmt: skip
+
     def _evaluate(self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path) -> Evaluation:
         ood = self.job.ood
         if not ood:
-            kind = self.config.generate.kinds[-1]
-            job = self.generation(kind, max(self.config.generate.count // TEST_SHARE, 5))
-            test = self._generate("test", replace(job, seed=job.seed + 1))
+            test = self._generate("test")
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
             asdict(self.detector_config),
@@ -343,7 +391,7 @@ class _Run:
                 title=f"good-rt: {self.job.images.resolve().name}",
                 summary=f"{Page.summary}{note}",
                 models={name: MODELS[name] for name in classifiers},
-                settings={"job": str(self.job.path), "seed": str(self.config.seed)},
+                settings=self._said(),
                 files={"detector": str(detector)},
             )
             run_evaluate(

@@ -78,13 +78,14 @@ class Page:
 
 def run_split(source_path: Path, out: Path, config: SplitConfig, bars: Bars = NO_BARS, *, check: bool = True) -> Splits:
     """Divides a source of images and records it as the splits.json ``out``; images that are in it already keep their
-    part, and a source that comes with a splits.json keeps that. ``check`` decodes every image: a bad one is named."""
+    part as long as shares and seed are the same, and a source that comes with a splits.json keeps that. ``check``
+    decodes every image: a bad one is named."""
     data = IdData(source_path)
     if data.record is not None:
         splits = data.splits
     else:
         before = Splits.read(out) if out.exists() else None
-        if before is not None and before.config.seed != config.seed:
+        if before is not None and replace(before.config, skip_bad=config.skip_bad) != config:
             before = None
         with bars.task("reading the images", len(data.source.entries)) as advance:
             splits = make_splits(data.source, config, check=check, before=before, on_item=advance)
@@ -329,8 +330,7 @@ def run_build(
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = half_rows(id_data, "held_out")
     images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
-    folder = classifier_dir if classifier_dir.exists() else Path(str(classifier_dir).rpartition("@")[2])
-    training = "generated OOD images" if (folder.parent / TRAINING).exists() else "none"
+    training = "generated OOD images" if _training_file(classifier_dir).exists() else "none"
     return detector, export_detector(detector, out, images, training=training)
 
 
@@ -389,9 +389,15 @@ def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet
     return sheets
 
 
+def _training_file(classifier: Path) -> Path:
+    """Where training.json lies of a classifier that `run_train` wrote."""
+    folder = classifier if classifier.exists() else Path(str(classifier).rpartition("@")[2])  # of the user's own code
+    return folder.parent / TRAINING
+
+
 def _training_curve(classifier_dir: Path) -> list[tuple[float, float, float]]:
     """(step, CE, BCE) of the fine-tuning behind a classifier folder; empty where it had none with OOD images."""
-    path = classifier_dir.parent / TRAINING
+    path = _training_file(classifier_dir)
     if not path.exists():
         return []
     history = read_json(path)["history"]

@@ -44,19 +44,17 @@ class GeneratedSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._manifest = folder / SET_MANIFEST
+        self._manifest, self._job = folder / SET_MANIFEST, folder / "job.json"
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
-        path = self.folder / "job.json"
-        if path.exists():
-            found = read_json(path)
-            if found != json.loads(json.dumps(job)):
-                changed = sorted(k for k in {*found, *job} if found.get(k) != json.loads(json.dumps(job.get(k))))
-                raise GoodRtError(
-                    f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
-                    "choose another --out, or delete it"
-                )
+        changed = self.differences(job)
+        if changed:
+            raise GoodRtError(
+                f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
+                "choose another --out, or delete it"
+            )
+        if self._job.exists():
             self._mend()
             return
         if self._manifest.exists():
@@ -65,7 +63,11 @@ class GeneratedSet:
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another --out") from None
-        write_json(path, dict(job))
+        write_json(self._job, dict(job))
+
+    def differences(self, job: Mapping[str, Any]) -> list[str]:
+        """The names of the settings with which the folder's images were made otherwise; none where there are none."""
+        return _different(read_json(self._job), json.loads(json.dumps(job))) if self._job.exists() else []
 
     def _mend(self) -> None:
         """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""
@@ -134,6 +136,17 @@ class GeneratedSet:
         with atomic_path(path) as temporary:
             contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(temporary, "PNG")
         return path
+
+
+def _different(found: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> list[str]:
+    names = []
+    for name in sorted({*found, *wanted}):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _different(old, new, f"{within}{name}.")
+        elif old != new:
+            names.append(f"{within}{name}")
+    return names
 
 
 def _line(row: Row) -> str:

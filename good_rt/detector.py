@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,9 +74,10 @@ class Detector:
     or no detector of ours, or alpha is not one that its calibration can hold.
     """
 
-    def __init__(self, path: Path, alpha: float | None = None, threads: int = 0) -> None:
+    def __init__(self, path: Path | str, alpha: float | None = None, threads: int = 0) -> None:
         import onnxruntime as ort
 
+        path = Path(path)
         if not path.is_file():
             raise GoodRtError(f"{path} does not exist; build it with `good-rt detector build`")
         options = ort.SessionOptions()
@@ -85,7 +87,7 @@ class Detector:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            first = (str(error).splitlines() or ["unreadable"])[0]
+            first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", (str(error).splitlines() or ["unreadable"])[0])
             raise GoodRtError(f"{path} is damaged or no ONNX file ({first}); build it again") from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:

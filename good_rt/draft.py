@@ -61,10 +61,12 @@ class Findings:
         copies = sum(file.copy for file in self.splits.files.values())
         parts = ", ".join(f"{self.count(part)} {part}" for part in ("train", "held_out", "test"))
         made = "latent" if self.latent else "pixel"
+        raised = self.splits.config.held_out != SplitConfig.held_out and not self.splits.given
+        share = f" (a share of {self.splits.config.held_out:g}, for α = {ALPHA:g})" if raised else ""
         condition = ", class-conditional" if self.conditional else ", which follows prompts" if self.text else ""
         return [
             f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes ({self.splits.kind}, "
-            f"{self.sizes}), {copies} copies; {parts}",
+            f"{self.sizes}), {copies} copies; {parts}{share}",
             f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, {self.config.channels} "
             f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
             f"diffusion:  a {made} model{condition}, of the same images",

@@ -143,6 +143,11 @@ class Generator:
             return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
 
 
+def set_settings(job: GenerationJob, twins: bool, describe: Mapping[str, Any]) -> dict[str, Any]:
+    """What job.json says of a set: all but the count, since a finished one may be extended."""
+    return {**{name: value for name, value in job.to_json().items() if name != "count"}, "twins": twins, **describe}
+
+
 def generate(
     generator: Generator,
     job: GenerationJob,
@@ -160,10 +165,8 @@ def generate(
     cannot be written.
     """
     out_set = GeneratedSet(out)
-    # count is left out: a finished set may be extended
-    settings = {k: v for k, v in job.to_json().items() if k != "count"}
     with sole_user(out):
-        out_set.begin({**settings, "twins": twins, **(describe or {})})
+        out_set.begin(set_settings(job, twins, describe or {}))
         _fill(out_set, generator, job, twins, on_images)
         out_set.write_contact_sheet()
     return out_set

@@ -131,6 +131,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             if not inside:
                 raise GoodRtError(f"{path} holds no image files")
             found += inside
+        elif not path.exists():
+            raise GoodRtError(f"{path} does not exist")
         else:
             found.append(path)
     return found

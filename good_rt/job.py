@@ -91,6 +91,8 @@ class GenerateSection:
             raise GoodRtError('gradients = "engine" needs engine = "onnx"')
         if self.count < 10 or self.batch < 1 or self.steps < 1 or self.k < 1:
             raise GoodRtError("count must be at least 10; batch, steps and k at least 1")
+        if min(self.mu, self.rho) < 0:
+            raise GoodRtError(f"mu is {self.mu:g} and rho {self.rho:g}, but neither may be less than 0")
         if not (self.mu > 0 or self.rho > 0):
             raise GoodRtError("mu and rho are both 0, so nothing is guided; set one")
 

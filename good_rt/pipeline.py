@@ -205,7 +205,8 @@ def evaluate_detectors(
 ) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
     """Every score of every detector on every OOD set, with the scores themselves for plots.
 
-    Accuracy is each classifier's on the ID test images; the refusals are those of the last detector.
+    Accuracy is each classifier's on the ID test images; the refusals are those of the last detector, at `ALPHAS` as far
+    as its calibration images allow, and at its own α last.
     """
     if not detectors or not ood:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD set")
@@ -219,5 +220,7 @@ def evaluate_detectors(
         }
         correct[name] = Share.of(found.logits.argmax(axis=1) == labels)
         p_values = detector.p_values(scores[name]["Unified"].id)
-        refusals = [Refusal.at(alpha, p_values) for alpha in ALPHAS]
+        smallest, own = 1 / (len(detector.calibration) + 1), detector.config.alpha
+        alphas = [*(alpha for alpha in ALPHAS if alpha >= smallest and alpha != own), own]
+        refusals = [Refusal.at(alpha, p_values) for alpha in alphas]
     return evaluate_scores(scores, id_accuracy=correct, id_refusal=refusals, seed=seed), scores

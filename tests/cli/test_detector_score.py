@@ -63,7 +63,7 @@ def test_csv_to_a_file_and_to_standard_output(
     printed = run("detector", "score", folder, "--detector", detector_path, "--csv", "-")
     written = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep" / "s.csv")
     assert (tmp_path / "deep" / "s.csv").read_text() == printed.out
-    assert "OOD at" in written.out  # the table as well
+    assert written.out == f"{expected.is_ood.sum()} of 6 OOD; scores in {tmp_path / 'deep' / 's.csv'}\n"
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["is_ood"] for row in rows] == [str(bool(value)) for value in expected.is_ood]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected.score, rtol=1e-4)
@@ -73,11 +73,13 @@ def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, mo
     monkeypatch.setenv("COLUMNS", "300")
     ended = run("detector", "score", folder, "--detector", detector_path)
     assert ended.code == 0 and ended.err == ""
+    assert ended.out.startswith(f"in {folder}")
+    assert ended.out.endswith(f"{expected.is_ood.sum()} of 6 OOD\n")
     lines = [line for line in ended.out.splitlines() if ".png" in line]
     for i, line in enumerate(lines):
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells == [
-            str(folder / f"{i}.png"), assets.CLASSES[expected.label[i]], f"{expected.score[i]:.3f}",
+            f"{i}.png", assets.CLASSES[expected.label[i]], f"{expected.score[i]:.3f}",
             f"{expected.p_value[i]:.4f}", "yes" if expected.is_ood[i] else "no",
         ]  # fmt: skip
 

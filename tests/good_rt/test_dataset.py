@@ -73,7 +73,7 @@ def test_the_same_job_goes_on(tmp_path: Path) -> None:
     ("job", "changed"),
     [
         ({**JOB, "seed": 4}, "seed"),
-        ({**JOB, "nested": {"mu": 0.2}}, "nested"),
+        ({**JOB, "nested": {"mu": 0.2}}, r"nested\.mu"),
         ({**JOB, "new": 1}, "new"),
         ({"seed": 3, "nested": {"mu": 0.1}}, "strengths"),
     ],
