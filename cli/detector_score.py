@@ -48,7 +48,7 @@ class Line:
 @click.option("--detector", "detector_path", type=PATH, required=True, help="The detector.onnx.")
 @click.option("--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]")
 @click.option("--fit", is_flag=True, help="Convert images to the detector's channels and size.")
-@click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be read, and name them.")
+@click.option("--skip-bad", is_flag=True, help="Leave out files that are no image that can be read, and name them.")
 @click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file instead of a table; - for standard output.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 for all cores.")
 @json_option
@@ -146,11 +146,12 @@ def _print_table(lines: list[Line], alpha: float) -> None:
 
 
 def _common_folder(files: list[Path]) -> str:
-    """The folder that all of several files lie in, which is said once; nothing where there is none."""
+    """The folder that all of several files lie in, which is said once; "" where there is none but the current one."""
     try:
-        return os.path.commonpath([file.parent for file in files]).removeprefix(".") if len(files) > 1 else ""
+        folder = os.path.commonpath([file.parent for file in files]) if len(files) > 1 else ""
     except ValueError:  # absolute paths and relative ones
         return ""
+    return "" if folder == os.path.dirname(folder) else folder
 
 
 def _summary(lines: list[Line]) -> str:

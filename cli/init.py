@@ -10,6 +10,8 @@ from good_rt.cli.options import (
     IMAGES,
     classifier_option,
     emit_json,
+    gradient_decoder_option,
+    image_size_option,
     json_option,
     model_option,
     named_paths,
@@ -28,6 +30,8 @@ Examples:
 @click.argument("images", type=IMAGES)
 @classifier_option
 @model_option
+@gradient_decoder_option
+@image_size_option
 @click.option("--ood", multiple=True, callback=named_paths, metavar="NAME=PATH",
               help="Real OOD images, for the evaluation alone; may be given several times.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a job file that is there.")
@@ -35,8 +39,8 @@ Examples:
 @out_option("job.toml", "The job file to write.")
 @json_option
 def init(
-    images: Path, classifier: Path, model: Path, ood: dict[str, Path], force: bool, skip_bad: bool, out: Path,
-    as_json: bool,
+    images: Path, classifier: Path, model: Path, gradient_decoder: Path | None, image_size: int | None,
+    ood: dict[str, Path], force: bool, skip_bad: bool, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Look at a folder of IMAGES, a classifier and a diffusion model, and write a commented job file.
 
@@ -51,7 +55,10 @@ def init(
     if out.exists() and not force:
         raise GoodRtError(f"{out} is there already; choose another --out, or say --force to replace it")
     with progress(quiet=as_json) as bars, bars.task("looking at the images", None) as advance:
-        found = inspect(images, classifier, model, ood, skip_bad=skip_bad, on_item=advance)
+        found = inspect(
+            images, classifier, model, ood, skip_bad=skip_bad, gradient_decoder=gradient_decoder,
+            image_size=image_size, on_item=advance,
+        )  # fmt: skip
     with atomic_path(out) as temporary:
         temporary.write_text(job_text(found, out))
     Job.read(out)

@@ -22,6 +22,7 @@ from good_rt.cli.state import JobState, key_of
 from good_rt.cli.workflow import (
     Page,
     Sets,
+    describe_generation,
     load_test_sets,
     open_generator,
     run_build,
@@ -109,7 +110,8 @@ class _Run:
                 check_trainable(self.classifier)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f'{error}; or set train.ood = [] and detector.classifier = "before" in {self.job.path}'
+                    f'{error}; or set train.ood = [], train.control = false and detector.classifier = "before" in '
+                    f"{self.job.path}"
                 ) from None
         with self._named("data.images"):
             IdData(self.job.images).labels(self.classifier.config.classes)
@@ -129,8 +131,8 @@ class _Run:
         remove_leftovers(self.out)
         self._split()
         self._check_sizes()
-        self._export()
         self._check_sets()
+        self._export()
         generated: dict[str, Path] = {kind: self._generate(kind) for kind in self.config.generate.kinds}
         classifiers = self._train(generated)
         detector = self._build(classifiers[self.config.detector.classifier], generated)
@@ -234,9 +236,9 @@ class _Run:
         )
 
     @cached_property
-    def _generator(self) -> tuple[Generator, dict[str, Any]]:
+    def _generator(self) -> Generator:
         g = self.config.generate
-        generator, describe = open_generator(
+        generator, _ = open_generator(
             self.job.diffusion,
             self.job.classifier,
             self.splits_path,
@@ -250,7 +252,17 @@ class _Run:
             prompts=g.prompts,
             **self.variant,
         )
-        return generator, {**describe, "data": self.splits.fingerprint}
+        return generator
+
+    @property
+    def describe(self) -> dict[str, Any]:
+        """What job.json says of a set's models and data."""
+        g = self.config.generate
+        found = describe_generation(
+            self.model, self.classifier, engine=g.engine == "onnx", gradients=g.gradients == "engine", steps=g.steps,
+            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts,
+        )  # fmt: skip
+        return {**found, "data": self.splits.fingerprint}
 
     @cached_property
     def sets(self) -> dict[str, GenerationJob]:
@@ -278,8 +290,8 @@ class _Run:
         """Whether images of other settings are in the way, of any set: they cost hours, so they are not taken away."""
         left = [name for name in self.sets if not self.state.is_done(f"generate {name}", self._set_key(name))]
         changed: dict[str, list[str]] = {}
-        for name in left if any(self._set_folder(name).exists() for name in left) else ():
-            settings = set_settings(self.sets[name], self.config.generate.twins, self._generator[1])
+        for name in left:
+            settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
             found = GeneratedSet(self._set_folder(name)).differences(settings)
             if found:
                 changed[name] = found
@@ -296,8 +308,9 @@ class _Run:
         folder = self._set_folder(name)
 
         def work() -> None:
-            generator, describe = self._generator
-            run_job(generator, describe, self.sets[name], folder, self.bars, twins=self.config.generate.twins)
+            run_job(
+                self._generator, self.describe, self.sets[name], folder, self.bars, twins=self.config.generate.twins
+            )
 
         self._step(f"generate {name}", self._set_key(name), [folder / SET_MANIFEST], work)
         return folder
@@ -365,7 +378,7 @@ class _Run:
             "job": str(self.job.path), "seed": str(self.config.seed), "images": f"{self.job.images} ({counts})",
             "generated": f"{g.count} of each of {', '.join(g.kinds)}",
             "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg {g.cfg:g}",
-            "training": f"{t.steps} steps with {', '.join(t.ood)}" if t.ood else "none",
+            "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID" if t.ood else "none",
         }  # fmt: skip
 
     def _evaluate(self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path) -> Evaluation:
@@ -375,6 +388,7 @@ class _Run:
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
             asdict(self.detector_config),
+            self.config.detector.bank_size,
             {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
             {name: _manifest(path) for name, path in generated.items()},
             {name: (str(path), open_source(path).listing) for name, path in ood.items()} or _manifest(test),
@@ -396,7 +410,7 @@ class _Run:
             )
             run_evaluate(
                 classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
-                self.bars, page,
+                self.bars, page, self.config.detector.bank_size,
             )  # fmt: skip
 
         files = [self.out / "evaluation.json", self.out / "report.html"]

@@ -24,7 +24,7 @@ from good_rt.data import IdData, from_uint8, unlabelled
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
-from good_rt.diffusion import TEMPLATE, load_diffusion
+from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
@@ -194,14 +194,33 @@ def open_generator(
             engines=loaded,
             prompts=prompts,
         )
-    engine = "torch" if engines is None else "onnx"
-    by = "engine" if gradients else "torch"
-    describe = {
-        **source, "engine": engine, "gradients": by, "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
+    describe = describe_generation(
+        model, classifier, engine=engines is not None, gradients=gradients, steps=steps, cfg_scale=cfg_scale,
+        cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts,
+    )  # fmt: skip
+    return generator, describe
+
+
+def describe_generation(
+    model: DiffusionModel,
+    classifier: Classifier,
+    *,
+    engine: bool,
+    gradients: bool,
+    steps: int,
+    cfg_scale: float,
+    cfg_sigma_max: float,
+    prompts: Sequence[str],
+    bank_size: int = BANK_SIZE,
+) -> dict[str, Any]:
+    """What job.json says of the models that `open_generator` opens with these settings."""
+    found = {
+        "model": model.fingerprint, "classifier": classifier.fingerprint, "engine": "onnx" if engine else "torch",
+        "gradients": "engine" if gradients else "torch", "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
     }  # fmt: skip
     if cfg_sigma_max < math.inf:
-        describe["cfg_sigma_max"] = cfg_sigma_max
-    return generator, {**describe, "prompts": list(prompts)} if model.text else describe
+        found["cfg_sigma_max"] = cfg_sigma_max
+    return {**found, "prompts": list(prompts)} if model.text else found
 
 
 def run_job(
@@ -343,13 +362,14 @@ def run_evaluate(
     out: Path,
     bars: Bars = NO_BARS,
     page: Page = Page(),
+    bank_size: int = BANK_SIZE,
 ) -> Evaluation:
     """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html."""
     id_data = IdData(id_dir)
     detectors = {}
     with bars.task("building detectors", len(classifiers)) as advance:
         for name, folder in classifiers.items():
-            detectors[name] = detector_for(open_classifier(folder, generated), id_data, generated, config)
+            detectors[name] = detector_for(open_classifier(folder, generated), id_data, generated, config, bank_size)
             advance(1)
     with bars.task("scoring the test sets", None):
         evaluation, scores = evaluate_detectors(detectors, id_data, sets)
@@ -391,7 +411,7 @@ def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet
 
 def _training_file(classifier: Path) -> Path:
     """Where training.json lies of a classifier that `run_train` wrote."""
-    folder = classifier if classifier.exists() else Path(str(classifier).rpartition("@")[2])  # of the user's own code
+    folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])  # of the user's own code
     return folder.parent / TRAINING
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -67,20 +68,20 @@ def export_models(
     if fused is not None:
         source["guidance"] = fused.fingerprint
     asked = {"opset": opset, "relative": relative, "absolute": absolute}
-    if not force:
-        try:
-            found = Manifest.read(out)
-            found.check_files(out)
-        except GoodRtError:
-            pass  # nothing there yet, or damaged: exported anew
-        else:
-            settings = {"opset": found.opset, **found.tolerance}
-            as_asked = all(value is None or settings[name] == value for name, value in asked.items())
-            if found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
-                return found, False
-    opset = OPSET if opset is None else opset
-    relative = RELATIVE if relative is None else relative
-    absolute = ABSOLUTE if absolute is None else absolute
+    before: dict[str, Any] = {"opset": OPSET, "relative": RELATIVE, "absolute": ABSOLUTE}
+    try:
+        found = Manifest.read(out)
+        before = {"opset": found.opset, **found.tolerance}
+        found.check_files(out)
+    except GoodRtError:
+        pass  # nothing there yet, or damaged: exported anew
+    else:
+        as_asked = all(value is None or before[name] == value for name, value in asked.items())
+        if not force and found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
+            return found, False
+    opset = before["opset"] if opset is None else opset
+    relative = before["relative"] if relative is None else relative
+    absolute = before["absolute"] if absolute is None else absolute
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
             f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"

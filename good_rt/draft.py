@@ -18,7 +18,7 @@ from good_rt.demo import assets
 from good_rt.diffusion import TEMPLATE, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.images import image_header
-from good_rt.job import DEMO
+from good_rt.job import DEMO, spec_of
 from good_rt.pipeline import check_models
 from good_rt.sources.base import Source
 from good_rt.sources.open import open_source
@@ -48,6 +48,8 @@ class Findings:
     text: bool
     trainable: bool
     guidance_scale: float
+    gradient_decoder: Path | None = None
+    image_size: int | None = None
 
     def count(self, part: str) -> int:
         return len(self.splits.rows(part))
@@ -80,10 +82,15 @@ def inspect(
     ood: Mapping[str, Path] | None = None,
     *,
     skip_bad: bool = False,
+    gradient_decoder: Path | None = None,
+    image_size: int | None = None,
     on_item: Callable[[int], None] = lambda count: None,
 ) -> Findings:
-    """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and what to do."""
-    model = load_diffusion(diffusion)
+    """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and what to do.
+
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
+    """
+    model = load_diffusion(diffusion, gradient_decoder=gradient_decoder, image_size=image_size)
     fitted = load_classifier(classifier).fitted(lambda: model.image_shape)
     check_models(model, fitted)
     classes = fitted.config
@@ -121,6 +128,8 @@ def inspect(
         text=model.text,
         trainable=fitted.trainable,
         guidance_scale=1.5 if null_class else 1.0,
+        gradient_decoder=gradient_decoder,
+        image_size=image_size,
     )
 
 
@@ -162,6 +171,12 @@ def job_text(found: Findings, out: Path) -> str:
     else:
         trained = "ood = []  # no fine-tuning: the weights in this classifier's file are frozen"
 
+    variant = ""
+    if found.gradient_decoder is not None:
+        decoder = json.dumps(_relative(found.gradient_decoder, out.parent), ensure_ascii=False)
+        variant += f"gradient_decoder = {decoder}  # gradients go through this light one\n"
+    if found.image_size is not None:
+        variant += f"image_size = {found.image_size}  # another than the diffusion model's own\n"
     prompts = f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
 
     def quoted(path: Path, demo: Path | None = None) -> str:
@@ -192,7 +207,7 @@ skip_bad = {str(config.skip_bad).lower()}  # leave damaged images out, and name 
 [models]
 classifier = {quoted(found.classifier, assets.CLASSIFIER)}
 diffusion = {quoted(found.diffusion, assets.MODEL)}
-
+{variant}
 [generate]
 count = {count}  # OOD images of each kind of guidance
 kinds = ["img", "feat", "both"]  # image level, feature level, both
@@ -226,8 +241,8 @@ bank_size = {min(10_000, train)}
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Relative to the job file's folder when it lies below it, else absolute; a model's name stays as it is."""
+    """Relative to the job file's folder when it lies below it, else absolute; so are the paths in a spec."""
     if not path.exists():
-        return str(path)
+        return str(spec_of(str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None))
     place = os.path.relpath(path.resolve(), folder.resolve())
     return str(path.resolve()) if place.startswith("..") else Path(place).as_posix()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -154,6 +154,14 @@ class JobConfig:
             raise GoodRtError('detector.classifier is "trained", but train.ood is empty; make it "before"')
 
 
+def spec_of(spec: str, place: Callable[[Path], Path | None]) -> Path:
+    """A model's spec with its paths placed elsewhere; what ``place`` knows nothing of stays as it is."""
+    name, at, weights = spec.partition("@")
+    kind, colon, rest = name.partition(":")
+    placed = (f"{place(Path(part)) or part}" if part else "" for part in (rest, weights))
+    return Path(f"{kind}{colon}{next(placed)}{at}{next(placed)}")
+
+
 @dataclass(frozen=True)
 class Job:
     """A job file's settings with its paths found."""
@@ -192,11 +200,10 @@ class Job:
         return {name: self._place(value) for name, value in self.config.ood.items()}
 
     def _place(self, value: str, demo: Path | None = None) -> Path:
-        """A path of the file; what is no path there stays as it is (a model's name), but for the weights after an @."""
+        """A path of the file, those in a spec among them (timm:FOLDER, …@WEIGHTS); what is none stays as it is."""
         if value == DEMO and demo is not None and not (self.path.parent / value).exists():
             return demo
         inside = self.path.parent / Path(value).expanduser()
         if inside.exists() or ":" not in value:
             return inside
-        name, _, weights = value.partition("@")
-        return Path(f"{name}@{self._place(weights)}" if weights else name)
+        return spec_of(value, lambda path: path if (path := self.path.parent / path).exists() else None)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from good_rt.cli.detector_score import _common_folder
 from good_rt.demo import assets
 from good_rt.detector import Detector, Scores
 
@@ -53,7 +54,11 @@ def test_many_images_are_scored_part_by_part(
     words = ["detector", "score", folder, "--detector", detector_path, "--skip-bad"]
     whole = run(*words, "--json").json
     monkeypatch.setattr("good_rt.cli.detector_score.AT_ONCE", 2)
-    assert run(*words, "--json").json == whole and len(whole["images"]) == 5
+    found = run(*words, "--json").json
+    assert found["skipped"] == whole["skipped"] and len(found["images"]) == len(whole["images"]) == 5
+    for part, one in zip(found["images"], whole["images"], strict=True):
+        assert (part["file"], part["label"]) == (one["file"], one["label"])
+        assert part["score"] == pytest.approx(one["score"], rel=1e-4)
     assert "scoring ..." in run(*words).err  # a bar where that is a terminal
 
 
@@ -82,6 +87,18 @@ def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, mo
             f"{i}.png", assets.CLASSES[expected.label[i]], f"{expected.score[i]:.3f}",
             f"{expected.p_value[i]:.4f}", "yes" if expected.is_ood[i] else "no",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "folder"),
+    [
+        (["a.png", "b.png"], ""), (["../p/a.png", "../p/b.png"], "../p"), ([".c/a.png", ".c/b.png"], ".c"),
+        (["/x/a.png", "/y/a.png"], ""), (["/x/y/a.png", "/x/b.png"], "/x"), (["/x/a.png", "a.png"], ""),
+        (["p/a.png"], ""),
+    ],
+)  # fmt: skip
+def test_a_folder_that_all_files_have_in_common(files: list[str], folder: str) -> None:
+    assert _common_folder([Path(file) for file in files]) == folder
 
 
 def test_file_names_are_printed_as_they_are(run: Run, folder: Path, detector_path: Path) -> None:

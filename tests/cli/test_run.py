@@ -280,8 +280,7 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
     run: Run, photos: Path, classifier_dir: Path, tmp_path: Path
 ) -> None:
     taesd(tmp_path / "light")
-    plain = build("sd2", tmp_path / "plain")
-    shutil.copytree(plain, tmp_path / "sd")
+    build("sd2", tmp_path / "sd")
     network = tmp_path / "sd" / "unet" / "config.json"
     network.write_text(json.dumps({**json.loads(network.read_text()), "sample_size": 16}))  # the job says 32 pixels
     (tmp_path / "job.toml").write_text(
@@ -307,9 +306,11 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
     )
     done = run("run", tmp_path / "job.toml", "--json").json
     assert Detector(Path(done["detector"])).info.training == "generated OOD images"
-    drafted = tmp_path / "drafted.toml"
-    assert "follows prompts" in run("init", photos, "--classifier", classifier_dir, "--model", plain, "-o", drafted).out
+    drafted = tmp_path / "drafts" / "job.toml"
+    words = ["init", photos, "--classifier", classifier_dir, "--model", tmp_path / "sd", "--image-size", 32]
+    assert "follows prompts" in run(*words, "--gradient-decoder", tmp_path / "light", "-o", drafted).out
     assert Job.read(drafted).config.generate.prompts == ("a photo of a {}",) and "prompts = [" in drafted.read_text()
+    assert Job.read(drafted).gradient_decoder == tmp_path / "light" and Job.read(drafted).config.models.image_size == 32
     out = tmp_path / "job"
     made = json.loads((out / "generated" / "img" / "job.json").read_text())
     assert made["prompts"] == ["a photo of a {}", "a drawing of a {}"]
@@ -363,15 +364,17 @@ def test_a_classifier_that_cannot_be_trained_is_found_out_first(
     assert job.train.ood == () and job.detector.classifier == "before"
     line = run("run", shortened(path, {"ood = []  #": 'ood = ["img"]  #'})).failed()
     assert "the classifier (torchscript) cannot be trained" in line
-    assert 'or set train.ood = [] and detector.classifier = "before" in' in line
+    assert 'or set train.ood = [], train.control = false and detector.classifier = "before" in' in line
     assert not (tmp_path / "job").exists()
 
 
 def test_other_shares_divide_anew(run: Run, photos: Path, tmp_path: Path) -> None:
     again, fresh = tmp_path / "again.json", tmp_path / "fresh.json"
-    for words in (["-o", again], ["--held-out", "0.4", "-o", again], ["--held-out", "0.4", "-o", fresh]):
-        assert run("split", photos, *words).code == 0
-    assert again.read_text() == fresh.read_text()
+    assert run("split", photos, "-o", again).code == 0
+    before = json.loads(again.read_text())["files"]
+    for out in (again, fresh):
+        assert run("split", photos, "--held-out", "0.4", "-o", out).code == 0
+    assert again.read_text() == fresh.read_text() and json.loads(again.read_text())["files"] != before
 
 
 @pytest.mark.parametrize(("key", "line"), [("images", "data.images"), ("near", "ood.near")])

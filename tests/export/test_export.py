@@ -58,7 +58,10 @@ def test_an_export_with_tolerances_of_its_own_is_left_alone_where_none_are_asked
     made, _ = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=5e-3)
     again, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES)
     assert not done and again == made
-    assert export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE)[1]
+    anew, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, force=True)
+    assert done and anew.tolerance == made.tolerance
+    usual, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE)
+    assert done and usual.tolerance["relative"] == RELATIVE
 
 
 @pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "version", "force"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from good_rt.draft import _relative
 from good_rt.errors import GoodRtError
 from good_rt.job import (
     DataSection,
@@ -60,8 +61,17 @@ def test_values_are_of_their_types(tmp_path: Path) -> None:
 
 def test_a_models_name_is_no_path(tmp_path: Path) -> None:
     assert job(tmp_path, SMALL.replace('"clf"', '"timm:resnet18"')).classifier == Path("timm:resnet18")
-    found = job(tmp_path, SMALL.replace('"clf"', '"timm:resnet18@w.safetensors"'))
-    assert found.classifier == Path(f"timm:resnet18@{tmp_path / 'w.safetensors'}")
+    for name in ("w.safetensors", "folder"):
+        (tmp_path / name).touch()
+    for spec, expected in (
+        ("timm:resnet18@w.safetensors", f"timm:resnet18@{tmp_path / 'w.safetensors'}"),
+        ("timm:folder", f"timm:{tmp_path / 'folder'}"),
+        ("net:Net@gone.safetensors", "net:Net@gone.safetensors"),
+    ):
+        found = job(tmp_path, SMALL.replace('"clf"', json.dumps(spec)))
+        assert found.classifier == Path(expected)
+        # and back, as `good-rt init` writes it
+        assert _relative(found.classifier, tmp_path) == spec
 
 
 def test_the_documentation_has_every_key_with_its_default() -> None:
@@ -72,18 +82,25 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
             return " `inf`"
         return f" `{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
-    expected = []
+    expected: dict[str, list[str]] = {"": []}
     for key in fields(JobConfig):
         section = SECTIONS.get(key.name)
-        if section is None:
-            if key.name != "ood":  # a table of the user's own names
-                expected.append(f"| `{key.name}` |{toml(key.default)} |")
-            continue
-        expected += [f"| `{inner.name}` |{toml(inner.default)} |" for inner in fields(section)]
+        if section is not None:
+            expected[key.name] = [f"| `{inner.name}` |{toml(inner.default)} |" for inner in fields(section)]
+        elif key.name != "ood":  # a table of the user's own names
+            expected[""].append(f"| `{key.name}` |{toml(key.default)} |")
     page = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
-    found = ["|".join(row.split("|")[:3]) + "|" for row in rows[: len(expected)]]
-    assert sorted(found) == sorted(expected)
+    table = page[page.index("| key |") :].partition("\n\n")[0]
+    found: dict[str, list[str]] = {"": []}
+    rows = found[""]
+    for line in table.splitlines()[2:]:
+        name = line.split("|")[1].strip()
+        if name.startswith("**"):
+            rows = found.setdefault(name.strip("*`[]"), [])
+        else:
+            rows.append("|".join(line.split("|")[:3]) + "|")
+    assert found.pop("ood") == []
+    assert found == expected
 
 
 @pytest.mark.parametrize(
