@@ -104,7 +104,10 @@ class _Run:
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
-        check_models(self.model, self.classifier)
+        with self._named("models.diffusion"):
+            model = self.model
+        with self._named("models.classifier"):
+            check_models(model, self.classifier)
         if self.config.train.ood or self.config.train.control:
             try:
                 check_trainable(self.classifier)

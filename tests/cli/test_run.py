@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -377,11 +378,17 @@ def test_other_shares_divide_anew(run: Run, photos: Path, tmp_path: Path) -> Non
     assert again.read_text() == fresh.read_text() and json.loads(again.read_text())["files"] != before
 
 
-@pytest.mark.parametrize(("key", "line"), [("images", "data.images"), ("near", "ood.near")])
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("images", "data.images"), ("near", "ood.near"), ("classifier", "models.classifier"),
+        ("diffusion", "models.diffusion"),
+    ],
+)  # fmt: skip
 def test_a_path_that_is_not_there_is_named_with_its_key(run: Run, job: Path, key: str, line: str) -> None:
-    text = job.read_text() + 'near = "near"\n'
     (job.parent / "near").mkdir()
-    job.write_text(text.replace('near = "near"', 'near = "gone"') if key == "near" else text.replace("photos", "gone"))
+    text = job.read_text() + 'near = "near"\n'
+    job.write_text(re.sub(f"^{key} = .*", f'{key} = "gone"', text, count=1, flags=re.MULTILINE))
     said = run("run", job).failed()
     assert "gone" in said and f"({line} in {job})" in said
 
