@@ -45,7 +45,6 @@ from good_rt.guidance import GuidanceConfig
 from good_rt.images import SET_MANIFEST
 from good_rt.job import Job
 from good_rt.pipeline import check_models
-from good_rt.sources.base import PARTS
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
 from good_rt.training import TrainConfig, check_trainable, has_bfloat16
@@ -257,7 +256,7 @@ class _Run:
         )
         return generator
 
-    @property
+    @cached_property
     def describe(self) -> dict[str, Any]:
         """What job.json says of a set's models and data."""
         g = self.config.generate
@@ -282,20 +281,17 @@ class _Run:
     def _set_folder(self, name: str) -> Path:
         return self.out / "generated" / name
 
+    def _settings(self, name: str) -> dict[str, Any]:
+        return set_settings(self.sets[name], self.config.generate.twins, self.describe)
+
     def _set_key(self, name: str) -> str:
-        g = self.config.generate
-        return key_of(
-            self.sets[name].to_json(), self.models_key, self.splits.fingerprint, g.engine, g.gradients, g.steps, g.cfg,
-            g.cfg_sigma_max, g.prompts, g.twins,
-        )  # fmt: skip
+        return key_of(self._settings(name), self.sets[name].count)
 
     def _check_sets(self) -> None:
         """Whether images of other settings are in the way, of any set: they cost hours, so they are not taken away."""
-        left = [name for name in self.sets if not self.state.is_done(f"generate {name}", self._set_key(name))]
         changed: dict[str, list[str]] = {}
-        for name in left:
-            settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
-            found = GeneratedSet(self._set_folder(name)).differences(settings)
+        for name in self.sets:
+            found = GeneratedSet(self._set_folder(name)).differences(self._settings(name))
             if found:
                 changed[name] = found
         if changed:
@@ -375,10 +371,10 @@ class _Run:
     def _said(self) -> dict[str, str]:
         """The settings that the report names."""
         g, t = self.config.generate, self.config.train
-        counts = ", ".join(f"{len(self.splits.rows(part))} {part}" for part in PARTS)
         strengths = ", ".join(f"{factor:g}" for factor in g.strengths)
         return {
-            "job": str(self.job.path), "seed": str(self.config.seed), "images": f"{self.job.images} ({counts})",
+            "job": str(self.job.path), "seed": str(self.config.seed),
+            "images": f"{self.job.images} ({self.splits.sizes})",
             "generated": f"{g.count} of each of {', '.join(g.kinds)}",
             "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg {g.cfg:g}",
             "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID" if t.ood else "none",

@@ -342,7 +342,7 @@ def run_build(
     generated: Sequence[Path],
     out: Path,
     config: DetectorConfig,
-    bank_size: int = 10_000,
+    bank_size: int = BANK_SIZE,
 ) -> tuple[DetectorModule, DetectorParity]:
     """Builds the detector and writes it, checked against PyTorch on held-out images, as one ONNX file."""
     classifier, id_data = open_classifier(classifier_dir, generated), IdData(id_dir)

@@ -71,14 +71,13 @@ def export_models(
     before: dict[str, Any] = {"opset": OPSET, "relative": RELATIVE, "absolute": ABSOLUTE}
     try:
         found = Manifest.read(out)
-        before = {"opset": found.opset, **found.tolerance}
-        found.check_files(out)
-    except GoodRtError:
-        pass  # nothing there yet, or damaged: exported anew
-    else:
+        before |= {"opset": found.opset, **found.tolerance}
         as_asked = all(value is None or before[name] == value for name, value in asked.items())
         if not force and found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
+            found.check_files(out)
             return found, False
+    except GoodRtError:
+        pass  # nothing there yet, or damaged: exported anew
     opset = before["opset"] if opset is None else opset
     relative = before["relative"] if relative is None else relative
     absolute = before["absolute"] if absolute is None else absolute

@@ -24,11 +24,16 @@ def conformal_p_value(calibration: NDArray[np.floating], scores: NDArray[np.floa
     return (1 + len(ordered) - below) / (len(ordered) + 1)
 
 
+def allows(alpha: float, calibration_size: int) -> bool:
+    """Whether n calibration images could refuse any input at α: 1/(n+1) ≤ α."""
+    return alpha * (calibration_size + 1) >= 1
+
+
 def check_alpha(alpha: float, calibration_size: int) -> None:
-    """Raises GoodRtError unless 0 < α < 1 and some input could be refused: 1/(n+1) ≤ α."""
+    """Raises GoodRtError unless 0 < α < 1 and the calibration `allows` it."""
     if not 0 < alpha < 1:
         raise GoodRtError(f"alpha must be between 0 and 1, not {alpha}")
-    if alpha * (calibration_size + 1) < 1:
+    if not allows(alpha, calibration_size):
         needed = int(np.ceil(1 / alpha)) - 1
         raise GoodRtError(
             f"alpha {alpha} needs at least {needed} calibration images, there are {calibration_size}; "

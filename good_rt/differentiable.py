@@ -39,7 +39,9 @@ class VjpPair:
         """The output, and the residuals that `backward` takes."""
         check_inputs(self._forward, arrays)
         parts = self._parts(len(next(iter(arrays.values()))))
-        batches = [arrays] if len(parts) == 1 else [_rows_of(arrays, part) for part in parts]
+        batches = (
+            [arrays] if len(parts) == 1 else [{name: array[part] for name, array in arrays.items()} for part in parts]
+        )
         found = [{**batch, **outputs} for batch, outputs in zip(batches, _each(self._forward, batches), strict=True)]
         residuals = [{name: values[name] for name in self._residuals} for values in found]
         return _joined([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
@@ -65,10 +67,6 @@ class VjpPair:
         """The output of the inputs in their order, differentiable in the first."""
         y: Tensor = _ThroughPair.apply(self, x, *rest)  # type: ignore[no-untyped-call]
         return y
-
-
-def _rows_of(arrays: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
-    return {name: array[part] for name, array in arrays.items()}
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -61,14 +61,13 @@ class Findings:
     def lines(self) -> list[str]:
         """What was found, to print."""
         copies = sum(file.copy for file in self.splits.files.values())
-        parts = ", ".join(f"{self.count(part)} {part}" for part in ("train", "held_out", "test"))
         made = "latent" if self.latent else "pixel"
         raised = self.splits.config.held_out != SplitConfig.held_out and not self.splits.given
         share = f" (a share of {self.splits.config.held_out:g}, for α = {ALPHA:g})" if raised else ""
         condition = ", class-conditional" if self.conditional else ", which follows prompts" if self.text else ""
         return [
             f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes ({self.splits.kind}, "
-            f"{self.sizes}), {copies} copies; {parts}{share}",
+            f"{self.sizes}), {copies} copies; {self.splits.sizes}{share}",
             f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, {self.config.channels} "
             f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
             f"diffusion:  a {made} model{condition}, of the same images",
@@ -164,6 +163,9 @@ def job_text(found: Findings, out: Path) -> str:
     # half of the held-out images validate; fewer than two of them are no loss that can be told from chance
     drop = max(0.005, round(2 / max(1, found.count("held_out") // 2), 3))
 
+    def quoted(path: Path, demo: Path | None = None) -> str:
+        return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
+
     if found.trainable:
         trained = (
             'ood = ["img"]  # kinds to fine-tune the classifier with; [] for none (and detector.classifier = "before")'
@@ -173,14 +175,10 @@ def job_text(found: Findings, out: Path) -> str:
 
     variant = ""
     if found.gradient_decoder is not None:
-        decoder = json.dumps(_relative(found.gradient_decoder, out.parent), ensure_ascii=False)
-        variant += f"gradient_decoder = {decoder}  # gradients go through this light one\n"
+        variant += f"gradient_decoder = {quoted(found.gradient_decoder)}  # gradients go through this light one\n"
     if found.image_size is not None:
         variant += f"image_size = {found.image_size}  # another than the diffusion model's own\n"
     prompts = f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
-
-    def quoted(path: Path, demo: Path | None = None) -> str:
-        return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
 
     counts = "\n".join(
         f"#   {name}: " + ", ".join(f"{parts.get(name, 0)} {part}" for part, parts in found.splits.counts().items())

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from good_rt.calibration import allows
 from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, halves
 from good_rt.dataset import GeneratedSet
@@ -220,7 +221,7 @@ def evaluate_detectors(
         }
         correct[name] = Share.of(found.logits.argmax(axis=1) == labels)
         p_values = detector.p_values(scores[name]["Unified"].id)
-        smallest, own = 1 / (len(detector.calibration) + 1), detector.config.alpha
-        alphas = [*(alpha for alpha in ALPHAS if alpha >= smallest and alpha != own), own]
+        own = detector.config.alpha
+        alphas = [*(a for a in ALPHAS if a != own and allows(a, len(detector.calibration))), own]
         refusals = [Refusal.at(alpha, p_values) for alpha in alphas]
     return evaluate_scores(scores, id_accuracy=correct, id_refusal=refusals, seed=seed), scores

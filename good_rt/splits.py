@@ -74,6 +74,11 @@ class Splits:
         found = [row for row, file in self.files.items() if file.part == part and not file.copy]
         return found if self.given else sorted(found, key=lambda row: _rank(self.files[row].digest, self.config.seed))
 
+    @property
+    def sizes(self) -> str:
+        """The number of images that each part uses, to print."""
+        return ", ".join(f"{len(self.rows(part))} {part}" for part in PARTS)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by part and class."""
         found: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
