@@ -24,7 +24,8 @@ Examples:
     multiple=True,
     callback=named_paths,
     metavar="NAME=DIR",
-    help="A classifier and its row's name; may be given several times.  [default: the demo's]",
+    help="A classifier and its row's name; may be given several times, last the one whose detector is to be used.  "
+    "[default: the demo's]",
 )
 @id_option
 @click.option(

@@ -386,8 +386,7 @@ class _Run:
             test = self._generate("test")
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
-            asdict(self.detector_config),
-            self.config.detector.bank_size,
+            asdict(self.config.detector),
             {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
             {name: _manifest(path) for name, path in generated.items()},
             {name: (str(path), open_source(path).listing) for name, path in ood.items()} or _manifest(test),
@@ -409,7 +408,7 @@ class _Run:
             )
             run_evaluate(
                 classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
-                self.bars, page, self.config.detector.bank_size,
+                self.bars, page, self.config.detector.bank_size, self.config.detector.classifier,
             )  # fmt: skip
 
         files = [self.out / "evaluation.json", self.out / "report.html"]

@@ -131,7 +131,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for refusal in evaluation.id_refusal:
         share = refusal.share
         print(
-            f"ID images refused at alpha {refusal.alpha}: {share.rate:.4f} "
+            f"ID images that the detector ({evaluation.shipped}) refuses at alpha {refusal.alpha}: {share.rate:.4f} "
             f"({share.count} of {share.n}; 95 % interval {share.low:.4f} to {share.high:.4f})"
         )
 

@@ -363,8 +363,12 @@ def run_evaluate(
     bars: Bars = NO_BARS,
     page: Page = Page(),
     bank_size: int = BANK_SIZE,
+    shipped: str | None = None,
 ) -> Evaluation:
-    """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html."""
+    """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html.
+
+    ``shipped`` names the classifier whose detector is handed out, by default the last.
+    """
     id_data = IdData(id_dir)
     detectors = {}
     with bars.task("building detectors", len(classifiers)) as advance:
@@ -372,7 +376,7 @@ def run_evaluate(
             detectors[name] = detector_for(open_classifier(folder, generated), id_data, generated, config, bank_size)
             advance(1)
     with bars.task("scoring the test sets", None):
-        evaluation, scores = evaluate_detectors(detectors, id_data, sets)
+        evaluation, scores = evaluate_detectors(detectors, id_data, sets, shipped)
     write_json(out / "evaluation.json", evaluation.to_json())
     last = list(detectors.values())[-1]
     data = ReportData(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, read_json, remove_leftovers, write_json
+from good_rt.files import atomic_path, different_names, read_json, remove_leftovers, write_json
 from good_rt.images import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
 
 SHEET_IMAGES = 64
@@ -67,7 +67,7 @@ class GeneratedSet:
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:
         """The names of the settings with which the folder's images were made otherwise; none where there are none."""
-        return _different(read_json(self._job), json.loads(json.dumps(job))) if self._job.exists() else []
+        return different_names(read_json(self._job), json.loads(json.dumps(job))) if self._job.exists() else []
 
     def _mend(self) -> None:
         """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""
@@ -136,17 +136,6 @@ class GeneratedSet:
         with atomic_path(path) as temporary:
             contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(temporary, "PNG")
         return path
-
-
-def _different(found: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> list[str]:
-    names = []
-    for name in sorted({*found, *wanted}):
-        old, new = found.get(name), wanted.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += _different(old, new, f"{within}{name}.")
-        elif old != new:
-            names.append(f"{within}{name}")
-    return names
 
 
 def _line(row: Row) -> str:

@@ -92,9 +92,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, the ID accuracy of each model, and the ID refusal of the detector at each alpha."""
+    """All rows, the ID accuracy of each model, and the ID refusal of the shipped model's detector at each alpha."""
 
     rows: tuple[EvaluationRow, ...]
+    shipped: str
+    """The model whose detector is handed out; the others are what it is compared with."""
     id_accuracy: Mapping[str, Share] = field(default_factory=dict)
     id_refusal: tuple[Refusal, ...] = ()
 
@@ -130,6 +132,7 @@ class Evaluation:
         """Plain dicts, lists, strings and numbers, for `json.dump`."""
         return {
             "rows": [asdict(row) for row in self.rows],
+            "shipped": self.shipped,
             "id_accuracy": {model: asdict(share) for model, share in self.id_accuracy.items()},
             "id_refusal": [asdict(refusal) for refusal in self.id_refusal],
         }
@@ -148,17 +151,19 @@ class Evaluation:
                 )
                 for row in value["rows"]
             )
+            shipped = str(value["shipped"])
             accuracy = {str(model): Share(**share) for model, share in value["id_accuracy"].items()}
             refusal = tuple(Refusal(float(one["alpha"]), Share(**one["share"])) for one in value["id_refusal"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise GoodRtError(f"this is not an evaluation that good-rt wrote ({problem}): run it again") from error
-        return cls(rows, accuracy, refusal)
+        return cls(rows, shipped, accuracy, refusal)
 
 
 def evaluate_scores(
     scores_by_model: Mapping[str, Mapping[str, ScoredSets]],
     *,
+    shipped: str | None = None,
     id_accuracy: Mapping[str, Share] | None = None,
     id_refusal: Sequence[Refusal] = (),
     resamples: int = 200,
@@ -166,8 +171,9 @@ def evaluate_scores(
 ) -> Evaluation:
     """Measures model -> score -> `ScoredSets`, in the order given, with a mean row after each score's sets.
 
-    All rows share the seed, so that sets of one size are resampled alike in every row. Raises GoodRtError when there
-    is nothing to measure, scores of one model and another have different OOD sets, or a value is not finite (named).
+    ``shipped`` None is the last model. All rows share the seed, so that sets of one size are resampled alike in every
+    row. Raises GoodRtError when there is nothing to measure, scores of one model and another have different OOD sets,
+    or a value is not finite (named).
     """
     jobs = [
         (model, score, ood_set, sets.id, values)
@@ -186,7 +192,8 @@ def evaluate_scores(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy leaves the lock while it counts
         measured = list(pool.map(measure, *zip(*jobs, strict=True)))
-    return Evaluation(tuple(_with_means(measured)), dict(id_accuracy or {}), tuple(id_refusal))
+    shipped = list(scores_by_model)[-1] if shipped is None else shipped
+    return Evaluation(tuple(_with_means(measured)), shipped, dict(id_accuracy or {}), tuple(id_refusal))
 
 
 def _check_same_sets(scores_by_model: Mapping[str, Mapping[str, ScoredSets]]) -> None:

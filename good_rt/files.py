@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +95,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def different_names(found: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> list[str]:
+    """The keys, sorted, at which two JSON objects differ; "a.b" is b within a."""
+    names = []
+    for name in sorted({*found, *wanted}):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += different_names(old, new, f"{within}{name}.")
+        elif old != new:
+            names.append(f"{within}{name}")
+    return names

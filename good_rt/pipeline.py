@@ -202,16 +202,17 @@ def evaluate_detectors(
     detectors: Mapping[str, DetectorModule],
     id_data: IdData,
     ood: Mapping[str, NDArray[np.uint8]],
+    shipped: str | None = None,
     seed: int = 0,
 ) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
     """Every score of every detector on every OOD set, with the scores themselves for plots.
 
-    Accuracy is each classifier's on the ID test images; the refusals are those of the last detector, at `ALPHAS` as far
-    as its calibration images allow, and at its own α last.
+    Accuracy is each classifier's on the ID test images; the refusals are those of the detector ``shipped``, by default
+    the last, at `ALPHAS` as far as its calibration images allow, and at its own α last.
     """
     if not detectors or not ood:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD set")
-    scores, correct, refusals = {}, {}, []
+    scores, correct = {}, {}
     for name, detector in detectors.items():
         found, labels = measure_part(detector, id_data, "test")
         of_test = all_scores(detector, found)
@@ -220,8 +221,9 @@ def evaluate_detectors(
             score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood}) for score, values in of_test.items()
         }
         correct[name] = Share.of(found.logits.argmax(axis=1) == labels)
-        p_values = detector.p_values(scores[name]["Unified"].id)
-        own = detector.config.alpha
-        alphas = [*(a for a in ALPHAS if a != own and allows(a, len(detector.calibration))), own]
-        refusals = [Refusal.at(alpha, p_values) for alpha in alphas]
-    return evaluate_scores(scores, id_accuracy=correct, id_refusal=refusals, seed=seed), scores
+    shipped = list(detectors)[-1] if shipped is None else shipped
+    detector = detectors[shipped]
+    p_values, own = detector.p_values(scores[shipped]["Unified"].id), detector.config.alpha
+    alphas = [*(a for a in ALPHAS if a != own and allows(a, len(detector.calibration))), own]
+    refusals = [Refusal.at(alpha, p_values) for alpha in alphas]
+    return evaluate_scores(scores, shipped=shipped, id_accuracy=correct, id_refusal=refusals, seed=seed), scores

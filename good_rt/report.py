@@ -77,8 +77,9 @@ class ReportData:
 
     `score` and `near` name the score that the plots and headline figures are about, and the OOD set that the headline
     figures are about; `scores` maps model -> score -> `ScoredSets`, as `evaluate_scores` takes it, and needs `score`
-    alone. Of the models, the first stands for "before" and the last for what the run made; `models`
-    may say of each what it is. `training` holds (step, cross-entropy, binary cross-entropy), and may be empty.
+    alone. The headline is the shipped model's, beside all others; the histograms show it beside the first, which stands
+    for "before". `models` may say of each what it is. `training` holds (step, cross-entropy, binary cross-entropy), and
+    may be empty.
     """
 
     title: str
@@ -122,13 +123,13 @@ def render_report(data: ReportData) -> str:
         plots=[_set_plots(data, ood_set) for ood_set in evaluation.ood_sets],
         tables=[_table(evaluation, metric) for metric in _TABLES],
         curves=_training_plots(data.training) if data.training else [],
-        n_id=data.scores[evaluation.models[-1]][data.score].id.size,
+        n_id=data.scores[evaluation.shipped][data.score].id.size,
     )
 
 
 @dataclass(frozen=True)
 class _Card:
-    """A headline figure: its label, the value now and before (or nothing), and lines of explanation."""
+    """A headline figure of the shipped model: its label, the value, the first model's (or nothing), explanations."""
 
     label: str
     value: str
@@ -137,24 +138,32 @@ class _Card:
 
 
 def _headline(data: ReportData) -> list[_Card]:
-    evaluation, first, last = data.evaluation, data.evaluation.models[0], data.evaluation.models[-1]
+    evaluation, shipped = data.evaluation, data.evaluation.shipped
+    first, others = evaluation.models[0], [model for model in evaluation.models if model != shipped]
+
+    def card(label: str, values: Mapping[str, float], notes: Sequence[str]) -> _Card:
+        compared = [f"{model} {_percent(values[model])}" for model in others if model in values]
+        before = _percent(values[first]) if first in others and first in values else ""
+        beside = [", ".join(compared)] if compared and compared != [f"{first} {before}"] else []
+        return _Card(label, _percent(values[shipped]), before, (*notes, *beside))
+
     cards = []
     for metric, ood_set in (("fpr95", data.near), ("auroc", data.near), ("auroc", MEAN)):
-        now, before = (evaluation.row(model, data.score, ood_set) for model in (last, first))
-        value, old = (_percent(getattr(row.metrics, metric)) for row in (now, before))
-        interval = now.intervals.get(metric)
-        notes = (ood_set, _interval(*interval)) if interval else (ood_set,)
-        cards.append(_Card(_TABLES[metric][0], value, "" if first == last else old, notes))
-    if last in evaluation.id_accuracy:
-        share, old_share = evaluation.id_accuracy[last], evaluation.id_accuracy.get(first)
-        old = _percent(old_share.rate) if old_share and first != last else ""
-        notes = (f"{share.n:,} ID images", _interval(share.low, share.high))
-        cards.append(_Card("ID accuracy", _percent(share.rate), old, notes))
+        rows = {model: evaluation.row(model, data.score, ood_set) for model in evaluation.models}
+        interval = rows[shipped].intervals.get(metric)
+        notes = [ood_set, _interval(*interval)] if interval else [ood_set]
+        values = {model: float(getattr(row.metrics, metric)) for model, row in rows.items()}
+        cards.append(card(_TABLES[metric][0], values, notes))
+    if shipped in evaluation.id_accuracy:
+        share = evaluation.id_accuracy[shipped]
+        rates = {model: found.rate for model, found in evaluation.id_accuracy.items()}
+        notes = [f"{share.n:,} ID images", _interval(share.low, share.high)]
+        cards.append(card("ID accuracy", rates, notes))
     if evaluation.id_refusal:
         refusal = evaluation.id_refusal[-1]
         promised = f"promised at α = {refusal.alpha:g}: at most {100 * refusal.alpha:g}"
-        notes = (promised, _interval(refusal.share.low, refusal.share.high))
-        cards.append(_Card("ID images refused", _percent(refusal.share.rate), "", notes))
+        interval_text = _interval(refusal.share.low, refusal.share.high)
+        cards.append(_Card("ID images refused", _percent(refusal.share.rate), "", (promised, interval_text)))
     return cards
 
 
@@ -206,11 +215,11 @@ def _percent(share: float) -> str:
 
 def _set_plots(data: ReportData, ood_set: str) -> dict[str, Any]:
     models = data.evaluation.models
-    ends = list(dict.fromkeys((models[0], models[-1])))
+    ends = list(dict.fromkeys((models[0], data.evaluation.shipped)))
     scored = {model: data.scores[model][data.score] for model in models}
     return {
         "name": ood_set,
-        "n": scored[models[-1]].ood[ood_set].size,
+        "n": scored[models[0]].ood[ood_set].size,
         "histogram": _histograms({model: scored[model] for model in ends}, ood_set, data.score),
         "roc": _roc(scored, ood_set),
     }

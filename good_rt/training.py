@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier import Classifier, predict
 from good_rt.errors import GoodRtError, NonFiniteError
-from good_rt.files import atomic_path
+from good_rt.files import atomic_path, different_names
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,10 @@ def finetune(
     ]
     optimiser = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
     state = _Progress(model, head, optimiser, copy.deepcopy(model), copy.deepcopy(model))
-    job = {"config": asdict(config), "data": _fingerprint(classifier, data)} if checkpoint is not None else {}
+    job = {}
     if checkpoint is not None:
+        parts = {"classifier": classifier.state_dict(), "images": vars(data)}
+        job = asdict(config) | {name: _fingerprint(tensors) for name, tensors in parts.items()}
         state.load(checkpoint, job)
     while state.step < config.steps:
         ce, bce = _train_step(state, data, config)
@@ -266,10 +268,10 @@ class _Progress:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise GoodRtError(f"{path} is damaged ({error}); delete it to start anew") from None
-        if meta.get("job") != job:
+        if different := different_names(meta.get("job", {}), job):
             raise GoodRtError(
-                f"{path} was trained with other settings, images or another classifier; use them again, choose another "
-                "place, or delete it to start anew"
+                f"{path} is of another training (different: {', '.join(different)}); choose another place, or delete "
+                "it to start anew"
             )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -289,10 +291,9 @@ class _Progress:
         self.history = [TrainStep(**step) for step in meta["history"]]
 
 
-def _fingerprint(classifier: Classifier, data: TrainingImages) -> str:
-    """One hash of the classifier's weights and of all images and labels."""
+def _fingerprint(tensors: Mapping[str, Any]) -> str:
+    """One hash of tensors, or None, and of their names."""
     digest = hashlib.sha256()
-    tensors = {**classifier.state_dict(), **vars(data)}
     for name, tensor in tensors.items():
         digest.update(f"{name} {None if tensor is None else tuple(tensor.shape)}\n".encode())
         if tensor is not None:

@@ -135,7 +135,7 @@ def test_a_finished_training_is_not_taken_for_another(
     assert run("train", *models, *sets, *options).code == 0
     record = (tmp_path / "t" / "training.json").read_text()
     for other in (["--control"], sets[:2]):
-        assert "was trained with other settings, images or another" in run("train", *models, *other, *options).failed()
+        assert "is of another training (different: images)" in run("train", *models, *other, *options).failed()
     assert (tmp_path / "t" / "training.json").read_text() == record
 
 

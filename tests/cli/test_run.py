@@ -100,9 +100,10 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     assert (out / "detector.onnx").stat().st_mtime_ns == written
 
     # a setting of the detector concerns the detector and what comes after it, a damaged file its own step
-    shortened(job, {"alpha = 0.05": "alpha = 0.1"})
+    shortened(job, {"alpha = 0.05": "alpha = 0.1", 'classifier = "trained"': 'classifier = "before"'})
     changed = run_job_file(job)
     assert [step.name for step in changed.steps if not step.skipped] == ["detector", "evaluate"]
+    assert (done["evaluation"]["shipped"], changed.evaluation.shipped) == ("trained", "before")
     # 24 calibration images say nothing of 0.01; the detector's own comes last, which the report's headline takes
     assert [refusal.alpha for refusal in changed.evaluation.id_refusal] == [0.05, 0.1]
     (out / "trained" / "classifier" / "model.safetensors").write_bytes(b"damaged")

@@ -94,7 +94,8 @@ def test_shares_and_refusal(evaluation: Evaluation) -> None:
         {},
         {"rows": 1, "id_accuracy": {}, "id_refusal": []},
         {"rows": [{"model": "a"}], "id_accuracy": {}, "id_refusal": []},
-        {"rows": [], "id_accuracy": {"a": {"count": 1}}, "id_refusal": []},
+        {"rows": [], "shipped": "a", "id_accuracy": {"a": {"count": 1}}, "id_refusal": []},
+        {"rows": [], "id_accuracy": {}, "id_refusal": []},
         [],
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_
     assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
     with pytest.raises(GoodRtError, match="at least one classifier and one OOD set"):
         evaluate_detectors({}, IdData(id_dir), ood)
+
+
+def test_the_refusals_are_the_shipped_detectors(detector_module: DetectorModule, id_dir: Path) -> None:
+    strict = copy.deepcopy(detector_module)
+    strict.calibration.sub_(1000)  # calibrated with images that look far less strange than any
+    detectors, ood = {"before": detector_module, "trained": strict}, {"near": assets.load_images("near").images[:20]}
+    for shipped, refuses_all in ((None, True), ("trained", True), ("before", False)):
+        evaluation, _ = evaluate_detectors(detectors, IdData(id_dir), ood, shipped)
+        assert evaluation.shipped == (shipped or "trained")
+        assert (evaluation.id_refusal[-1].share.rate == 1) is refuses_all
 
 
 def test_a_detector_without_generated_images_and_classes(classifier: Classifier, tmp_path: Path) -> None:

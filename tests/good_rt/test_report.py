@@ -119,6 +119,8 @@ def test_it_shows_everything(html: str, data: ReportData) -> None:
         assert f"{100 * row.metrics.auroc:.1f}" in text
     before, trained = (evaluation.row(model, "Unified", "near").metrics.fpr95 for model in ("before", "trained"))
     assert f"{100 * before:.1f} → {100 * trained:.1f}%" in text
+    control = evaluation.row("control", "Unified", "near").metrics.fpr95
+    assert f"before {100 * before:.1f}, control {100 * control:.1f}" in text
     for convention in ("FPR at 95 % ID recall", "FPR at 95 % OOD recall"):
         assert convention in text
     assert html.count('<svg class="plot"') == 2 * len(evaluation.ood_sets) + 2
@@ -176,6 +178,18 @@ def test_written_whole_and_small(tmp_path: Path, data: ReportData, html: str) ->
     assert path.read_text(encoding="utf-8") == html
     assert path.stat().st_size < 1_000_000
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_headline_is_of_the_shipped_model(data: ReportData) -> None:
+    shipped = replace(data, evaluation=replace(data.evaluation, shipped="before"))
+    text = " ".join("".join(Page(render_report(shipped)).text).split())
+    before, control, trained = (
+        f"{100 * shipped.evaluation.row(model, 'Unified', 'near').metrics.fpr95:.1f}"
+        for model in shipped.evaluation.models
+    )
+    assert f"FPR at 95 % ID recall {before}% near" in text
+    assert f"control {control}, trained {trained}" in text
+    assert "→" not in text
 
 
 def test_one_model_without_extras(data: ReportData) -> None:

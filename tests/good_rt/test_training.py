@@ -205,13 +205,13 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
     with torch.no_grad():
         next(other.parameters()).mul_(2)
     assert data.ood is not None
-    for changed in (
-        lambda: finetune(classifier, data, replace(config, lr=0.1), tmp_path),
-        lambda: finetune(classifier, replace(data, ood=data.ood.flip(3)), config, tmp_path),
-        lambda: finetune(classifier, replace(data, ood=None), config, tmp_path),
-        lambda: finetune(other, data, config, tmp_path),
+    for changed, names in (
+        (lambda: finetune(classifier, data, replace(config, lr=0.1, seed=3), tmp_path), "lr, seed"),
+        (lambda: finetune(classifier, replace(data, ood=data.ood.flip(3)), config, tmp_path), "images"),
+        (lambda: finetune(classifier, replace(data, ood=None), config, tmp_path), "images"),
+        (lambda: finetune(other, data, config, tmp_path), "classifier"),
     ):
-        with pytest.raises(GoodRtError, match="was trained with other settings, images or another classifier"):
+        with pytest.raises(GoodRtError, match=rf"is of another training \(different: {names}\)"):
             changed()
     path = tmp_path / "checkpoint.safetensors"
     for content in (b"", path.read_bytes()[:2000]):
