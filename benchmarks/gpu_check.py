@@ -28,16 +28,17 @@ from torch import Tensor, nn
 
 from good_rt.classifier import load_classifier
 from good_rt.cli.options import Bars
-from good_rt.cli.workflow import run_export
+from good_rt.cli.workflow import run_export, run_sampler_bench
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.engines.tensorrt import LIBRARIES, TensorRTEngine, load_library, present_architecture
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.engines.tensorrt import LIBRARIES, TensorRTEngine, load_library, present_architecture, present_device
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, build_plan
+from good_rt.guidance import GuidanceConfig
 
 BATCHES = (1, 8, 32)
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
@@ -70,14 +71,6 @@ def of_engine(engine: Engine) -> Run:
     return lambda arrays: engine(**arrays)
 
 
-def on_cuda_provider(path: Path) -> OnnxRuntimeEngine:
-    engine = OnnxRuntimeEngine(path, ("CUDAExecutionProvider", "CPUExecutionProvider"))
-    taken = engine._session.get_providers()
-    if taken[0] != "CUDAExecutionProvider":  # ONNX Runtime falls back without a word
-        raise GoodRtError(f"ONNX Runtime took {taken[0]} instead of the CUDA provider")
-    return engine
-
-
 def on_plan(path: Path, plan: Path, library: str, precision: str, cuda_graphs: bool) -> Run:
     """A plan for the GPU that is there, built where it is not there yet."""
     targets, architecture = load_library(library).targets, present_architecture()
@@ -96,7 +89,7 @@ def runners(
     if module is not None:
         yield "torch eager", lambda: of_module(module, entry)
         yield "torch.compile", lambda: of_module(torch.compile(module), entry)
-    yield "onnxruntime cuda", lambda: of_engine(on_cuda_provider(path))
+    yield "onnxruntime cuda", lambda: of_engine(OnnxRuntimeEngine(path, providers_for(present_device())))
     for library, precision, graphs in itertools.product(LIBRARIES, PRECISIONS, (False, True)):
         plan = work / f"{name}.{library}.{precision}.plan"
         label = f"{library} {precision}{', CUDA graphs' if graphs else ''}"
@@ -170,6 +163,22 @@ def check_graph(
     return rows, missing
 
 
+def time_sampler(engines: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The guided sampler on the GPU, with as many of the TensorRT precisions as this machine builds."""
+    missing = []
+    for precisions in (PRECISIONS, PRECISIONS[:1], ()):
+        try:
+            found = run_sampler_bench(
+                assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, GuidanceConfig(mu=0.1), BATCHES, 10, 5,
+                device="cuda", plans=precisions,
+            )  # fmt: skip
+            return found, missing
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            missing.append({"graph": "the sampler", "run": f"TensorRT {' '.join(precisions)}", "reason": reason})
+    return {}, missing
+
+
 def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
     """Parity of every run of every graph, at its worst batch."""
     worst: dict[tuple[str, str], float] = {}
@@ -204,12 +213,15 @@ def main(engines: Path, work: Path) -> None:
         found, lacking = check_graph(name, manifest, engines, torch_side.get(name), device, work)
         rows += found
         missing += lacking
+    sampler, lacking = time_sampler(engines)
+    missing += lacking
     figures = {
         "gpu": torch.cuda.get_device_name(device),
         "architecture": present_architecture(),
         "cuda": torch.version.cuda,
         "libraries": {name: version_of(name) for name in LIBRARIES},
         "rows": rows,
+        "sampler": sampler,
         "missing": missing,
     }
     path = write_result("gpu", figures, bars_of(rows), script="gpu_check")

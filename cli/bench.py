@@ -8,6 +8,7 @@ import click
 
 from good_rt.cli.options import (
     classifier_option,
+    device_option,
     emit_json,
     engines_option,
     gradient_decoder_option,
@@ -21,6 +22,7 @@ EPILOG = """\b
 Examples:
   good-rt bench sampler                    the demo's models, batches of 1, 8 and 32
   good-rt bench sampler --batch 16 --rho 0.1 --json
+  good-rt bench sampler --device cuda --tensorrt fp32 --tensorrt fp16
 """
 
 
@@ -48,10 +50,19 @@ def bench() -> None:
 @click.option("--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampler steps.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each variant.")
+@device_option
+@click.option(
+    "--tensorrt",
+    "plans",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    multiple=True,
+    help="Time TensorRT plans of this precision as well, on a GPU; may be given several times.",
+)
 @json_option
 def sampler(
     model: Path, classifier: Path, id_data: Path, engines: Path, gradient_decoder: Path | None,
-    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, as_json: bool,
+    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, device: str, plans: tuple[str, ...],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in PyTorch alone.
 
@@ -59,8 +70,11 @@ def sampler(
     """
     from good_rt.cli.tables import print_speed
     from good_rt.cli.workflow import run_sampler_bench
+    from good_rt.errors import GoodRtError
     from good_rt.guidance import GuidanceConfig
 
+    if plans and device == "cpu":
+        raise GoodRtError("--tensorrt needs --device cuda")
     with progress(quiet=as_json) as bars:
         speed = run_sampler_bench(
             model,
@@ -73,6 +87,8 @@ def sampler(
             repeats,
             bars,
             gradient_decoder,
+            device,
+            plans,
         )
     if as_json:
         emit_json(speed)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import classifier_option, emit_json, generated_option, id_option, json_option, out_option
+from good_rt.cli.options import (
+    classifier_option,
+    device_option,
+    emit_json,
+    generated_option,
+    id_option,
+    json_option,
+    out_option,
+)
 
 EPILOG = """\b
 Examples:
@@ -24,11 +32,12 @@ Examples:
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of ID inputs that may be refused.")
 @click.option("--bank-size", type=click.IntRange(1), default=10_000, show_default=True, help="Features in the bank.")
+@device_option
 @out_option("detector.onnx", "The file to write.")
 @json_option
 def build(
-    generated: tuple[Path, ...], classifier: Path, id_data: Path, k: int, alpha: float, bank_size: int, out: Path,
-    as_json: bool,
+    generated: tuple[Path, ...], classifier: Path, id_data: Path, k: int, alpha: float, bank_size: int, device: str,
+    out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Build detector.onnx: image in; logits, energy, k-NN distance, unified score, p-value and decision out.
 
@@ -39,7 +48,8 @@ def build(
     from good_rt.cli.workflow import run_build
     from good_rt.detection import DetectorConfig
 
-    detector, parity = run_build(classifier, id_data, generated, out, DetectorConfig(k=k, alpha=alpha), bank_size)
+    config = DetectorConfig(k=k, alpha=alpha)
+    detector, parity = run_build(classifier, id_data, generated, out, config, bank_size, device)
     unified = detector.unified
     if as_json:
         emit_json(

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import emit_json, generated_option, id_option, json_option, named_paths, out_option, progress
+from good_rt.cli.options import (
+    device_option,
+    emit_json,
+    generated_option,
+    id_option,
+    json_option,
+    named_paths,
+    out_option,
+    progress,
+)
 
 EPILOG = """\b
 Examples:
@@ -37,11 +46,12 @@ Examples:
     help="An OOD test set: images of any kind that --id takes; may be given several times.  [default: the demo's]",
 )
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Neighbour of the k-NN distance.")
+@device_option
 @out_option("evaluation", "Folder of evaluation.json and report.html.")
 @json_option
 def evaluate(
     generated: tuple[Path, ...], classifiers: dict[str, Path], id_data: Path, test_sets: dict[str, Path], k: int,
-    out: Path, as_json: bool,
+    device: str, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure OOD detection: AUROC, AUPR and FPR at 95 % recall, with bootstrap intervals.
 
@@ -58,7 +68,7 @@ def evaluate(
     config = load_classifier(next(iter(classifiers.values()))).config
     sets = load_test_sets(test_sets, config.channels, config.image_size) if test_sets else demo_test_sets()
     with progress(quiet=as_json) as bars:
-        evaluation = run_evaluate(classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars)
+        evaluation = run_evaluate(classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars, device=device)
     if as_json:
         emit_json(evaluation.to_json())
         return

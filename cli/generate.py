@@ -10,6 +10,7 @@ import click
 
 from good_rt.cli.options import (
     classifier_option,
+    device_option,
     emit_json,
     engines_option,
     gradient_decoder_option,
@@ -28,6 +29,7 @@ Examples:
   good-rt generate --batch 64 -n 10000 -o ood/    ten thousand, resumable
   good-rt generate --guidance feat --mu 0.2       feature-level guidance, twice as strong
   good-rt generate --gradients engine             gradients by engines as well
+  good-rt generate --device cuda --engine tensorrt --precision fp16
   good-rt generate --model sd/ --classifier clf/ --id photos/ --engine torch
   good-rt generate --model sd/ --classifier clf/ --id photos/ --cfg 7.5 --prompt "a photo of a {}, outdoors"
 """
@@ -40,11 +42,19 @@ Examples:
 @engines_option
 @click.option(
     "--engine",
-    type=click.Choice(["onnx", "torch"]),
+    type=click.Choice(["onnx", "torch", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="What runs UNet and decoder.",
+    help="What runs UNet and decoder; TensorRT builds its plans for the GPU that is there.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the plans of --engine tensorrt.",
+)
+@device_option
 @click.option(
     "--gradients",
     type=click.Choice(["torch", "engine"]),
@@ -145,12 +155,12 @@ Examples:
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
 def generate(
-    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, gradients: str,
-    gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str, count: int,
-    guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int, n_iter: int,
-    n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None, span: tuple[float, float],
-    every: int, k: int, bank_size: int, steps: int, eta: float, cfg: float, cfg_sigma_max: float,
-    twins: bool, seed: int, out: Path, as_json: bool,
+    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, precision: str, device: str,
+    gradients: str, gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str,
+    count: int, guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int,
+    n_iter: int, n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None,
+    span: tuple[float, float], every: int, k: int, bank_size: int, steps: int, eta: float, cfg: float,
+    cfg_sigma_max: float, twins: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
@@ -161,7 +171,7 @@ def generate(
     from good_rt.cli.workflow import open_generator, run_job
     from good_rt.diffusion import TEMPLATE
     from good_rt.errors import GoodRtError
-    from good_rt.generation import GenerationJob
+    from good_rt.generation import LARGEST_BATCH, GenerationJob
     from good_rt.guidance import GuidanceConfig
     from good_rt.images import CONTACT_SHEET
 
@@ -180,16 +190,17 @@ def generate(
     if guidance != "none" and not config.active:
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")
     if gradients == "engine" and engine == "torch":
-        raise GoodRtError("--gradients engine needs --engine onnx")
-    job = GenerationJob(
-        count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=1 if batch == "auto" else int(batch)
-    )
+        raise GoodRtError("--gradients engine needs --engine onnx or tensorrt")
+    if engine == "tensorrt" and device == "cpu":
+        raise GoodRtError("--engine tensorrt needs --device cuda")
+    largest = LARGEST_BATCH if batch == "auto" else int(batch)
+    job = GenerationJob(count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=largest)
     with progress(quiet=as_json) as bars:
         generator, describe = open_generator(
-            model, classifier, id_data, job, engines=engines if engine == "onnx" else None,
+            model, classifier, id_data, job, engines=None if engine == "torch" else engines,
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg, cfg_sigma_max=cfg_sigma_max,
             bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
-            bank_size=bank_size,
+            bank_size=bank_size, device=device, plans=precision if engine == "tensorrt" else None,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

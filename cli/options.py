@@ -66,6 +66,10 @@ image_size_option = click.option(
     "--image-size", type=click.IntRange(1),
     help="Height and width of the images, for networks that bear with another than their own.",
 )  # fmt: skip
+device_option = click.option(
+    "--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N",
+    help="Where the models run; images of another device are others by rounding.",
+)  # fmt: skip
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
 )

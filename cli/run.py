@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import Existing, emit_json, json_option, progress
+from good_rt.cli.options import Existing, device_option, emit_json, json_option, progress
 
 EPILOG = """\b
 Examples:
@@ -17,8 +17,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("job", type=Existing("does not exist; write one with `good-rt init`"))
+@device_option
 @json_option
-def run(job: Path, as_json: bool) -> None:
+def run(job: Path, device: str, as_json: bool) -> None:
     """Do what a job file says: split, export, generate, train, build the detector, evaluate, report.
 
     What is done already is skipped, as long as its settings and inputs are the same. Everything is written into the
@@ -28,7 +29,7 @@ def run(job: Path, as_json: bool) -> None:
     from good_rt.cli.tables import print_evaluation
 
     with progress(quiet=as_json) as bars:
-        done = run_job_file(job, bars)
+        done = run_job_file(job, bars, device)
     for reason in done.skipped_images:
         click.echo(f"skipped: {reason}", err=True)
     if as_json:

@@ -35,6 +35,7 @@ from good_rt.cli.workflow import (
 from good_rt.data import IdData
 from good_rt.dataset import GeneratedSet
 from good_rt.detection import DetectorConfig
+from good_rt.devices import find_device
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
@@ -78,11 +79,12 @@ class RunResult:
     steps: tuple[StepDone, ...]
 
 
-def run_job_file(path: Path, bars: Bars = NO_BARS) -> RunResult:
-    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
-    before anything long begins."""
+def run_job_file(path: Path, bars: Bars = NO_BARS, device: str = "cpu") -> RunResult:
+    """Does what a job file says, on a device of `find_device`, and what is not yet done of it. Raises GoodRtError that
+    says what does not fit, before anything long begins."""
     job = Job.read(path)
-    run = _Run(job, bars)
+    find_device(device)
+    run = _Run(job, bars, device)
     run.check()
     with sole_user(job.out):
         return run.all()
@@ -94,6 +96,7 @@ class _Run:
 
     job: Job
     bars: Bars
+    device: str = "cpu"
     steps: list[StepDone] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -252,6 +255,7 @@ class _Run:
             cfg_sigma_max=g.cfg_sigma_max,
             bars=self.bars,
             prompts=g.prompts,
+            device=self.device,
             **self.variant,
         )
         return generator
@@ -262,7 +266,7 @@ class _Run:
         g = self.config.generate
         found = describe_generation(
             self.model, self.classifier, engine=g.engine == "onnx", gradients=g.gradients == "engine", steps=g.steps,
-            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts,
+            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device,
         )  # fmt: skip
         return {**found, "data": self.splits.fingerprint}
 
@@ -320,7 +324,7 @@ class _Run:
         config = TrainConfig(
             steps=t.steps, id_batch=t.id_batch, ood_batch=t.ood_batch, lr=t.lr, weight=t.weight,
             decoded_share=t.decoded_share, interpolation=t.interpolation, max_accuracy_drop=t.max_drop,
-            bfloat16=has_bfloat16(), seed=self.config.seed,
+            bfloat16=has_bfloat16(find_device(self.device)), seed=self.config.seed,
         )  # fmt: skip
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}
@@ -337,7 +341,7 @@ class _Run:
             def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(
                     self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars, unguided,
-                    self.config.models.image_size,
+                    self.config.models.image_size, self.device,
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"
@@ -363,7 +367,13 @@ class _Run:
             key,
             [out],
             lambda: run_build(
-                classifier, self.splits_path, sets, out, self.detector_config, self.config.detector.bank_size
+                classifier,
+                self.splits_path,
+                sets,
+                out,
+                self.detector_config,
+                self.config.detector.bank_size,
+                self.device,
             ),
         )
         return out
@@ -408,7 +418,7 @@ class _Run:
             )
             run_evaluate(
                 classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
-                self.bars, page, self.config.detector.bank_size, self.config.detector.classifier,
+                self.bars, page, self.config.detector.bank_size, self.config.detector.classifier, self.device,
             )  # fmt: skip
 
         files = [self.out / "evaluation.json", self.out / "report.html"]

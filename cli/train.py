@@ -9,6 +9,7 @@ import click
 from good_rt.cli.options import (
     Existing,
     classifier_option,
+    device_option,
     emit_json,
     generated_option,
     id_option,
@@ -71,7 +72,7 @@ Examples:
 @click.option(
     "--bfloat16/--float32",
     default=None,
-    help="Precision of the network in training.  [default: bfloat16 where the CPU multiplies in it]",
+    help="Precision of the network in training.  [default: bfloat16 where the device multiplies in it]",
 )
 @click.option(
     "--max-drop",
@@ -80,14 +81,15 @@ Examples:
     show_default=True,
     help="Largest loss of held-out ID accuracy (a share) with which a state is kept.",
 )
+@device_option
 @seed_option
 @out_option("trained", "Folder of the trained classifier; an interrupted run goes on.")
 @json_option
 def train(
     generated: tuple[Path, ...], unguided: tuple[Path, ...], control: bool, classifier: Path, model: Path,
     id_data: Path, image_size: int | None, steps: int, id_batch: int, ood_batch: int, lr: float, weight: float,
-    decoded_share: float, interpolation: float, bfloat16: bool | None, max_drop: float, seed: int, out: Path,
-    as_json: bool,
+    decoded_share: float, interpolation: float, bfloat16: bool | None, max_drop: float, device: str, seed: int,
+    out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune a classifier so that its energy tells ID from OOD images.
 
@@ -96,6 +98,7 @@ def train(
     """
     from good_rt.classifier import saved_spec
     from good_rt.cli.workflow import run_train
+    from good_rt.devices import find_device
     from good_rt.errors import GoodRtError
     from good_rt.training import TrainConfig, has_bfloat16
 
@@ -109,12 +112,12 @@ def train(
         weight=weight,
         decoded_share=decoded_share,
         interpolation=interpolation,
-        bfloat16=has_bfloat16() if bfloat16 is None else bfloat16,
+        bfloat16=has_bfloat16(find_device(device)) if bfloat16 is None else bfloat16,
         max_accuracy_drop=max_drop,
         seed=seed,
     )
     with progress(quiet=as_json) as bars:
-        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided, image_size)
+        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided, image_size, device)
     summary = {
         "classifier": str(saved_spec(result.classifier, out / "classifier")),
         "steps": steps,

@@ -24,7 +24,9 @@ from good_rt.data import IdData, from_uint8, unlabelled
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
+from good_rt.devices import find_device
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
+from good_rt.engines.base import Engine
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
@@ -164,23 +166,31 @@ def open_generator(
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
     bank_size: int = BANK_SIZE,
+    device: str = "cpu",
+    plans: str | None = None,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
     With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
     k and temperature. ``prompts`` are templates of a class's prompt, for models that text conditions;
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s, ``device`` `find_device`'s. With ``plans``, a
+    precision, TensorRT runs the engines, for batches of up to twice the job's.
     """
+    place = find_device(device)
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
-    loaded = None
+    loaded: Mapping[str, Engine] | None = None
     if engines is not None:
         run_export(
             model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature,
             gradient_decoder=gradient_decoder, image_size=image_size, bank_size=bank_size,
         )  # fmt: skip
-        loaded = load_engines(engines, source, GRADIENT_ENGINES if gradients else ENGINES)
+        names = GRADIENT_ENGINES if gradients else ENGINES
+        if plans is None:
+            loaded = load_engines(engines, source, names, device=place)
+        else:
+            loaded = _load_plans(engines, source, names, plans, 2 * job.batch, bars)
     with bars.task("building the feature bank", None):
         generator = make_generator(
             model,
@@ -193,12 +203,23 @@ def open_generator(
             bank_size=bank_size,
             engines=loaded,
             prompts=prompts,
+            device=place,
         )
     describe = describe_generation(
         model, classifier, engine=engines is not None, gradients=gradients, steps=steps, cfg_scale=cfg_scale,
-        cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts,
+        cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts, device=device, plans=plans,
     )  # fmt: skip
     return generator, describe
+
+
+def _load_plans(
+    folder: Path, source: Mapping[str, str], names: Sequence[str], precision: str, largest: int, bars: Bars
+) -> Mapping[str, Engine]:
+    from good_rt.export.tensorrt import PlanConfig, load_plans
+
+    config = PlanConfig(precision=precision, profile={"batch": (1, min(32, largest), largest)})
+    with bars.task("loading TensorRT plans, building those that are missing", len(names)) as advance:
+        return load_plans(folder, config, source, names, on_graph=lambda name: advance(1))
 
 
 def describe_generation(
@@ -212,6 +233,8 @@ def describe_generation(
     cfg_sigma_max: float,
     prompts: Sequence[str],
     bank_size: int = BANK_SIZE,
+    device: str = "cpu",
+    plans: str | None = None,
 ) -> dict[str, Any]:
     """What job.json says of the models that `open_generator` opens with these settings."""
     found = {
@@ -220,6 +243,10 @@ def describe_generation(
     }  # fmt: skip
     if cfg_sigma_max < math.inf:
         found["cfg_sigma_max"] = cfg_sigma_max
+    if device != "cpu":
+        found["device"] = device.partition(":")[0]
+    if plans is not None:
+        found["engine"] = f"tensorrt {plans}"
     return {**found, "prompts": list(prompts)} if model.text else found
 
 
@@ -254,18 +281,24 @@ def run_sampler_bench(
     repeats: int,
     bars: Bars = NO_BARS,
     gradient_decoder: Path | None = None,
+    device: str = "cpu",
+    plans: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients."""
+    """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients.
+
+    ``plans`` are precisions of TensorRT plans, a further variant each.
+    """
     job = GenerationJob(max(batches), config=config, batch=max(batches))
     generators = {
         name: open_generator(
             model_dir, classifier_dir, id_dir, job, engines=folder, gradients=gradients, steps=steps, cfg_scale=1.0,
-            bars=bars, gradient_decoder=gradient_decoder,
+            bars=bars, gradient_decoder=gradient_decoder, device=device, plans=precision,
         )[0]
-        for name, folder, gradients in (
-            ("engines throughout", engines, True),
-            ("engines, PyTorch gradients", engines, False),
-            ("PyTorch alone", None, False),
+        for name, folder, gradients, precision in (
+            *((f"TensorRT {precision} throughout", engines, True, precision) for precision in plans),
+            ("engines throughout", engines, True, None),
+            ("engines, PyTorch gradients", engines, False, None),
+            ("PyTorch alone", None, False, None),
         )
     }  # fmt: skip
     found: dict[str, Any] = {"steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {}}
@@ -301,20 +334,24 @@ def run_train(
     bars: Bars = NO_BARS,
     unguided: Sequence[Path] = (),
     image_size: int | None = None,
+    device: str = "cpu",
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
 
-    ``image_size`` is `load_diffusion`'s, as the images were generated with.
+    ``image_size`` is `load_diffusion`'s, as the images were generated with, ``device`` `find_device`'s.
     """
+    place = find_device(device)
     model = load_diffusion(model_dir, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     check_trainable(classifier)  # before the work of decoding
+    model.to(place)
+    classifier.to(place)
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, model, unguided)
     task = bars.task("training" if generated else "training the control", config.steps)
     with sole_user(out), task as advance:
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))
-    save_classifier(result.classifier, out / "classifier")
+    save_classifier(result.classifier.cpu(), out / "classifier")
     write_json(
         out / TRAINING,
         {
@@ -330,10 +367,10 @@ def run_train(
     return result
 
 
-def open_classifier(spec: Path, generated: Sequence[Path]) -> Classifier:
+def open_classifier(spec: Path, generated: Sequence[Path], device: str = "cpu") -> Classifier:
     """A classifier for the images of generated sets: one whose network has another size resizes them."""
-    classifier = load_classifier(spec)
-    return classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier
+    place, classifier = find_device(device), load_classifier(spec)
+    return (classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier).to(place)
 
 
 def run_build(
@@ -343,10 +380,12 @@ def run_build(
     out: Path,
     config: DetectorConfig,
     bank_size: int = BANK_SIZE,
+    device: str = "cpu",
 ) -> tuple[DetectorModule, DetectorParity]:
-    """Builds the detector and writes it, checked against PyTorch on held-out images, as one ONNX file."""
-    classifier, id_data = open_classifier(classifier_dir, generated), IdData(id_dir)
-    detector = detector_for(classifier, id_data, generated, config, bank_size)
+    """Builds the detector, with the classifier on ``device``, and writes it as one ONNX file, which is checked against
+    PyTorch on held-out images."""
+    classifier, id_data = open_classifier(classifier_dir, generated, device), IdData(id_dir)
+    detector = detector_for(classifier, id_data, generated, config, bank_size).cpu()
     known, _ = half_rows(id_data, "held_out")
     images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
     training = "generated OOD images" if _training_file(classifier_dir).exists() else "none"
@@ -364,6 +403,7 @@ def run_evaluate(
     page: Page = Page(),
     bank_size: int = BANK_SIZE,
     shipped: str | None = None,
+    device: str = "cpu",
 ) -> Evaluation:
     """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html.
 
@@ -373,7 +413,8 @@ def run_evaluate(
     detectors = {}
     with bars.task("building detectors", len(classifiers)) as advance:
         for name, folder in classifiers.items():
-            detectors[name] = detector_for(open_classifier(folder, generated), id_data, generated, config, bank_size)
+            classifier = open_classifier(folder, generated, device)
+            detectors[name] = detector_for(classifier, id_data, generated, config, bank_size)
             advance(1)
     with bars.task("scoring the test sets", None):
         evaluation, scores = evaluate_detectors(detectors, id_data, sets, shipped)

@@ -27,6 +27,8 @@ DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+Provider = str | tuple[str, Mapping[str, Any]]
+"""An execution provider's name, or that and its options."""
 GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
@@ -37,32 +39,45 @@ SMALL = 2**28
 """Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
 
 
+def providers_for(device: torch.device) -> tuple[Provider, ...]:
+    """The execution providers for tensors of that device; float32 is computed as float32 on a GPU too."""
+    if device.type == "cpu":
+        return ("CPUExecutionProvider",)
+    return ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}), "CPUExecutionProvider"
+
+
 class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
-    ``providers`` in the order of preference, ``threads`` to run on (0: all cores). On the CPU a small graph's batch is
-    divided in parts, and the threads wait for each other once a run instead of once an operator; what comes out depends
-    on how by rounding alone. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place;
-    ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is
-    checked before it gets it, or a provider is not installed.
+    ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
+    CPU a small graph's batch is divided in parts, and the threads wait for each other once a run instead of once an
+    operator; what comes out depends on how by rounding alone. On a GPU provider, inputs and outputs are bound to
+    PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none
+    that the runtime can load, which is checked before it gets it, or a provider is not installed or cannot run.
     """
 
     def __init__(
-        self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0, bind: bool = False
+        self,
+        path: Path,
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        bind: bool = False,
     ) -> None:
         import onnxruntime as ort
 
         from good_rt.engines.onnx_file import data_files, read_graph
 
-        self.device = torch.device("cuda" if GPU_PROVIDERS.intersection(providers) else "cpu")
+        settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
+        gpu = next((name for name in settings if name in GPU_PROVIDERS), None)
+        self.device = torch.device("cpu" if gpu is None else f"cuda:{settings[gpu].get('device_id', 0)}")
         self._bind = bind or self.device.type != "cpu"
 
-        missing = [name for name in providers if name not in ort.get_available_providers()]
+        missing = [name for name in settings if name not in ort.get_available_providers()]
         if missing:
             raise GoodRtError(
                 f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
             )
-        self._path, self._providers = path, list(providers)
+        self._path, self._providers = path, list(settings.items())
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
         self._keeps_memory = not data_files(read_graph(path))
         self._session = self._open(threads)
@@ -79,11 +94,18 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
         try:
-            return ort.InferenceSession(self._path, options, providers=self._providers)
+            session = ort.InferenceSession(self._path, options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise GoodRtError(
                 f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"
             ) from None
+        wanted, taken = self._providers[0][0], session.get_providers()
+        if wanted not in taken:  # it falls back without a word
+            raise GoodRtError(
+                f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot load here; the "
+                "versions of CUDA and cuDNN must be those that onnxruntime-gpu was built for"
+            )
+        return session
 
     @cached_property
     def _one_thread(self) -> Any:

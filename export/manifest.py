@@ -13,8 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from good_rt.devices import CPU
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
 from good_rt.files import read_json, sha256, write_json
@@ -115,20 +118,20 @@ def graph_hash(path: Path, data: Sequence[str]) -> str:
 
 
 def load_engines(
-    folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None, threads: int = 0
+    folder: Path,
+    source: Mapping[str, str] | None = None,
+    names: Collection[str] | None = None,
+    threads: int = 0,
+    device: torch.device = CPU,
 ) -> dict[str, OnnxRuntimeEngine]:
     """The engines of a folder by graph name (all, or those of ``names`` it has), their files checked by the manifest.
 
     With ``source`` (fingerprints) they must also be of that model and classifier. Raises GoodRtError otherwise.
     """
-    manifest = Manifest.read(folder)
-    if source is not None and not manifest.is_of(source):
-        raise GoodRtError(
-            f"the engines in {folder} are of another model or classifier; export again, or to another folder"
-        )
-    manifest.check_files(folder)
-    wanted = {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
-    engines = {name: OnnxRuntimeEngine(folder / entry.file, threads=threads) for name, entry in wanted.items()}
+    wanted = checked_graphs(folder, source, names)
+    engines = {
+        name: OnnxRuntimeEngine(folder / entry.file, providers_for(device), threads) for name, entry in wanted.items()
+    }
     for name, entry in wanted.items():
         engine = engines[name]
         if (dict(engine.inputs), dict(engine.outputs)) != (dict(entry.inputs), dict(entry.outputs)):
@@ -136,6 +139,20 @@ def load_engines(
                 f"{folder / entry.file} has other inputs or outputs than {MANIFEST} has for {name!r}; export again"
             )
     return engines
+
+
+def checked_graphs(
+    folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None
+) -> dict[str, GraphEntry]:
+    """The graphs of a folder (all, or those of ``names`` it has), their files checked, and ``source`` as `load_engines`
+    checks it."""
+    manifest = Manifest.read(folder)
+    if source is not None and not manifest.is_of(source):
+        raise GoodRtError(
+            f"the engines in {folder} are of another model or classifier; export again, or to another folder"
+        )
+    manifest.check_files(folder)
+    return {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
 
 
 def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:

@@ -13,8 +13,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,18 @@ from onnx import ModelProto, TensorProto
 import good_rt
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
-from good_rt.engines.tensorrt import Library, PlanInfo, Range, info_path, load_library, present_architecture
+from good_rt.engines.tensorrt import (
+    Library,
+    PlanInfo,
+    Range,
+    TensorRTEngine,
+    info_path,
+    load_library,
+    present_architecture,
+)
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, to_half
-from good_rt.export.manifest import Manifest, graph_hash
+from good_rt.export.manifest import Manifest, checked_graphs, graph_hash
 from good_rt.files import atomic_path, sha256, write_json
 
 PRECISIONS = ("fp32", *HALF)
@@ -92,6 +100,45 @@ def build_plans(
         on_graph(name)
         plans[name] = build_plan(folder / entry.file, config, plan_path(folder, name, config), force=force)
     return plans
+
+
+def load_plans(
+    folder: Path,
+    config: PlanConfig,
+    source: Mapping[str, str] | None = None,
+    names: Collection[str] | None = None,
+    on_graph: Callable[[str], None] = lambda name: None,
+) -> dict[str, TensorRTEngine]:
+    """The engines of a folder as TensorRT plans for the present GPU, by graph name; ``source`` and ``names`` are
+    `load_engines`'s. A plan that is there is taken when it runs here and its profile holds that of ``config``; any
+    other is built. Raises GoodRtError when there is no GPU, or a plan cannot be built.
+    """
+    architecture = present_architecture()
+    if architecture is None:
+        raise GoodRtError("TensorRT's plans run on an NVIDIA GPU, and PyTorch sees none here; ONNX Runtime needs none")
+    engines = {}
+    for name, entry in checked_graphs(folder, source, names).items():
+        on_graph(name)
+        plan = plan_path(folder, name, config)
+        found = _fitting(plan, entry.sha256, config)
+        if found is None:
+            targets = load_library(config.library).targets
+            present = replace(config, architectures=(architecture,) if targets else ())
+            build_plan(folder / entry.file, present, plan)
+            found = TensorRTEngine(plan, graph_sha256=entry.sha256)
+        engines[name] = found
+    return engines
+
+
+def _fitting(plan: Path, graph_sha256: str, config: PlanConfig) -> TensorRTEngine | None:
+    """The plan that is there, when it runs here and takes what ``config`` asks for."""
+    try:
+        found = TensorRTEngine(plan, graph_sha256=graph_sha256)
+    except GoodRtError:
+        return None
+    ranges = [(found.info.profile.get(name), wanted) for name, wanted in config.profile.items()]
+    holds = all(own is None or (own[0] <= wanted[0] and wanted[2] <= own[2]) for own, wanted in ranges)
+    return found if holds else None
 
 
 def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False) -> tuple[PlanInfo, bool]:

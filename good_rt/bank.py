@@ -33,7 +33,7 @@ SPARE = 8
 
 
 class FeatureBank:
-    """M unit-norm features (M, D) float32 on the CPU.
+    """M unit-norm features (M, D) float32 on the CPU; queries may be on any device, and are searched for there.
 
     Neighbours are ordered by exact Euclidean distance, ties by the lower row, so that duplicates in the bank count
     as often as they are there and a search is deterministic. Distances lie in [0, 2].
@@ -51,7 +51,8 @@ class FeatureBank:
             raise GoodRtError(
                 f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the features first"
             )
-        self.features = features.detach().float().contiguous()
+        self.features = features.detach().float().cpu().contiguous()
+        self._copies: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.features)
@@ -76,8 +77,24 @@ class FeatureBank:
         index.nprobe = CLUSTERS_PROBED
         return index
 
-    def _candidates(self, queries: NDArray[np.float32], count: int, approximate: bool) -> NDArray[np.int64]:
+    def _on(self, device: torch.device) -> Tensor:
+        """The features on that device."""
+        if device.type == "cpu":
+            return self.features
+        if device not in self._copies:
+            self._copies[device] = self.features.to(device)
+        return self._copies[device]
+
+    def _candidates(self, queries: Tensor, count: int, approximate: bool) -> Tensor:
         """The rows (N, count) nearest to the queries (N, D), in no certain order."""
+        queries = queries.detach().float()
+        if queries.device.type == "cpu":
+            return torch.from_numpy(self._found(queries.contiguous().numpy(), count, approximate))
+        # of unit-norm rows, the nearest have the largest inner products; a GPU has them all in one matrix product
+        return (queries @ self._on(queries.device).T).topk(count, dim=1).indices
+
+    def _found(self, queries: NDArray[np.float32], count: int, approximate: bool) -> NDArray[np.int64]:
+        """The candidates by faiss."""
         if not (approximate and len(self) > LARGE):
             return self._index.search(queries, count)[1]
         _, found = self._inverted_file.search(queries, count)
@@ -100,9 +117,9 @@ class FeatureBank:
         if not 1 <= k <= available:
             raise GoodRtError(f"k must be between 1 and {available} (the bank's size), not {k}")
         wanted = min(len(self), k + SPARE + (exclude is not None))
-        found = self._candidates(queries.detach().float().contiguous().numpy(), wanted, approximate)
-        rows = torch.from_numpy(found).sort(dim=1).values  # by row first: the stable sort below then breaks ties by row
-        distances = torch.linalg.vector_norm(queries[:, None] - self.features.to(queries.dtype)[rows], dim=2)
+        found = self._candidates(queries, wanted, approximate)
+        rows = found.sort(dim=1).values  # by row first: the stable sort below then breaks ties by row
+        distances = torch.linalg.vector_norm(queries[:, None] - self._rows(rows, queries), dim=2)
         if exclude is not None:
             distances = distances.masked_fill(rows == exclude[:, None], torch.inf)
         distances, order = distances.sort(dim=1, stable=True)
@@ -114,7 +131,11 @@ class FeatureBank:
         The gradient is the unit vector away from that neighbour; at distance 0 it is 0. ``approximate``: see `search`.
         """
         _, rows = self.search(queries, k, approximate=approximate)
-        return torch.linalg.vector_norm(queries - self.features.to(queries.dtype)[rows[:, -1]], dim=1)
+        return torch.linalg.vector_norm(queries - self._rows(rows[:, -1], queries), dim=1)
+
+    def _rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Those features, of the queries' type and device."""
+        return self._on(like.device)[rows].to(like.dtype)
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the features as safetensors."""

@@ -201,4 +201,4 @@ def from_uint8(images: NDArray[np.uint8]) -> Tensor:
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
     levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.bank import FeatureBank
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, to_uint8
 from good_rt.dataset import GeneratedSet, Row
 from good_rt.denoiser import Denoiser, Network
+from good_rt.devices import CPU
 from good_rt.differentiable import VjpPair
 from good_rt.diffusion import TEMPLATE, Conditioning, DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
@@ -37,6 +38,8 @@ from good_rt.streams import half_rows, id_batches, outputs
 GuidanceKind = Literal["none", "img", "feat", "both"]
 KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
 BANK_SIZE = 10_000
+LARGEST_BATCH = 128
+"""The most images a batch that `pick_batch` tries."""
 LAMBDA: dict[str, float] = {"img": 0.0, "feat": 1.0, "both": 0.5}
 """λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
 
@@ -72,7 +75,7 @@ class Generator:
 
     ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance differentiates. ``fused``
     is the engine of decoder, classifier and bank together that takes its place, where there is one. ``conditioning`` is
-    what the classes are to the network, None for an unconditional one.
+    what the classes are to the network, None for an unconditional one. ``device`` is where all of them are.
     """
 
     denoiser: Denoiser
@@ -85,6 +88,7 @@ class Generator:
     shape: tuple[int, int, int]
     conditioning: Conditioning | None = None
     fused: Callable[..., tuple[Tensor, ...]] | None = None
+    device: torch.device = CPU
 
     def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
         """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins."""
@@ -103,6 +107,7 @@ class Generator:
             self.rows(indices),
             job.eta,
             strength=torch.tensor([self.strength(job, index) for index in indices]),
+            device=self.device,
         )
         with torch.no_grad():
             return to_uint8(self.decode(latents))
@@ -124,7 +129,7 @@ class Generator:
         if self.conditioning is None:
             return None
         turn = torch.tensor(indices) // len(self.classifier.config.classes)
-        return self.conditioning.rows(self.labels(indices), turn)
+        return self.conditioning.rows(self.labels(indices), turn).to(self.device)
 
     @property
     def conditional(self) -> bool:
@@ -137,10 +142,9 @@ class Generator:
         return job.strengths[index % len(job.strengths)]
 
     def discrepancies(self, images: NDArray[np.uint8], job: GenerationJob) -> tuple[Tensor, Tensor]:
-        """Energy and distance to the k-th neighbour of images (N, H, W, C), (N,) each."""
-        with torch.no_grad():
-            logits, features = self.classifier(from_uint8(images))
-            return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
+        """Energy and distance to the k-th neighbour of images (N, H, W, C), (N,) each, on the CPU."""
+        logits, features = predict(self.classifier, from_uint8(images))
+        return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
 
 
 def set_settings(job: GenerationJob, twins: bool, describe: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,15 +215,15 @@ def _fill(
         on_images(len(wanted))
 
 
-def pick_batch(generator: Generator, count: int, largest: int = 128) -> int:
+def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -> int:
     """The batch size with the most denoised latents a second, found by timing sizes that double from 8."""
     best, best_rate, size = 1, 0.0, min(8, count)
     while size <= min(largest, max(count, 1)):
-        y = torch.zeros(size, *generator.shape)
+        y = torch.zeros(size, *generator.shape, device=generator.device)
         labels = generator.rows(list(range(size)))
-        generator.denoiser(y, 1.0, labels)  # the first run of a size also allocates
+        generator.denoiser(y, 1.0, labels).cpu()  # the first run of a size also allocates
         began = time.perf_counter()
-        generator.denoiser(y, 1.0, labels)
+        generator.denoiser(y, 1.0, labels).cpu()  # a GPU is done when the result is here
         rate = size / (time.perf_counter() - began)
         if rate < 1.05 * best_rate:
             break
@@ -239,8 +243,11 @@ def make_generator(
     bank_size: int = BANK_SIZE,
     engines: Mapping[str, Engine] | None = None,
     prompts: Sequence[str] = (TEMPLATE,),
+    device: torch.device | str = "cpu",
 ) -> Generator:
     """Puts the models together: ``engines`` run UNet and decoder where given, else PyTorch does.
+
+    Models are taken to ``device``, in place; engines have to be there already.
 
     Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch modules. The bank
     is made of the ID data's training part, the scales of its held-out part. ``prompts`` are templates with {} in the
@@ -254,7 +261,11 @@ def make_generator(
             f"the diffusion model makes images of shape {model.image_shape}, the classifier takes {image_shape}; "
             "both must agree"
         )
+    device = torch.device(device)
+    model.to(device)
+    classifier.to(device)
     conditioning = model.conditioning(config.classes, prompts)
+    conditioning = None if conditioning is None else conditioning.to(device)
     decode: Decoder = model.decoder or _identity
     decode_with_gradient: Decoder = model.gradient_decoder or _identity
     unet: Network = model.unet
@@ -290,6 +301,7 @@ def make_generator(
         shape=model.sample_shape,
         conditioning=conditioning,
         fused=fused,
+        device=device,
     )
 
 

@@ -97,11 +97,13 @@ def decoded_images(
     encode, decode = model.encoder, model.decoder
     if encode is None or decode is None:
         return None
+    device = next(encode.parameters()).device
     done = []
     with torch.no_grad():
         for part in images.split(batch):
             # eight bits a pixel, as the generated images have
-            done.append((((decode(encode(part)).clamp(-1, 1) + 1) * 127.5).round()) / 127.5 - 1)
+            decoded = decode(encode(part.to(device))).clamp(-1, 1)
+            done.append((((decoded + 1) * 127.5).round() / 127.5 - 1).cpu())
             on_images(len(part))
     return torch.cat(done)
 

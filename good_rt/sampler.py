@@ -72,11 +72,13 @@ def sample_steps(
     eta: float = 1.0,
     strength: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
     """Yields every step of the guided sampler; the last one's y, over √(1 + σ²), are the latents.
 
     ``shape`` (C, H, W) is one latent's, ``labels`` (N,) int64 its classes, ``sigmas`` (T + 1,) falls to the last level,
-    ``strength`` (N,) multiplies ρ and μ of each sample.
+    ``strength`` (N,) multiplies ρ and μ of each sample. ``device`` is where the models are; the noise is the same on
+    every one.
     Raises NonFiniteError that names step and samples of a value that is not finite.
     """
     trajectory, renoising, smoothing = (Noise(seeds, stream) for stream in range(3))
@@ -88,8 +90,9 @@ def sample_steps(
         return torch.stack([smoothing(images) for _ in range(config.n_mc)])
 
     draw = draw_smoothing if config.sigma > 0 else None
-    factor = 1.0 if strength is None else strength.to(dtype)[:, None, None, None]
-    x = trajectory(torch.empty((len(seeds), *shape), dtype=dtype))
+    factor = 1.0 if strength is None else strength.to(device, dtype)[:, None, None, None]
+    x = trajectory(torch.empty((len(seeds), *shape), dtype=dtype, device=device))
+    labels = None if labels is None else labels.to(device)
     y = x * float(np.sqrt(1 + sigmas[0] ** 2))
     for t, (sigma, sigma_next) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
         root_alpha = float(np.sqrt(alpha_cumprod_of(sigma)))
@@ -135,8 +138,12 @@ def sample(
     eta: float = 1.0,
     strength: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The latents (N, C, H, W) at the end of `sample_steps`; decode and clamp them to see images."""
-    for step in sample_steps(denoiser, decoder, guidance, sigmas, config, seeds, shape, labels, eta, strength, dtype):
+    steps = sample_steps(
+        denoiser, decoder, guidance, sigmas, config, seeds, shape, labels, eta, strength, dtype, device
+    )  # fmt: skip
+    for step in steps:
         last = step
     return last.y / float(np.sqrt(1 + last.sigma**2))

@@ -35,6 +35,8 @@ def side_by_side(
             time.sleep(REST)
             began = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():  # a GPU may still be at work
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
             on_run(name)
     return seconds
@@ -48,8 +50,8 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 def step_parts(generator: Generator, job: GenerationJob, batch: int) -> dict[str, Work]:
     """The parts of one guided step at this batch size, each as something to time; "gradient" is of ∇ℓ as a whole."""
     indices = list(range(batch))
-    labels = generator.labels(indices) if generator.conditional else None
-    latents = torch.randn(batch, *generator.shape, generator=torch.Generator().manual_seed(0))
+    labels = generator.rows(indices)
+    latents = torch.randn(batch, *generator.shape, generator=torch.Generator().manual_seed(0)).to(generator.device)
     guidance = generator.guidance(job)
     with torch.no_grad():
         images = generator.decode(latents)

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier, predict
+from good_rt.devices import CPU
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.files import atomic_path, different_names
 
@@ -124,8 +126,10 @@ RETREATS = (1.0, 0.75, 0.5, 0.25)
 """Factors of ``interpolation`` that are tried in turn until the accuracy holds."""
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; where it does not, bfloat16 is slower than float32."""
+def has_bfloat16(device: torch.device = CPU) -> bool:
+    """Whether this CPU, or this GPU, multiplies in bfloat16; where it does not, bfloat16 is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
@@ -153,6 +157,8 @@ def finetune(
 ) -> TrainResult:
     """Fine-tunes a copy of the classifier and returns the last state that kept the accuracy on the held-out images.
 
+    It works where the classifier is; the images may be elsewhere.
+
     A state keeps it when it lost at most ``max_accuracy_drop``; the held-out loss says less, since it no longer falls
     while detection still improves. A state's weights are those ``interpolation`` of the way from the classifier it came
     from, or less far where the accuracy lost more.
@@ -164,7 +170,7 @@ def finetune(
     torch.manual_seed(config.seed)
     before = accuracy(predict(classifier, data.val_images)[0], data.val_labels)
     model = copy.deepcopy(classifier).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    head = EnergyHead(_middle(classifier, data))
+    head = EnergyHead(_middle(classifier, data)).to(classifier.device)
     groups = [
         {"params": list(model.parameters()), "peak": config.lr},
         {"params": list(head.parameters()), "peak": config.head_lr},
@@ -297,7 +303,7 @@ def _fingerprint(tensors: Mapping[str, Any]) -> str:
     for name, tensor in tensors.items():
         digest.update(f"{name} {None if tensor is None else tuple(tensor.shape)}\n".encode())
         if tensor is not None:
-            digest.update(tensor.detach().contiguous().numpy())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -328,10 +334,11 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
     if data.ood is not None:
         images = torch.cat([images, data.ood[torch.randint(len(data.ood), (config.ood_batch,), generator=generator)]])
     state.model.train()
-    images = augment(images, generator).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bfloat16):
+    device = state.model.device
+    images = augment(images, generator).to(device, memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext():
         logits = state.model(images)[0].float()
-    ce, bce = _losses(logits, state.head, labels)
+    ce, bce = _losses(logits, state.head, labels.to(device))
     loss = ce if bce is None else ce + config.weight * bce
     if not torch.isfinite(loss):
         raise NonFiniteError(state.step, [])
@@ -352,7 +359,7 @@ def _losses(logits: Tensor, head: EnergyHead, labels: Tensor) -> tuple[Tensor, T
     ce = F.cross_entropy(logits[:count], labels)
     if count == len(logits):
         return ce, None
-    is_id = (torch.arange(len(logits)) < count).float()
+    is_id = (torch.arange(len(logits), device=logits.device) < count).float()
     return ce, F.binary_cross_entropy_with_logits(head(torch.logsumexp(logits, dim=1)), is_id)
 
 
@@ -364,6 +371,8 @@ def _validate(model: Classifier, head: EnergyHead, data: TrainingImages, config:
     loss = F.cross_entropy(logits, data.val_labels)
     if data.val_ood is not None:
         ood_logits, _ = predict(model, data.val_ood)
-        is_id, is_ood = head(torch.logsumexp(logits, dim=1)), head(torch.logsumexp(ood_logits, dim=1))
+        is_id, is_ood = (
+            head(torch.logsumexp(found, dim=1).to(head.middle.device)).cpu() for found in (logits, ood_logits)
+        )
         loss = loss + config.weight * 0.5 * (F.softplus(-is_id).mean() + F.softplus(is_ood).mean())
     return float(loss), accuracy(logits, data.val_labels)

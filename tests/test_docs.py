@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from good_rt.demo import assets
@@ -74,7 +75,11 @@ def hurry(job: Path) -> None:
 
 def test_every_page_is_run_and_in_the_navigation() -> None:
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert {page for page in pages if commands(page) or blocks(page, "python")} <= ELSEWHERE | {*RUN, "jobs.md"}
+    assert {page for page in pages if commands(page) or blocks(page, "python")} <= ELSEWHERE | {
+        *RUN,
+        "jobs.md",
+        "gpu.md",
+    }
     assert {page for page in pages if page not in (DOCS.parent / "mkdocs.yml").read_text()} == set()
 
 
@@ -89,6 +94,14 @@ def test_commands_and_python(page: str, workplace: Path, run: Callable[..., Any]
         assert run(*arguments).code == 0, arguments
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_commands_for_a_gpu_get_as_far_as_the_gpu(workplace: Path, run: Callable[..., Any]) -> None:
+    (workplace / "ood").mkdir()
+    assert len(commands("gpu.md")) == 3
+    for arguments in commands("gpu.md"):
+        assert "sees no CUDA GPU here" in run(*arguments).failed(), arguments
 
 
 @pytest.mark.slow

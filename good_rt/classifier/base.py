@@ -138,6 +138,11 @@ class Classifier(nn.Module):
         return self.for_images(channels, height)
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.luminance.device
+
+    @property
     def trainable(self) -> bool:
         """Whether `good_rt.training.finetune` can train it."""
         return bool(getattr(self.network, "trainable", True))
@@ -157,11 +162,12 @@ def as_vectors(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(classifier: Classifier, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and features (N, D) of any number of images (N, C, H, W) in [-1, 1], in evaluation mode."""
+    """Logits (N, K) and features (N, D), on the CPU, of any number of images (N, C, H, W) in [-1, 1], in evaluation
+    mode; images elsewhere than the classifier are brought to it, batch by batch."""
     training = classifier.training
     classifier.eval()
     try:
-        parts = [classifier(part) for part in images.split(batch)]
+        found = [classifier(part.to(classifier.device)) for part in images.split(batch)]
     finally:
         classifier.train(training)
-    return torch.cat([logits for logits, _ in parts]), torch.cat([features for _, features in parts])
+    return torch.cat([logits.cpu() for logits, _ in found]), torch.cat([features.cpu() for _, features in found])

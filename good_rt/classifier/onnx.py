@@ -194,5 +194,5 @@ def _session(model: Any) -> Any:
 
 
 def _ran(session: Any, value: Tensor) -> Tensor:
-    array = np.ascontiguousarray(value.detach().numpy(), np.float32)
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: array})[0])
+    array = np.ascontiguousarray(value.detach().cpu().numpy(), np.float32)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: array})[0]).to(value.device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
@@ -39,6 +40,13 @@ class DiffusionModel:
     image_shape: Shape
     fingerprint: str
     light_decoder: DecoderModule | None = None
+
+    def to(self, device: torch.device | str) -> DiffusionModel:
+        """Takes the modules there, in place."""
+        for module in (self.unet, self.encoder, self.decoder, self.light_decoder):
+            if module is not None:
+                module.to(device)
+        return self
 
     def sigmas(self, steps: int) -> FloatArray:
         """The (steps + 1,) σ that the model's own scheduler visits."""

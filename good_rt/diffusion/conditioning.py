@@ -7,7 +7,7 @@ engine and the denoiser take its rows as the inputs that follow sample and times
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -34,7 +34,11 @@ class Conditioning:
     templates: int = 1
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple(table.to(rows.device)[rows] for table in self.tables)
+        return tuple(table[rows] for table in self.tables)
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same tables on another device, where its rows then have to be."""
+        return replace(self, tables=tuple(table.to(device) for table in self.tables))
 
     def rows(self, labels: Tensor, turn: Tensor) -> Tensor:
         """Classes (N,) and each one's turn (N,), by which the templates alternate -> rows (N,)."""

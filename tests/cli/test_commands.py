@@ -92,6 +92,20 @@ def test_generate_on_exported_engines(run: Run, models: list[object], engines_di
     assert json.loads((tmp_path / "ood" / "job.json").read_text())["engine"] == "onnx"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[object], tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "out")
+    for command in (
+        ["generate", *models, *out], ["train", *models, *sets, *out], ["detector", "build", *models[2:], *sets, *out],
+        ["evaluate", *sets, *out], ["bench", "sampler", *models],
+    ):  # fmt: skip
+        assert "sees no CUDA GPU here; leave --device out" in run(*command, "--device", "cuda").failed()
+    assert "--engine tensorrt needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
+    assert "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
+    assert "there is no device 'tpu'" in run("generate", *models, *out, "--device", "tpu").failed()
+    assert not (tmp_path / "out").exists()
+
+
 def test_train_then_build_then_evaluate(
     run: Run, models: list[object], sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:

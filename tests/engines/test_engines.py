@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from good_rt.engines.base import Engine, TensorSpec, check_inputs
-from good_rt.engines.onnxruntime import LEAST, PART, OnnxRuntimeEngine
+from good_rt.engines.onnxruntime import LEAST, PART, OnnxRuntimeEngine, providers_for
 from good_rt.engines.torch import TorchEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import export_onnx
@@ -157,6 +157,16 @@ def test_a_provider_that_is_not_installed_is_named(path: Path) -> None:
     )
     with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here; .*good-rt\[gpu\]"):
         OnnxRuntimeEngine(path, [missing, "CPUExecutionProvider"])
+
+
+def test_a_provider_that_falls_back_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = providers_for(torch.device("cuda", 1))
+    assert wanted[0] == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(GoodRtError, match="took CPUExecutionProvider in the place of CUDAExecutionProvider"):
+        OnnxRuntimeEngine(path, wanted)
 
 
 def test_files_that_are_no_graph_are_refused(path: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from good_rt.engines.tensorrt import PlanInfo, info_path
+from good_rt.engines.tensorrt import PlanInfo, check_plan, info_path, load_library
 from good_rt.errors import GoodRtError
 from good_rt.export import tensorrt
 from good_rt.export.manifest import graph_hash
-from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, plan_path
+from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, load_plans, plan_path
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import sha256
 
@@ -289,3 +289,38 @@ def test_the_command(tiny: Path, tmp_path: Path, run: Callable[..., Any]) -> Non
 def test_bad_arguments(arguments: tuple[str, ...], message: str, run: Callable[..., Any]) -> None:
     ran = run("export", *arguments)
     assert ran.code == 2 and message in " ".join(ran.err.split()) and "Traceback" not in ran.err
+
+
+def test_the_samplers_plans(engines_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that fits is taken, another is built; the real builder's plans, which no GPU is here to run."""
+
+    class Opened:
+        def __init__(self, path: Path, *, graph_sha256: str) -> None:
+            self.info = PlanInfo.read(path)
+            check_plan(self.info, path, load_library(), "sm89", graph_sha256)
+
+    folder = tmp_path / "engines"
+    shutil.copytree(engines_dir, folder)
+    small = PlanConfig(profile={"batch": (1, 4, 8)})
+    if not torch.cuda.is_available():
+        with pytest.raises(GoodRtError, match="PyTorch sees none here"):
+            load_plans(folder, small)
+    monkeypatch.setattr(tensorrt, "present_architecture", lambda: "sm89")
+    monkeypatch.setattr(tensorrt, "TensorRTEngine", Opened)
+    plan = plan_path(folder, "classifier", small)
+
+    def batches(config: PlanConfig) -> tuple[tuple[int, int, int], int]:
+        found = load_plans(folder, config, names=["classifier", "none of that name"])
+        assert list(found) == ["classifier"]
+        assert found["classifier"].info.architectures == ("sm89",)
+        return found["classifier"].info.profile["batch"], plan.stat().st_mtime_ns
+
+    first = batches(small)
+    assert first[0] == (1, 4, 8)
+    assert batches(small) == first == batches(PlanConfig(profile={"batch": (2, 2, 6)}))  # held by the one that is there
+    wider = batches(PlanConfig(profile={"batch": (1, 4, 16)}))
+    assert wider[0] == (1, 4, 16)
+    info_path(plan).write_text("damaged")
+    assert batches(small)[0] == (1, 4, 8)
+    with pytest.raises(GoodRtError, match="of another model"):
+        load_plans(folder, small, {"model": "another"})
