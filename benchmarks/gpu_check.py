@@ -30,14 +30,15 @@ from good_rt.classifier import load_classifier
 from good_rt.cli.options import Bars
 from good_rt.cli.workflow import run_export, run_sampler_bench
 from good_rt.demo import assets
+from good_rt.devices import use_device
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
-from good_rt.engines.tensorrt import LIBRARIES, TensorRTEngine, load_library, present_architecture, present_device
+from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
 from good_rt.export.parity import AutogradVjp
-from good_rt.export.tensorrt import PRECISIONS, PlanConfig, build_plan
+from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
 from good_rt.guidance import GuidanceConfig
 
 BATCHES = (1, 8, 32)
@@ -73,12 +74,7 @@ def of_engine(engine: Engine) -> Run:
 
 def on_plan(path: Path, plan: Path, library: str, precision: str, cuda_graphs: bool) -> Run:
     """A plan for the GPU that is there, built where it is not there yet."""
-    targets, architecture = load_library(library).targets, present_architecture()
-    if targets and architecture not in targets:
-        raise GoodRtError(f"{library} builds no plans for {architecture}")
-    wanted = (architecture,) if architecture is not None and targets else ()
-    info, _ = build_plan(path, PlanConfig(wanted, precision, library=library), plan)
-    return of_engine(TensorRTEngine(plan, graph_sha256=info.graph_sha256, cuda_graphs=cuda_graphs))
+    return of_engine(load_plan(path, PlanConfig(precision=precision, library=library), plan, cuda_graphs=cuda_graphs))
 
 
 def runners(
@@ -170,7 +166,7 @@ def time_sampler(engines: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         try:
             found = run_sampler_bench(
                 assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, GuidanceConfig(mu=0.1), BATCHES, 10, 5,
-                device="cuda", plans=precisions,
+                device=use_device("cuda"), plans=precisions,
             )  # fmt: skip
             return found, missing
         except Exception as error:

@@ -2,7 +2,8 @@
 # On a machine with an NVIDIA GPU: the tests that need one, then plans, parity and times of every graph, to
 # benchmarks/results/gpu.json (and to $OUT where that is set). No machine without a GPU gets past the first check.
 #
-#     pip install -e '.[toolkit,gpu,tensorrt-rtx,dev]'     # or `tensorrt` on a data-centre GPU
+#     pip install -e '.[toolkit,tensorrt-rtx,dev]'     # or `tensorrt` on a data-centre GPU
+#     pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu
 #     benchmarks/gpu_check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

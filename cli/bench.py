@@ -70,10 +70,12 @@ def sampler(
     """
     from good_rt.cli.tables import print_speed
     from good_rt.cli.workflow import run_sampler_bench
+    from good_rt.devices import use_device
     from good_rt.errors import GoodRtError
     from good_rt.guidance import GuidanceConfig
 
-    if plans and device == "cpu":
+    place = use_device(device)
+    if plans and place.type == "cpu":
         raise GoodRtError("--tensorrt needs --device cuda")
     with progress(quiet=as_json) as bars:
         speed = run_sampler_bench(
@@ -87,7 +89,7 @@ def sampler(
             repeats,
             bars,
             gradient_decoder,
-            device,
+            place,
             plans,
         )
     if as_json:

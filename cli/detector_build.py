@@ -47,9 +47,10 @@ def build(
     """
     from good_rt.cli.workflow import run_build
     from good_rt.detection import DetectorConfig
+    from good_rt.devices import use_device
 
     config = DetectorConfig(k=k, alpha=alpha)
-    detector, parity = run_build(classifier, id_data, generated, out, config, bank_size, device)
+    detector, parity = run_build(classifier, id_data, generated, out, config, bank_size, use_device(device))
     unified = detector.unified
     if as_json:
         emit_json(

@@ -63,12 +63,14 @@ def evaluate(
     from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
     from good_rt.demo.assets import CLASSIFIER
     from good_rt.detection import DetectorConfig
+    from good_rt.devices import use_device
 
+    place = use_device(device)
     classifiers = classifiers or {"before": CLASSIFIER}
     config = load_classifier(next(iter(classifiers.values()))).config
     sets = load_test_sets(test_sets, config.channels, config.image_size) if test_sets else demo_test_sets()
     with progress(quiet=as_json) as bars:
-        evaluation = run_evaluate(classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars, device=device)
+        evaluation = run_evaluate(classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars, device=place)
     if as_json:
         emit_json(evaluation.to_json())
         return

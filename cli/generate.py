@@ -50,9 +50,7 @@ Examples:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the plans of --engine tensorrt.",
+    help="Of UNet and decoder on --engine tensorrt; gradients are always in fp32.  [default: fp32]",
 )
 @device_option
 @click.option(
@@ -155,7 +153,7 @@ Examples:
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
 def generate(
-    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, precision: str, device: str,
+    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, precision: str | None, device: str,
     gradients: str, gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str,
     count: int, guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int,
     n_iter: int, n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None,
@@ -165,10 +163,11 @@ def generate(
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
     Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image, and of its unguided twin),
-    job.json and contact_sheet.png. The same seed, --batch N and engines give the same images;
-    without N the batch size is found by timing, and another one changes them by rounding.
+    job.json and contact_sheet.png. The same seed, --batch N, engines and device give the same
+    images; without N the batch size is found by timing, and another one changes them by rounding.
     """
     from good_rt.cli.workflow import open_generator, run_job
+    from good_rt.devices import use_device
     from good_rt.diffusion import TEMPLATE
     from good_rt.errors import GoodRtError
     from good_rt.generation import LARGEST_BATCH, GenerationJob
@@ -191,16 +190,20 @@ def generate(
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")
     if gradients == "engine" and engine == "torch":
         raise GoodRtError("--gradients engine needs --engine onnx or tensorrt")
-    if engine == "tensorrt" and device == "cpu":
+    place = use_device(device)
+    if engine == "tensorrt" and place.type == "cpu":
         raise GoodRtError("--engine tensorrt needs --device cuda")
-    largest = LARGEST_BATCH if batch == "auto" else int(batch)
+    if precision is not None and engine != "tensorrt":
+        raise GoodRtError("--precision is of --engine tensorrt; the other engines compute in float32")
+    largest = min(count, LARGEST_BATCH) if batch == "auto" else int(batch)
     job = GenerationJob(count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=largest)
     with progress(quiet=as_json) as bars:
         generator, describe = open_generator(
             model, classifier, id_data, job, engines=None if engine == "torch" else engines,
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg, cfg_sigma_max=cfg_sigma_max,
             bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
-            bank_size=bank_size, device=device, plans=precision if engine == "tensorrt" else None,
+            bank_size=bank_size, device=place,
+            plans=(precision or "fp32") if engine == "tensorrt" else None,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

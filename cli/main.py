@@ -137,6 +137,10 @@ def main() -> None:
         _fail(f"this command needs {top}; install it with: pip install 'good-rt[toolkit]'")
     except BrokenPipeError:
         sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for its name
+            raise
+        _fail("the GPU's memory is full; make --batch smaller, or let another --device do it")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}; check the path, its permissions and the space left")

@@ -27,9 +27,10 @@ def run(job: Path, device: str, as_json: bool) -> None:
     """
     from good_rt.cli.runner import run_job_file
     from good_rt.cli.tables import print_evaluation
+    from good_rt.devices import use_device
 
     with progress(quiet=as_json) as bars:
-        done = run_job_file(job, bars, device)
+        done = run_job_file(job, bars, use_device(device))
     for reason in done.skipped_images:
         click.echo(f"skipped: {reason}", err=True)
     if as_json:

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from good_rt.calibration import check_alpha
 from good_rt.classifier import Classifier, load_classifier, saved_spec
 from good_rt.cli.options import NO_BARS, Bars
@@ -35,7 +37,7 @@ from good_rt.cli.workflow import (
 from good_rt.data import IdData
 from good_rt.dataset import GeneratedSet
 from good_rt.detection import DetectorConfig
-from good_rt.devices import find_device
+from good_rt.devices import CPU
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
@@ -79,11 +81,10 @@ class RunResult:
     steps: tuple[StepDone, ...]
 
 
-def run_job_file(path: Path, bars: Bars = NO_BARS, device: str = "cpu") -> RunResult:
-    """Does what a job file says, on a device of `find_device`, and what is not yet done of it. Raises GoodRtError that
-    says what does not fit, before anything long begins."""
+def run_job_file(path: Path, bars: Bars = NO_BARS, device: torch.device = CPU) -> RunResult:
+    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
+    before anything long begins."""
     job = Job.read(path)
-    find_device(device)
     run = _Run(job, bars, device)
     run.check()
     with sole_user(job.out):
@@ -96,7 +97,7 @@ class _Run:
 
     job: Job
     bars: Bars
-    device: str = "cpu"
+    device: torch.device = CPU
     steps: list[StepDone] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -286,7 +287,13 @@ class _Run:
         return self.out / "generated" / name
 
     def _settings(self, name: str) -> dict[str, Any]:
-        return set_settings(self.sets[name], self.config.generate.twins, self.describe)
+        """What job.json says of a set; one that is whole is taken whatever device it was made on."""
+        job, made = self._set_folder(name) / "job.json", GeneratedSet(self._set_folder(name))
+        settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
+        if job.exists() and len(made.rows()) >= self.sets[name].count:
+            settings = {key: value for key, value in settings.items() if key != "device"}
+            settings |= {key: value for key, value in read_json(job).items() if key == "device"}
+        return settings
 
     def _set_key(self, name: str) -> str:
         return key_of(self._settings(name), self.sets[name].count)
@@ -324,7 +331,7 @@ class _Run:
         config = TrainConfig(
             steps=t.steps, id_batch=t.id_batch, ood_batch=t.ood_batch, lr=t.lr, weight=t.weight,
             decoded_share=t.decoded_share, interpolation=t.interpolation, max_accuracy_drop=t.max_drop,
-            bfloat16=has_bfloat16(find_device(self.device)), seed=self.config.seed,
+            bfloat16=has_bfloat16(self.device), seed=self.config.seed,
         )  # fmt: skip
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}
@@ -336,7 +343,7 @@ class _Run:
             if ood and t.unguided:  # the control is without any generated images
                 unguided = [self._generate("none")]
             made = [_manifest(path) for path in (*ood, *unguided)]
-            key = key_of(asdict(config), made, self.models_key, self.splits.fingerprint)
+            key = key_of(asdict(config) | {"bfloat16": None}, made, self.models_key, self.splits.fingerprint)
 
             def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(

@@ -98,12 +98,13 @@ def train(
     """
     from good_rt.classifier import saved_spec
     from good_rt.cli.workflow import run_train
-    from good_rt.devices import find_device
+    from good_rt.devices import use_device
     from good_rt.errors import GoodRtError
     from good_rt.training import TrainConfig, has_bfloat16
 
     if bool(generated) == control:
         raise GoodRtError("say which generated images to train with (--ood DIR), or --control for none; not both")
+    place = use_device(device)
     config = TrainConfig(
         steps=steps,
         id_batch=id_batch,
@@ -112,12 +113,12 @@ def train(
         weight=weight,
         decoded_share=decoded_share,
         interpolation=interpolation,
-        bfloat16=has_bfloat16(find_device(device)) if bfloat16 is None else bfloat16,
+        bfloat16=has_bfloat16(place) if bfloat16 is None else bfloat16,
         max_accuracy_drop=max_drop,
         seed=seed,
     )
     with progress(quiet=as_json) as bars:
-        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided, image_size, device)
+        result = run_train(classifier, model, id_data, generated, out, config, bars, unguided, image_size, place)
     summary = {
         "classifier": str(saved_spec(result.classifier, out / "classifier")),
         "steps": steps,

@@ -24,14 +24,15 @@ from good_rt.data import IdData, from_uint8, unlabelled
 from good_rt.dataset import GeneratedSet
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
-from good_rt.devices import find_device
+from good_rt.devices import CPU
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
+from good_rt.engines.onnxruntime import check_providers, providers_for
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
-from good_rt.export.manifest import Manifest, load_engines
+from good_rt.export.manifest import Manifest, checked_graphs, load_engines
 from good_rt.export.parity import BATCHES
 from good_rt.files import read_json, sole_user, write_json
 from good_rt.generation import BANK_SIZE, GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
@@ -166,17 +167,18 @@ def open_generator(
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
     bank_size: int = BANK_SIZE,
-    device: str = "cpu",
+    device: torch.device = CPU,
     plans: str | None = None,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
     With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
     k and temperature. ``prompts`` are templates of a class's prompt, for models that text conditions;
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s, ``device`` `find_device`'s. With ``plans``, a
-    precision, TensorRT runs the engines, for batches of up to twice the job's.
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. With ``plans``, a precision, TensorRT runs the
+    engines, for batches of up to the job's; gradients are computed in float32 all the same.
     """
-    place = find_device(device)
+    if engines is not None and plans is None:
+        check_providers(providers_for(device))  # before the work of exporting
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
@@ -188,9 +190,9 @@ def open_generator(
         )  # fmt: skip
         names = GRADIENT_ENGINES if gradients else ENGINES
         if plans is None:
-            loaded = load_engines(engines, source, names, device=place)
+            loaded = load_engines(engines, source, names, device=device)
         else:
-            loaded = _load_plans(engines, source, names, plans, 2 * job.batch, bars)
+            loaded = _load_plans(engines, source, names, plans, job.batch, cfg_scale != 1, bars)
     with bars.task("building the feature bank", None):
         generator = make_generator(
             model,
@@ -203,7 +205,7 @@ def open_generator(
             bank_size=bank_size,
             engines=loaded,
             prompts=prompts,
-            device=place,
+            device=device,
         )
     describe = describe_generation(
         model, classifier, engine=engines is not None, gradients=gradients, steps=steps, cfg_scale=cfg_scale,
@@ -213,13 +215,20 @@ def open_generator(
 
 
 def _load_plans(
-    folder: Path, source: Mapping[str, str], names: Sequence[str], precision: str, largest: int, bars: Bars
+    folder: Path, source: Mapping[str, str], names: Sequence[str], precision: str, batch: int, pairs: bool, bars: Bars
 ) -> Mapping[str, Engine]:
-    from good_rt.export.tensorrt import PlanConfig, load_plans
+    """The engines as TensorRT plans for batches of that size, of the UNet twice that where classes come in ``pairs``
+    with none; gradients lose too much in half precision, and stay in float32."""
+    from good_rt.export.tensorrt import PlanConfig, load_plan, plan_path
 
-    config = PlanConfig(precision=precision, profile={"batch": (1, min(32, largest), largest)})
-    with bars.task("loading TensorRT plans, building those that are missing", len(names)) as advance:
-        return load_plans(folder, config, source, names, on_graph=lambda name: advance(1))
+    graphs, found = checked_graphs(folder, source, names), {}
+    with bars.task("loading TensorRT plans, building those that are missing", len(graphs)) as advance:
+        for name, entry in graphs.items():
+            size = 2 * batch if pairs and name.startswith("unet") else batch
+            config = PlanConfig(precision=precision if name in ENGINES else "fp32", profile={"batch": (1, size, size)})
+            found[name] = load_plan(folder / entry.file, config, plan_path(folder, name, config))
+            advance(1)
+    return found
 
 
 def describe_generation(
@@ -233,7 +242,7 @@ def describe_generation(
     cfg_sigma_max: float,
     prompts: Sequence[str],
     bank_size: int = BANK_SIZE,
-    device: str = "cpu",
+    device: torch.device = CPU,
     plans: str | None = None,
 ) -> dict[str, Any]:
     """What job.json says of the models that `open_generator` opens with these settings."""
@@ -243,8 +252,8 @@ def describe_generation(
     }  # fmt: skip
     if cfg_sigma_max < math.inf:
         found["cfg_sigma_max"] = cfg_sigma_max
-    if device != "cpu":
-        found["device"] = device.partition(":")[0]
+    if device.type != "cpu":
+        found["device"] = device.type
     if plans is not None:
         found["engine"] = f"tensorrt {plans}"
     return {**found, "prompts": list(prompts)} if model.text else found
@@ -281,7 +290,7 @@ def run_sampler_bench(
     repeats: int,
     bars: Bars = NO_BARS,
     gradient_decoder: Path | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
     plans: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients.
@@ -334,18 +343,17 @@ def run_train(
     bars: Bars = NO_BARS,
     unguided: Sequence[Path] = (),
     image_size: int | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
 
-    ``image_size`` is `load_diffusion`'s, as the images were generated with, ``device`` `find_device`'s.
+    ``image_size`` is `load_diffusion`'s, as the images were generated with.
     """
-    place = find_device(device)
     model = load_diffusion(model_dir, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     check_trainable(classifier)  # before the work of decoding
-    model.to(place)
-    classifier.to(place)
+    model.to(device)
+    classifier.to(device)
     with bars.task("decoding ID images", None):
         data = training_images(classifier, IdData(id_dir), generated, model, unguided)
     task = bars.task("training" if generated else "training the control", config.steps)
@@ -367,10 +375,10 @@ def run_train(
     return result
 
 
-def open_classifier(spec: Path, generated: Sequence[Path], device: str = "cpu") -> Classifier:
+def open_classifier(spec: Path, generated: Sequence[Path], device: torch.device = CPU) -> Classifier:
     """A classifier for the images of generated sets: one whose network has another size resizes them."""
-    place, classifier = find_device(device), load_classifier(spec)
-    return (classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier).to(place)
+    classifier = load_classifier(spec)
+    return (classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier).to(device)
 
 
 def run_build(
@@ -380,12 +388,12 @@ def run_build(
     out: Path,
     config: DetectorConfig,
     bank_size: int = BANK_SIZE,
-    device: str = "cpu",
+    device: torch.device = CPU,
 ) -> tuple[DetectorModule, DetectorParity]:
     """Builds the detector, with the classifier on ``device``, and writes it as one ONNX file, which is checked against
     PyTorch on held-out images."""
     classifier, id_data = open_classifier(classifier_dir, generated, device), IdData(id_dir)
-    detector = detector_for(classifier, id_data, generated, config, bank_size).cpu()
+    detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = half_rows(id_data, "held_out")
     images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
     training = "generated OOD images" if _training_file(classifier_dir).exists() else "none"
@@ -403,7 +411,7 @@ def run_evaluate(
     page: Page = Page(),
     bank_size: int = BANK_SIZE,
     shipped: str | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
 ) -> Evaluation:
     """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html.
 

@@ -46,6 +46,19 @@ def providers_for(device: torch.device) -> tuple[Provider, ...]:
     return ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}), "CPUExecutionProvider"
 
 
+def check_providers(providers: Sequence[Provider]) -> None:
+    """Raises GoodRtError that names the first one that this ONNX Runtime lacks."""
+    import onnxruntime as ort
+
+    names = [one if isinstance(one, str) else one[0] for one in providers]
+    missing = [name for name in names if name not in ort.get_available_providers()]
+    if missing:
+        raise GoodRtError(
+            f"ONNX Runtime has no {missing[0]} here; put the build of good-rt[gpu] in its place: pip uninstall -y "
+            "onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+        )
+
+
 class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
@@ -63,7 +76,6 @@ class OnnxRuntimeEngine:
         threads: int = 0,
         bind: bool = False,
     ) -> None:
-        import onnxruntime as ort
 
         from good_rt.engines.onnx_file import data_files, read_graph
 
@@ -72,11 +84,7 @@ class OnnxRuntimeEngine:
         self.device = torch.device("cpu" if gpu is None else f"cuda:{settings[gpu].get('device_id', 0)}")
         self._bind = bind or self.device.type != "cpu"
 
-        missing = [name for name in settings if name not in ort.get_available_providers()]
-        if missing:
-            raise GoodRtError(
-                f"ONNX Runtime has no {missing[0]} here; install a build that has it: pip install 'good-rt[gpu]'"
-            )
+        check_providers(providers)
         self._path, self._providers = path, list(settings.items())
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
         self._keeps_memory = not data_files(read_graph(path))
@@ -169,7 +177,7 @@ class OnnxRuntimeEngine:
         for name in self.outputs:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # ONNX Runtime works on a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
         session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 

@@ -66,22 +66,28 @@ class Library:
         return Collector(), errors
 
 
-def load_library(name: str | None = None) -> Library:
-    """The library of that name, or the first of `LIBRARIES` that is installed.
+def load_library(name: str | None = None, architecture: str | None = None) -> Library:
+    """The library of that name, or the first of `LIBRARIES` that is installed and has plans for the ``architecture``.
 
     Raises GoodRtError that names the extra when there is none.
     """
     if name is not None and name not in LIBRARIES:
         raise GoodRtError(f"there is no TensorRT library {name!r}; there are {', '.join(LIBRARIES)}")
-    reasons = []
+    reasons, present = [], []
     for candidate in [name] if name is not None else LIBRARIES:
         for module in LIBRARIES[candidate]:
             try:
-                return Library(candidate, importlib.import_module(module))
+                found = Library(candidate, importlib.import_module(module))
+                if architecture is None or not found.targets or architecture in found.targets:
+                    return found
+                present.append(candidate)
+                reasons.append(f"{candidate} {found.version} has no plans for {architecture}")
+                break
             except (ImportError, OSError, RuntimeError, AttributeError) as error:  # the bindings without the libraries
                 reasons.append(f"{module}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    wanted = name or next(iter(LIBRARIES))
-    raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}); install it with: pip install 'good-rt[{wanted}]'")
+    wanted = name or next((one for one in LIBRARIES if one not in present), "a TensorRT for this GPU")
+    mend = f"; install it with: pip install 'good-rt[{wanted}]'" if wanted in LIBRARIES else ""
+    raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}){mend}")
 
 
 def present_architecture() -> str | None:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from good_rt.engines.tensorrt import (
 )
 from good_rt.errors import GoodRtError
 from good_rt.export.half import HALF, to_half
-from good_rt.export.manifest import Manifest, checked_graphs, graph_hash
+from good_rt.export.manifest import Manifest, graph_hash
 from good_rt.files import atomic_path, sha256, write_json
 
 PRECISIONS = ("fp32", *HALF)
@@ -102,43 +102,34 @@ def build_plans(
     return plans
 
 
-def load_plans(
-    folder: Path,
-    config: PlanConfig,
-    source: Mapping[str, str] | None = None,
-    names: Collection[str] | None = None,
-    on_graph: Callable[[str], None] = lambda name: None,
-) -> dict[str, TensorRTEngine]:
-    """The engines of a folder as TensorRT plans for the present GPU, by graph name; ``source`` and ``names`` are
-    `load_engines`'s. A plan that is there is taken when it runs here and its profile holds that of ``config``; any
-    other is built. Raises GoodRtError when there is no GPU, or a plan cannot be built.
+def load_plan(onnx_path: Path, config: PlanConfig, plan: Path, *, cuda_graphs: bool = False) -> TensorRTEngine:
+    """The plan of a graph on the present GPU. The one that is there is taken when it runs here and its profile holds
+    that of ``config``; another is built, by the first library that has plans for this GPU.
+
+    ``cuda_graphs`` is `TensorRTEngine`'s. Raises GoodRtError when there is no GPU, or the plan cannot be built.
     """
     architecture = present_architecture()
     if architecture is None:
         raise GoodRtError("TensorRT's plans run on an NVIDIA GPU, and PyTorch sees none here; ONNX Runtime needs none")
-    engines = {}
-    for name, entry in checked_graphs(folder, source, names).items():
-        on_graph(name)
-        plan = plan_path(folder, name, config)
-        found = _fitting(plan, entry.sha256, config)
-        if found is None:
-            targets = load_library(config.library).targets
-            present = replace(config, architectures=(architecture,) if targets else ())
-            build_plan(folder / entry.file, present, plan)
-            found = TensorRTEngine(plan, graph_sha256=entry.sha256)
-        engines[name] = found
-    return engines
-
-
-def _fitting(plan: Path, graph_sha256: str, config: PlanConfig) -> TensorRTEngine | None:
-    """The plan that is there, when it runs here and takes what ``config`` asks for."""
+    graph_sha256 = graph_hash(onnx_path, data_files(read_graph(onnx_path)))
     try:
-        found = TensorRTEngine(plan, graph_sha256=graph_sha256)
+        found = TensorRTEngine(plan, graph_sha256=graph_sha256, cuda_graphs=cuda_graphs)
     except GoodRtError:
-        return None
-    ranges = [(found.info.profile.get(name), wanted) for name, wanted in config.profile.items()]
-    holds = all(own is None or (own[0] <= wanted[0] and wanted[2] <= own[2]) for own, wanted in ranges)
-    return found if holds else None
+        found = None
+    if found is None or not _holds(found.info, config):
+        library = load_library(config.library, architecture)
+        present = replace(config, architectures=(architecture,) if library.targets else (), library=library.name)
+        build_plan(onnx_path, present, plan)
+        found = TensorRTEngine(plan, graph_sha256=graph_sha256, cuda_graphs=cuda_graphs)
+    return found
+
+
+def _holds(info: PlanInfo, config: PlanConfig) -> bool:
+    """Whether a plan takes the shapes that are asked for, with no less precision."""
+    ranges = [(info.profile.get(name), wanted) for name, wanted in config.profile.items()]
+    return info.tf32 <= config.tf32 and all(
+        own is None or (own[0] <= wanted[0] and wanted[2] <= own[2]) for own, wanted in ranges
+    )
 
 
 def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False) -> tuple[PlanInfo, bool]:

@@ -52,17 +52,17 @@ class GeneratedSet:
         if changed:
             raise GoodRtError(
                 f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
-                "choose another --out, or delete it"
+                "choose another folder, or delete it"
             )
         if self._job.exists():
             self._mend()
             return
         if self._manifest.exists():
-            raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another --out, or delete it")
+            raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another folder, or delete it")
         try:
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another --out") from None
+            raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another folder") from None
         write_json(self._job, dict(job))
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:

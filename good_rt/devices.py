@@ -13,8 +13,12 @@ from good_rt.errors import GoodRtError
 CPU = torch.device("cpu")
 
 
-def find_device(name: str) -> torch.device:
-    """ "cpu", "cuda" or "cuda:1" as a device. Raises GoodRtError when it is none of these, or not there."""
+def use_device(name: str) -> torch.device:
+    """ "cpu", "cuda" or "cuda:1" as a device; a GPU becomes the current one.
+
+    On it float32 is computed as float32, as the engines and detector.onnx do, and by kernels that give the same again.
+    Raises GoodRtError when there is no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -24,10 +28,14 @@ def find_device(name: str) -> torch.device:
     if device.type == "cpu":
         return CPU
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
+    index = device.index or 0
+    if index >= count:
         seen = f"{count} GPU{'s'[: count != 1]}" if count else "no CUDA GPU"
         raise GoodRtError(
             f"device {name}: PyTorch {torch.__version__} sees {seen} here; leave --device out to run on the CPU, or "
             "install a PyTorch for this machine's CUDA"
         )
-    return torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(index)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device("cuda", index)

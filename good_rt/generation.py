@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier, predict
@@ -221,10 +221,13 @@ def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -
     while size <= min(largest, max(count, 1)):
         y = torch.zeros(size, *generator.shape, device=generator.device)
         labels = generator.rows(list(range(size)))
-        generator.denoiser(y, 1.0, labels).cpu()  # the first run of a size also allocates
-        began = time.perf_counter()
-        generator.denoiser(y, 1.0, labels).cpu()  # a GPU is done when the result is here
-        rate = size / (time.perf_counter() - began)
+        try:
+            generator.denoiser(y, 1.0, labels).cpu()  # the first run of a size also allocates
+            began = time.perf_counter()
+            generator.denoiser(y, 1.0, labels).cpu()  # a GPU is done when the result is here
+            rate = size / (time.perf_counter() - began)
+        except torch.OutOfMemoryError:
+            break
         if rate < 1.05 * best_rate:
             break
         best, best_rate, size = size, rate, 2 * size
@@ -243,11 +246,11 @@ def make_generator(
     bank_size: int = BANK_SIZE,
     engines: Mapping[str, Engine] | None = None,
     prompts: Sequence[str] = (TEMPLATE,),
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
 ) -> Generator:
     """Puts the models together: ``engines`` run UNet and decoder where given, else PyTorch does.
 
-    Models are taken to ``device``, in place; engines have to be there already.
+    The modules that are used are taken to ``device``, in place; engines have to be there already.
 
     Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch modules. The bank
     is made of the ID data's training part, the scales of its held-out part. ``prompts`` are templates with {} in the
@@ -261,8 +264,6 @@ def make_generator(
             f"the diffusion model makes images of shape {model.image_shape}, the classifier takes {image_shape}; "
             "both must agree"
         )
-    device = torch.device(device)
-    model.to(device)
     classifier.to(device)
     conditioning = model.conditioning(config.classes, prompts)
     conditioning = None if conditioning is None else conditioning.to(device)
@@ -280,6 +281,9 @@ def make_generator(
             decode_with_gradient = VjpPair(engines["decoder_forward"], engines["decoder_backward"]).function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")
+    for used in (unet, differentiable, decode, decode_with_gradient):
+        if isinstance(used, nn.Module):
+            used.to(device)
     further: dict[str, Any] = {}
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null}

@@ -31,6 +31,8 @@ HELD_OUT_EVERY = 5
 """Every fifth generated image is kept from training: it chooses the state that is kept, and fits the gate."""
 TRAINING_BYTES = 4 * 2**30
 """The most memory that training images take, as floats."""
+DECODED_PIXELS = 2**18
+"""Of the images that go through the autoencoder at once, which takes more memory than any other model."""
 ALPHAS = (0.01, 0.05)
 """The shares of ID inputs at which `evaluate` checks the refusals."""
 
@@ -91,13 +93,17 @@ def generated_images(folder: Path, classifier: Classifier, *, guided: bool) -> T
 
 
 def decoded_images(
-    model: DiffusionModel, images: Tensor, batch: int = 64, on_images: Callable[[int], None] = lambda count: None
+    model: DiffusionModel,
+    images: Tensor,
+    batch: int | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor | None:
     """VAE reconstructions of images (N, C, H, W) in [-1, 1]; None for a pixel model, which has no decoder to betray."""
     encode, decode = model.encoder, model.decoder
     if encode is None or decode is None:
         return None
     device = next(encode.parameters()).device
+    batch = batch or min(64, max(1, DECODED_PIXELS // (images.shape[2] * images.shape[3])))
     done = []
     with torch.no_grad():
         for part in images.split(batch):
@@ -214,18 +220,17 @@ def evaluate_detectors(
     """
     if not detectors or not ood:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD set")
+    detector = list(detectors.values())[-1] if shipped is None else detectors[shipped]
     scores, correct = {}, {}
-    for name, detector in detectors.items():
-        found, labels = measure_part(detector, id_data, "test")
-        of_test = all_scores(detector, found)
-        of_ood = {kind: all_scores(detector, measure_images(detector, images)) for kind, images in ood.items()}
+    for name, one in detectors.items():
+        found, labels = measure_part(one, id_data, "test")
+        of_test = all_scores(one, found)
+        of_ood = {kind: all_scores(one, measure_images(one, images)) for kind, images in ood.items()}
         scores[name] = {
             score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood}) for score, values in of_test.items()
         }
         correct[name] = Share.of(found.logits.argmax(axis=1) == labels)
-    shipped = list(detectors)[-1] if shipped is None else shipped
-    detector = detectors[shipped]
-    p_values, own = detector.p_values(scores[shipped]["Unified"].id), detector.config.alpha
+    p_values, own = detector.p_values(scores[shipped or name]["Unified"].id), detector.config.alpha
     alphas = [*(a for a in ALPHAS if a != own and allows(a, len(detector.calibration))), own]
     refusals = [Refusal.at(alpha, p_values) for alpha in alphas]
     return evaluate_scores(scores, shipped=shipped, id_accuracy=correct, id_refusal=refusals, seed=seed), scores

@@ -33,13 +33,19 @@ def side_by_side(
     for _ in range(repeats):
         for name, run in variants.items():
             time.sleep(REST)
+            _settle()
             began = time.perf_counter()
             run()
-            if torch.cuda.is_initialized():  # a GPU may still be at work
-                torch.cuda.synchronize()
+            _settle()
             seconds[name].append(time.perf_counter() - began)
             on_run(name)
     return seconds
+
+
+def _settle() -> None:
+    """Waits for a GPU that is still at work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

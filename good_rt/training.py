@@ -131,7 +131,7 @@ def has_bfloat16(device: torch.device = CPU) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

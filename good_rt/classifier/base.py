@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from good_rt.classifier.resampling import resampling_matrix
 from good_rt.errors import GoodRtError
 
+PIXELS = 2**24
+"""Of the images that are run at once."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601, as Pillow's)."""
 
@@ -126,7 +128,7 @@ class Classifier(nn.Module):
         network_channels = config.input_channels or config.channels
         config = replace(config, channels=channels, image_size=size, input_channels=network_channels)
         digest = hashlib.sha256(f"{self.fingerprint} {channels} {size}".encode()).hexdigest()
-        return Classifier(self.network, config, digest).train(self.training)
+        return Classifier(self.network, config, digest).train(self.training).to(self.device)
 
     def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
         """`for_images` of the shape (C, H, W) that it is asked for only where the classifier resizes at all."""
@@ -161,10 +163,11 @@ def as_vectors(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+def predict(classifier: Classifier, images: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and features (N, D), on the CPU, of any number of images (N, C, H, W) in [-1, 1], in evaluation
     mode; images elsewhere than the classifier are brought to it, batch by batch."""
     training = classifier.training
+    batch = batch or min(500, max(1, PIXELS // (images.shape[2] * images.shape[3])))
     classifier.eval()
     try:
         found = [classifier(part.to(classifier.device)) for part in images.split(batch)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,6 +39,18 @@ class GraphNetwork(Network):
 
     def forward_head(self, features: Tensor) -> Tensor:
         return self.head(features)
+
+    def _apply(self, *args: Any, **settings: Any) -> GraphNetwork:
+        """Constants that the graph makes are made where its weights go, not where it was exported."""
+        super()._apply(*args, **settings)  # type: ignore[no-untyped-call]
+        weight = next(chain(self.parameters(), self.buffers()), None)
+        for part in (self.body, self.head):
+            made = [node for node in part.graph.nodes if "device" in node.kwargs]
+            if weight is not None and any(node.kwargs["device"] != weight.device for node in made):
+                for node in made:
+                    node.kwargs = {**node.kwargs, "device": weight.device}
+                part.recompile()
+        return self
 
     def library_names(self) -> dict[str, str]:
         return {own: own.partition(".")[2] for own in self.state_dict()}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import build, taesd
+from elsewhere import second_device
 from PIL import Image
 from torch import nn
 
@@ -26,6 +27,7 @@ from good_rt.data import IdData
 from good_rt.demo import assets
 from good_rt.detector import Detector
 from good_rt.diffusion import load_diffusion
+from good_rt.errors import GoodRtError
 from good_rt.job import Job
 
 Run = Callable[..., Any]
@@ -116,6 +118,21 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     for name in ("img", "feat", "both", "test"):
         assert str(out / "generated" / name) in line
     assert "hold images of another job (different: config.mu); delete those folders to make them anew" in line
+
+
+@pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
+def test_a_job_on_another_device_is_taken_home_whole(job: Path) -> None:
+    shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]'})
+    with second_device() as device:
+        assert not any(step.skipped for step in run_job_file(job, device=device).steps)
+    made = json.loads((job.parent / "job" / "generated" / "img" / "job.json").read_text())
+    assert made["device"] == device.type
+    assert all(step.skipped for step in run_job_file(job).steps)
+    # what is begun is not gone on with elsewhere
+    manifest = job.parent / "job" / "generated" / "img" / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(GoodRtError, match=r"holds images of another job \(different: device\)"):
+        run_job_file(job)
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:

@@ -21,7 +21,7 @@ from good_rt.engines.tensorrt import PlanInfo, check_plan, info_path, load_libra
 from good_rt.errors import GoodRtError
 from good_rt.export import tensorrt
 from good_rt.export.manifest import graph_hash
-from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, load_plans, plan_path
+from good_rt.export.tensorrt import PlanConfig, build_plan, build_plans, load_plan, plan_path
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import sha256
 
@@ -291,36 +291,39 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str, run: Callable[.
     assert ran.code == 2 and message in " ".join(ran.err.split()) and "Traceback" not in ran.err
 
 
-def test_the_samplers_plans(engines_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan that fits is taken, another is built; the real builder's plans, which no GPU is here to run."""
+def test_a_plan_that_fits_is_taken(engines_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another is built, by the real builder; no GPU is here to run them."""
 
     class Opened:
-        def __init__(self, path: Path, *, graph_sha256: str) -> None:
+        def __init__(self, path: Path, *, graph_sha256: str, cuda_graphs: bool) -> None:
             self.info = PlanInfo.read(path)
             check_plan(self.info, path, load_library(), "sm89", graph_sha256)
 
-    folder = tmp_path / "engines"
-    shutil.copytree(engines_dir, folder)
+    graph = Path(shutil.copy(engines_dir / "classifier.onnx", tmp_path))
     small = PlanConfig(profile={"batch": (1, 4, 8)})
+    plan = plan_path(tmp_path, "classifier", small)
     if not torch.cuda.is_available():
         with pytest.raises(GoodRtError, match="PyTorch sees none here"):
-            load_plans(folder, small)
+            load_plan(graph, small, plan)
     monkeypatch.setattr(tensorrt, "present_architecture", lambda: "sm89")
     monkeypatch.setattr(tensorrt, "TensorRTEngine", Opened)
-    plan = plan_path(folder, "classifier", small)
 
-    def batches(config: PlanConfig) -> tuple[tuple[int, int, int], int]:
-        found = load_plans(folder, config, names=["classifier", "none of that name"])
-        assert list(found) == ["classifier"]
-        assert found["classifier"].info.architectures == ("sm89",)
-        return found["classifier"].info.profile["batch"], plan.stat().st_mtime_ns
+    def loaded(config: PlanConfig) -> tuple[PlanInfo, int]:
+        return load_plan(graph, config, plan).info, plan.stat().st_mtime_ns
 
-    first = batches(small)
-    assert first[0] == (1, 4, 8)
-    assert batches(small) == first == batches(PlanConfig(profile={"batch": (2, 2, 6)}))  # held by the one that is there
-    wider = batches(PlanConfig(profile={"batch": (1, 4, 16)}))
-    assert wider[0] == (1, 4, 16)
+    first = loaded(small)
+    assert first[0].profile == {"batch": (1, 4, 8)} and first[0].architectures == ("sm89",)
+    assert loaded(small) == first == loaded(PlanConfig(profile={"batch": (2, 2, 6)}))  # held by the one that is there
+    assert loaded(PlanConfig(profile={"batch": (1, 4, 16)}))[0].profile == {"batch": (1, 4, 16)}
+    build_plan(graph, replace(small, architectures=("sm86", "sm89"), tf32=True), plan)
+    assert not loaded(small)[0].tf32  # less precise than what is asked for
     info_path(plan).write_text("damaged")
-    assert batches(small)[0] == (1, 4, 8)
-    with pytest.raises(GoodRtError, match="of another model"):
-        load_plans(folder, small, {"model": "another"})
+    assert loaded(small)[0].profile == {"batch": (1, 4, 8)}
+
+
+def test_a_library_without_plans_for_the_gpu_is_passed_over() -> None:
+    with pytest.raises(
+        GoodRtError, match=r"tensorrt is missing \(.*tensorrt-rtx .* has no plans for sm90; .*good-rt\[tensorrt\]"
+    ):
+        load_library(architecture="sm90")
+    assert load_library(architecture="sm89").name == "tensorrt-rtx"

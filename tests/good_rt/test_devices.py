@@ -16,14 +16,16 @@ import pytest
 import torch
 from architectures import load
 from elsewhere import ELSEWHERE, second_device
+from torch import nn
 
 from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier, load_classifier, predict
+from good_rt.classifier.graph import graph_network
 from good_rt.cli import workflow
 from good_rt.data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.detection import DetectorConfig, DetectorModule
-from good_rt.devices import CPU, find_device
+from good_rt.devices import CPU, use_device
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.generation import GenerationJob, Generator, generate, make_generator, pick_batch
@@ -134,22 +136,21 @@ def test_a_detector(
 
 def test_the_steps_of_the_commands(
     model_dir: Path, classifier_dir: Path, id_dir: Path, generated_dirs: list[Path], tmp_path: Path,
-    make_job: Job, monkeypatch: pytest.MonkeyPatch,
+    make_job: Job,
 ) -> None:  # fmt: skip
     """Generating, training, the detector and the evaluation, from files to files."""
-    monkeypatch.setattr(workflow, "find_device", lambda name: {"cuda": ELSEWHERE, "cpu": CPU}[name])
     config = TrainConfig(steps=2, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
     near = {"near": assets.load_images("near").images[:20]}
     found = {}
-    for device in ("cpu", "cuda"):
-        out = tmp_path / device
+    for device in (CPU, ELSEWHERE):
+        out = tmp_path / device.type
         with second_device():
             generator, describe = workflow.open_generator(
                 model_dir, classifier_dir, id_dir, make_job(), engines=None, gradients=False, steps=2, cfg_scale=1.0,
                 device=device,
             )  # fmt: skip
-            assert generator.device.type == {"cpu": "cpu", "cuda": "meta"}[device]
-            assert describe.get("device") == {"cpu": None, "cuda": "cuda"}[device]
+            assert generator.device == device
+            assert describe.get("device") == {CPU: None, ELSEWHERE: "meta"}[device]
             workflow.run_train(
                 classifier_dir, model_dir, id_dir, generated_dirs, out / "trained", config, device=device
             )
@@ -161,13 +162,31 @@ def test_the_steps_of_the_commands(
                 models, id_dir, generated_dirs, near, detector, out / "evaluation", device=device
             )
             found[device] = [row.metrics.auroc for row in evaluation.rows]
-    np.testing.assert_allclose(found["cuda"], found["cpu"], atol=0.01)
+    np.testing.assert_allclose(found[ELSEWHERE], found[CPU], atol=0.01)
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:1", "meta", "gpu", "cuda:x"])
+def test_a_graph_makes_its_constants_where_its_weights_are() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            places = torch.arange(4, device=images.device, dtype=torch.float32)
+            return self.head(self.first(images.mean(dim=(1, 2))) + places)
+
+    images = (torch.randn(2, 1, 4, 4),)
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    network = graph_network(torch.export.export(Positions(), images, dynamic_shapes=free), "it")
+    expected = network.forward_features(*images)
+    network.to("meta")
+    assert network.forward_features(images[0].to("meta")).device.type == "meta"
+    network.to_empty(device="cpu")
+    assert network.forward_features(*images).shape == expected.shape
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "meta", "gpu", "cuda:x"])
 def test_a_device_that_is_not_there(name: str) -> None:
-    if name == "cuda" and torch.cuda.is_available():
-        pytest.skip("it is there")
-    with pytest.raises(GoodRtError, match=r"sees no CUDA GPU here|sees 1 GPU here|there is no device"):
-        find_device(name)
-    assert find_device("cpu") == torch.device("cpu")
+    with pytest.raises(GoodRtError, match=r"sees .* here; leave --device out|there is no device"):
+        use_device(name)
+    assert use_device("cpu") == torch.device("cpu")
