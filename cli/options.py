@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 PATH = click.Path(path_type=Path)
+LINE_SECONDS = 30
 
 
 class Existing(click.Path):
@@ -107,7 +110,7 @@ def emit_json(value: object) -> None:
 
 
 class Bars:
-    """Progress bars on standard error, lines where that is no terminal, or nothing at all."""
+    """Progress bars on standard error, a line now and then where that is no terminal, or nothing at all."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -120,10 +123,34 @@ class Bars:
             return
         progress = self._progress
         if not progress.console.is_terminal:  # bars would appear at the end alone
-            progress.console.print(f"{text} ...", markup=False, highlight=False)
+            yield _Lines(progress.console, text, total).advance
+            return
         task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line at the beginning, and one every `LINE_SECONDS`."""
+
+    def __init__(self, console: Console, text: str, total: int | None) -> None:
+        self._console, self._text, self._total = console, text, total
+        self._done, self._began = 0, time.monotonic()
+        self._said = self._began
+        self._say("...")
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if self._total is None or not self._done or now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        left = (now - self._began) * (self._total - self._done) / self._done
+        about = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+        self._say(f"{self._done} of {self._total}, about {about} left")
+
+    def _say(self, words: str) -> None:
+        self._console.print(f"{self._text} {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 NO_BARS = Bars(None)
