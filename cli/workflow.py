@@ -412,17 +412,21 @@ def run_evaluate(
     bank_size: int = BANK_SIZE,
     shipped: str | None = None,
     device: torch.device = CPU,
+    built: Mapping[str, DetectorModule] | None = None,
 ) -> Evaluation:
     """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html.
 
-    ``shipped`` names the classifier whose detector is handed out, by default the last.
+    ``shipped`` names the classifier whose detector is handed out, by default the last; ``built`` are detectors of
+    these classifiers, images and settings that are there already.
     """
     id_data = IdData(id_dir)
     detectors = {}
     with bars.task("building detectors", len(classifiers)) as advance:
         for name, folder in classifiers.items():
-            classifier = open_classifier(folder, generated, device)
-            detectors[name] = detector_for(classifier, id_data, generated, config, bank_size)
+            found = (built or {}).get(name)
+            if found is None:
+                found = detector_for(open_classifier(folder, generated, device), id_data, generated, config, bank_size)
+            detectors[name] = found
             advance(1)
     with bars.task("scoring the test sets", None):
         evaluation, scores = evaluate_detectors(detectors, id_data, sets, shipped)
