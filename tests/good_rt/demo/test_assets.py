@@ -128,7 +128,7 @@ def test_the_light_decoder_shows_what_the_models_own_decoder_shows() -> None:
     with torch.no_grad():
         latents = model.encoder(images)
         errors = [(decode(latents) - images).square().mean() for decode in (model.decoder, model.light_decoder)]
-    assert errors[0] < 0.006 and errors[1] < 0.008
+    assert errors[0] < 0.006 and errors[1] < 0.011
     sizes = [
         sum(p.numel() for p in part.parameters())
         for part in (model.decoder.vae.decoder, model.light_decoder.vae.decoder)
