@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import Bar, measured, write_result
+from record import Bar, kept, measured, write_result
 
 from good_rt.calibration import refusal_interval
 from good_rt.classifier import Classifier, load_classifier
@@ -32,7 +31,7 @@ from good_rt.detector import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.evaluation import MEAN, Evaluation, Refusal
 from good_rt.export.detector import detector_parity
-from good_rt.files import read_json, write_json
+from good_rt.files import read_json
 from good_rt.generation import GenerationJob, make_generator
 from good_rt.metrics import frechet_distance
 from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_images
@@ -110,11 +109,10 @@ def measure_models() -> dict[str, Any]:
     }
 
 
-def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured before, or now; half an hour goes into the shipped models' figures."""
-    if not path.exists():
-        write_json(path, measure())
-    return read_json(path)
+def models_path(work: Path) -> Path:
+    """Where the figures of these very models are kept."""
+    shipped = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
+    return work / f"models-{'-'.join(model.fingerprint[:12] for model in shipped)}.json"
 
 
 def measure_guidance(out: Path) -> dict[str, float]:
@@ -247,7 +245,7 @@ def main(work: Path, seeds: str) -> None:
     figures = {
         "runs": runs,
         "score_seconds": time_scoring(first / "detector.onnx", image, work),
-        "models": kept(work / f"models-{load_diffusion(assets.MODEL).fingerprint[:12]}.json", measure_models),
+        "models": kept(models_path(work), measure_models),
         "guidance": measure_guidance(first),
         "seeds": {str(seed): measure_seed(folder) for seed, folder in folders.items()},
     }

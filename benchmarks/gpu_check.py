@@ -121,6 +121,11 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
     return float(np.max(worst))
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def check_graph(
     name: str, manifest: Manifest, engines: Path, module: nn.Module | None, device: torch.device, work: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -153,7 +158,7 @@ def check_graph(
                 rows.append(row)
                 print(row, flush=True)
         except Exception as error:  # whatever a runtime raises is what this machine has to say
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             missing.append({"graph": name, "run": label, "reason": reason})
             print(f"missing: {name}, {label}: {reason}", flush=True)
     return rows, missing
@@ -170,7 +175,7 @@ def time_sampler(engines: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
             )  # fmt: skip
             return found, missing
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             missing.append({"graph": "the sampler", "run": f"TensorRT {' '.join(precisions)}", "reason": reason})
     return {}, missing
 

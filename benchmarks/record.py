@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -72,19 +72,26 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def measured(command: Sequence[str], path: Path) -> dict[str, float]:
-    """Runs a command and returns its seconds, peak memory (not less than this process') and cores; once, then from
-    the file ``path``, so that an interrupted benchmark goes on."""
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is measured once, then from the file ``path``, so that an interrupted benchmark goes on."""
     if not path.exists():
+        write_json(path, measure())
+    return read_json(path)
+
+
+def measured(command: Sequence[str], path: Path) -> dict[str, float]:
+    """Runs a command and returns its seconds, peak memory (not less than this process') and cores, `kept`."""
+
+    def run() -> dict[str, Any]:
         began = time.perf_counter()
         process = subprocess.Popen(command)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise click.ClickException(f"`{shlex.join(command)}` ended with status {status}")
         peak = usage.ru_maxrss / 2**20  # KiB to GiB
-        figures = {"seconds": time.perf_counter() - began, "peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
-        write_json(path, figures)
-    return read_json(path)
+        return {"seconds": time.perf_counter() - began, "peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
+
+    return kept(path, run)
 
 
 def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], script: str | None = None) -> Path:

@@ -131,11 +131,6 @@ class Generator:
         turn = torch.tensor(indices) // len(self.classifier.config.classes)
         return self.conditioning.rows(self.labels(indices), turn).to(self.device)
 
-    @property
-    def conditional(self) -> bool:
-        """Whether the diffusion model is told the classes."""
-        return self.conditioning is not None
-
     @staticmethod
     def strength(job: GenerationJob, index: int) -> float:
         """The factor of ρ and μ of the image at this index."""

@@ -148,7 +148,7 @@ def test_a_pixel_model_works_as_well(
     pixel_dir: Path, classifier: Classifier, id_dir: Path, make_job: Job, tmp_path: Path
 ) -> None:
     generator = make_generator(load_diffusion(pixel_dir), classifier, IdData(id_dir), make_job(), steps=2)
-    assert not generator.conditional
+    assert generator.conditioning is None
     made = generate(generator, make_job(4, batch=2), tmp_path)
     assert made.images().shape == (4, 32, 32, 1)
     latents_are_images = generator.images(make_job(), [0, 1])
