@@ -62,6 +62,7 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
         Page,
         demo_test_sets,
         open_generator,
+        open_training,
         run_build,
         run_evaluate,
         run_job,
@@ -100,9 +101,11 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
         )
         for job in jobs:
             run_job(generator, describe, job, folders[job.guidance], bars, twins=False)
-        run_train(CLASSIFIER, MODEL, DATA, (), out / "control", training, bars)
         # image-level images train best; the gate needs every kind to weigh both discrepancies
-        run_train(CLASSIFIER, MODEL, DATA, [folders["img"]], out / "trained", training, bars, [folders["none"]])
+        ood, unguided = [folders["img"]], [folders["none"]]
+        data = open_training(CLASSIFIER, MODEL, DATA, ood, bars, unguided)
+        run_train(CLASSIFIER, MODEL, DATA, (), out / "control", training, bars, data=data.control)
+        run_train(CLASSIFIER, MODEL, DATA, ood, out / "trained", training, bars, unguided, data=data)
         classifiers = {
             "before": CLASSIFIER,
             "control": out / "control" / "classifier",

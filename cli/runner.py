@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from good_rt.cli.workflow import (
     describe_generation,
     load_test_sets,
     open_generator,
+    open_training,
     run_build,
     run_evaluate,
     run_export,
@@ -36,7 +37,7 @@ from good_rt.cli.workflow import (
 )
 from good_rt.data import IdData
 from good_rt.dataset import GeneratedSet
-from good_rt.detection import DetectorConfig
+from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.devices import CPU
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.errors import GoodRtError
@@ -50,7 +51,7 @@ from good_rt.job import Job
 from good_rt.pipeline import check_models
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
-from good_rt.training import TrainConfig, check_trainable, has_bfloat16
+from good_rt.training import TrainConfig, TrainingImages, check_trainable, has_bfloat16
 
 MODELS = {
     "before": "the classifier as it came",
@@ -99,6 +100,8 @@ class _Run:
     bars: Bars
     device: torch.device = CPU
     steps: list[StepDone] = field(default_factory=list)
+    built: dict[str, DetectorModule] = field(default_factory=dict)
+    """The detector that this run has built, by its classifier: the evaluation need not build it again."""
 
     def __post_init__(self) -> None:
         self.out, self.config = self.job.out, self.job.config
@@ -107,6 +110,8 @@ class _Run:
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
+        if self.config.generate.engine == "tensorrt" and self.device.type == "cpu":
+            raise GoodRtError(f'engine = "tensorrt" needs --device cuda (generate.engine in {self.job.path})')
         with self._named("models.diffusion"):
             model = self.model
         with self._named("models.classifier"):
@@ -248,8 +253,8 @@ class _Run:
             self.job.diffusion,
             self.job.classifier,
             self.splits_path,
-            self.generation(g.kinds[0]),
-            engines=self.out / "engines" if g.engine == "onnx" else None,
+            max(self.sets.values(), key=lambda job: job.batch),  # plans are built for its batches
+            engines=None if g.engine == "torch" else self.out / "engines",
             gradients=g.gradients == "engine",
             steps=g.steps,
             cfg_scale=g.cfg,
@@ -257,6 +262,7 @@ class _Run:
             bars=self.bars,
             prompts=g.prompts,
             device=self.device,
+            plans=g.plans,
             **self.variant,
         )
         return generator
@@ -266,8 +272,8 @@ class _Run:
         """What job.json says of a set's models and data."""
         g = self.config.generate
         found = describe_generation(
-            self.model, self.classifier, engine=g.engine == "onnx", gradients=g.gradients == "engine", steps=g.steps,
-            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device,
+            self.model, self.classifier, engine=g.engine != "torch", gradients=g.gradients == "engine", steps=g.steps,
+            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device, plans=g.plans,
         )  # fmt: skip
         return {**found, "data": self.splits.fingerprint}
 
@@ -337,18 +343,26 @@ class _Run:
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}
         if t.ood:
             runs["trained"] = [generated[kind] for kind in t.ood]
+        models = self.job.classifier, self.job.diffusion, self.splits_path
+        size = self.config.models.image_size
+        made = [self._generate("none")] if t.ood and t.unguided else []
+
+        @cache
+        def data() -> TrainingImages:
+            """Both trainings' images, of which each takes its own: decoding is long where images are large."""
+            ood = runs.get("trained", [])
+            return open_training(*models, ood, self.bars, made, image_size=size, device=self.device)
+
         for name, ood in runs.items():
             folder = self.out / name
-            unguided = []
-            if ood and t.unguided:  # the control is without any generated images
-                unguided = [self._generate("none")]
-            made = [_manifest(path) for path in (*ood, *unguided)]
-            key = key_of(asdict(config) | {"bfloat16": None}, made, self.models_key, self.splits.fingerprint)
+            unguided = made if ood else []  # the control is without any generated images
+            sets = [_manifest(path) for path in (*ood, *unguided)]
+            key = key_of(asdict(config) | {"bfloat16": None}, sets, self.models_key, self.splits.fingerprint)
 
             def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(
-                    self.job.classifier, self.job.diffusion, self.splits_path, ood, folder, config, self.bars, unguided,
-                    self.config.models.image_size, self.device,
+                    *models, ood, folder, config, self.bars, unguided, size, self.device,
+                    data() if ood else data().control,
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"
@@ -369,20 +383,14 @@ class _Run:
             [_manifest(path) for path in sets],
             self.splits.fingerprint,
         )
-        self._step(
-            "detector",
-            key,
-            [out],
-            lambda: run_build(
-                classifier,
-                self.splits_path,
-                sets,
-                out,
-                self.detector_config,
-                self.config.detector.bank_size,
-                self.device,
-            ),
-        )
+
+        def work() -> None:
+            detector, bank_size = self.config.detector.classifier, self.config.detector.bank_size
+            self.built[detector], _ = run_build(
+                classifier, self.splits_path, sets, out, self.detector_config, bank_size, self.device
+            )
+
+        self._step("detector", key, [out], work)
         return out
 
     def _said(self) -> dict[str, str]:
@@ -426,6 +434,7 @@ class _Run:
             run_evaluate(
                 classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
                 self.bars, page, self.config.detector.bank_size, self.config.detector.classifier, self.device,
+                self.built,
             )  # fmt: skip
 
         files = [self.out / "evaluation.json", self.out / "report.html"]

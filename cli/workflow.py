@@ -43,7 +43,7 @@ from good_rt.report import ReportData, Sheet, write_report
 from good_rt.speed import Work, side_by_side, step_parts
 from good_rt.splits import SplitConfig, Splits, make_splits
 from good_rt.streams import half_rows, id_batches
-from good_rt.training import TrainConfig, TrainResult, check_trainable, finetune
+from good_rt.training import TrainConfig, TrainingImages, TrainResult, check_trainable, finetune
 
 if TYPE_CHECKING:
     from good_rt.engines.tensorrt import PlanInfo
@@ -333,6 +333,25 @@ def run_sampler_bench(
     return found
 
 
+def open_training(
+    classifier_dir: Path,
+    model_dir: Path,
+    id_dir: Path,
+    generated: Sequence[Path],
+    bars: Bars = NO_BARS,
+    unguided: Sequence[Path] = (),
+    *,
+    image_size: int | None = None,
+    device: torch.device = CPU,
+) -> TrainingImages:
+    """What `run_train` trains with: ID images, what the model's autoencoder makes of them, and generated ones."""
+    model = load_diffusion(model_dir, image_size=image_size)
+    classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
+    check_trainable(classifier)  # before the work of decoding
+    with bars.task("decoding ID images", None):
+        return training_images(classifier.to(device), IdData(id_dir), generated, model.to(device), unguided)
+
+
 def run_train(
     classifier_dir: Path,
     model_dir: Path,
@@ -344,18 +363,18 @@ def run_train(
     unguided: Sequence[Path] = (),
     image_size: int | None = None,
     device: torch.device = CPU,
+    data: TrainingImages | None = None,
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
 
-    ``image_size`` is `load_diffusion`'s, as the images were generated with.
+    ``image_size`` is `load_diffusion`'s, as the images were generated with. ``data`` is what `open_training` gives,
+    where several trainings share it.
     """
-    model = load_diffusion(model_dir, image_size=image_size)
-    classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
-    check_trainable(classifier)  # before the work of decoding
-    model.to(device)
-    classifier.to(device)
-    with bars.task("decoding ID images", None):
-        data = training_images(classifier, IdData(id_dir), generated, model, unguided)
+    data = data or open_training(
+        classifier_dir, model_dir, id_dir, generated, bars, unguided, image_size=image_size, device=device
+    )
+    shape = tuple(data.images.shape[1:])
+    classifier = load_classifier(classifier_dir).fitted(lambda: shape).to(device)
     task = bars.task("training" if generated else "training the control", config.steps)
     with sole_user(out), task as advance:
         result = finetune(classifier, data, config, out, on_step=lambda step: advance(1))

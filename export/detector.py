@@ -5,6 +5,7 @@ The file carries classifier, feature bank, gate and calibration; `good_rt.detect
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,11 +76,13 @@ def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: i
 def export_detector(module: DetectorModule, path: Path, images: Tensor, training: str) -> DetectorParity:
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
-    The module is taken to the CPU. ``training`` says what the classifier was fine-tuned with. Raises ParityError,
+    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says what the classifier was fine-tuned with. Raises ParityError,
     leaving nothing behind, when an output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by
     more ranks than such a difference of the score explains, or a label or decision differs.
     """
-    config = module.cpu().classifier.config
+    if module.classifier.device.type != "cpu":
+        module = copy.deepcopy(module).cpu()
+    config = module.classifier.config
     info = DetectorInfo(
         classes=config.classes,
         channels=config.channels,

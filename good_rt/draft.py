@@ -215,7 +215,7 @@ steps = 25  # of the sampler
 cfg = {found.guidance_scale}  # classifier-free guidance scale; 1.0 for none
 {prompts}k = {min(10, max(1, train // 4))}  # neighbour of the k-NN distance that is climbed
 batch = {batch}  # lower it when memory runs out; part of what determines an image's last bits
-engine = "onnx"  # or "torch": without an export
+engine = "onnx"  # or "torch": without an export; "tensorrt": with --device cuda
 
 [train]
 {trained}

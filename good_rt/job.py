@@ -80,15 +80,24 @@ class GenerateSection:
     prompts: tuple[str, ...] = (TEMPLATE,)
     """Of a class, {} in its name's place, for models that follow text; several take turns."""
     batch: int = 32
-    engine: Literal["onnx", "torch"] = "onnx"
+    engine: Literal["onnx", "torch", "tensorrt"] = "onnx"
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    """Of UNet and decoder on TensorRT, where None is fp32; gradients are always in fp32."""
     gradients: Literal["torch", "engine"] = "torch"
     twins: bool = False
+
+    @property
+    def plans(self) -> str | None:
+        """The precision of the TensorRT plans that are run; None where none are."""
+        return (self.precision or "fp32") if self.engine == "tensorrt" else None
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise GoodRtError("kinds must name one or more kinds of guidance, each once")
         if self.gradients == "engine" and self.engine == "torch":
-            raise GoodRtError('gradients = "engine" needs engine = "onnx"')
+            raise GoodRtError('gradients = "engine" needs engine = "onnx" or "tensorrt"')
+        if self.precision is not None and self.engine != "tensorrt":
+            raise GoodRtError('precision is of engine = "tensorrt"; the other engines compute in float32')
         if self.count < 10 or self.batch < 1 or self.steps < 1 or self.k < 1:
             raise GoodRtError("count must be at least 10; batch, steps and k at least 1")
         if min(self.mu, self.rho) < 0:

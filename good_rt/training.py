@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ class TrainingImages:
     val_ood: Tensor | None = None
     unguided: Tensor | None = None
     unguided_labels: Tensor | None = None
+
+    @property
+    def control(self) -> TrainingImages:
+        """The same without anything that was generated, to compare with."""
+        return replace(self, ood=None, val_ood=None, unguided=None, unguided_labels=None)
 
 
 @dataclass(frozen=True)

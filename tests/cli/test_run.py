@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,17 @@ def test_a_job_on_another_device_is_taken_home_whole(job: Path) -> None:
         run_job_file(job)
 
 
+def test_tensorrt_needs_a_gpu_and_its_precision_is_its_own(run: Run, job: Path) -> None:
+    shortened(job, {'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})
+    config = Job.read(job).config.generate
+    assert config.plans == "fp16" and replace(config, precision=None).plans == "fp32"
+    line = run("run", job).failed()
+    assert 'engine = "tensorrt" needs --device cuda' in line and str(job) in line
+    assert not (job.parent / "job").exists()
+    shortened(job, {'engine = "tensorrt"': 'engine = "onnx"'})
+    assert 'precision is of engine = "tensorrt"' in run("run", job).failed()
+
+
 def start(job: Path) -> subprocess.Popen[bytes]:
     code = "from good_rt.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -180,7 +192,7 @@ def test_on_engines_with_test_sets_and_a_control(run: Run, job: Path, photos: Pa
     done = run("run", job, "--json").json
     names = [step["name"] for step in done["steps"]]
     assert names[:2] == ["split", "export"] and "generate test" not in names
-    assert names[names.index("train control") + 1 :][:2] == ["generate none", "train trained"]
+    assert names[names.index("generate none") + 1 :][:2] == ["train control", "train trained"]
     trained, control = (
         json.loads((job.parent / "job" / name / "training.json").read_text())["unguided"]
         for name in ("trained", "control")

@@ -66,9 +66,6 @@ def test_training_and_calibration_share_nothing(
     assert len(calibrating) == 120 == len(detector_module.calibration)
     assert not seen & calibrating and not seen & test and not held_out & test
     assert not images_of(data.images) & images_of(data.val_images)
-    control = training_images(classifier, IdData(id_dir))
-    assert control.ood is None and control.val_ood is None and torch.equal(control.images, data.images)
-    assert control.unguided is None and control.unguided_labels is None
 
 
 def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
@@ -81,6 +78,11 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
+    alone, control = vars(training_images(classifier, IdData(id_dir))), vars(data.control)
+    made = {"ood", "val_ood", "unguided", "unguided_labels"}
+    assert {name for name, tensor in vars(data).items() if tensor is not None} >= made
+    assert all(control[name] is None and alone[name] is None for name in {*made, "decoded"})
+    assert all(torch.equal(control[name], alone[name]) for name in set(alone) - made - {"decoded"})
     with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img'; unguided ones are"):
         training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
     with pytest.raises(GoodRtError, match="was generated with guidance 'none'; OOD images are guided"):
