@@ -52,7 +52,7 @@ Examples:
     help="ID images in each step; the demo takes 192, with 128 OOD images: steadier training, twice the time.",
 )
 @click.option("--ood-batch", type=click.IntRange(1), default=64, show_default=True, help="OOD images in each step.")
-@click.option("--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate of AdamW.")
+@click.option("--lr", type=float, default=1.5e-3, show_default=True, help="Peak learning rate of AdamW.")
 @click.option("--weight", type=float, default=3.0, show_default=True, help="Weight of the energy regulariser.")
 @click.option(
     "--decoded-share",

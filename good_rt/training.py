@@ -33,7 +33,7 @@ class TrainConfig:
     steps: int = 450
     id_batch: int = 96
     ood_batch: int = 64
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     """Peak learning rate of the classifier."""
     head_lr: float = 1e-2
     """Peak learning rate of g, which starts from nothing and has to be ahead of the classifier."""
