@@ -28,7 +28,7 @@ QUICK = {
     'engine = "onnx"': 'engine = "torch"',
     'kinds = ["img", "feat", "both"]': 'kinds = ["img"]',
     "steps = 200": "steps = 2",
-    "lr = 0.002": "lr = 1e-5",
+    "lr = 0.0015": "lr = 1e-5",
 }
 
 

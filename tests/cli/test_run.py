@@ -39,7 +39,7 @@ TINY = {
     "batch = 32": "batch = 5",
     'engine = "onnx"': 'engine = "torch"',
     "steps = 200": "steps = 4",
-    "lr = 0.002": "lr = 1e-5",
+    "lr = 0.0015": "lr = 1e-5",
     "max_drop = 0.083": "max_drop = 1.0",
 }
 """What `init` writes, and what a test has time for."""
