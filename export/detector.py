@@ -76,9 +76,10 @@ def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: i
 def export_detector(module: DetectorModule, path: Path, images: Tensor, training: str) -> DetectorParity:
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
-    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says what the classifier was fine-tuned with. Raises ParityError,
-    leaving nothing behind, when an output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by
-    more ranks than such a difference of the score explains, or a label or decision differs.
+    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says what the classifier was
+    fine-tuned with. Raises ParityError, leaving nothing behind, when an output differs by more than `parity.RELATIVE`
+    of its mean magnitude, the p-value by more ranks than such a difference of the score explains, or a label or
+    decision differs.
     """
     if module.classifier.device.type != "cpu":
         module = copy.deepcopy(module).cpu()
