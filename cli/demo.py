@@ -28,6 +28,7 @@ SAMPLER_STEPS = 12
 MU = 0.2
 """In half as many steps of twice the strength, samples move as far as by the defaults, and train as well."""
 CFG_SCALE, CFG_SIGMA_MAX = 1.4, 2.0
+ID_BATCH, OOD_BATCH = 192, 128
 MAX_DROP = 0.003
 """Of the accuracy on 2,400 held-out images: below the half point that may be lost, by what chance does to so few."""
 MODELS = {
@@ -80,7 +81,12 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     guided = [folders[kind] for kind in KINDS if kind != "none"]
     config = DetectorConfig()
     training = TrainConfig(
-        steps=steps, id_batch=192, ood_batch=128, seed=seed, bfloat16=has_bfloat16(), max_accuracy_drop=MAX_DROP
+        steps=steps,
+        id_batch=ID_BATCH,
+        ood_batch=OOD_BATCH,
+        seed=seed,
+        bfloat16=has_bfloat16(),
+        max_accuracy_drop=MAX_DROP,
     )
     with progress(quiet=as_json) as bars:
         counts = {kind: TIMES.get(kind, 1) * images for kind in KINDS}
@@ -101,11 +107,13 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
         )
         for job in jobs:
             run_job(generator, describe, job, folders[job.guidance], bars, twins=False)
+        del generator  # its models and engines make room for the training
         # image-level images train best; the gate needs every kind to weigh both discrepancies
         ood, unguided = [folders["img"]], [folders["none"]]
         data = open_training(CLASSIFIER, MODEL, DATA, ood, bars, unguided)
         run_train(CLASSIFIER, MODEL, DATA, (), out / "control", training, bars, data=data.control)
         run_train(CLASSIFIER, MODEL, DATA, ood, out / "trained", training, bars, unguided, data=data)
+        del data
         classifiers = {
             "before": CLASSIFIER,
             "control": out / "control" / "classifier",

@@ -191,8 +191,6 @@ def generate(
     if gradients == "engine" and engine == "torch":
         raise GoodRtError("--gradients engine needs --engine onnx or tensorrt")
     place = use_device(device)
-    if engine == "tensorrt" and place.type == "cpu":
-        raise GoodRtError("--engine tensorrt needs --device cuda")
     if precision is not None and engine != "tensorrt":
         raise GoodRtError("--precision is of --engine tensorrt; the other engines compute in float32")
     largest = min(count, LARGEST_BATCH) if batch == "auto" else int(batch)

@@ -24,6 +24,7 @@ from good_rt.cli.state import JobState, key_of
 from good_rt.cli.workflow import (
     Page,
     Sets,
+    check_engine,
     describe_generation,
     load_test_sets,
     open_generator,
@@ -110,8 +111,10 @@ class _Run:
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
-        if self.config.generate.engine == "tensorrt" and self.device.type == "cpu":
-            raise GoodRtError(f'engine = "tensorrt" needs --device cuda (generate.engine in {self.job.path})')
+        generate = self.config.generate
+        if generate.engine != "torch" and not all(map(self._is_whole, self.sets)):
+            with self._named("generate.engine"):
+                check_engine(generate.plans, self.device)
         with self._named("models.diffusion"):
             model = self.model
         with self._named("models.classifier"):
@@ -144,10 +147,12 @@ class _Run:
         self._check_sizes()
         self._check_sets()
         self._export()
-        generated: dict[str, Path] = {kind: self._generate(kind) for kind in self.config.generate.kinds}
-        classifiers = self._train(generated)
-        detector = self._build(classifiers[self.config.detector.classifier], generated)
-        evaluation = self._evaluate(classifiers, generated, detector)
+        made = {name: self._generate(name) for name in self.sets}
+        self.__dict__.pop("_generator", None)  # its models and engines make room for the training
+        classifiers = self._train(made)
+        guided = {kind: made[kind] for kind in self.config.generate.kinds}
+        detector = self._build(classifiers[self.config.detector.classifier], guided)
+        evaluation = self._evaluate(classifiers, guided, detector, made.get("test"))
         return RunResult(detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps))
 
     def _step(
@@ -294,12 +299,17 @@ class _Run:
 
     def _settings(self, name: str) -> dict[str, Any]:
         """What job.json says of a set; one that is whole is taken whatever device it was made on."""
-        job, made = self._set_folder(name) / "job.json", GeneratedSet(self._set_folder(name))
         settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
-        if job.exists() and len(made.rows()) >= self.sets[name].count:
+        if self._is_whole(name):
+            made = read_json(self._set_folder(name) / "job.json")
             settings = {key: value for key, value in settings.items() if key != "device"}
-            settings |= {key: value for key, value in read_json(job).items() if key == "device"}
+            settings |= {key: value for key, value in made.items() if key == "device"}
         return settings
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all images of a set are there, of whatever settings."""
+        folder = self._set_folder(name)
+        return (folder / "job.json").exists() and len(GeneratedSet(folder).rows()) >= self.sets[name].count
 
     def _set_key(self, name: str) -> str:
         return key_of(self._settings(name), self.sets[name].count)
@@ -331,7 +341,7 @@ class _Run:
         self._step(f"generate {name}", self._set_key(name), [folder / SET_MANIFEST], work)
         return folder
 
-    def _train(self, generated: Mapping[str, Path]) -> dict[str, Path]:
+    def _train(self, made: Mapping[str, Path]) -> dict[str, Path]:
         """The folders of all classifiers that are compared: before, control, trained."""
         t = self.config.train
         config = TrainConfig(
@@ -342,27 +352,27 @@ class _Run:
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}
         if t.ood:
-            runs["trained"] = [generated[kind] for kind in t.ood]
+            runs["trained"] = [made[kind] for kind in t.ood]
         models = self.job.classifier, self.job.diffusion, self.splits_path
         size = self.config.models.image_size
-        made = [self._generate("none")] if t.ood and t.unguided else []
+        samples = [made["none"]] if "none" in made else []
 
         @cache
         def data() -> TrainingImages:
             """Both trainings' images, of which each takes its own: decoding is long where images are large."""
             ood = runs.get("trained", [])
-            return open_training(*models, ood, self.bars, made, image_size=size, device=self.device)
+            return open_training(*models, ood, self.bars, samples, image_size=size, device=self.device)
 
         for name, ood in runs.items():
             folder = self.out / name
-            unguided = made if ood else []  # the control is without any generated images
+            unguided = samples if ood else []  # the control is without any generated images
             sets = [_manifest(path) for path in (*ood, *unguided)]
             key = key_of(asdict(config) | {"bfloat16": None}, sets, self.models_key, self.splits.fingerprint)
 
             def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
                 run_train(
                     *models, ood, folder, config, self.bars, unguided, size, self.device,
-                    data() if ood else data().control,
+                    data=data() if ood else data().control,
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"
@@ -385,8 +395,8 @@ class _Run:
         )
 
         def work() -> None:
-            detector, bank_size = self.config.detector.classifier, self.config.detector.bank_size
-            self.built[detector], _ = run_build(
+            name, bank_size = self.config.detector.classifier, self.config.detector.bank_size
+            self.built[name], _ = run_build(
                 classifier, self.splits_path, sets, out, self.detector_config, bank_size, self.device
             )
 
@@ -405,16 +415,17 @@ class _Run:
             "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID" if t.ood else "none",
         }  # fmt: skip
 
-    def _evaluate(self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path) -> Evaluation:
+    def _evaluate(
+        self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path, test: Path | None
+    ) -> Evaluation:
+        """Measures on the job's OOD test sets; where it has none, on the generated images in ``test``."""
         ood = self.job.ood
-        if not ood:
-            test = self._generate("test")
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
             asdict(self.config.detector),
             {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
             {name: _manifest(path) for name, path in generated.items()},
-            {name: (str(path), open_source(path).listing) for name, path in ood.items()} or _manifest(test),
+            _manifest(test) if test else {name: (str(path), open_source(path).listing) for name, path in ood.items()},
             self.splits.fingerprint,
         )
         note = "" if ood else (
@@ -423,7 +434,7 @@ class _Run:
         )  # fmt: skip
 
         def work() -> None:
-            sets: Sets = load_test_sets(ood, *shape) if ood else {"generated": GeneratedSet(test).images()}
+            sets: Sets = {"generated": GeneratedSet(test).images()} if test else load_test_sets(ood, *shape)
             page = Page(
                 title=f"good-rt: {self.job.images.resolve().name}",
                 summary=f"{Page.summary}{note}",

@@ -28,6 +28,7 @@ from good_rt.devices import CPU
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import check_providers, providers_for
+from good_rt.errors import GoodRtError
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
@@ -151,6 +152,18 @@ def run_plans(
         return build_plans(folder, config, force=force, on_graph=lambda name: advance(1))
 
 
+def check_engine(plans: str | None, device: torch.device) -> None:
+    """Raises GoodRtError when what is to run engines there is not installed: ONNX Runtime, or TensorRT ``plans``."""
+    if plans is None:
+        check_providers(providers_for(device))
+        return
+    from good_rt.engines.tensorrt import load_library, present_architecture
+
+    if device.type == "cpu":
+        raise GoodRtError("TensorRT needs --device cuda")
+    load_library(architecture=present_architecture())
+
+
 def open_generator(
     model_dir: Path,
     classifier_dir: Path,
@@ -177,8 +190,8 @@ def open_generator(
     ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. With ``plans``, a precision, TensorRT runs the
     engines, for batches of up to the job's; gradients are computed in float32 all the same.
     """
-    if engines is not None and plans is None:
-        check_providers(providers_for(device))  # before the work of exporting
+    if engines is not None:
+        check_engine(plans, device)  # before the work of exporting
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
@@ -363,16 +376,20 @@ def run_train(
     unguided: Sequence[Path] = (),
     image_size: int | None = None,
     device: torch.device = CPU,
+    *,
     data: TrainingImages | None = None,
 ) -> TrainResult:
     """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
 
-    ``image_size`` is `load_diffusion`'s, as the images were generated with. ``data`` is what `open_training` gives,
-    where several trainings share it.
+    ``image_size`` is `load_diffusion`'s, as the images were generated with. ``data`` is what `open_training` gives
+    for these folders, or its ``control``, where several trainings share it. Raises GoodRtError when it has other kinds
+    of images than the arguments name.
     """
     data = data or open_training(
         classifier_dir, model_dir, id_dir, generated, bars, unguided, image_size=image_size, device=device
     )
+    if (data.ood is not None, data.unguided is not None) != (bool(generated), bool(unguided)):
+        raise GoodRtError("the images to train with are not those of the generated and unguided folders named")
     shape = tuple(data.images.shape[1:])
     classifier = load_classifier(classifier_dir).fitted(lambda: shape).to(device)
     task = bars.task("training" if generated else "training the control", config.steps)
@@ -415,7 +432,7 @@ def run_build(
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = half_rows(id_data, "held_out")
     images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
-    training = "generated OOD images" if _training_file(classifier_dir).exists() else "none"
+    training = "generated OOD images" if _trained_with(classifier_dir) else "none"
     return detector, export_detector(detector, out, images, training=training)
 
 
@@ -491,12 +508,18 @@ def _training_file(classifier: Path) -> Path:
     return folder.parent / TRAINING
 
 
+def _trained_with(classifier_dir: Path) -> list[str]:
+    """The folders of generated images behind a classifier; none of one that came from elsewhere, or is a control."""
+    path = _training_file(classifier_dir)
+    return list(read_json(path).get("generated", ())) if path.exists() else []
+
+
 def _training_curve(classifier_dir: Path) -> list[tuple[float, float, float]]:
     """(step, CE, BCE) of the fine-tuning behind a classifier folder; empty where it had none with OOD images."""
     path = _training_file(classifier_dir)
     if not path.exists():
         return []
-    history = read_json(path)["history"]
+    history = read_json(path).get("history", ())
     return [(step["step"], step["ce"], step["bce"]) for step in history if step["bce"] is not None]
 
 

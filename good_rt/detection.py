@@ -96,7 +96,7 @@ class DetectorModule(nn.Module):
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Conformal p-values (N,) of unified scores (N,)."""
-        return conformal_p_value(self.calibration.double().numpy(), scores)
+        return conformal_p_value(self.calibration.double().cpu().numpy(), scores)
 
     def _unified(self, energy: Tensor, distance: Tensor) -> Tensor:
         """`good_rt.unified.combine` in torch operations that every ONNX runtime has."""
@@ -134,4 +134,5 @@ def build_detector(
     else:
         score = unified.mean_score(known.energy, known.knn_distance)
     held_out = measure(classifier, bank, calibration_images, config)
-    return DetectorModule(classifier, bank, score, score(held_out.energy, held_out.knn_distance), config).eval()
+    module = DetectorModule(classifier, bank, score, score(held_out.energy, held_out.knn_distance), config)
+    return module.eval().to(classifier.device)

@@ -100,7 +100,7 @@ def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[obje
         ["evaluate", *sets, *out], ["bench", "sampler", *models],
     ):  # fmt: skip
         assert "sees no CUDA GPU here; leave --device out" in run(*command, "--device", "cuda").failed()
-    assert "--engine tensorrt needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
+    assert "TensorRT needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
     assert "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
     assert "--precision is of --engine tensorrt" in run("generate", "--precision", "fp16", *models, *out).failed()
     assert "there is no device 'tpu'" in run("generate", *models, *out, "--device", "tpu").failed()
@@ -136,11 +136,14 @@ def test_train_then_build_then_evaluate(
     assert (tmp_path / "evaluation" / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_control_is_trained_without_ood(run: Run, models: list[object], tmp_path: Path) -> None:
+def test_the_control_is_trained_without_ood(run: Run, models: list[object], id_dir: Path, tmp_path: Path) -> None:
     found = run(
         "train", *models, "--control", "--steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "c", "--json"
     ).json
     assert found["bce"] is None
+    build = ["detector", "build", "--classifier", found["classifier"], "--id", id_dir, "--bank-size", 100]
+    assert run(*build, "-o", tmp_path / "d.onnx").code == 0
+    assert Detector(tmp_path / "d.onnx").info.training == "none"
 
 
 def test_a_finished_training_is_not_taken_for_another(

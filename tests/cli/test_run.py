@@ -23,7 +23,9 @@ from elsewhere import second_device
 from PIL import Image
 from torch import nn
 
+from good_rt.cli import runner, workflow
 from good_rt.cli.runner import run_job_file
+from good_rt.cli.workflow import open_generator
 from good_rt.data import IdData
 from good_rt.demo import assets
 from good_rt.detector import Detector
@@ -87,7 +89,7 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     out = job.parent / "job"
     assert {path.name for path in job.parent.iterdir()} == {"job.toml", "job"}  # nothing outside the job's folder
     assert files_of(photos) == before
-    names = ["split", "generate img", "generate feat", "generate both", "train trained", "detector", "generate test",
+    names = ["split", "generate img", "generate feat", "generate both", "generate test", "train trained", "detector",
              "evaluate"]  # fmt: skip
     assert [step["name"] for step in done["steps"]] == names
     assert not any(step["skipped"] for step in done["steps"])
@@ -141,10 +143,61 @@ def test_tensorrt_needs_a_gpu_and_its_precision_is_its_own(run: Run, job: Path) 
     config = Job.read(job).config.generate
     assert config.plans == "fp16" and replace(config, precision=None).plans == "fp32"
     line = run("run", job).failed()
-    assert 'engine = "tensorrt" needs --device cuda' in line and str(job) in line
+    assert f"TensorRT needs --device cuda (generate.engine in {job})" in line
     assert not (job.parent / "job").exists()
     shortened(job, {'engine = "tensorrt"': 'engine = "onnx"'})
     assert 'precision is of engine = "tensorrt"' in run("run", job).failed()
+
+
+@pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
+def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_without_a_gpu(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "unguided = 0": "unguided = 20",
+                    "batch = 5": "batch = 20",
+                    'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})  # fmt: skip
+    asked: dict[str, Any] = {}
+
+    def opened(*arguments: Any, engines: Path, plans: str, **settings: Any) -> Any:
+        """PyTorch in TensorRT's place."""
+        asked.update(engines=engines, plans=plans, batch=arguments[3].batch)
+        return open_generator(*arguments, engines=None, plans=None, **settings)
+
+    def exported(*arguments: Any, **_: Any) -> None:
+        arguments[3].mkdir(parents=True)
+        (arguments[3] / "manifest.json").write_text("{}")
+
+    with second_device() as device, monkeypatch.context() as patch:
+        patch.setattr(runner, "open_generator", opened)
+        patch.setattr(runner, "run_export", exported)
+        patch.setattr(runner, "check_engine", lambda plans, place: asked.update(checked=(plans, place)))
+        run_job_file(job, device=device)
+    assert asked == {
+        "engines": job.parent / "job" / "engines",
+        "plans": "fp16",
+        "batch": 20,
+        "checked": ("fp16", device),
+    }
+    assert json.loads((job.parent / "job" / "generated" / "none" / "job.json").read_text())["engine"] == "tensorrt fp16"
+    assert all(step.skipped for step in run_job_file(job).steps)
+
+
+def test_images_are_decoded_once_for_both_trainings_and_the_detector_is_built_once(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "control = false": "control = true"})
+    calls: list[str] = []
+    for name in ("training_images", "detector_for"):
+        real = getattr(workflow, name)
+
+        def counted(*arguments: Any, name: str = name, real: Any = real, **settings: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **settings)
+
+        monkeypatch.setattr(workflow, name, counted)
+    run_job_file(job)
+    # of before, control and trained
+    assert (calls.count("training_images"), calls.count("detector_for")) == (1, 3)
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
@@ -192,7 +245,7 @@ def test_on_engines_with_test_sets_and_a_control(run: Run, job: Path, photos: Pa
     done = run("run", job, "--json").json
     names = [step["name"] for step in done["steps"]]
     assert names[:2] == ["split", "export"] and "generate test" not in names
-    assert names[names.index("generate none") + 1 :][:2] == ["train control", "train trained"]
+    assert names[names.index("generate none") :][:3] == ["generate none", "train control", "train trained"]
     trained, control = (
         json.loads((job.parent / "job" / name / "training.json").read_text())["unguided"]
         for name in ("trained", "control")

@@ -131,6 +131,10 @@ def test_a_detector(
         assert logits.device.type == features.device.type == "cpu"
         found: Any = detector_for(there, IdData(id_dir), generated_dirs, detector_module.config)
         assert found.unified.pi == pytest.approx(detector_module.unified.pi, abs=1e-3)
+        images = torch.rand(4, 1, 32, 32)
+        energy, expected = found(images.to(device))[1], detector_module(images)[1]
+        torch.testing.assert_close(energy.cpu(), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found.p_values(np.zeros(2)), detector_module.p_values(np.zeros(2)))
         assert all(value.device.type == "cpu" for value in found.cpu().state_dict().values())
 
 
@@ -154,9 +158,15 @@ def test_the_steps_of_the_commands(
             workflow.run_train(
                 classifier_dir, model_dir, id_dir, generated_dirs, out / "trained", config, device=device
             )
+            data = workflow.open_training(classifier_dir, model_dir, id_dir, generated_dirs, device=device)
+            with pytest.raises(GoodRtError, match="not those of the generated and unguided folders"):
+                workflow.run_train(classifier_dir, model_dir, id_dir, (), out / "trained", config, data=data)
             trained = out / "trained" / "classifier"
             detector = DetectorConfig(k=3, alpha=0.1)
-            workflow.run_build(trained, id_dir, generated_dirs, out / "detector.onnx", detector, device=device)
+            built, _ = workflow.run_build(
+                trained, id_dir, generated_dirs, out / "detector.onnx", detector, device=device
+            )
+            assert built.classifier.device == device
             models = {"before": classifier_dir, "trained": trained}
             evaluation = workflow.run_evaluate(
                 models, id_dir, generated_dirs, near, detector, out / "evaluation", device=device

@@ -78,15 +78,24 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
-    alone, control = vars(training_images(classifier, IdData(id_dir))), vars(data.control)
-    made = {"ood", "val_ood", "unguided", "unguided_labels"}
-    assert {name for name, tensor in vars(data).items() if tensor is not None} >= made
-    assert all(control[name] is None and alone[name] is None for name in {*made, "decoded"})
-    assert all(torch.equal(control[name], alone[name]) for name in set(alone) - made - {"decoded"})
     with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img'; unguided ones are"):
         training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
     with pytest.raises(GoodRtError, match="was generated with guidance 'none'; OOD images are guided"):
         training_images(classifier, IdData(id_dir), [plain.folder])
+
+
+def test_the_control_of_training_images_is_what_it_would_read_itself(
+    classifier: Classifier, generator: Generator, make_job: Callable[..., GenerationJob], id_dir: Path,
+    generated_dirs: list[Path], model_dir: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    plain, model = generate(generator, make_job(guidance="none"), tmp_path / "plain"), load_diffusion(model_dir)
+    data = training_images(classifier, IdData(id_dir), generated_dirs, model, [plain.folder])
+    assert all(tensor is not None for tensor in vars(data).values())
+    control, alone = vars(data.control), vars(training_images(classifier, IdData(id_dir), model=model))
+    made = {"ood", "val_ood", "unguided", "unguided_labels"}
+    assert {name for name, tensor in control.items() if tensor is None} == made
+    assert {name for name, tensor in alone.items() if tensor is None} == made
+    assert all(torch.equal(control[name], alone[name]) for name in set(alone) - made)
 
 
 def test_the_detector_is_built_of_those_parts(
