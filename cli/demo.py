@@ -128,7 +128,12 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
             settings={
                 "seed": str(seed),
                 **{f"images, guidance {kind}": str(count) for kind, count in counts.items()},
-                "training steps": str(steps),
+                "guidance": f"mu {MU:g}, times {', '.join(f'{s:g}' for s in jobs[0].strengths)}; a light decoder",
+                "sampler": f"{SAMPLER_STEPS} steps, eta {jobs[0].eta:g}, cfg {CFG_SCALE:g}, sigma <= {CFG_SIGMA_MAX:g}",
+                "training": f"{steps} steps, {ID_BATCH} ID and {OOD_BATCH} OOD images each, learning rate "
+                f"{training.lr:g}, weight of the regulariser {training.weight:g}, interpolation "
+                f"{training.interpolation:g}",
+                "largest loss of held-out accuracy": f"{MAX_DROP:g}",
             },
             files={"detector": str(detector)},
             also=[folders["none"]],

@@ -123,6 +123,10 @@ def _write_csv(path: Path, lines: list[Line]) -> None:
     if str(path) == "-":
         sys.stdout.write(text.getvalue())
         return
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a pipe or a device
+        path.write_text(text.getvalue())
+        return
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue())
 

@@ -163,8 +163,8 @@ def generate(
     """Generate OOD images: sample a diffusion model under a classifier's guidance.
 
     Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image, and of its unguided twin),
-    job.json and contact_sheet.png. The same seed, --batch N, engines and device give the same
-    images; without N the batch size is found by timing, and another one changes them by rounding.
+    job.json and contact_sheet.png. The same seed, --batch N, engines and device give the same images; without N
+    the batch size is found by timing. Another size rounds otherwise, which guidance amplifies to other images.
     """
     from good_rt.cli.workflow import open_generator, run_job
     from good_rt.devices import use_device

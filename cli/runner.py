@@ -150,7 +150,7 @@ class _Run:
         made = {name: self._generate(name) for name in self.sets}
         self.__dict__.pop("_generator", None)  # its models and engines make room for the training
         classifiers = self._train(made)
-        guided = {kind: made[kind] for kind in self.config.generate.kinds}
+        guided: dict[str, Path] = {kind: made[kind] for kind in self.config.generate.kinds}
         detector = self._build(classifiers[self.config.detector.classifier], guided)
         evaluation = self._evaluate(classifiers, guided, detector, made.get("test"))
         return RunResult(detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps))

@@ -54,10 +54,10 @@ class GeneratedSet:
                 f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
                 "choose another folder, or delete it"
             )
-        if self._job.exists():
+        if self._job.exists() and self.rows():
             self._mend()
             return
-        if self._manifest.exists():
+        if self._manifest.exists() and not self._job.exists():
             raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another folder, or delete it")
         try:
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,9 @@ class GeneratedSet:
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:
         """The names of the settings with which the folder's images were made otherwise; none where there are none."""
-        return different_names(read_json(self._job), json.loads(json.dumps(job))) if self._job.exists() else []
+        if not self._job.exists() or not self.rows():  # what was begun and made nothing binds to nothing
+            return []
+        return different_names(read_json(self._job), json.loads(json.dumps(job)))
 
     def _mend(self) -> None:
         """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""

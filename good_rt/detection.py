@@ -90,8 +90,11 @@ class DetectorModule(nn.Module):
         rows = (features @ self.bank.T).topk(self.config.k, dim=1).indices[:, -1]
         distance = torch.sqrt((features - self.bank[rows]).square().sum(dim=1))
         score = self._unified(energy, distance)
-        refused = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
-        p_value = (1 + refused).float() / (len(self.calibration) + 1)
+        stranger = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
+        known = (self.calibration[None, :] < score[:, None]).sum(dim=1)
+        p_value = (1 + stranger).float() / (len(self.calibration) + 1)
+        # a damaged calibration score is neither, and would make every image strange
+        p_value = torch.where(stranger + known == len(self.calibration), p_value, torch.nan)
         return logits, energy, distance, score, p_value, p_value <= self.config.alpha
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -77,9 +77,10 @@ class Detector:
     def __init__(self, path: Path | str, alpha: float | None = None, threads: int = 0) -> None:
         import onnxruntime as ort
 
-        path = Path(path)
+        self.path = path = Path(path)
         if not path.is_file():
-            raise GoodRtError(f"{path} does not exist; build it with `good-rt detector build`")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise GoodRtError(f"{path} {what}; give a detector.onnx, which `good-rt detector build` makes")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong is raised, in one line
@@ -115,9 +116,14 @@ class Detector:
             pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
             parts.append(self._session.run(list(OUTPUTS), {"images": pixels}))
         found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)}
-        wrong = np.flatnonzero(~np.isfinite(found["score"]) | ~np.isfinite(found["logits"]).all(axis=1))
-        if len(wrong):
-            raise GoodRtError(f"the detector's output for image {wrong[0]} is not finite; its weights are damaged")
+        wrong = ~np.isfinite(found["logits"]).all(axis=1)
+        for name in ("energy", "knn_distance", "score", "p_value"):
+            wrong |= ~np.isfinite(found[name])
+        if wrong.any():
+            raise GoodRtError(
+                f"{self.path} gives a value that is not finite (image {np.flatnonzero(wrong)[0]} of {len(images)}); "
+                "its weights or its calibration are damaged: build it again"
+            )
         return Scores(
             score=found["score"],
             p_value=found["p_value"],

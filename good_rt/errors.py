@@ -16,7 +16,7 @@ class ParityError(GoodRtError):
 
 
 class NonFiniteError(GoodRtError):
-    """A NaN or infinite value, with the step and the samples (places in the batch) where it came up."""
+    """A NaN or infinite value, with the step and the samples where it came up: places in the batch, or indices."""
 
     def __init__(self, step: int, samples: Sequence[int]) -> None:
         self.step, self.samples = step, tuple(samples)

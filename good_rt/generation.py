@@ -28,7 +28,7 @@ from good_rt.differentiable import VjpPair
 from good_rt.diffusion import TEMPLATE, Conditioning, DiffusionModel
 from good_rt.discrepancy import ClassifierGuidance, EngineGuidance, Guidance, IdScales, feature_level, image_level
 from good_rt.engines.base import Engine
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.files import sole_user
 from good_rt.guidance import Decoder, GuidanceConfig, LatentGuidance
 from good_rt.sampler import sample, sample_seeds
@@ -91,26 +91,40 @@ class Generator:
     device: torch.device = CPU
 
     def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
-        """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins."""
+        """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins.
+
+        Raises NonFiniteError that names step and indices, and GoodRtError when what the decoder gives is not finite.
+        """
         guidance: Guidance | LatentGuidance | None = None
         config = replace(job.config, rho=0.0, mu=0.0)
         if guided and job.guidance != "none":
             guidance, config = self.guidance(job), job.config
-        latents = sample(
-            self.denoiser,
-            self.decode_with_gradient,
-            guidance,
-            self.sigmas,
-            config,
-            sample_seeds(job.seed, indices),
-            self.shape,
-            self.rows(indices),
-            job.eta,
-            strength=torch.tensor([self.strength(job, index) for index in indices]),
-            device=self.device,
-        )
+        try:
+            latents = sample(
+                self.denoiser,
+                self.decode_with_gradient,
+                guidance,
+                self.sigmas,
+                config,
+                sample_seeds(job.seed, indices),
+                self.shape,
+                self.rows(indices),
+                job.eta,
+                strength=torch.tensor([self.strength(job, index) for index in indices]),
+                device=self.device,
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(error.step, [indices[place] for place in error.samples]) from None
         with torch.no_grad():
-            return to_uint8(self.decode(latents))
+            images = self.decode(latents)
+        wrong = ~images.isfinite().flatten(1).all(dim=1)
+        if wrong.any():
+            index = indices[int(wrong.nonzero()[0])]
+            raise GoodRtError(
+                f"the decoder gives a value that is not finite for image {index}; its weights are damaged, or it "
+                "overflows in half precision: take --precision bf16 or fp32"
+            )
+        return to_uint8(images)
 
     def guidance(self, job: GenerationJob) -> Guidance | LatentGuidance:
         """The discrepancy that the job climbs."""

@@ -132,7 +132,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
                 raise GoodRtError(f"{path} holds no image files")
             found += inside
         elif not path.exists():
-            raise GoodRtError(f"{path} does not exist")
+            raise GoodRtError(f"{path} does not exist; give image files, or folders of them")
         else:
             found.append(path)
     return found

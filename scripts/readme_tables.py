@@ -209,9 +209,25 @@ def scale(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", bars(result)])
 
 
+def learning_rate(result: dict[str, Any]) -> str:
+    """What each learning rate was judged by, and what came of it on the test sets: means over the seeds, in %."""
+    columns = {
+        "held-out accuracy": ("trained", "held_out_accuracy"),
+        "FPR on validation": ("trained", "validation_fpr95"),
+        "test accuracy": ("trained", "test_accuracy"),
+        "near FPR": ("trained", "test_near_fpr95"),
+        "near FPR, control": ("control", "test_near_fpr95"),
+    }
+    lines = [f"| learning rate | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    for rate, seeds in result["figures"]["rates"].items():
+        means = (sum(seed[model][name] for seed in seeds.values()) / len(seeds) for model, name in columns.values())
+        lines.append(f"| {rate} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "demo": demo, "models": models, "tutorial": tutorial, "scale": scale, "sampler": sampler,
-    "light_decoder": sampler, "compile": compiled, "plans": plans,
+    "demo": demo, "learning_rate": learning_rate, "models": models, "tutorial": tutorial, "scale": scale,
+    "sampler": sampler, "light_decoder": sampler, "compile": compiled, "plans": plans,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 

@@ -27,7 +27,9 @@ def read_config(folder: Path) -> ClassifierConfig:
     """A folder's classifier.json. Raises GoodRtError when it is missing or not one."""
     path = folder / CONFIG
     if not path.exists():
-        raise GoodRtError(f"{folder} is not a classifier folder: {CONFIG} is missing")
+        raise GoodRtError(
+            f"{folder} is not a classifier folder: {CONFIG} is missing; `good-rt classifier save` writes one"
+        )
     try:
         values = read_json(path)
         values["classes"] = tuple(values["classes"])

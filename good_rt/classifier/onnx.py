@@ -104,7 +104,7 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise GoodRtError(f"{path} is not an ONNX file that can be read ({reason[:120]})") from None
+        raise GoodRtError(f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again") from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]

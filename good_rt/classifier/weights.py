@@ -28,7 +28,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise GoodRtError(f"{path} is not a safetensors file ({error})") from None
+        raise GoodRtError(f"{path} is not a safetensors file ({error}); save the weights again") from None
     for name, tensor in state.items():
         if tensor.is_floating_point():
             if not tensor.isfinite().all():

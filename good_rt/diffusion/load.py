@@ -58,7 +58,8 @@ class Layout:
         network = next((place for place in places if (place / "config.json").exists()), None)
         if network is None:
             raise GoodRtError(
-                f"{folder} is not a diffusers folder: unet/config.json is missing, and transformer/config.json"
+                f"{folder} is not a diffusers folder: unet/config.json is missing, and transformer/config.json; give "
+                "one as `save_pretrained` writes it, or a model's name on the hub"
             )
         scheduler = folder / "scheduler" / "scheduler_config.json"
         if network == folder and (folder / "scheduler_config.json").exists():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,14 @@ def test_csv_to_a_file_and_to_standard_output(
     written = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep" / "s.csv")
     assert (tmp_path / "deep" / "s.csv").read_text() == printed.out
     assert written.out == f"{expected.is_ood.sum()} of 6 OOD; scores in {tmp_path / 'deep' / 's.csv'}\n"
+    # what is there already stays what it is
+    (tmp_path / "link.csv").symlink_to(tmp_path / "deep" / "s.csv")
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    for place in ("link.csv", "pipe"):
+        assert run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / place).code == 0
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "pipe").is_fifo()
+    assert reader.communicate(timeout=60)[0] == printed.out
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["is_ood"] for row in rows] == [str(bool(value)) for value in expected.is_ood]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected.score, rtol=1e-4)
@@ -193,7 +203,7 @@ def test_bad_detectors(run: Run, folder: Path, detector_path: Path, tmp_path: Pa
                 if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:
                     nan = np.full(tuple(tensor.dims), np.nan, np.float32)
                     tensor.CopyFrom(onnx.numpy_helper.from_array(nan, tensor.name))
-            message = "the detector's output for image 0 is not finite; its weights are damaged"
+            message = "gives a value that is not finite (image 0 of 6); its weights or its calibration are damaged"
         onnx.save(model, path)
     ended = run("detector", "score", folder, "--detector", path, "--csv", tmp_path / "scores.csv")
     assert message in ended.failed()

@@ -109,14 +109,17 @@ def test_a_description_that_cannot_be_read_is_refused(detector_path: Path, tmp_p
         Detector(metadata(detector_path, tmp_path / "d.onnx", text))
 
 
-def test_nan_weights_are_found_when_scoring(detector_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "values"), [("head", slice(None)), ("calibration", slice(3, 4))])
+def test_nan_weights_are_found_when_scoring(detector_path: Path, tmp_path: Path, part: str, values: slice) -> None:
     model = onnx.load(detector_path)
-    weight = max((t for t in model.graph.initializer if "head" in t.name), key=lambda t: len(t.dims))
+    weight = max((t for t in model.graph.initializer if part in t.name), key=lambda t: len(t.dims))
     array = onnx.numpy_helper.to_array(weight).copy()
-    array[:] = np.nan
+    array[..., values] = np.nan
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     onnx.save(model, tmp_path / "nan.onnx")
-    with pytest.raises(GoodRtError, match="output for image 0 is not finite; its weights are damaged"):
+    with pytest.raises(
+        GoodRtError, match=r"nan\.onnx gives a value that is not finite \(image 0 of 2\); its weights or"
+    ):
         Detector(tmp_path / "nan.onnx").score(IMAGES[:2])
 
 

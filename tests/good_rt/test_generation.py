@@ -109,6 +109,34 @@ def test_without_twins_there_is_no_before(generator: Generator, make_job: Job, t
     assert {(row.energy_before, row.knn_distance_before) for row in rows} == {(None, None)}
 
 
+def test_what_is_not_finite_is_an_error_that_names_the_image_and_leaves_the_folder_to_another_try(
+    generator: Generator, make_job: Job, tmp_path: Path
+) -> None:
+    class Broken:
+        """A decoder or denoiser whose second sample is damaged."""
+
+        def __init__(self, whole: Any) -> None:
+            self.whole = whole
+
+        def __call__(self, *arguments: Any) -> Any:
+            found = self.whole(*arguments).clone()
+            found[1] = torch.nan
+            return found
+
+    job = make_job(6, guidance="none", batch=3)
+    for part, message in (
+        ("decode", "the decoder .* for image 4; its weights"),
+        ("denoiser", r"at step 0 for sample 4;"),
+    ):
+        broken = replace(generator, **{part: Broken(getattr(generator, part))})
+        with pytest.raises(GoodRtError, match=message):
+            broken.images(job, [3, 4, 5])
+        with pytest.raises(GoodRtError, match="not finite"):
+            generate(broken, job, tmp_path)
+    assert not GeneratedSet(tmp_path).rows()
+    assert len(generate(generator, make_job(3, batch=3, seed=1), tmp_path).rows()) == 3
+
+
 def test_a_finished_set_is_extended_and_left_alone(generator: Generator, make_job: Job, tmp_path: Path) -> None:
     heard: list[int] = []
     generate(generator, make_job(5, batch=4), tmp_path / "a")
