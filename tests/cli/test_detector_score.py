@@ -188,7 +188,7 @@ def test_bad_detectors(run: Run, folder: Path, detector_path: Path, tmp_path: Pa
     path = tmp_path / "d.onnx"
     message = "d.onnx is damaged or no ONNX file"
     if kind == "missing":
-        message = "d.onnx does not exist; build it with `good-rt detector build`"
+        message = "d.onnx does not exist; give a detector.onnx, which `good-rt detector build` makes"
     elif kind == "text":
         path.write_text("hello")
     elif kind == "truncated":
