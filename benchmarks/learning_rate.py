@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
+from demo import KINDS
 from record import Bar, kept, write_result
 
 from good_rt.classifier import load_classifier
@@ -26,7 +27,6 @@ from good_rt.pipeline import all_scores, detector_for, measure_images, measure_p
 from good_rt.training import TrainConfig, has_bfloat16
 
 RATES = (1e-3, 1.5e-3, 2e-3)
-KINDS = ("img", "feat", "both")
 
 
 def measure_rate(folder: Path, seed: int, rate: float) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _write_csv(path: Path, lines: list[Line]) -> None:
         sys.stdout.write(text.getvalue())
         return
     path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():  # a pipe or a device
+    if path.is_fifo() or path.is_char_device():
         path.write_text(text.getvalue())
         return
     with atomic_path(path) as temporary:

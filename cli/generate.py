@@ -173,6 +173,7 @@ def generate(
     from good_rt.generation import LARGEST_BATCH, GenerationJob
     from good_rt.guidance import GuidanceConfig
     from good_rt.images import CONTACT_SHEET
+    from good_rt.job import plans_of
 
     try:
         factors = tuple(float(value) for value in strengths.split(","))
@@ -201,7 +202,7 @@ def generate(
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg, cfg_sigma_max=cfg_sigma_max,
             bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
             bank_size=bank_size, device=place,
-            plans=(precision or "fp32") if engine == "tensorrt" else None,
+            plans=plans_of(engine, precision),
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

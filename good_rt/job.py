@@ -53,6 +53,11 @@ class ModelsSection:
     """Height and width of the images, where the diffusion model bears with another than its own."""
 
 
+def plans_of(engine: str, precision: str | None) -> str | None:
+    """The precision of the plans of an engine: None of all but TensorRT, whose default is fp32."""
+    return (precision or "fp32") if engine == "tensorrt" else None
+
+
 @dataclass(frozen=True)
 class GenerateSection:
     """[generate]: OOD images of each kind of guidance; the names are those of `good-rt generate`."""
@@ -89,7 +94,7 @@ class GenerateSection:
     @property
     def plans(self) -> str | None:
         """The precision of the TensorRT plans that are run; None where none are."""
-        return (self.precision or "fp32") if self.engine == "tensorrt" else None
+        return plans_of(self.engine, self.precision)
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):

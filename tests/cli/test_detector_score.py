@@ -79,6 +79,8 @@ def test_csv_to_a_file_and_to_standard_output(
         assert run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / place).code == 0
     assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "pipe").is_fifo()
     assert reader.communicate(timeout=60)[0] == printed.out
+    onto_a_folder = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep")
+    assert f"cannot write {tmp_path / 'deep'}" in onto_a_folder.failed()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["is_ood"] for row in rows] == [str(bool(value)) for value in expected.is_ood]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected.score, rtol=1e-4)
