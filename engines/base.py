@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -39,8 +39,12 @@ class SideBySide(Protocol):
         """How so many samples are best divided where `are_rows`; one slice where they are best left whole."""
         ...
 
-    def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The outputs of each of the inputs, which do not depend on each other."""
+    def each(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+        """The outputs of each of the inputs, which do not depend on each other.
+
+        The outputs in ``kept`` may be left as the runtime gives them, for `each` of another engine of the same class to
+        take among its inputs: a VJP's halves hand on more than a hundred.
+        """
         ...
 
 
@@ -50,14 +54,19 @@ def are_rows(specs: Iterable[TensorSpec]) -> bool:
     return len(lengths) == 1 and any(isinstance(length, str) for length in lengths.pop())
 
 
-def check_inputs(engine: Engine, arrays: Mapping[str, Tensor]) -> None:
-    """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or shape."""
+def check_inputs(engine: Engine, arrays: Mapping[str, Any]) -> None:
+    """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or shape.
+
+    What is no tensor is another engine's own value (`SideBySide.each`).
+    """
     for name in engine.inputs.keys() ^ arrays.keys():
         what = "is missing" if name in engine.inputs else f"is unknown; the engine takes {', '.join(engine.inputs)}"
         raise GoodRtError(f"engine input {name!r} {what}")
     lengths: dict[str, int] = {}
-    for name, spec in engine.inputs.items():  # of a VJP's backward half there are more than a hundred
+    for name, spec in engine.inputs.items():
         array = arrays[name]
+        if not isinstance(array, Tensor):
+            continue
         dtype = str(array.dtype).removeprefix("torch.")
         fits = dtype == spec.dtype and len(array.shape) == len(spec.shape)
         for size, wanted in zip(array.shape, spec.shape, strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from itertools import pairwise
@@ -142,31 +142,39 @@ class OnnxRuntimeEngine:
         number = self._threads * math.ceil(count / (self._threads * PART))
         return [slice(*ends) for ends in pairwise(count * place // number for place in range(number + 1))]
 
-    def each(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The outputs of each; those of a small graph are computed side by side, each on one thread."""
-        if not self._divides or len(batches) == 1:
-            return [self(**arrays) for arrays in batches]
+    def each(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+        """The outputs of each; those of a small graph are computed side by side, each on one thread.
+
+        On the CPU those in ``kept`` are NumPy arrays: to make tensors of them and back would take longer than to check
+        them. (ONNX Runtime's own values were slower still.) On a GPU they are tensors there.
+        """
         for arrays in batches:
             check_inputs(self, arrays)
-        return self._side_by_side(batches)
+        if not self._divides or len(batches) == 1:
+            return [self._run(self._session, arrays, kept) for arrays in batches]
+        return self._side_by_side(batches, kept)
 
-    def _side_by_side(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        return list(_pool(self._threads).map(partial(self._run, self._one_thread), batches))
+    def _side_by_side(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+        run = partial(self._run, self._one_thread, kept=kept)
+        return list(_pool(self._threads).map(run, batches))
 
     @cached_property
     def _rows(self) -> bool:
         return are_rows((*self.inputs.values(), *self.outputs.values()))
 
-    def _run(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run(self, session: Any, arrays: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
         try:
-            return (self._run_bound if self._bind else self._run_numpy)(session, arrays)
+            return self._run_bound(session, arrays) if self._bind else self._run_numpy(session, arrays, kept)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_numpy(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: np.ascontiguousarray(array.detach().cpu().numpy()) for name, array in arrays.items()}
+    def _run_numpy(self, session: Any, arrays: Mapping[str, Any], kept: Collection[str]) -> dict[str, Any]:
+        feeds = {name: _numpy(array) if isinstance(array, Tensor) else array for name, array in arrays.items()}
         values = session.run(None, feeds)
-        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
+        return {
+            name: value if name in kept else torch.from_numpy(value)
+            for name, value in zip(self.outputs, values, strict=True)
+        }
 
     def _run_bound(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         binding = session.io_binding()
@@ -180,6 +188,10 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
         session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(array.detach().cpu().numpy())
 
 
 @cache

@@ -6,7 +6,7 @@ guidance and a user's own terms in PyTorch differentiate through them as through
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from good_rt.engines.base import Engine, SideBySide, TensorSpec, are_rows, check_inputs
 
-Residuals = Sequence[tuple[slice, Mapping[str, Tensor]]]
-"""Each part of the batch, and what the backward half needs of it."""
+Residuals = Sequence[tuple[slice, Mapping[str, Any]]]
+"""Each part of the batch, and what the backward half needs of it: tensors, or what the engines' runtime gave."""
 
 
 class VjpPair:
@@ -33,7 +33,10 @@ class VjpPair:
         cotangents = {name: spec for name, spec in backward.inputs.items() if name not in names}
         self.inputs: Mapping[str, TensorSpec] = {**cotangents, **forward.inputs}
         self.outputs: Mapping[str, TensorSpec] = {self.output: forward.outputs[self.output], **backward.outputs}
-        self._rows = are_rows((*self.inputs.values(), *self.outputs.values()))
+        # a half that would run the parts one after the other gains nothing of them
+        both = type(forward) is type(backward) and isinstance(forward, SideBySide)
+        self._kept = [name for name in names if both and name != self.output]
+        self._divides = both and are_rows((*self.inputs.values(), *self.outputs.values()))
 
     def forward(self, **arrays: Tensor) -> tuple[Tensor, Residuals]:
         """The output, and the residuals that `backward` takes."""
@@ -42,7 +45,8 @@ class VjpPair:
         batches = (
             [arrays] if len(parts) == 1 else [{name: array[part] for name, array in arrays.items()} for part in parts]
         )
-        found = [{**batch, **outputs} for batch, outputs in zip(batches, _each(self._forward, batches), strict=True)]
+        outputs = _each(self._forward, batches, self._kept)
+        found = [{**batch, **values} for batch, values in zip(batches, outputs, strict=True)]
         residuals = [{name: values[name] for name in self._residuals} for values in found]
         return _joined([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
 
@@ -54,9 +58,8 @@ class VjpPair:
 
     def _parts(self, count: int) -> Sequence[slice]:
         halves = self._forward, self._backward
-        divided = [half.parts(count) for half in halves if self._rows and isinstance(half, SideBySide)]
-        # a half that would run the parts one after the other gains nothing of them
-        return divided[0] if len(divided) == 2 and all(len(parts) > 1 for parts in divided) else [slice(0, count)]
+        divided = [half.parts(count) for half in halves if isinstance(half, SideBySide)] if self._divides else []
+        return divided[0] if divided and all(len(parts) > 1 for parts in divided) else [slice(0, count)]
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
@@ -73,8 +76,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _each(engine: Engine, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    return engine.each(batches) if isinstance(engine, SideBySide) else [engine(**batch) for batch in batches]
+def _each(engine: Engine, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+    return engine.each(batches, kept) if isinstance(engine, SideBySide) else [engine(**batch) for batch in batches]
 
 
 class _ThroughPair(torch.autograd.Function):

@@ -65,7 +65,7 @@ def test_inputs_of_other_lengths_are_refused(folder: Path, batch: int) -> None:
 
 
 def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
-    """Of an engine bound to a device, and of one that has nothing but the members of `Engine`."""
+    """Of engines bound to a device, of ones that have nothing but the members of `Engine`, and of two kinds."""
 
     class Plain:
         def __init__(self, path: Path) -> None:
@@ -77,9 +77,10 @@ def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
 
     arrays = {"x": torch.randn(9, 8, 4, 4), "cotangent": torch.randn(9, 8, 4, 4)}
     expected = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)(**arrays)
-    for make in (Plain, partial(OnnxRuntimeEngine, bind=True)):
-        forward, backward = (make(folder / f"{half}.onnx") for half in ("forward", "backward"))
-        found = VjpPair(forward, backward)(**arrays)
+    bound = partial(OnnxRuntimeEngine, bind=True)
+    for kinds in ((Plain, Plain), (bound, bound), (OnnxRuntimeEngine, Plain), (Plain, OnnxRuntimeEngine)):
+        halves = (make(folder / f"{half}.onnx") for make, half in zip(kinds, ("forward", "backward"), strict=True))
+        found = VjpPair(*halves)(**arrays)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
