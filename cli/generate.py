@@ -164,7 +164,8 @@ def generate(
 
     Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image, and of its unguided twin),
     job.json and contact_sheet.png. The same seed, --batch N, engines and device give the same images; without N
-    the batch size is found by timing. Another size rounds otherwise, which guidance amplifies to other images.
+    the batch size is found by timing. With --gradients engine on the CPU an image does not depend on the batch;
+    PyTorch rounds otherwise in another size, which guidance amplifies to other images.
     """
     from good_rt.cli.workflow import open_generator, run_job
     from good_rt.devices import use_device

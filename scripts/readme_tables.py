@@ -225,9 +225,33 @@ def learning_rate(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", made_by(result)])
 
 
+def batches(result: dict[str, Any]) -> str:
+    """How many images are the same in batches of each size as in one batch, by setting in turn, in %."""
+    names = {
+        "engines": "engines",
+        "engines, one thread": "engines on one thread, against two",
+        "torch gradients": "engines, PyTorch's gradients",
+        "eager": "PyTorch",
+        "tfg": "the loop",
+    }
+    figures = result["figures"]
+    sizes = list(figures["samplers"]["engines, one thread"]["mu"])
+    lines = [
+        f"| {', '.join(figures['samplers']['engines'])} | {' | '.join(f'batches of {size}' for size in sizes)} |",
+        f"|{'---|' * (len(sizes) + 1)}",
+    ]
+    for name, title in names.items():
+        settings = figures["samplers"][name].values()
+        cells = (
+            ", ".join(f"{100 * rows[size]['identical']:.0f}" for rows in settings if size in rows) for size in sizes
+        )
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo, "learning_rate": learning_rate, "models": models, "tutorial": tutorial, "scale": scale,
-    "sampler": sampler, "light_decoder": sampler, "compile": compiled, "plans": plans,
+    "sampler": sampler, "light_decoder": sampler, "compile": compiled, "plans": plans, "batches": batches,
 }  # fmt: skip
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 

@@ -56,6 +56,23 @@ def test_engines_guide_to_the_images_of_pytorch(
     assert np.abs(halves.images(job, indices).astype(int) - expected).max() <= LEVELS
 
 
+@pytest.mark.parametrize("config", [GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)])
+def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
+    gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path,
+    make_job: Callable[..., GenerationJob], config: GuidanceConfig,
+) -> None:  # fmt: skip
+    job, count = replace(make_job(), config=config), 9
+    whole = None
+    for threads in (1, 2, 3):
+        engines = load_engines(gradient_engines_dir, threads=threads)
+        generator = make_generator(load_diffusion(model_dir), classifier, IdData(id_dir), job, steps=4, engines=engines)
+        for size in (count, 1, 2, 4):
+            batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+            images = np.concatenate([generator.images(job, indices) for indices in batches])
+            whole = images if whole is None else whole
+            np.testing.assert_array_equal(images, whole)
+
+
 def test_a_pair_is_differentiable_in_its_first_input(gradient_engines_dir: Path, model_dir: Path) -> None:
     from good_rt.differentiable import VjpPair
 

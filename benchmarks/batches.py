@@ -1,0 +1,98 @@
+"""Whether an image depends on the batch that it is sampled in: engines, PyTorch's gradients, and a plain TFG loop.
+
+python benchmarks/batches.py --engines build/engines
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from record import Bar, write_result
+from sampler import GENERATORS, SETTINGS, Case, demo, open_case, tfg_latents
+
+from good_rt.data import to_uint8
+from good_rt.diffusion import load_diffusion
+from good_rt.discrepancy import ClassifierGuidance
+from good_rt.generation import LAMBDA, GenerationJob, Generator
+from good_rt.guidance import GuidanceConfig
+from good_rt.sampler import sample_seeds
+
+COUNT = 32
+SIZES = (1, 2, 3, 5, 8, 16)
+Sampler = Callable[[GuidanceConfig, list[int]], NDArray[np.uint8]]
+
+
+def images_of(generator: Generator, config: GuidanceConfig, indices: list[int]) -> NDArray[np.uint8]:
+    return generator.images(GenerationJob(len(indices), config=config), indices)
+
+
+def loop_of(case: Case, eager: Generator) -> Sampler:
+    """The TFG loop in PyTorch alone."""
+    model = load_diffusion(case.model)
+    guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
+
+    def images(config: GuidanceConfig, indices: list[int]) -> NDArray[np.uint8]:
+        rows = eager.rows(indices)
+        assert eager.conditioning is not None and rows is not None
+        latents = tfg_latents(model, guidance, config, sample_seeds(0, indices), eager.conditioning(rows))
+        with torch.no_grad():
+            return to_uint8(eager.decode(latents))
+
+    return images
+
+
+def compared(sampler: Sampler, other: Sampler, config: GuidanceConfig, size: int) -> dict[str, float]:
+    """The images of one batch, by ``sampler``, beside those of batches of ``size``, by ``other``: the share that is the
+    same to the byte, and the largest difference of a pixel in levels of 255."""
+    whole = sampler(config, list(range(COUNT)))
+    batches = [other(config, list(range(first, min(first + size, COUNT)))) for first in range(0, COUNT, size)]
+    difference = np.abs(whole.astype(int) - np.concatenate(batches)).reshape(COUNT, -1).max(axis=1)
+    return {"identical": float((difference == 0).mean()), "levels": int(difference.max())}
+
+
+def on_one_core(case: Case) -> Generator:
+    """Engines throughout that were opened where one core is allowed."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return open_case(case, "engines")
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@click.command()
+@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+def main(engines: Path) -> None:
+    """Measures, and writes results/batches.json."""
+    case = demo(engines)
+    generators = {kind: open_case(case, kind) for kind in GENERATORS}
+    samplers: dict[str, Sampler] = {kind: partial(images_of, generator) for kind, generator in generators.items()}
+    samplers["tfg"] = loop_of(case, generators["eager"])
+    others = {**samplers, "engines, one thread": partial(images_of, on_one_core(case))}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, other in others.items():
+        sizes = (*SIZES, COUNT) if name == "engines, one thread" else SIZES
+        for setting, config in SETTINGS.items():
+            of = samplers.get(name, samplers["engines"])
+            rows = {str(size): compared(of, other, config, size) for size in sizes}
+            found.setdefault(name, {})[setting] = rows
+            click.echo(f"{name}, {setting}: {rows}")
+    bars = [
+        Bar(f"{name}, {setting}: images that are the same in a batch of any size, share", least, "==", 1)
+        for name in ("engines", "engines, one thread")
+        for setting, rows in found[name].items()
+        for least in [min(row["identical"] for row in rows.values())]
+    ]
+    write_result("batches", {"images": COUNT, "threads": torch.get_num_threads(), "samplers": found}, bars)
+
+
+if __name__ == "__main__":
+    main()
