@@ -18,7 +18,8 @@ from good_rt.export.vjp import GRADIENT
 def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     """Writes (*inputs) -> (*outputs, *residuals) and (*cotangents, *residuals) -> gradient from a joint VJP graph.
 
-    A residual is whatever the backward half reads of the forward one: activations and inputs. Shapes are none: each
+    A residual is whatever the backward half reads of the forward one: activations and inputs. Of a transposed matrix it
+    is the matrix, since products take one as it is, and the forward half may hand it on already. Shapes are none: each
     half computes its own from its batch size, since TensorRT would want their values when it builds a plan. Weights
     that lie in a file of their own stay there, and both halves read it. Raises GoodRtError when the graph's tensors
     have no types to cut at.
@@ -32,6 +33,7 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     later, sizes = set(cotangents), set[str]()  # what the cotangents act on, and what follows of the batch size alone
     batch_sizes = [node for node in graph.node if _is_batch_size(node, [*cotangents, *inputs])]
     residuals: dict[str, None] = {}
+    matrices = {node.output[0]: node.input[0] for node in graph.node if _transposes_matrices(node)}
     for node in graph.node:
         read = set(filter(None, node.input))
         if constants.issuperset(read):
@@ -40,7 +42,8 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
             sizes.update(node.output)
         elif later.intersection(read):
             later.update(node.output)
-            residuals |= dict.fromkeys(name for name in node.input if name and name not in later | constants | sizes)
+            found = (name for name in node.input if name and name not in later | constants | sizes)
+            residuals |= dict.fromkeys(matrices.get(name, name) for name in found)
     if GRADIENT not in later:
         raise GoodRtError(f"{joint.name} cannot be split: its gradient does not depend on the cotangent")
     # an input or output that the backward half reads is handed on under its own name
@@ -61,6 +64,12 @@ def _is_batch_size(node: onnx.NodeProto, inputs: list[str]) -> bool:
     """Whether the node gives the first axis' length of an input, which is the same for all of them."""
     ends = {attribute.name: attribute.i for attribute in node.attribute}
     return node.op_type == "Shape" and node.input[0] in inputs and ends.get("start", 0) == 0 and ends.get("end") == 1
+
+
+def _transposes_matrices(node: onnx.NodeProto) -> bool:
+    """Whether the node swaps the last two of its axes, and no others."""
+    axes = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
+    return node.op_type == "Transpose" and axes == [*range(len(axes) - 2), len(axes) - 1, len(axes) - 2]
 
 
 def _root(batch_sizes: list[onnx.NodeProto], name: str) -> None:

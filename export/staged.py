@@ -23,10 +23,11 @@ def is_large(shape: torch.Size, groups: int) -> bool:
     return math.prod(shape[1:]) // groups > LARGE_GROUP
 
 
-def channel_mean(x: Tensor) -> Tensor:
-    """(N, G, C / G, pixels) or (N, G, C / G, H, W) -> the mean over the pixels, axes kept; of the latter row by row."""
-    x = x.mean(-1, keepdim=True)
-    return x.mean(-2, keepdim=True) if x.ndim == 5 else x
+def group_mean(x: Tensor) -> Tensor:
+    """(N, G, C / G, pixels) or (N, G, C / G, H, W) -> each group's mean, axes kept; of the latter row by row."""
+    if x.ndim == 4:
+        return x.mean((2, 3), keepdim=True)
+    return x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(2, keepdim=True)
 
 
 def normalised(
@@ -37,18 +38,12 @@ def normalised(
     The first two are (N, G, C / G, pixels), where the groups are large (N, G, C / G, H, W); the others broadcast.
     """
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
-    large = is_large(x.shape, groups)
-    rows = (pixels // x.shape[-1], x.shape[-1]) if large else (pixels,)
+    rows = (pixels // x.shape[-1], x.shape[-1]) if is_large(x.shape, groups) else (pixels,)
     per_channel = (1, groups, channels // groups, *[1] * len(rows))
     grouped = x.reshape(-1, groups, channels // groups, *rows)
-    if large:
-        centred = grouped - channel_mean(grouped).mean(2, keepdim=True)
-        variance = channel_mean(centred * centred).mean(2, keepdim=True)
-    else:
-        centred = grouped - grouped.mean((2, 3), keepdim=True)
-        # ONNX Runtime's ReduceL2 would take one pass, and twice the time of these two
-        variance = (centred * centred).mean((2, 3), keepdim=True)
-    rstd = torch.rsqrt(variance + eps)  # (N, G, 1, ...)
+    centred = grouped - group_mean(grouped)
+    # ONNX Runtime's ReduceL2 would take one pass, and twice the time of these two
+    rstd = torch.rsqrt(group_mean(centred * centred) + eps)  # (N, G, 1, ...)
     factor = rstd if weight is None else rstd * weight.reshape(per_channel)  # (N, G, C / G, ...)
     output = centred * factor
     return output if bias is None else output + bias.reshape(per_channel), centred, rstd, factor

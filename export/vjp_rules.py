@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
-from good_rt.export.staged import channel_mean, normalised
+from good_rt.export.staged import group_mean, normalised
 
 Gradient = Callable[[Any], Tensor]
 """The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
@@ -579,17 +579,16 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> tuple[Tensor, Sequence[Gradient]]:
-    """y = γ·(x − μ)·r + β, dx = r·(ĝ − mean ĝ − x̂·mean(ĝ·x̂)) with ĝ = γ·g, both as few passes over the whole.
+    """y = γ·r·c + β and dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c with c = x − μ, r = 1/√(σ² + ε), ĝ = γ·r·g.
 
-    Per-channel factors are multiplied on the small (N, C) arrays: y = A·c + β and dx = A·g − B·c − C with c = x − μ.
+    As few passes over the whole, and as few small operations, as there can be: at batch 1 each takes as long as a pass.
     """
     output, centred, rstd, factor = normalised(x, groups, weight, bias, eps)
 
     def gradient(g: Tensor) -> Tensor:
-        g = g.reshape(-1, *centred.shape[1:])
-        mean = (factor * channel_mean(g)).mean(2, keepdim=True)
-        slope = (factor * channel_mean(g * centred)).mean(2, keepdim=True) * (rstd * rstd)
-        return like(g * factor - (centred * slope + mean), x)
+        g = g.reshape(-1, *centred.shape[1:]) * factor
+        slope = group_mean(g * centred) * (rstd * rstd)
+        return like(g - (centred * slope + group_mean(g)), x)
 
     return like(output, x), (gradient,)
 
