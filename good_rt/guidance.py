@@ -129,8 +129,9 @@ def _smoothed_from_parts(
 ) -> tuple[Tensor, Tensor]:
     """ℓ̃ and ∇ℓ̃ = Σ_j softmax_j(ℓ_j) ∇ℓ_j from every Monte-Carlo sample's own value and gradient."""
     nothing = x0.new_zeros(len(x0), *guidance.image_shape)
-    noise = nothing[None] if draw is None else width * draw(nothing)
-    parts = [guidance.value_and_gradient(x0, offset) for offset in noise]
+    if draw is None:
+        return guidance.value_and_gradient(x0, nothing)
+    parts = [guidance.value_and_gradient(x0, offset) for offset in width * draw(nothing)]
     values, gradients = (torch.stack(part) for part in zip(*parts, strict=True))
     total = torch.logsumexp(values, dim=0)
     # not values.softmax: even of one value it wakes PyTorch's threads, which spin for milliseconds beside the engine
