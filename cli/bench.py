@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,7 +62,7 @@ def bench() -> None:
 @json_option
 def sampler(
     model: Path, classifier: Path, id_data: Path, engines: Path, gradient_decoder: Path | None,
-    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, device: str, plans: tuple[str, ...],
+    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, device: str, plans: tuple[Any, ...],
     as_json: bool,
 ) -> None:  # fmt: skip
     """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in PyTorch alone.

@@ -50,7 +50,8 @@ Examples:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Of UNet and decoder on --engine tensorrt; gradients are always in fp32.  [default: fp32]",
+    help="Of UNet and decoder as engines on a GPU, bf16 on TensorRT alone; gradients are always in fp32.  "
+    "[default: fp32]",
 )
 @device_option
 @click.option(
@@ -153,7 +154,7 @@ Examples:
 @out_option("ood", "Folder of the images; an interrupted job goes on.")
 @json_option
 def generate(
-    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, precision: str | None, device: str,
+    model: Path, classifier: Path, id_data: Path, engines: Path, engine: str, precision: Any, device: str,
     gradients: str, gradient_decoder: Path | None, image_size: int | None, prompts: tuple[str, ...], batch: str,
     count: int, guidance: Any, mu: float, rho: float, strengths: str, schedule: Any, sigma: float, n_mc: int,
     n_iter: int, n_recur: int, step: Any, clip: float | None, band: tuple[float, float] | None,
@@ -174,7 +175,7 @@ def generate(
     from good_rt.generation import LARGEST_BATCH, GenerationJob
     from good_rt.guidance import GuidanceConfig
     from good_rt.images import CONTACT_SHEET
-    from good_rt.job import plans_of
+    from good_rt.job import ONNX, runtime_of
 
     try:
         factors = tuple(float(value) for value in strengths.split(","))
@@ -193,17 +194,16 @@ def generate(
     if gradients == "engine" and engine == "torch":
         raise GoodRtError("--gradients engine needs --engine onnx or tensorrt")
     place = use_device(device)
-    if precision is not None and engine != "tensorrt":
-        raise GoodRtError("--precision is of --engine tensorrt; the other engines compute in float32")
+    runtime = runtime_of(engine, precision)
     largest = min(count, LARGEST_BATCH) if batch == "auto" else int(batch)
     job = GenerationJob(count, guidance, config, factors, k=k, eta=eta, seed=seed, batch=largest)
     with progress(quiet=as_json) as bars:
         generator, describe = open_generator(
-            model, classifier, id_data, job, engines=None if engine == "torch" else engines,
+            model, classifier, id_data, job, engines=None if runtime is None else engines,
             gradients=gradients == "engine", steps=steps, cfg_scale=cfg, cfg_sigma_max=cfg_sigma_max,
             bars=bars, prompts=prompts or (TEMPLATE,), gradient_decoder=gradient_decoder, image_size=image_size,
             bank_size=bank_size, device=place,
-            plans=plans_of(engine, precision),
+            runtime=runtime or ONNX,
         )  # fmt: skip
         made = run_job(generator, describe, job, out, bars, twins=twins, auto_batch=batch == "auto")
     rows = made.rows()

@@ -24,7 +24,7 @@ from good_rt.cli.state import JobState, key_of
 from good_rt.cli.workflow import (
     Page,
     Sets,
-    check_engine,
+    check_runtime,
     describe_generation,
     load_test_sets,
     open_generator,
@@ -48,7 +48,7 @@ from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.generation import GenerationJob, Generator, set_settings
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import SET_MANIFEST
-from good_rt.job import Job
+from good_rt.job import ONNX, Job
 from good_rt.pipeline import check_models
 from good_rt.sources.open import open_source
 from good_rt.splits import FILE, Splits
@@ -112,9 +112,9 @@ class _Run:
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
         generate = self.config.generate
-        if generate.engine != "torch" and not all(map(self._is_whole, self.sets)):
+        if generate.runtime is not None and not all(map(self._is_whole, self.sets)):
             with self._named("generate.engine"):
-                check_engine(generate.plans, self.device)
+                check_runtime(generate.runtime, self.device)
         with self._named("models.diffusion"):
             model = self.model
         with self._named("models.classifier"):
@@ -267,7 +267,7 @@ class _Run:
             bars=self.bars,
             prompts=g.prompts,
             device=self.device,
-            plans=g.plans,
+            runtime=g.runtime or ONNX,
             **self.variant,
         )
         return generator
@@ -277,8 +277,8 @@ class _Run:
         """What job.json says of a set's models and data."""
         g = self.config.generate
         found = describe_generation(
-            self.model, self.classifier, engine=g.engine != "torch", gradients=g.gradients == "engine", steps=g.steps,
-            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device, plans=g.plans,
+            self.model, self.classifier, runtime=g.runtime, gradients=g.gradients == "engine", steps=g.steps,
+            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device,
         )  # fmt: skip
         return {**found, "data": self.splits.fingerprint}
 

@@ -39,6 +39,7 @@ from good_rt.files import read_json, sole_user, write_json
 from good_rt.generation import BANK_SIZE, GenerationJob, Generator, feature_bank, generate, make_generator, pick_batch
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import contact_sheet
+from good_rt.job import ONNX, Precision, Runtime
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.report import ReportData, Sheet, write_report
 from good_rt.speed import Work, side_by_side, step_parts
@@ -152,10 +153,12 @@ def run_plans(
         return build_plans(folder, config, force=force, on_graph=lambda name: advance(1))
 
 
-def check_engine(plans: str | None, device: torch.device) -> None:
-    """Raises GoodRtError when what is to run engines there is not installed: ONNX Runtime, or TensorRT ``plans``."""
-    if plans is None:
+def check_runtime(runtime: Runtime, device: torch.device) -> None:
+    """Raises GoodRtError when what is to run engines there is not installed, or has no such precision."""
+    if runtime.name == "onnx":
         check_providers(providers_for(device))
+        if runtime.precision != "fp32" and device.type == "cpu":
+            raise GoodRtError(f"ONNX Runtime computes in {runtime.precision} on a GPU alone: add --device cuda")
         return
     from good_rt.engines.tensorrt import load_library, present_architecture
 
@@ -181,17 +184,17 @@ def open_generator(
     image_size: int | None = None,
     bank_size: int = BANK_SIZE,
     device: torch.device = CPU,
-    plans: str | None = None,
+    runtime: Runtime = ONNX,
 ) -> tuple[Generator, dict[str, Any]]:
     """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
 
     With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
     k and temperature. ``prompts`` are templates of a class's prompt, for models that text conditions;
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. With ``plans``, a precision, TensorRT runs the
-    engines, for batches of up to the job's; gradients are computed in float32 all the same.
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. ``runtime`` runs the engines; TensorRT's plans are
+    for batches of up to the job's.
     """
     if engines is not None:
-        check_engine(plans, device)  # before the work of exporting
+        check_runtime(runtime, device)  # before the work of exporting
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
@@ -202,10 +205,11 @@ def open_generator(
             gradient_decoder=gradient_decoder, image_size=image_size, bank_size=bank_size,
         )  # fmt: skip
         names = GRADIENT_ENGINES if gradients else ENGINES
-        if plans is None:
-            loaded = load_engines(engines, source, names, device=device)
+        if runtime.name == "onnx":
+            precisions = dict.fromkeys(ENGINES, runtime.precision)
+            loaded = load_engines(engines, source, names, device=device, precisions=precisions)
         else:
-            loaded = _load_plans(engines, source, names, plans, job.batch, cfg_scale != 1, bars)
+            loaded = _load_plans(engines, source, names, runtime.precision, job.batch, cfg_scale != 1, bars)
     with bars.task("building the feature bank", None):
         generator = make_generator(
             model,
@@ -221,8 +225,8 @@ def open_generator(
             device=device,
         )
     describe = describe_generation(
-        model, classifier, engine=engines is not None, gradients=gradients, steps=steps, cfg_scale=cfg_scale,
-        cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts, device=device, plans=plans,
+        model, classifier, runtime=None if engines is None else runtime, gradients=gradients, steps=steps,
+        cfg_scale=cfg_scale, cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts, device=device,
     )  # fmt: skip
     return generator, describe
 
@@ -248,7 +252,7 @@ def describe_generation(
     model: DiffusionModel,
     classifier: Classifier,
     *,
-    engine: bool,
+    runtime: Runtime | None,
     gradients: bool,
     steps: int,
     cfg_scale: float,
@@ -256,19 +260,16 @@ def describe_generation(
     prompts: Sequence[str],
     bank_size: int = BANK_SIZE,
     device: torch.device = CPU,
-    plans: str | None = None,
 ) -> dict[str, Any]:
-    """What job.json says of the models that `open_generator` opens with these settings."""
+    """What job.json says of the models that `open_generator` opens with these settings; no ``runtime`` is PyTorch."""
     found = {
-        "model": model.fingerprint, "classifier": classifier.fingerprint, "engine": "onnx" if engine else "torch",
+        "model": model.fingerprint, "classifier": classifier.fingerprint, "engine": str(runtime or "torch"),
         "gradients": "engine" if gradients else "torch", "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
     }  # fmt: skip
     if cfg_sigma_max < math.inf:
         found["cfg_sigma_max"] = cfg_sigma_max
     if device.type != "cpu":
         found["device"] = device.type
-    if plans is not None:
-        found["engine"] = f"tensorrt {plans}"
     return {**found, "prompts": list(prompts)} if model.text else found
 
 
@@ -304,7 +305,7 @@ def run_sampler_bench(
     bars: Bars = NO_BARS,
     gradient_decoder: Path | None = None,
     device: torch.device = CPU,
-    plans: Sequence[str] = (),
+    plans: Sequence[Precision] = (),
 ) -> dict[str, Any]:
     """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients.
 
@@ -314,13 +315,13 @@ def run_sampler_bench(
     generators = {
         name: open_generator(
             model_dir, classifier_dir, id_dir, job, engines=folder, gradients=gradients, steps=steps, cfg_scale=1.0,
-            bars=bars, gradient_decoder=gradient_decoder, device=device, plans=precision,
+            bars=bars, gradient_decoder=gradient_decoder, device=device, runtime=runtime,
         )[0]
-        for name, folder, gradients, precision in (
-            *((f"TensorRT {precision} throughout", engines, True, precision) for precision in plans),
-            ("engines throughout", engines, True, None),
-            ("engines, PyTorch gradients", engines, False, None),
-            ("PyTorch alone", None, False, None),
+        for name, folder, gradients, runtime in (
+            *((f"TensorRT {half} throughout", engines, True, Runtime("tensorrt", half)) for half in plans),
+            ("engines throughout", engines, True, ONNX),
+            ("engines, PyTorch gradients", engines, False, ONNX),
+            ("PyTorch alone", None, False, ONNX),
         )
     }  # fmt: skip
     found: dict[str, Any] = {"steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {}}

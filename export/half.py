@@ -1,4 +1,4 @@
-"""An ONNX graph in half precision (fp16 or bf16) for strongly typed TensorRT networks, and what its rounding costs.
+"""An ONNX graph in half precision (fp16 or bf16) for TensorRT and ONNX Runtime on a GPU, and what its rounding costs.
 
 TensorRT's builders no longer choose precisions by a flag: the graph's own types say what is computed in what. Inputs,
 outputs and what half precision is bad at (norms, softmax, sums, the timestep's sine) stay float32.
@@ -6,14 +6,19 @@ outputs and what half precision is bad at (norms, softmax, sums, the timestep's 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from good_rt.engines.onnx_file import LARGEST_FILE, read_graph
 
 HALF = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
 """Precision -> its ONNX element type and PyTorch's."""
@@ -40,6 +45,23 @@ LIGHT_OPS = frozenset({
 
 FLOAT32_INPUTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
 """Operation -> the places of inputs that must be float32, or are better so, in a half-precision operation."""
+
+
+@contextlib.contextmanager
+def in_precision(path: Path, precision: str) -> Iterator[Path]:
+    """A file with the graph at ``path`` in that precision, "fp32" among them, as long as the block lasts."""
+    if precision == "fp32":
+        yield path
+        return
+    whole = ModelProto()
+    whole.CopyFrom(read_graph(path))
+    onnx.load_external_data_for_model(whole, str(path.parent))
+    half = to_half(whole, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / path.name
+        large = half.ByteSize() > LARGEST_FILE
+        onnx.save(half, found, save_as_external_data=large, location="weights" if large else None)
+        yield found
 
 
 def to_half(model: ModelProto, precision: str) -> ModelProto:

@@ -123,14 +123,17 @@ def load_engines(
     names: Collection[str] | None = None,
     threads: int = 0,
     device: torch.device = CPU,
+    precisions: Mapping[str, str] | None = None,
 ) -> dict[str, OnnxRuntimeEngine]:
     """The engines of a folder by graph name (all, or those of ``names`` it has), their files checked by the manifest.
 
-    With ``source`` (fingerprints) they must also be of that model and classifier. Raises GoodRtError otherwise.
+    With ``source`` (fingerprints) they must also be of that model and classifier. ``precisions`` has "fp16" of those
+    that are not computed in float32; what goes in and comes out is float32 all the same. Raises GoodRtError otherwise.
     """
     wanted = checked_graphs(folder, source, names)
+    halves = precisions or {}
     engines = {
-        name: OnnxRuntimeEngine(folder / entry.file, providers_for(device), threads) for name, entry in wanted.items()
+        name: _open(folder / entry.file, halves.get(name, "fp32"), device, threads) for name, entry in wanted.items()
     }
     for name, entry in wanted.items():
         engine = engines[name]
@@ -139,6 +142,16 @@ def load_engines(
                 f"{folder / entry.file} has other inputs or outputs than {MANIFEST} has for {name!r}; export again"
             )
     return engines
+
+
+def _open(path: Path, precision: str, device: torch.device, threads: int) -> OnnxRuntimeEngine:
+    if precision == "fp32":
+        return OnnxRuntimeEngine(path, providers_for(device), threads)
+    from good_rt.export.half import in_precision
+
+    with in_precision(path, precision) as half:
+        # bound, as on a GPU: an engine that is not may open its file again for a second session
+        return OnnxRuntimeEngine(half, providers_for(device), threads, bind=True)
 
 
 def checked_graphs(

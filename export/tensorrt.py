@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from onnx import ModelProto, TensorProto
 
 import good_rt
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnx_file import LARGEST_FILE, data_files, read_graph
+from good_rt.engines.onnx_file import data_files, read_graph
 from good_rt.engines.tensorrt import (
     Library,
     PlanInfo,
@@ -34,7 +33,7 @@ from good_rt.engines.tensorrt import (
     present_architecture,
 )
 from good_rt.errors import GoodRtError
-from good_rt.export.half import HALF, to_half
+from good_rt.export.half import HALF, in_precision
 from good_rt.export.manifest import Manifest, graph_hash
 from good_rt.files import atomic_path, sha256, write_json
 
@@ -269,7 +268,7 @@ def _build(
         settings.num_compute_capabilities = len(architectures)
         for place, name in enumerate(architectures):
             settings.set_compute_capability(getattr(api.ComputeCapability, name.upper()), place)
-    with _in_precision(onnx_path, model, config.precision) as path, _stdout_kept():
+    with in_precision(onnx_path, config.precision) as path, _stdout_kept():
         if not parser.parse_from_file(str(path)):
             raise GoodRtError(f"{onnx_path}: {_refusal(parser, library, errors)}")
         if profile:
@@ -293,23 +292,6 @@ def _stdout_kept() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-@contextlib.contextmanager
-def _in_precision(path: Path, model: ModelProto, precision: str) -> Iterator[Path]:
-    """A file with the graph in that precision, as long as the block lasts."""
-    if precision == "fp32":
-        yield path
-        return
-    whole = ModelProto()
-    whole.CopyFrom(model)
-    onnx.load_external_data_for_model(whole, str(path.parent))
-    half = to_half(whole, precision)
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / path.name
-        large = half.ByteSize() > LARGEST_FILE
-        onnx.save(half, found, save_as_external_data=large, location="weights" if large else None)
-        yield found
 
 
 def _refusal(parser: Any, library: Library, errors: list[str]) -> str:

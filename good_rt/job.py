@@ -19,6 +19,8 @@ from good_rt.settings import read_settings
 from good_rt.splits import SplitConfig
 from good_rt.training import TrainConfig
 
+Precision = Literal["fp32", "fp16", "bf16"]
+
 DEMO = "demo"
 """Stands for the demo's model, classifier or images."""
 
@@ -53,9 +55,31 @@ class ModelsSection:
     """Height and width of the images, where the diffusion model bears with another than its own."""
 
 
-def plans_of(engine: str, precision: str | None) -> str | None:
-    """The precision of the plans of an engine: None of all but TensorRT, whose default is fp32."""
-    return (precision or "fp32") if engine == "tensorrt" else None
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the engines of UNet and decoder, and in which precision; gradients are always in fp32."""
+
+    name: Literal["onnx", "tensorrt"] = "onnx"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.name == "onnx" and self.precision == "bf16":  # ONNX has no convolution in bf16 before opset 22
+            raise GoodRtError("the engine onnx computes in fp32 or fp16; bf16 is of tensorrt")
+
+    def __str__(self) -> str:
+        return "onnx" if self == Runtime() else f"{self.name} {self.precision}"
+
+
+ONNX = Runtime()
+
+
+def runtime_of(engine: str, precision: Precision | None) -> Runtime | None:
+    """The runtime of an ``engine``; None of "torch". Raises GoodRtError where that is to have a precision."""
+    if engine == "torch":
+        if precision is not None:
+            raise GoodRtError("precision is of the engines onnx and tensorrt; torch computes in float32")
+        return None
+    return Runtime("tensorrt" if engine == "tensorrt" else "onnx", precision or "fp32")
 
 
 @dataclass(frozen=True)
@@ -86,23 +110,22 @@ class GenerateSection:
     """Of a class, {} in its name's place, for models that follow text; several take turns."""
     batch: int = 32
     engine: Literal["onnx", "torch", "tensorrt"] = "onnx"
-    precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """Of UNet and decoder on TensorRT, where None is fp32; gradients are always in fp32."""
+    precision: Precision | None = None
+    """Of UNet and decoder as engines, where None is fp32; gradients are always in fp32."""
     gradients: Literal["torch", "engine"] = "torch"
     twins: bool = False
 
     @property
-    def plans(self) -> str | None:
-        """The precision of the TensorRT plans that are run; None where none are."""
-        return plans_of(self.engine, self.precision)
+    def runtime(self) -> Runtime | None:
+        """What runs UNet and decoder as engines; None where PyTorch does."""
+        return runtime_of(self.engine, self.precision)
 
     def __post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise GoodRtError("kinds must name one or more kinds of guidance, each once")
         if self.gradients == "engine" and self.engine == "torch":
             raise GoodRtError('gradients = "engine" needs engine = "onnx" or "tensorrt"')
-        if self.precision is not None and self.engine != "tensorrt":
-            raise GoodRtError('precision is of engine = "tensorrt"; the other engines compute in float32')
+        runtime_of(self.engine, self.precision)
         if self.count < 10 or self.batch < 1 or self.steps < 1 or self.k < 1:
             raise GoodRtError("count must be at least 10; batch, steps and k at least 1")
         if min(self.mu, self.rho) < 0:

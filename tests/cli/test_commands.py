@@ -102,7 +102,10 @@ def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[obje
         assert "sees no CUDA GPU here; leave --device out" in run(*command, "--device", "cuda").failed()
     assert "TensorRT needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
     assert "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
-    assert "--precision is of --engine tensorrt" in run("generate", "--precision", "fp16", *models, *out).failed()
+    assert "the engine onnx computes in fp32 or fp16" in run("generate", "--precision", "bf16", *models, *out).failed()
+    half = ["generate", "--precision", "fp16", *models, *out]
+    assert "ONNX Runtime computes in fp16 on a GPU alone: add --device cuda" in run(*half).failed()
+    assert "precision is of the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
     assert "there is no device 'tpu'" in run("generate", *models, *out, "--device", "tpu").failed()
     assert not (tmp_path / "out").exists()
 

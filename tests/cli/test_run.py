@@ -31,7 +31,7 @@ from good_rt.demo import assets
 from good_rt.detector import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
-from good_rt.job import Job
+from good_rt.job import Job, Runtime
 
 Run = Callable[..., Any]
 PER_CLASS = 30
@@ -138,15 +138,21 @@ def test_a_job_on_another_device_is_taken_home_whole(job: Path) -> None:
         run_job_file(job)
 
 
-def test_tensorrt_needs_a_gpu_and_its_precision_is_its_own(run: Run, job: Path) -> None:
+def test_tensorrt_and_half_precision_need_a_gpu(run: Run, job: Path) -> None:
     shortened(job, {'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})
     config = Job.read(job).config.generate
-    assert config.plans == "fp16" and replace(config, precision=None).plans == "fp32"
+    assert config.runtime == Runtime("tensorrt", "fp16")
+    assert replace(config, precision=None).runtime == Runtime("tensorrt", "fp32")
     line = run("run", job).failed()
     assert f"TensorRT needs --device cuda (generate.engine in {job})" in line
     assert not (job.parent / "job").exists()
     shortened(job, {'engine = "tensorrt"': 'engine = "onnx"'})
-    assert 'precision is of engine = "tensorrt"' in run("run", job).failed()
+    assert (
+        f"ONNX Runtime computes in fp16 on a GPU alone: add --device cuda (generate.engine in {job})"
+        in run("run", job).failed()
+    )
+    shortened(job, {'engine = "onnx"': 'engine = "torch"'})
+    assert "precision is of the engines onnx and tensorrt" in run("run", job).failed()
 
 
 @pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
@@ -158,10 +164,10 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
                     'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})  # fmt: skip
     asked: dict[str, Any] = {}
 
-    def opened(*arguments: Any, engines: Path, plans: str, **settings: Any) -> Any:
+    def opened(*arguments: Any, engines: Path, runtime: Runtime, **settings: Any) -> Any:
         """PyTorch in TensorRT's place."""
-        asked.update(engines=engines, plans=plans, batch=arguments[3].batch)
-        return open_generator(*arguments, engines=None, plans=None, **settings)
+        asked.update(engines=engines, runtime=runtime, batch=arguments[3].batch)
+        return open_generator(*arguments, engines=None, **settings)
 
     def exported(*arguments: Any, **_: Any) -> None:
         arguments[3].mkdir(parents=True)
@@ -170,13 +176,13 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
     with second_device() as device, monkeypatch.context() as patch:
         patch.setattr(runner, "open_generator", opened)
         patch.setattr(runner, "run_export", exported)
-        patch.setattr(runner, "check_engine", lambda plans, place: asked.update(checked=(plans, place)))
+        patch.setattr(runner, "check_runtime", lambda runtime, place: asked.update(checked=(runtime, place)))
         run_job_file(job, device=device)
     assert asked == {
         "engines": job.parent / "job" / "engines",
-        "plans": "fp16",
+        "runtime": Runtime("tensorrt", "fp16"),
         "batch": 20,
-        "checked": ("fp16", device),
+        "checked": (Runtime("tensorrt", "fp16"), device),
     }
     assert json.loads((job.parent / "job" / "generated" / "none" / "job.json").read_text())["engine"] == "tensorrt fp16"
     assert all(step.skipped for step in run_job_file(job).steps)

@@ -14,6 +14,7 @@ from good_rt.classifier import Classifier
 from good_rt.diffusion import load_diffusion
 from good_rt.export.graphs import graphs_of
 from good_rt.export.half import HALF, as_computed, rounding_error, to_half
+from good_rt.export.manifest import load_engines
 
 GRAPHS = ("unet", "vae_encoder", "vae_decoder", "classifier")
 
@@ -121,3 +122,14 @@ def test_inner_graphs_are_left_alone() -> None:
     onnx.checker.check_model(half, full_check=True)
     assert [node.op_type for node in half.graph.node] == ["Cast", "Mul", "Cast", "If"]
     assert rounding_error(model, "fp16", {"x": torch.ones(2, 4).numpy()})["y"]["max"] == 0
+
+
+def test_engines_in_half_precision_are_the_half_graphs(engines_dir: Path, model_dir: Path) -> None:
+    """On the CPU, where ONNX Runtime takes fp16 as storage and computes in float32 between."""
+    names = ("unet", "vae_decoder")
+    exact, half = (load_engines(engines_dir, names=names, precisions=kind) for kind in ({}, {"vae_decoder": "fp16"}))
+    latents = torch.randn(5, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0))
+    expected, found = (engines["vae_decoder"](latents=latents)["images"] for engines in (exact, half))
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).square().mean().sqrt() < 4e-3 * expected.square().mean().sqrt()
+    assert half["vae_decoder"].inputs == exact["vae_decoder"].inputs

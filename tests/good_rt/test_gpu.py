@@ -19,6 +19,7 @@ from good_rt.engines.tensorrt import load_library, present_architecture
 from good_rt.errors import GoodRtError
 from good_rt.generation import GenerationJob
 from good_rt.guidance import value_and_gradient
+from good_rt.job import ONNX, Runtime
 from good_rt.training import TrainConfig, TrainingImages, finetune
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -44,7 +45,7 @@ def test_images_and_gradients(
         device: open_generator(
             model_dir, classifier_dir, id_dir, job, engines=None if engine == "torch" else tmp_path / "engines",
             gradients=gradients, steps=3, cfg_scale=2.0, device=use_device(device),
-            plans="fp32" if engine == "tensorrt" and device == "cuda" else None,
+            runtime=Runtime("tensorrt") if engine == "tensorrt" and device == "cuda" else ONNX,
         )[0]
         for device in ("cpu", "cuda")
     }  # fmt: skip
@@ -60,6 +61,20 @@ def test_images_and_gradients(
     torch.testing.assert_close(found[1][0].cpu(), found[0][0], rtol=1e-3, atol=1e-3)
     likeness = torch.cosine_similarity(found[1][1].cpu().flatten(1), found[0][1].flatten(1))
     assert likeness.min() > 0.999
+
+
+def test_half_precision_on_onnx_runtime(
+    model_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path, make_job: Callable[..., GenerationJob]
+) -> None:
+    job, indices = make_job(4, batch=4, guidance="none"), [0, 1, 2, 3]
+    exact, half = (
+        open_generator(
+            model_dir, classifier_dir, id_dir, job, engines=tmp_path / "engines", gradients=False, steps=3,
+            cfg_scale=2.0, device=use_device("cuda"), runtime=runtime,
+        )[0].images(job, indices).astype(int)
+        for runtime in (ONNX, Runtime("onnx", "fp16"))
+    )  # fmt: skip
+    assert 0 < np.abs(half - exact).max() <= 24
 
 
 def test_training_and_features(classifier: Classifier) -> None:
