@@ -33,10 +33,10 @@ from good_rt.demo import assets
 from good_rt.devices import use_device
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
 from good_rt.errors import GoodRtError
-from good_rt.export.manifest import GraphEntry, Manifest
+from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
 from good_rt.guidance import GuidanceConfig
@@ -72,6 +72,12 @@ def of_engine(engine: Engine) -> Run:
     return lambda arrays: engine(**arrays)
 
 
+def on_cuda(name: str, engines: Path, precision: str) -> Run:
+    """ONNX Runtime's CUDA provider."""
+    loaded = load_engines(engines, names=[name], device=present_device(), precisions={name: precision})
+    return of_engine(loaded[name])
+
+
 def on_plan(path: Path, plan: Path, library: str, precision: str, cuda_graphs: bool) -> Run:
     """A plan for the GPU that is there, built where it is not there yet."""
     return of_engine(load_plan(path, PlanConfig(precision=precision, library=library), plan, cuda_graphs=cuda_graphs))
@@ -85,7 +91,8 @@ def runners(
     if module is not None:
         yield "torch eager", lambda: of_module(module, entry)
         yield "torch.compile", lambda: of_module(torch.compile(module), entry)
-    yield "onnxruntime cuda", lambda: of_engine(OnnxRuntimeEngine(path, providers_for(present_device())))
+    for precision in ("fp32", "fp16"):
+        yield f"onnxruntime cuda {precision}", partial(on_cuda, name, engines, precision)
     for library, precision, graphs in itertools.product(LIBRARIES, PRECISIONS, (False, True)):
         plan = work / f"{name}.{library}.{precision}.plan"
         label = f"{library} {precision}{', CUDA graphs' if graphs else ''}"
