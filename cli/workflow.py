@@ -318,7 +318,7 @@ def run_sampler_bench(
             bars=bars, gradient_decoder=gradient_decoder, device=device, runtime=runtime,
         )[0]
         for name, folder, gradients, runtime in (
-            *((f"TensorRT {half} throughout", engines, True, Runtime("tensorrt", half)) for half in plans),
+            *((f"TensorRT {kind} throughout", engines, True, Runtime("tensorrt", kind)) for kind in plans),
             ("engines throughout", engines, True, ONNX),
             ("engines, PyTorch gradients", engines, False, ONNX),
             ("PyTorch alone", None, False, ONNX),
