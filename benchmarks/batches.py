@@ -16,14 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
-from sampler import GENERATORS, SETTINGS, Case, demo, open_case, tfg_latents
+from sampler import GENERATORS, SETTINGS, Case, demo, loop_of, open_case
 
 from good_rt.data import to_uint8
-from good_rt.diffusion import load_diffusion
-from good_rt.discrepancy import ClassifierGuidance
-from good_rt.generation import LAMBDA, GenerationJob, Generator
+from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import GuidanceConfig
-from good_rt.sampler import sample_seeds
 
 COUNT = 32
 SIZES = (1, 2, 3, 5, 8, 16)
@@ -34,17 +31,13 @@ def images_of(generator: Generator, config: GuidanceConfig, indices: list[int]) 
     return generator.images(GenerationJob(len(indices), config=config), indices)
 
 
-def loop_of(case: Case, eager: Generator) -> Sampler:
+def images_of_loop(case: Case, eager: Generator) -> Sampler:
     """The TFG loop in PyTorch alone."""
-    model = load_diffusion(case.model)
-    guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
+    loop = loop_of(case, eager)
 
     def images(config: GuidanceConfig, indices: list[int]) -> NDArray[np.uint8]:
-        rows = eager.rows(indices)
-        assert eager.conditioning is not None and rows is not None
-        latents = tfg_latents(model, guidance, config, sample_seeds(0, indices), eager.conditioning(rows))
         with torch.no_grad():
-            return to_uint8(eager.decode(latents))
+            return to_uint8(eager.decode(loop(config, indices)))
 
     return images
 
@@ -75,7 +68,7 @@ def main(engines: Path) -> None:
     case = demo(engines)
     generators = {kind: open_case(case, kind) for kind in GENERATORS}
     samplers: dict[str, Sampler] = {kind: partial(images_of, generator) for kind, generator in generators.items()}
-    samplers["tfg"] = loop_of(case, generators["eager"])
+    samplers["tfg"] = images_of_loop(case, generators["eager"])
     others = {**samplers, "engines, one thread": partial(images_of, on_one_core(case))}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, other in others.items():

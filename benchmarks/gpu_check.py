@@ -39,6 +39,7 @@ from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
+from good_rt.export.to_onnx import first_line
 from good_rt.guidance import GuidanceConfig
 
 BATCHES = (1, 8, 32)
@@ -126,11 +127,6 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
         spread = reference.square().mean().sqrt().clamp_min(1e-12)
         worst.append(float((found[name].double().cpu() - reference).abs().max() / spread))
     return float(np.max(worst))
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_graph(

@@ -76,6 +76,9 @@ def sampler(
     from good_rt.guidance import GuidanceConfig
 
     place = use_device(device)
+    config = GuidanceConfig(mu=mu, rho=rho)
+    if not config.active:
+        raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one")
     if plans and place.type == "cpu":
         raise GoodRtError("--tensorrt needs --device cuda")
     with progress(quiet=as_json) as bars:
@@ -84,7 +87,7 @@ def sampler(
             classifier,
             id_data,
             engines,
-            GuidanceConfig(mu=mu, rho=rho),
+            config,
             batches,
             steps,
             repeats,

@@ -132,9 +132,9 @@ def export(
             "--arch": architectures, "--profile": profiles, "--library": library, "--tf32": tf32, "--onnx": graph,
             "--optimisation-level": optimisation_level, "--timing-cache": timing_cache,
         }  # fmt: skip
-        given = next((name for name, value in plan_options.items() if value), "--precision" * (precision != "fp32"))
-        if given:
-            raise click.UsageError(f"{given} is for plans: add --to tensorrt")
+        given = [name for name, value in plan_options.items() if value not in (None, False, ())]
+        if given or precision != "fp32":
+            raise click.UsageError(f"{[*given, '--precision'][0]} is for plans: add --to tensorrt")
     from good_rt.cli.workflow import run_export, run_plans
 
     plans = None
@@ -162,6 +162,7 @@ def export(
                 gradients=gradients,
                 gradient_decoder=gradient_decoder,
                 image_size=image_size,
+                on_no_rule=lambda error: click.echo(f"warning: no engines for gradients are made: {error}", err=True),
             )
         if to == "tensorrt":
             plans = run_plans(out, config, bars, graph=graph, force=force)

@@ -165,8 +165,8 @@ def generate(
 
     Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image, and of its unguided twin),
     job.json and contact_sheet.png. The same seed, --batch N, engines and device give the same images; without N
-    the batch size is found by timing. With --gradients engine on the CPU an image does not depend on the batch;
-    PyTorch rounds otherwise in another size, which guidance amplifies to other images.
+    the batch size is found by timing. With --gradients engine on the CPU an image of convolutional networks does
+    not depend on the batch; PyTorch rounds otherwise in another size, which guidance amplifies to other images.
     """
     from good_rt.cli.workflow import open_generator, run_job
     from good_rt.devices import use_device
@@ -191,6 +191,8 @@ def generate(
     )  # fmt: skip
     if guidance != "none" and not config.active:
         raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one, or say --guidance none")
+    if guidance != "none" and not any(config.guides(step, steps) for step in range(steps)):
+        raise GoodRtError(f"--span {span[0]:g} {span[1]:g} holds none of the {steps} steps, so nothing is guided")
     if gradients == "engine" and engine == "torch":
         raise GoodRtError("--gradients engine needs --engine onnx or tensorrt")
     place = use_device(device)

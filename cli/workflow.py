@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -28,7 +28,7 @@ from good_rt.devices import CPU
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import check_providers, providers_for
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.export.export import export_models
@@ -116,6 +116,7 @@ def run_export(
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
     bank_size: int = BANK_SIZE,
+    on_no_rule: Callable[[NoGradientRuleError], None] | None = None,
 ) -> tuple[Manifest, bool]:
     """Exports where something changed; the parity check's real images are held-out ID images.
 
@@ -123,7 +124,8 @@ def run_export(
 
     ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature; through the
     decoder in the folder ``gradient_decoder`` where one is given, and with ``bank_size`` features. ``image_size`` is
-    `load_diffusion`'s.
+    `load_diffusion`'s. Where an operation has no gradient rule, ``on_no_rule`` hears of it, and the other graphs are
+    exported; without it that is an error.
     """
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier).fitted(
@@ -133,11 +135,18 @@ def run_export(
     images = id_part(id_data, "held_out", classifier, 32).images
     fused = FusedGuidance(feature_bank(classifier, id_data, bank_size), k, temperature) if gradients else None
     with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
-        return export_models(
-            model_dir, classifier, out, images=from_uint8(images), fused=fused, opset=opset, relative=relative,
+        export = partial(
+            export_models, model_dir, classifier, out, images=from_uint8(images), opset=opset, relative=relative,
             absolute=absolute, batches=batches, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
             on_graph=lambda name: advance(1),
         )  # fmt: skip
+        try:
+            return export(fused=fused)
+        except NoGradientRuleError as error:
+            if on_no_rule is None:
+                raise
+            on_no_rule(error)
+            return export(fused=None)
 
 
 def run_plans(
@@ -204,7 +213,8 @@ def open_generator(
             model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature,
             gradient_decoder=gradient_decoder, image_size=image_size, bank_size=bank_size,
         )  # fmt: skip
-        names = GRADIENT_ENGINES if gradients else ENGINES
+        pixels = model.decoder is None
+        names = [name for name in (GRADIENT_ENGINES if gradients else ENGINES) if not (pixels and "decoder" in name)]
         if runtime.name == "onnx":
             precisions = dict.fromkeys(ENGINES, runtime.precision)
             loaded = load_engines(engines, source, names, device=device, precisions=precisions)

@@ -64,7 +64,7 @@ class OnnxRuntimeEngine:
 
     ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
     CPU a small graph's batch is divided in parts, and the threads wait for each other once a run instead of once an
-    operator; what comes out depends on how by rounding alone. On a GPU provider, inputs and outputs are bound to
+    operator: samples must not depend on each other. On a GPU provider, inputs and outputs are bound to
     PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none
     that the runtime can load, which is checked before it gets it, or a provider is not installed or cannot run.
     """
@@ -88,8 +88,8 @@ class OnnxRuntimeEngine:
         self._path, self._providers = path, list(settings.items())
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
         self._keeps_memory = not data_files(read_graph(path))
-        self._session = self._open(threads)
-        self._threads = threads or _cores()
+        self._threads = threads or _cores()  # not what ONNX Runtime would take, which does not see an affinity
+        self._session = self._open(self._threads)
         self._divides = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
 
     def _open(self, threads: int) -> Any:
@@ -176,9 +176,10 @@ class OnnxRuntimeEngine:
             for name, value in zip(self.outputs, values, strict=True)
         }
 
-    def _run_bound(self, session: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run_bound(self, session: Any, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         binding = session.io_binding()
-        held = {name: array.detach().to(self.device).contiguous() for name, array in arrays.items()}  # alive until run
+        tensors = {name: torch.as_tensor(array).detach() for name, array in arrays.items()}
+        held = {name: array.to(self.device).contiguous() for name, array in tensors.items()}  # alive until run
         for name, array in held.items():
             dtype = NUMPY_DTYPES[array.dtype]
             binding.bind_input(name, array.device.type, array.device.index or 0, dtype, array.shape, array.data_ptr())

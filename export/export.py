@@ -90,7 +90,9 @@ def export_models(
     rows: list[Parity] = []
     with atomic_path(out) as folder:
         folder.mkdir()
-        for name, graph in graphs_of(model, classifier, images, fused).items():
+        graphs = graphs_of(model, classifier, images, fused)
+        # what can't be pulled back is found out first
+        for name, graph in sorted(graphs.items(), key=lambda item: item[1].wrt is None):
             on_graph(name)
             path = folder / f"{name}.onnx"
             _write(graph, path, opset)

@@ -59,7 +59,7 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
         scale = scale if gamma is None else scale * gamma
         shift = -mean * scale if bias is None else (bias - mean) * scale
         names = [f"folded_{node.name}_{part}" for part in ("weight", "bias")]
-        graph.register_buffer(names[0], (weight * scale[:, None, None, None]).detach())
+        graph.register_buffer(names[0], (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).detach())
         graph.register_buffer(names[1], (shift if beta is None else shift + beta).detach())
         with graph.graph.inserting_before(convolution):
             folded = [graph.graph.get_attr(name) for name in names]

@@ -77,7 +77,10 @@ class Manifest:
                 for name, entry in value["graphs"].items()
             }
             parity = tuple(Parity(**row) for row in value["parity"])
-            return cls(value["source"], value["opset"], value["tolerance"], graphs, parity, value["versions"])
+            source, tolerance, versions = (dict(value[name].items()) for name in ("source", "tolerance", "versions"))
+            if not all(isinstance(name, str) for entry in graphs.values() for name in (entry.file, *entry.data)):
+                raise TypeError("a file's name is no text")
+            return cls(source, value["opset"], tolerance, graphs, parity, versions)
         except (KeyError, TypeError, AttributeError) as error:
             raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from None
 
@@ -92,9 +95,9 @@ class Manifest:
         """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one that was exported."""
         for name, entry in self.graphs.items():
             for file in (entry.file, *entry.data):
-                if Path(file).name != file:
+                if Path(file).name != file or file in ("", ".."):
                     raise GoodRtError(f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again")
-                if not (folder / file).exists():
+                if not (folder / file).is_file():
                     raise GoodRtError(f"{folder / file} is missing; export again")
             if graph_hash(folder / entry.file, entry.data) != entry.sha256:
                 raise GoodRtError(
@@ -125,7 +128,7 @@ def load_engines(
     device: torch.device = CPU,
     precisions: Mapping[str, str] | None = None,
 ) -> dict[str, OnnxRuntimeEngine]:
-    """The engines of a folder by graph name (all, or those of ``names`` it has), their files checked by the manifest.
+    """The engines of a folder by graph name (all, or those of ``names``), their files checked by the manifest.
 
     With ``source`` (fingerprints) they must also be of that model and classifier. ``precisions`` has "fp16" of those
     that are not computed in float32; what goes in and comes out is float32 all the same. Raises GoodRtError otherwise.
@@ -157,14 +160,17 @@ def _open(path: Path, precision: str, device: torch.device, threads: int) -> Onn
 def checked_graphs(
     folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None
 ) -> dict[str, GraphEntry]:
-    """The graphs of a folder (all, or those of ``names`` it has), their files checked, and ``source`` as `load_engines`
-    checks it."""
+    """The graphs of a folder (all, or those of ``names``), their files checked, and ``source`` as `load_engines` checks
+    it."""
     manifest = Manifest.read(folder)
     if source is not None and not manifest.is_of(source):
         raise GoodRtError(
             f"the engines in {folder} are of another model or classifier; export again, or to another folder"
         )
     manifest.check_files(folder)
+    lacking = sorted(set(names or ()) - manifest.graphs.keys())
+    if lacking:
+        raise GoodRtError(f"{folder / MANIFEST} has no graph {lacking[0]!r}; export again with --force")
     return {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.export.joining import fold_batch_norms, join_enlargements
 from good_rt.export.to_onnx import OPSET, export_onnx, first_line, trace
 from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
@@ -75,13 +75,13 @@ class VjpModule(nn.Module):
             places[place] = cotangent if places[place] is None else places[place] + cotangent
             return
         if not self._active.isdisjoint(pytree.tree_leaves(node.kwargs)):
-            raise GoodRtError(_unknown(node, " for its named arguments"))
+            raise NoGradientRuleError(_unknown(node, " for its named arguments"))
         for place, source in enumerate(pytree.tree_leaves(node.args)):
             if source not in self._active:
                 continue
             gradient = gradients[place] if place < len(gradients) else None
             if gradient is None:
-                raise GoodRtError(_unknown(node, f" for its argument {place} as it is used here"))
+                raise NoGradientRuleError(_unknown(node, f" for its argument {place} as it is used here"))
             _accumulate(found, source, gradient(cotangent))
 
 
@@ -106,7 +106,7 @@ def _unknown(node: fx.Node, what: str = "") -> str:
     """What is said of an operation without a rule: its name, and the submodule that it stands in."""
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
     place = f" (in {modules[-1]})" if modules else ""
-    return f"{node.target}{place} has no gradient rule{what}; add one to good_rt.export.vjp_rules"
+    return f"{node.target}{place} has no gradient rule{what}; PyTorch's gradients need none: --gradients torch"
 
 
 def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
@@ -127,7 +127,7 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
             active.add(node)
     for node in graph.nodes:
         if node in active and node.op == "call_function" and node.target not in {operator.getitem, *RULES}:
-            raise GoodRtError(_unknown(node))
+            raise NoGradientRuleError(_unknown(node))
     return active
 
 

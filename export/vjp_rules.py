@@ -587,7 +587,7 @@ def _group_norm(
 
     def gradient(g: Tensor) -> Tensor:
         g = g.reshape(-1, *centred.shape[1:]) * factor
-        slope = group_mean(g * centred) * (rstd * rstd)
+        slope = group_mean(g * centred) * rstd * rstd  # rstd² itself would overflow in half precision
         return like(g - (centred * slope + group_mean(g)), x)
 
     return like(output, x), (gradient,)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from good_rt.engines.base import Engine, SideBySide, TensorSpec, are_rows, check_inputs
+from good_rt.errors import GoodRtError
 
 Residuals = Sequence[tuple[slice, Mapping[str, Any]]]
 """Each part of the batch, and what the backward half needs of it: tensors, or what the engines' runtime gave."""
@@ -51,7 +52,10 @@ class VjpPair:
         return _joined([values[self.output] for values in found]), list(zip(parts, residuals, strict=True))
 
     def backward(self, cotangent: Tensor, residuals: Residuals) -> Tensor:
-        """Jᵀv of the cotangent v, with respect to the first input."""
+        """Jᵀv of the cotangent v, with respect to the first input. Raises GoodRtError for a v of another length."""
+        count = residuals[-1][0].stop
+        if len(cotangent) != count:
+            raise GoodRtError(f"there are {len(cotangent)} cotangents for {count} samples")
         cotangents = [cotangent] if len(residuals) == 1 else [cotangent[part] for part, _ in residuals]
         batches = [{"cotangent": v, **kept} for v, (_, kept) in zip(cotangents, residuals, strict=True)]
         return _joined([outputs["gradient"] for outputs in _each(self._backward, batches)])

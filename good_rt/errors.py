@@ -15,6 +15,10 @@ class ParityError(GoodRtError):
     """An exported graph does not compute what PyTorch computes."""
 
 
+class NoGradientRuleError(GoodRtError):
+    """An engine cannot compute a gradient that goes through an operation."""
+
+
 class NonFiniteError(GoodRtError):
     """A NaN or infinite value, with the step and the samples where it came up: places in the batch, or indices."""
 

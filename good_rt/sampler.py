@@ -1,7 +1,7 @@
 """The guided sampler: DDIM in σ-space with variance guidance, mean guidance and recurrence.
 
 One short generator that reads like the algorithm (GOOD, arXiv 2510.17131; TFG, arXiv 2409.15761, Alg. 1). It is pure:
-the same seeds give the same images, whatever the batch they are in.
+the same seeds give the same images, whatever the batch they are in, as far as the networks do.
 """
 
 from __future__ import annotations

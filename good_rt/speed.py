@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from good_rt.generation import GenerationJob, Generator
 from good_rt.guidance import value_and_gradient
@@ -54,7 +55,10 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def step_parts(generator: Generator, job: GenerationJob, batch: int) -> dict[str, Work]:
-    """The parts of one guided step at this batch size, each as something to time; "gradient" is of ∇ℓ as a whole."""
+    """The parts of one guided step at this batch size, each as something to time.
+
+    "gradient" is of ∇ℓ as a whole, decoder and classifier forward and backward; "UNet and back" is variance guidance's.
+    """
     indices = list(range(batch))
     labels = generator.rows(indices)
     latents = torch.randn(batch, *generator.shape, generator=torch.Generator().manual_seed(0)).to(generator.device)
@@ -70,8 +74,13 @@ def step_parts(generator: Generator, job: GenerationJob, batch: int) -> dict[str
 
         return timed
 
+    def through_unet() -> Tensor:
+        x0, pull_back = generator.denoiser.vjp(latents, 1.0, labels)
+        return pull_back(x0)
+
     return {
         "UNet": lambda: generator.denoiser(latents, 1.0, labels),
+        "UNet and back": through_unet,
         "decoder": without_gradient(lambda: generator.decode(latents)),
         "classifier": without_gradient(lambda: generator.classifier(images)),
         "k-NN": without_gradient(lambda: generator.bank.distance(features, job.k, approximate=generator.fused is None)),

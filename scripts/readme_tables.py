@@ -142,6 +142,10 @@ def sampler(result: dict[str, Any]) -> str:
         cells = (_cell(found.get(figure)) for figure in columns)
         tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
     shown = ["\n".join(lines) for lines in tables.values()]
+    processes = result["figures"].get("processes", {})
+    if processes:
+        peaks = ", ".join(f"{name} {found['peak_gib']:.2f}" for name, found in processes.items())
+        shown.append(f"Peak memory of a whole process that samples 32 images guided by mu, in GiB: {peaks}.")
     rest = bars({**result, "bars": list(single.values())}).lstrip("\n")
     return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
 

@@ -22,6 +22,7 @@ from good_rt.demo import assets
 from good_rt.detector import Detector
 from good_rt.evaluation import Evaluation
 from good_rt.export.manifest import load_engines
+from good_rt.export.vjp_rules import RULES
 
 Run = Callable[..., Any]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -101,6 +102,11 @@ def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[obje
     ):  # fmt: skip
         assert "sees no CUDA GPU here; leave --device out" in run(*command, "--device", "cuda").failed()
     assert "TensorRT needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
+    assert "nothing is guided; set one" in run("bench", "sampler", "--mu", 0, *models).failed()
+    assert (
+        "--span 0 0.01 holds none of the 10 steps"
+        in run("generate", "--span", 0, 0.01, "--steps", 10, *models, *out).failed()
+    )
     assert "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
     assert "the engine onnx computes in fp32 or fp16" in run("generate", "--precision", "bf16", *models, *out).failed()
     half = ["generate", "--precision", "fp16", *models, *out]
@@ -369,6 +375,23 @@ def test_export_does_not_replace_a_folder_of_other_things(run: Run, models: list
     for force in ([], ["--force"]):
         assert "choose another --out" in run("export", *models, *force, "-o", tmp_path).failed()
     assert tree(tmp_path) == [tmp_path / "thesis.tex"]
+
+
+def test_without_a_gradient_rule_the_other_graphs_are_exported_and_pytorch_is_named(
+    run: Run, pixel_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(RULES, torch.ops.aten.convolution.default)
+    ours = ["--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir]
+    made = run("export", *ours, "-o", tmp_path / "e")
+    assert made.code == 0
+    assert "warning: no engines for gradients are made: aten.convolution.default" in made.err
+    assert "has no gradient rule; PyTorch's gradients need none: --gradients torch" in made.err
+    assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}
+    assert run("export", *ours, "-o", tmp_path / "e", "--json").json["exported"] is False
+    generate = ["generate", *ours, "--engines", tmp_path / "e", "-n", 1, "--batch", 1, "--steps", 1, "--no-twins"]
+    line = run(*generate, "-o", tmp_path / "ood", "--gradients", "engine").failed()
+    assert "aten.convolution.default" in line and "--gradients torch" in line
+    assert run(*generate, "-o", tmp_path / "ood", "--json").json["images"] == 1
 
 
 def test_damaged_engines_are_made_anew_and_those_of_another_model_as_well(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import onnxruntime
@@ -84,6 +85,25 @@ def test_a_batch_gives_the_same_bytes_on_any_number_of_threads(path: Path) -> No
         for _ in range(10):
             again = engine(**example(9))
             assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinities here")
+def test_as_many_threads_as_there_are_cores_to_run_on(path: Path) -> None:
+    """Which ONNX Runtime does not see: by itself it starts one for each core of the machine."""
+    cores = os.sched_getaffinity(0)
+    before = thread_count()
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        engine = OnnxRuntimeEngine(path)
+        assert engine.parts(9) == [slice(0, 9)]
+        assert thread_count() == before
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def thread_count() -> int:
+    """All threads of this process, those that Python does not know of among them."""
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -79,3 +79,21 @@ def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(bias: b
     y, gradient = product(v, x.detach())
     torch.testing.assert_close(y, expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_batch_norms_are_folded_into_convolutions_of_any_number_of_axes(axes: int) -> None:
+    torch.manual_seed(0)
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](3, 5, 3)
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1](5)
+    module = nn.Sequential(convolution, norm)
+    module(torch.randn(4, 3, *[5] * axes))  # statistics that are not 0 and 1
+    module = module.double().eval()
+    product = vjp_module(module, {"x": torch.randn(2, 3, *[5] * axes, dtype=torch.float64)}, "x")
+    x = torch.randn(3, 3, *[5] * axes, dtype=torch.float64, requires_grad=True)
+    expected = module(x)
+    v = torch.randn_like(expected)
+    y, gradient = product(v, x.detach())
+    torch.testing.assert_close(y, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+    assert not any("batch_norm" in str(node.target) for node in product.primal.graph.nodes)

@@ -76,6 +76,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "format": (edit(lambda v: v.update(format=99)), "has format 99, this version reads 1; export again"),
     "no graphs": (edit(lambda v: v.pop("graphs")), r"is damaged \(KeyError: 'graphs'\)"),
     "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
+    "odd source": (edit(lambda v: v.update(source=[])), "is damaged"),
+    "no versions": (edit(lambda v: v.update(versions=None)), "is damaged"),
+    "no tolerance": (edit(lambda v: v.update(tolerance=None)), "is damaged"),
+    "odd file": (edit(lambda v: v["graphs"]["unet"].update(file=5)), "is damaged"),
+    "odd data": (edit(lambda v: v["graphs"]["unet"].update(data=[3])), "is damaged"),
     "odd parity": (edit(lambda v: v.update(parity=[{"graph": "unet"}])), "is damaged"),
     "hash": (flip, r"unet\.onnx is not the file that was exported \(its hash differs\); export again"),
     "cut": (lambda f: (f / "unet.onnx").write_bytes(b""), "its hash differs"),
@@ -83,6 +88,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "outside": (
         edit(lambda v: v["graphs"]["unet"].update(file="../engines/unet.onnx")),
         "graph 'unet' lies outside the folder",
+    ),
+    "above": (edit(lambda v: v["graphs"]["unet"].update(data=[".."])), "graph 'unet' lies outside the folder"),
+    "a folder": (
+        lambda f: ((f / "unet.onnx").unlink(), (f / "unet.onnx").mkdir()),
+        r"unet\.onnx is missing; export again",
     ),
     "absolute": (edit(lambda v: v["graphs"]["unet"].update(file="/etc/passwd")), "graph 'unet' lies outside"),
 }
@@ -107,6 +117,12 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
     apply(folder)
     with pytest.raises(GoodRtError, match=message):
         load_engines(folder)
+
+
+def test_a_graph_that_is_asked_for_and_not_there_is_named(folder: Path) -> None:
+    edit(lambda value: value["graphs"].pop("unet"))(folder)
+    with pytest.raises(GoodRtError, match=r"manifest\.json has no graph 'unet'; export again with --force"):
+        load_engines(folder, names=["unet", "vae_decoder"])
 
 
 def test_engines_of_another_model_are_refused(engines_dir: Path) -> None:

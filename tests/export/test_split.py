@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -64,6 +66,15 @@ def test_inputs_of_other_lengths_are_refused(folder: Path, batch: int) -> None:
             pair(**arrays)
 
 
+@pytest.mark.parametrize("batch", [1, 9])
+def test_a_cotangent_of_another_length_than_the_forward_half_had_is_refused(folder: Path, batch: int) -> None:
+    pair = VjpPair(*(OnnxRuntimeEngine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward")))
+    _, residuals = pair.forward(x=torch.randn(batch, 8, 4, 4))
+    for more in (-1, 1, 2):
+        with pytest.raises(GoodRtError, match=f"there are {batch + more} cotangents for {batch} samples"):
+            pair.backward(torch.randn(batch + more, 8, 4, 4), residuals)
+
+
 def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
     """Of engines bound to a device, of ones that have nothing but the members of `Engine`, and of two kinds."""
 
@@ -78,7 +89,8 @@ def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
     arrays = {"x": torch.randn(9, 8, 4, 4), "cotangent": torch.randn(9, 8, 4, 4)}
     expected = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)(**arrays)
     bound = partial(OnnxRuntimeEngine, bind=True)
-    for kinds in ((Plain, Plain), (bound, bound), (OnnxRuntimeEngine, Plain), (Plain, OnnxRuntimeEngine)):
+    plain: Callable[[Path], Any] = OnnxRuntimeEngine
+    for kinds in ((Plain, Plain), (bound, bound), (plain, Plain), (Plain, plain), (plain, bound), (bound, plain)):
         halves = (make(folder / f"{half}.onnx") for make, half in zip(kinds, ("forward", "backward"), strict=True))
         found = VjpPair(*halves)(**arrays)
         for name in expected:
