@@ -140,13 +140,14 @@ def export(
     plans = None
     with progress(quiet=as_json) as bars:
         if to == "tensorrt":
-            from good_rt.export.tensorrt import BATCHES, PlanConfig
+            from good_rt.export.tensorrt import BATCHES, PlanConfig, check_config
 
             config = PlanConfig(
                 architectures=tuple(name.lower() for name in architectures), precision=precision,
                 profile={"batch": BATCHES, **dict(profiles)}, library=library, tf32=tf32,
                 optimisation_level=optimisation_level, timing_cache=timing_cache,
             )  # fmt: skip
+            check_config(config)  # before the work of exporting
         if graph is None:
             manifest, done = run_export(
                 model,

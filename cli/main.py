@@ -121,9 +121,8 @@ def main() -> None:
     """The console script."""
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("interrupted; a job goes on with the same command", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

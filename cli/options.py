@@ -129,6 +129,11 @@ class Bars:
         yield lambda count: progress.advance(task, count)
         progress.update(task, total=total or 1, completed=total or 1)
 
+    def note(self, text: str) -> None:
+        """Says something between the bars."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 class _Lines:
     """Progress where there is no terminal: a line at the beginning, and one every `LINE_SECONDS`."""

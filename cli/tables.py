@@ -138,7 +138,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 def print_speed(speed: dict[str, Any]) -> None:
     """Images a second of every variant by batch size, its ratio to PyTorch alone, and a step's parts."""
-    table = Table(title=f"images a second, {speed['steps']} steps (times PyTorch alone)")
+    table = Table(title=f"images a second, {speed['steps']} steps (times PyTorch alone, median over the rounds)")
     table.add_column("variant")
     names = list(next(iter(speed["seconds"].values())))
     for batch in speed["seconds"]:

@@ -134,11 +134,12 @@ def run_export(
     id_data = IdData(id_dir)
     images = id_part(id_data, "held_out", classifier, 32).images
     fused = FusedGuidance(feature_bank(classifier, id_data, bank_size), k, temperature) if gradients else None
-    with bars.task("exporting to ONNX", 7 if gradients else 4) as advance:
+    with bars.task("checking engines, exporting those that are missing", 7 if gradients else 4) as advance:
         export = partial(
             export_models, model_dir, classifier, out, images=from_uint8(images), opset=opset, relative=relative,
             absolute=absolute, batches=batches, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
             on_graph=lambda name: advance(1),
+            on_damage=lambda reason: bars.note(f"engines are made anew: {reason}"),
         )  # fmt: skip
         try:
             return export(fused=fused)

@@ -46,14 +46,15 @@ def export_models(
     gradient_decoder: Path | None = None,
     image_size: int | None = None,
     on_graph: Callable[[str], None] = lambda name: None,
+    on_damage: Callable[[str], None] = lambda reason: None,
 ) -> tuple[Manifest, bool]:
     """Exports every graph into ``out`` and returns the manifest, and whether anything had to be done.
 
     ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at each of ``batches``;
     with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
     `load_diffusion`'s; ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
-    An unchanged model with intact files of this version's `exporter_hash` is left alone unless
-    ``force``. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError
+    An unchanged model with intact files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage``
+    hears why they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError
     when ``out`` holds other things than engines.
     """
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
@@ -76,14 +77,15 @@ def export_models(
         if not force and found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
             found.check_files(out)
             return found, False
-    except GoodRtError:
-        pass  # nothing there yet, or damaged: exported anew
+    except GoodRtError as error:  # nothing there yet, or damaged: exported anew
+        if (out / MANIFEST).exists():
+            on_damage(str(error))
     opset = before["opset"] if opset is None else opset
     relative = before["relative"] if relative is None else relative
     absolute = before["absolute"] if absolute is None else absolute
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
-            f"{out} holds other files than engines, and would be replaced as a whole; choose another --out"
+            f"{out} holds other files than engines, and would be replaced as a whole; choose another folder for engines"
         )
     check = partial(compare, batches=batches, relative=relative, absolute=absolute)
     entries: dict[str, GraphEntry] = {}

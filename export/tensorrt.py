@@ -183,6 +183,11 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
     return info, True
 
 
+def check_config(config: PlanConfig) -> None:
+    """Raises GoodRtError when no TensorRT is installed, or an architecture is none that it builds for here."""
+    _architectures(load_library(config.library), config)
+
+
 def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
     """The architectures to build for, in the library's order."""
     if not library.targets:

@@ -64,8 +64,8 @@ def export_onnx(
     ONNX.
     """
     try:
-        traced = stage_large_groups(trace(module, examples))
         with quiet(), torch.no_grad():
+            traced = stage_large_groups(trace(module, examples))
             program = torch.onnx.export(
                 traced,
                 tuple(examples.values()),

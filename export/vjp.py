@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.export.joining import fold_batch_norms, join_enlargements
-from good_rt.export.to_onnx import OPSET, export_onnx, first_line, trace
+from good_rt.export.to_onnx import OPSET, export_onnx, first_line, quiet, trace
 from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
 
 aten = torch.ops.aten
@@ -159,7 +159,8 @@ def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> V
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
     try:
-        primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
+        with quiet():
+            primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds
         raise GoodRtError(f"{type(module).__name__} cannot be traced: {first_line(error)}") from None
     finally:

@@ -373,7 +373,7 @@ def test_outputs_that_cannot_be_written(
 def test_export_does_not_replace_a_folder_of_other_things(run: Run, models: list[object], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in ([], ["--force"]):
-        assert "choose another --out" in run("export", *models, *force, "-o", tmp_path).failed()
+        assert "choose another folder for engines" in run("export", *models, *force, "-o", tmp_path).failed()
     assert tree(tmp_path) == [tmp_path / "thesis.tex"]
 
 
