@@ -54,8 +54,8 @@ def export_models(
     with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
     `load_diffusion`'s; ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
     An unchanged model with intact files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage``
-    hears why they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch computes, and GoodRtError
-    when ``out`` holds other things than engines.
+    hears why they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
+    computes, and GoodRtError when ``out`` holds other things than engines.
     """
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     if not isinstance(classifier, Classifier):
