@@ -36,8 +36,9 @@ def images_of_loop(case: Case, eager: Generator) -> Sampler:
     loop = loop_of(case, eager)
 
     def images(config: GuidanceConfig, indices: list[int]) -> NDArray[np.uint8]:
+        latents = loop(config, indices)
         with torch.no_grad():
-            return to_uint8(eager.decode(loop(config, indices)))
+            return to_uint8(eager.decode(latents))
 
     return images
 
