@@ -233,7 +233,7 @@ def batches(result: dict[str, Any]) -> str:
     """How many images are the same in batches of each size as in one batch, by setting in turn, in %."""
     names = {
         "engines": "engines",
-        "engines, one thread": "engines on one thread, against two",
+        "engines, one thread": "engines opened where one core is allowed, against two",
         "torch gradients": "engines, PyTorch's gradients",
         "eager": "PyTorch",
         "tfg": "the loop",
