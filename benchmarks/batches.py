@@ -43,11 +43,10 @@ def images_of_loop(case: Case, eager: Generator) -> Sampler:
     return images
 
 
-def compared(sampler: Sampler, other: Sampler, config: GuidanceConfig, size: int) -> dict[str, float]:
-    """The images of one batch, by ``sampler``, beside those of batches of ``size``, by ``other``: the share that is the
-    same to the byte, and the largest difference of a pixel in levels of 255."""
-    whole = sampler(config, list(range(COUNT)))
-    batches = [other(config, list(range(first, min(first + size, COUNT)))) for first in range(0, COUNT, size)]
+def compared(whole: NDArray[np.uint8], sampler: Sampler, config: GuidanceConfig, size: int) -> dict[str, float]:
+    """Images that were one batch beside those that ``sampler`` makes in batches of ``size``: the share that is the same
+    to the byte, and the largest difference of a pixel in levels of 255."""
+    batches = [sampler(config, list(range(first, min(first + size, COUNT)))) for first in range(0, COUNT, size)]
     difference = np.abs(whole.astype(int) - np.concatenate(batches)).reshape(COUNT, -1).max(axis=1)
     return {"identical": float((difference == 0).mean()), "levels": int(difference.max())}
 
@@ -75,8 +74,8 @@ def main(engines: Path) -> None:
     for name, other in others.items():
         sizes = (*SIZES, COUNT) if name == "engines, one thread" else SIZES
         for setting, config in SETTINGS.items():
-            of = samplers.get(name, samplers["engines"])
-            rows = {str(size): compared(of, other, config, size) for size in sizes}
+            whole = samplers.get(name, samplers["engines"])(config, list(range(COUNT)))
+            rows = {str(size): compared(whole, other, config, size) for size in sizes}
             found.setdefault(name, {})[setting] = rows
             click.echo(f"{name}, {setting}: {rows}")
     bars = [

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from good_rt.bank import FeatureBank
 from good_rt.discrepancy import image_level
-from good_rt.errors import GoodRtError
 
 
 class GuidanceModule(nn.Module):
@@ -26,8 +25,7 @@ class GuidanceModule(nn.Module):
         self, decoder: nn.Module | None, classifier: nn.Module, bank: FeatureBank, k: int, temperature: float = 1.0
     ) -> None:
         super().__init__()
-        if not 1 <= k <= len(bank):
-            raise GoodRtError(f"k must be between 1 and {len(bank)} (the bank's size), not {k}")
+        bank.check_k(k)
         self.decoder, self.classifier = decoder, classifier
         self.k, self.temperature = k, temperature
         self.register_buffer("bank", bank.features)

@@ -103,6 +103,12 @@ class FeatureBank:
             found[short] = self._index.search(queries[short], count)[1]
         return found
 
+    def check_k(self, k: int, *, excluded: bool = False) -> None:
+        """Raises GoodRtError when the bank has no k rows, but for one that is ``excluded``."""
+        available = len(self) - excluded
+        if not 1 <= k <= available:
+            raise GoodRtError(f"k must be between 1 and {available} (the bank's size), not {k}")
+
     @torch.no_grad()
     def search(
         self, queries: Tensor, k: int, exclude: Tensor | None = None, *, approximate: bool = False
@@ -113,9 +119,7 @@ class FeatureBank:
         from the bank. ``approximate`` may miss neighbours in a bank of more than `LARGE` rows; the distances are those
         of the rows it gives. Raises GoodRtError when the bank has fewer than k rows that count.
         """
-        available = len(self) - (exclude is not None)
-        if not 1 <= k <= available:
-            raise GoodRtError(f"k must be between 1 and {available} (the bank's size), not {k}")
+        self.check_k(k, excluded=exclude is not None)
         wanted = min(len(self), k + SPARE + (exclude is not None))
         found = self._candidates(queries, wanted, approximate)
         rows = found.sort(dim=1).values  # by row first: the stable sort below then breaks ties by row
