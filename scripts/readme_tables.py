@@ -19,6 +19,11 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def head(*columns: str) -> list[str]:
+    """The two lines that a table begins with."""
+    return ["|" + "".join(f" {column} |" if column else " |" for column in columns), "|" + "---|" * len(columns)]
+
+
 def demo(result: dict[str, Any]) -> str:
     """Near-OOD detection by training, over the seeds; then everything that has a bar."""
     seeds = result["figures"]["seeds"].values()
@@ -29,8 +34,7 @@ def demo(result: dict[str, Any]) -> str:
     lines = [
         f"Held-out classes as near-OOD; seeds {', '.join(result['figures']['seeds'])}, in %.",
         "",
-        "| score | classifier | FPR at 95 % ID recall | AUROC |",
-        "|---|---|---|---|",
+        *head("score", "classifier", "FPR at 95 % ID recall", "AUROC"),
     ]
     for score in ("Energy", "k-NN", "Unified"):
         lines += [
@@ -41,7 +45,7 @@ def demo(result: dict[str, Any]) -> str:
     sets = list(scores["Unified"]["before"])
     lines += [
         "", "Every OOD set: FPR at 95 % ID recall, the mean over the seeds, in %.", "",
-        f"| score | classifier | {' | '.join(sets)} |", f"|{'---|' * (len(sets) + 2)}",
+        *head("score", "classifier", *sets),
     ]  # fmt: skip
     for score, models in scores.items():
         for model in models:
@@ -56,7 +60,7 @@ def bars(result: dict[str, Any]) -> str:
     grouped: dict[str, list[dict[str, Any]]] = {}
     for bar in result["bars"]:
         grouped.setdefault(re.sub(r"^seed \d+[:,] ", "", bar["name"]), []).append(bar)
-    lines = ["| figure | measured | bar | |", "|---|---|---|---|"] if grouped else []
+    lines = head("figure", "measured", "bar", "") if grouped else []
     for name, found in grouped.items():
         values = " ".join(f"{bar['value']:.3g}" for bar in found)
         met = sum(bar["ok"] for bar in found)
@@ -95,10 +99,7 @@ def models(result: dict[str, Any]) -> str:
     table = result["figures"]["table"]
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     reasons: dict[str, None] = {}
-    lines = [
-        f"| classifier | {' | '.join(ARCHITECTURES[name] for name in table)} |",
-        f"|{'---|' * (len(table) + 1)}",
-    ]
+    lines = head("classifier", *(ARCHITECTURES[name] for name in table))
     for kind in kinds:
         cells = []
         for row in table.values():
@@ -115,7 +116,7 @@ def tutorial(result: dict[str, Any]) -> str:
     rows = result["figures"]["rows"]
     sets = list(dict.fromkeys(row["set"] for row in rows if row["set"] != "mean over sets"))
     found = {(row["score"], row["model"], row["set"]): row for row in rows}
-    lines = [f"| score | classifier | {' | '.join(sets)} |", f"|{'---|' * (len(sets) + 2)}"]
+    lines = head("score", "classifier", *sets)
     for score, model in dict.fromkeys((row["score"], row["model"]) for row in rows):
         figures = (found[score, model, name] for name in sets)
         cells = (f"{100 * row['fpr95']:.1f} / {100 * row['auroc']:.1f}" for row in figures)
@@ -138,7 +139,7 @@ def sampler(result: dict[str, Any]) -> str:
         columns = next((key for key in tables if set(found) <= set(key)), tuple(found))
         if columns not in tables:
             heads = [f"{figure} ({_bound(rows, figure)})" for figure in columns]
-            tables[columns] = [f"| | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 1)}"]
+            tables[columns] = head("", *heads)
         cells = (_cell(found.get(figure)) for figure in columns)
         tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
     shown = ["\n".join(lines) for lines in tables.values()]
@@ -158,7 +159,7 @@ def compiled(result: dict[str, Any]) -> str:
         "eager": "eager",
         "compile": "torch.compile",
     }
-    lines = [f"| times the TFG loop | {' | '.join(columns.values())} |", f"|{'---|' * (len(columns) + 1)}"]
+    lines = head("times the TFG loop", *columns.values())
     for setting, batches in result["figures"]["samplers"].items():
         for batch, found in batches.items():
             cells = (f"{found['times_tfg'][name]:.2f}" for name in columns)
@@ -173,7 +174,7 @@ def plans(result: dict[str, Any]) -> str:
     for row in figures["plans"]:
         if len(row["architectures"]) > 1:
             rows.setdefault(row["graph"], {})[row["precision"]] = row
-    lines = ["| graph | layers | seconds | MB | MB, fp16 | error, fp16 | error, bf16 |", f"|{'---|' * 7}"]
+    lines = head("graph", "layers", "seconds", "MB", "MB, fp16", "error, fp16", "error, bf16")
     for graph, found in rows.items():
         fp32, fp16 = found["fp32"], found["fp16"]
         errors = (max(error["rms"] for error in figures["rounding"][graph][half].values()) for half in ("fp16", "bf16"))
@@ -207,7 +208,7 @@ COMMANDS = {
 
 def scale(result: dict[str, Any]) -> str:
     """Time and peak memory of each command; then the bars."""
-    lines = ["| | cores | seconds | peak memory, GiB |", "|---|---|---|---|"]
+    lines = head("", "cores", "seconds", "peak memory, GiB")
     for name, row in result["figures"]["commands"].items():
         lines.append(f"| {COMMANDS[name]} | {row['cores']} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |")
     return "\n".join([*lines, "", bars(result)])
@@ -222,7 +223,7 @@ def learning_rate(result: dict[str, Any]) -> str:
         "near FPR": ("trained", "test_near_fpr95"),
         "near FPR, control": ("control", "test_near_fpr95"),
     }
-    lines = [f"| learning rate | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    lines = head("learning rate", *columns)
     for rate, seeds in result["figures"]["rates"].items():
         means = (sum(seed[model][name] for seed in seeds.values()) / len(seeds) for model, name in columns.values())
         lines.append(f"| {rate} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
@@ -240,10 +241,7 @@ def batches(result: dict[str, Any]) -> str:
     }
     figures = result["figures"]
     sizes = list(figures["samplers"]["engines, one thread"]["mu"])
-    lines = [
-        f"| {', '.join(figures['samplers']['engines'])} | {' | '.join(f'batches of {size}' for size in sizes)} |",
-        f"|{'---|' * (len(sizes) + 1)}",
-    ]
+    lines = head(", ".join(figures["samplers"]["engines"]), *(f"batches of {size}" for size in sizes))
     for name, title in names.items():
         settings = figures["samplers"][name].values()
         cells = (

@@ -11,6 +11,14 @@ from good_rt.export.joining import enlarged_convolution
 from good_rt.export.vjp import vjp_module
 
 
+def check_against_autograd(module: nn.Module, product: nn.Module, x: Tensor) -> None:
+    expected = module(x)
+    v = torch.randn_like(expected)
+    y, gradient = product(v, x.detach())
+    torch.testing.assert_close(y, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+
+
 class Enlarging(nn.Module):
     """An enlargement that a convolution reads, and with ``twice`` the output as well."""
 
@@ -40,11 +48,7 @@ def test_the_gradient_is_autograds_and_only_the_known_pair_is_joined(
     product = vjp_module(module, {"x": x}, "x")
     assert joined == any(node.target is enlarged_convolution for node in product.primal.graph.nodes)
     x = torch.randn(3, 3, *size, dtype=torch.float64, requires_grad=True)
-    expected = module(x)
-    v = torch.randn_like(expected)
-    y, gradient = product(v, x.detach())
-    torch.testing.assert_close(y, expected.detach())
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+    check_against_autograd(module, product, x)
 
 
 class Normalised(nn.Module):
@@ -74,11 +78,7 @@ def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(bias: b
     left = [node for node in product.primal.graph.nodes if "batch_norm" in str(node.target)]
     assert len(left) == (1 if twice else 0)
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    expected = module(x)
-    v = torch.randn_like(expected)
-    y, gradient = product(v, x.detach())
-    torch.testing.assert_close(y, expected.detach())
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+    check_against_autograd(module, product, x)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -91,9 +91,5 @@ def test_batch_norms_are_folded_into_convolutions_of_any_number_of_axes(axes: in
     module = module.double().eval()
     product = vjp_module(module, {"x": torch.randn(2, 3, *[5] * axes, dtype=torch.float64)}, "x")
     x = torch.randn(3, 3, *[5] * axes, dtype=torch.float64, requires_grad=True)
-    expected = module(x)
-    v = torch.randn_like(expected)
-    y, gradient = product(v, x.detach())
-    torch.testing.assert_close(y, expected.detach())
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, v)[0])
+    check_against_autograd(module, product, x)
     assert not any("batch_norm" in str(node.target) for node in product.primal.graph.nodes)
