@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from good_rt.engines.base import TensorSpec, are_rows, check_inputs
+from good_rt.engines.kernels import library
 from good_rt.errors import GoodRtError
 
 DTYPES = {
@@ -35,6 +36,7 @@ NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.floa
 LEAST, PART = 2, 16
 """Fewest and most samples of a batch's part. A single one leaves a thread too little to do; beyond the most, what one
 operator hands the next no longer stays in a core's cache."""
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 SMALL = 2**28
 """Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
 
@@ -63,10 +65,11 @@ class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
     ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
-    CPU a small graph's batch is divided in parts, and the threads wait for each other once a run instead of once an
-    operator: samples must not depend on each other. On a GPU provider, inputs and outputs are bound to
-    PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none
-    that the runtime can load, which is checked before it gets it, or a provider is not installed or cannot run.
+    CPU `good_rt.engines.fusing` puts our kernels in the graph, and a small graph's batch is divided in parts, so that
+    the threads wait for each other once a run instead of once an operator: samples must not depend on each other. On a
+    GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the
+    CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a
+    provider is not installed or cannot run.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class OnnxRuntimeEngine:
         bind: bool = False,
     ) -> None:
 
+        from good_rt.engines.fusing import fuse
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
@@ -86,8 +90,11 @@ class OnnxRuntimeEngine:
 
         check_providers(providers)
         self._path, self._providers = path, list(settings.items())
+        graph = read_graph(path)
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
-        self._keeps_memory = not data_files(read_graph(path))
+        self._keeps_memory = not data_files(graph)
+        self._kernels = library() if set(settings) == {"CPUExecutionProvider"} else None
+        self._graph = graph.SerializeToString() if self._kernels is not None and fuse(graph) else path
         self._threads = threads or _cores()  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
         self._divides = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
@@ -101,8 +108,12 @@ class OnnxRuntimeEngine:
         # between runs, threads that wait for work while spinning would take the cores from PyTorch and other engines
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
+        if self._kernels is not None:
+            options.register_custom_ops_library(str(self._kernels))
+            # of weights in files of their own, which a graph in memory cannot tell
+            options.add_session_config_entry(DATA_FOLDER, str(self._path.parent))
         try:
-            session = ort.InferenceSession(self._path, options, providers=self._providers)
+            session = ort.InferenceSession(self._graph, options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise GoodRtError(
                 f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"

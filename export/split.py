@@ -14,12 +14,17 @@ from onnx.utils import Extractor
 from good_rt.errors import GoodRtError
 from good_rt.export.vjp import GRADIENT
 
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Sigmoid", "Reshape"})
+"""What the backward half computes again from a norm's input."""
+
 
 def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     """Writes (*inputs) -> (*outputs, *residuals) and (*cotangents, *residuals) -> gradient from a joint VJP graph.
 
     A residual is whatever the backward half reads of the forward one: activations and inputs. Of a transposed matrix it
-    is the matrix, since products take one as it is, and the forward half may hand it on already. Shapes are none: each
+    is the matrix, since products take one as it is, and the forward half may hand it on already. Of a norm, and of what
+    is computed element by element from it, it is the norm's input, mean and 1 / std: to write and read the rest takes
+    longer than to compute it again, in a kernel or on a GPU. Shapes are none: each
     half computes its own from its batch size, since TensorRT would want their values when it builds a plan. Weights
     that lie in a file of their own stay there, and both halves read it. Raises GoodRtError when the graph's tensors
     have no types to cut at.
@@ -34,6 +39,8 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     batch_sizes = [node for node in graph.node if _is_batch_size(node, [*cotangents, *inputs])]
     residuals: dict[str, None] = {}
     matrices = {node.output[0]: node.input[0] for node in graph.node if _transposes_matrices(node)}
+    norms = _norms(graph)
+    again: dict[str, dict[str, None]] = {name: {name: None} for name in norms}
     for node in graph.node:
         read = set(filter(None, node.input))
         if constants.issuperset(read):
@@ -42,8 +49,13 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
             sizes.update(node.output)
         elif later.intersection(read):
             later.update(node.output)
-            found = (name for name in node.input if name and name not in later | constants | sizes)
-            residuals |= dict.fromkeys(matrices.get(name, name) for name in found)
+            found = [name for name in node.input if name and name not in later | constants | sizes]
+            for name in found:
+                residuals |= again.get(name, {matrices.get(name, name): None})
+        elif node.op_type in ELEMENTWISE and node.output[0] not in norms:
+            whence = [again.get(name) for name in read - constants - sizes]
+            if None not in whence:
+                again[node.output[0]] = {name: None for names in whence if names for name in names}
     if GRADIENT not in later:
         raise GoodRtError(f"{joint.name} cannot be split: its gradient does not depend on the cotangent")
     # an input or output that the backward half reads is handed on under its own name
@@ -58,6 +70,24 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
         raise GoodRtError(f"{joint.name} cannot be split ({reason})") from None
     onnx.save(first, forward)
     onnx.save(second, backward)
+
+
+def _norms(graph: onnx.GraphProto) -> set[str]:
+    """The inputs of the norms, their means and their 1 / std, in the form of `good_rt.export.staged.normalised`."""
+    made = {name: node for node in graph.node for name in node.output}
+    found = set[str]()
+    for node in graph.node:
+        if node.op_type == "Sub" and node.input[1] in made:
+            mean = node.input[1]
+            above = mean
+            while above in made and made[above].op_type == "ReduceMean":
+                above = made[above].input[0]
+            if above == node.input[0] != mean:
+                shaped = made.get(above)
+                found |= {shaped.input[0] if shaped is not None and shaped.op_type == "Reshape" else above, mean}
+        elif node.op_type == "Reciprocal" and made[node.input[0]].op_type == "Sqrt":
+            found.add(node.output[0])
+    return found
 
 
 def _is_batch_size(node: onnx.NodeProto, inputs: list[str]) -> bool:

@@ -1,0 +1,257 @@
+"""Group norms, SiLUs after them, and their gradients, as one operator each: those of `kernels.c`.
+
+The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as `good_rt.export`
+writes it, is replaced before ONNX Runtime gets it; what is not found stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+DOMAIN = "good_rt"
+GRADIENT_INPUTS = {"GroupNorm": (), "GroupNormGradient": ("mean", "rstd", "cotangent")}
+"""What an operator reads beside x, γ and β."""
+COMMUTATIVE = frozenset({"Add", "Mul"})
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant of one of these values: a list of integers, or one number that all of its elements are."""
+
+    forms: tuple[tuple[int, ...] | float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """A node of that kind, with inputs that fit; ``name`` stands for its output, the same wherever it occurs."""
+
+    kind: str
+    inputs: tuple[Pattern, ...]
+    name: str = ""
+
+
+Pattern = Op | Constant | str
+"""What a value is compared with; a name stands for any value, the same wherever it occurs."""
+Found = dict[str, str]
+"""The names of a pattern -> those of values in a graph."""
+
+# --- what is looked for: group norm as `good_rt.export` writes it -----------------------------------------------------
+
+
+def _mean_at_once(of: Pattern, name: str = "") -> Op:
+    return Op("ReduceMean", (of, Constant(((2, 3),))), name)
+
+
+def _mean_by_rows(of: Pattern, name: str = "") -> Op:
+    """Of a group so large that its sum is taken row by row (`good_rt.export.staged.group_mean`)."""
+    rows = Op("ReduceMean", (Op("ReduceMean", (of, Constant(((-1,), (4,))))), Constant(((-2,), (3,)))))
+    return Op("ReduceMean", (rows, Constant(((2,),))), name)
+
+
+def _silu(x: Op) -> Op:
+    return Op("Mul", (x, Op("Sigmoid", (x,))))
+
+
+def _norm(mean_of: Callable[..., Op]) -> Op:
+    """`good_rt.export.staged.normalised`."""
+    grouped = Op("Reshape", ("x", "shape"), "grouped")
+    mean = mean_of(grouped, "mean")
+    centred = Op("Sub", (grouped, mean), "centred")
+    variance = mean_of(Op("Mul", (centred, centred)))
+    rstd = Op("Reciprocal", (Op("Sqrt", (Op("Add", (variance, "eps")),)),), "rstd")
+    scaled = Op("Mul", (centred, Op("Mul", (rstd, "gamma"))))
+    return Op("Reshape", (Op("Add", (scaled, "beta")), "back"), "y")
+
+
+def _gradient(mean_of: Callable[..., Op], silu: bool) -> Op:
+    """`good_rt.export.vjp_rules` on group norm, and on a SiLU after it."""
+    centred = Op("Sub", (Op("Reshape", ("x", "shape"), "grouped"), "mean"), "centred")
+    factor = Op("Mul", ("rstd", "gamma"), "factor")
+    y = Op("Reshape", (Op("Add", (Op("Mul", (centred, factor)), "beta")), "to"), "y")
+    sigmoid = Op("Sigmoid", (y,), "sigmoid")
+    bend = Op("Add", (Op("Sub", (y, Op("Mul", (y, sigmoid)))), Constant((1.0,))))
+    cotangent = Op("Mul", ("cotangent", Op("Mul", (sigmoid, bend)))) if silu else "cotangent"
+    scaled = Op("Mul", (Op("Reshape", (cotangent, "grouping")), factor), "scaled")
+    product = mean_of(Op("Mul", (scaled, centred)))
+    tilt = Op("Mul", (centred, Op("Mul", (Op("Mul", (product, "rstd")), "rstd"))))
+    return Op("Reshape", (Op("Sub", (scaled, Op("Add", (tilt, mean_of(scaled))))), "back"), "dx")
+
+
+def _instance_norm() -> Op:
+    """`good_rt.export.staged.group_norm` as PyTorch's exporter writes it."""
+    grouped = Op("Reshape", ("x", "shape"))
+    inner = Op("InstanceNormalization", (grouped, Constant((1.0,)), Constant((0.0,))), "inner")
+    return Op("Add", (Op("Mul", (Op("Reshape", (inner, "back")), "gamma")), "beta"), "y")
+
+
+# --- matching ---------------------------------------------------------------------------------------------------------
+
+
+class Values:
+    """What a graph's names stand for: makers, constants, how often a value is read, and shapes."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.makers = {name: node for node in graph.node for name in node.output}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.readers = Counter(name for node in graph.node for name in node.input)
+        self.readers.update(value.name for value in graph.output)
+        self.shapes = {
+            value.name: tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+
+    def array(self, name: str) -> np.ndarray | None:
+        """The values of a constant that lies in the graph's own file."""
+        tensor = self.constants.get(name)
+        inside = tensor is not None and tensor.data_location != TensorProto.EXTERNAL
+        return numpy_helper.to_array(tensor) if inside else None
+
+    def match(self, value: str, pattern: Pattern, found: Found) -> Found | None:
+        """``found`` and the names of the pattern, or None where the value does not fit."""
+        if isinstance(pattern, Constant):
+            return found if any(_is(self.array(value), form) for form in pattern.forms) else None
+        name = pattern if isinstance(pattern, str) else pattern.name
+        if name in found:
+            return found if found[name] == value else None
+        inner: Found | None = found
+        if isinstance(pattern, Op):
+            node = self.makers.get(value)
+            if node is None or node.op_type != pattern.kind or len(node.input) != len(pattern.inputs):
+                return None
+            inner = self._match_inputs(node, pattern.inputs, found)
+            if inner is None and pattern.kind in COMMUTATIVE:
+                inner = self._match_inputs(node, pattern.inputs[::-1], found)
+        return {**inner, name: value} if inner is not None and name else inner
+
+    def _match_inputs(self, node: NodeProto, patterns: tuple[Pattern, ...], found: Found) -> Found | None:
+        inner: Found | None = found
+        for value, pattern in zip(node.input, patterns, strict=True):
+            inner = self.match(value, pattern, inner) if inner is not None else None
+        return inner
+
+
+def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
+    if value is None:
+        return False
+    return np.array_equal(value, form) if isinstance(form, tuple) else bool((value == form).all())
+
+
+# --- what is put in its place -----------------------------------------------------------------------------------------
+
+
+def _of_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
+    weights, eps = _weights(values, found), values.array(found["eps"])
+    if weights is None or weights[0] != 1 or eps is None or (silu and values.readers[found["y"]] > 2):
+        return []
+    outputs = (found["mean"], found["rstd"])
+    return _nodes("GroupNorm", values, found, output, outputs, weights[1], silu, len(weights), float(eps.item()))
+
+
+def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
+    norm, weights = values.makers[found["inner"]], _weights(values, found)
+    if weights is None or (silu and values.readers[found["y"]] > 2):
+        return []
+    eps = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
+    groups = values.constants[norm.input[1]].dims[0]
+    return _nodes("GroupNorm", values, found, output, (f"{output}_mean", f"{output}_rstd"), groups, silu, 4, eps)
+
+
+def _of_gradient(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
+    weights = _weights(values, found)
+    if weights is None or weights[0] != 1:
+        return []
+    return _nodes("GroupNormGradient", values, found, output, (), weights[1], silu, len(weights), 0.0)
+
+
+def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
+    """The shape of γ and β if they are constants in single precision, one number a channel."""
+    gamma = values.constants.get(found["gamma"])
+    beta = values.constants.get(found.get("beta", found["gamma"]))  # a gradient without a SiLU does not read β
+    if gamma is None or beta is None or gamma.dims != beta.dims:
+        return None
+    return tuple(gamma.dims) if {gamma.data_type, beta.data_type} == {TensorProto.FLOAT} else None
+
+
+def _nodes(
+    kind: str,
+    values: Values,
+    found: Found,
+    output: str,
+    more: tuple[str, ...],
+    groups: int,
+    silu: bool,
+    axes: int,
+    eps: float,
+) -> list[NodeProto]:
+    """The operator, and what gives its output another shape than that of x where it had one."""
+    names = ["x", "gamma", "beta" if "beta" in found else "gamma", *GRADIENT_INPUTS[kind]]
+    inputs = [found[name] for name in names]
+    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "axes": axes, "eps": eps}
+    if values.shapes.get(found["x"]) == values.shapes.get(output, ()):
+        return [helper.make_node(kind, inputs, [output, *more], **attributes)]
+    node = helper.make_node(kind, inputs, [f"{output}_like_x", *more], **attributes)
+    return [node, helper.make_node("Reshape", [f"{output}_like_x", found["back"]], [output])]
+
+
+Make = Callable[[Values, Found, str], list[NodeProto]]
+MEANS = (_mean_at_once, _mean_by_rows)
+RULES: tuple[tuple[Op, Make], ...] = (
+    *((_gradient(mean, silu), partial(_of_gradient, silu=silu)) for silu in (True, False) for mean in MEANS),
+    *((_silu(_norm(mean)), partial(_of_norm, silu=True)) for mean in MEANS),
+    *((_norm(mean), partial(_of_norm, silu=False)) for mean in MEANS),
+    (_silu(_instance_norm()), partial(_of_instance_norm, silu=True)),
+    (_instance_norm(), partial(_of_instance_norm, silu=False)),
+)
+"""What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
+
+
+def fuse(model: ModelProto) -> int:
+    """Replaces what there is a kernel for, in place, and returns how often."""
+    graph = model.graph
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        return 0  # an inner graph may read any value by its name
+    count = 0
+    for pattern, make in RULES:
+        values = Values(graph)
+        new = list[list[NodeProto]]()
+        for node in graph.node:
+            found = values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
+            if found is not None and (made := make(values, found, node.output[0])):
+                new.append(made)
+        if new:
+            _replace(graph, new)
+            count += len(new)
+    if count:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return count
+
+
+def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
+    """Puts each group of new nodes where the first of their outputs was made, and drops what is made in vain."""
+    of = {name: group for group in new for node in group for name in node.output}
+    nodes = [node for node in graph.node if node.op_type == "Constant"]  # before all that reads them now
+    placed = set[int]()
+    for node in graph.node:
+        group = of.get(node.output[0])
+        if group is None and node.op_type != "Constant":
+            nodes.append(node)
+        elif group is not None and id(group) not in placed:
+            nodes.extend(group)
+            placed.add(id(group))
+    needed, kept = {value.name for value in graph.output}, list[NodeProto]()
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+    del graph.node[:]
+    graph.node.extend(copies)

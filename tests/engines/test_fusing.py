@@ -1,0 +1,293 @@
+"""Group norms as one operator each: found where they stand, and exact against double precision."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from good_rt.differentiable import VjpPair
+from good_rt.engines import onnxruntime
+from good_rt.engines.fusing import DOMAIN, fuse
+from good_rt.engines.kernels import SWITCH, library
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.errors import GoodRtError
+from good_rt.export.parity import AutogradVjp
+from good_rt.export.split import split_vjp
+from good_rt.export.to_onnx import export_onnx
+from good_rt.export.vjp import export_vjp_onnx
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no kernels: the package was installed without a C compiler")
+
+NORM, GRADIENT = "GroupNorm", "GroupNormGradient"
+
+
+class OverPixels(nn.Module):
+    """A norm of (N, C, pixels), as before attention, and a product after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.GroupNorm(2, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x.flatten(2)).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+class Both(nn.Module):
+    """What the SiLU reads is read by another operation as well: the norm is one operator, and the SiLU none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.convolution = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = self.norm(x)
+        return self.convolution(nn.functional.silu(normal)) + normal
+
+
+def convolution() -> nn.Module:
+    return nn.Conv2d(8, 8, 3, padding=1)
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    # what it is: the module, how many norms are one operator in its graph, and how many gradients in its VJP's
+    "with a SiLU": (lambda: nn.Sequential(convolution(), nn.GroupNorm(2, 8), nn.SiLU(), convolution()), 1, 1),
+    "alone": (lambda: nn.Sequential(convolution(), nn.GroupNorm(4, 8), convolution()), 1, 1),
+    "two": (lambda: nn.Sequential(nn.GroupNorm(8, 8), nn.SiLU(), convolution(), nn.GroupNorm(1, 8), nn.SiLU()), 2, 2),
+    "over pixels": (OverPixels, 1, 1),
+    "read twice": (Both, 1, 1),
+    "with another activation": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), convolution()), 1, 1),
+    "without weights": (lambda: nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.SiLU(), convolution()), 0, 0),
+    "no norm": (lambda: nn.Sequential(convolution(), nn.SiLU(), convolution()), 0, 0),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    module = MODULES[name][0]().eval().requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm) and part.affine:
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
+    return module
+
+
+def operators(path: Path) -> Counter[str]:
+    """How often each kernel stands in the graph that ONNX Runtime gets."""
+    model = onnx.load(path)
+    fuse(model)
+    return Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Relative to the largest expected; both finite."""
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("size", [8, 256], ids=["small groups", "large groups"])
+def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> None:
+    """In a module's graph, its VJP's, and the two halves of that; as PyTorch in double precision has it."""
+    module, (_, norms, gradients) = made(name), MODULES[name]
+    example = {"x": torch.randn(2, 8, size, size)}
+    export_onnx(module, example, ("y",), tmp_path / "module.onnx")
+    export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
+    split_vjp(tmp_path / "vjp.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
+    if size == 8:  # of large groups PyTorch's exporter is given other operations, which are not looked for
+        assert operators(tmp_path / "module.onnx")[NORM] == norms + (name == "without weights")  # there they are ones
+    assert operators(tmp_path / "vjp.onnx") == Counter({NORM: norms, GRADIENT: gradients}) - Counter()
+    assert operators(tmp_path / "forward.onnx")[NORM] == norms
+    assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
+    arrays = {"x": torch.randn(3, 8, size, size), "cotangent": torch.randn(3, 8, size, size)}
+    doubled = {name: array.double() for name, array in arrays.items()}
+    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
+    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=arrays["x"])["y"], y)
+    pair = VjpPair(*(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward")))
+    for engine in (OnnxRuntimeEngine(tmp_path / "vjp.onnx"), pair):
+        found = engine(**arrays)
+        assert_near(found["y"], y)
+        assert_near(found["gradient"], gradient)
+
+
+def test_the_backward_half_gets_a_norms_input_and_not_what_follows_of_it(tmp_path: Path) -> None:
+    export_vjp_onnx(made("with a SiLU"), {"x": torch.randn(2, 8, 8, 8)}, "x", ("y",), tmp_path / "vjp.onnx")
+    split_vjp(tmp_path / "vjp.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
+    found = [value for value in onnx.load(tmp_path / "backward.onnx").graph.input if value.name != "cotangent"]
+    shapes = sorted(tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in found)
+    assert shapes == [(2, 1, 1), (2, 1, 1), (8, 8, 8)]  # mean, 1 / std, input
+
+
+def test_a_graph_that_is_half_precision_is_left_as_it_is(tmp_path: Path) -> None:
+    export_onnx(made("alone").half(), {"x": torch.randn(2, 8, 8, 8).half()}, ("y",), tmp_path / "half.onnx")
+    assert not operators(tmp_path / "half.onnx")
+
+
+def test_without_kernels_the_graph_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_onnx(made("two"), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
+    x = torch.randn(3, 8, 8, 8)
+    fused = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
+    monkeypatch.setattr(onnxruntime, "library", lambda: None)
+    plain = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
+    assert_near(fused, plain)
+    assert not torch.equal(fused, plain)  # other roundings: it was another graph
+
+
+def test_the_kernels_can_be_switched_off(tmp_path: Path) -> None:
+    code = "from good_rt.engines.kernels import library; print(library())"
+    environment = {**os.environ, SWITCH: "0"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "None\n"
+
+
+def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
+    export_onnx(made("two"), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
+    x = torch.randn(3, 8, 8, 8)
+    expected = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
+    model = onnx.load(tmp_path / "module.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "elsewhere" / "module.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="module.onnx.data", size_threshold=128)
+    assert (tmp_path / "elsewhere" / "module.onnx.data").stat().st_size > 2000
+    assert operators(path)[NORM] == 2
+    assert torch.equal(OnnxRuntimeEngine(path)(x=x)["y"], expected)
+
+
+# --- the kernels by themselves ----------------------------------------------------------------------------------------
+
+
+def kernel(
+    folder: Path, groups: int, channels: int, pixels: int, silu: bool, eps: float = 1e-5, scales: int | None = None
+) -> OnnxRuntimeEngine:
+    """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one graph."""
+
+    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "axes": 4, "eps": eps}
+    nodes = [
+        helper.make_node(NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], **attributes),
+        helper.make_node(GRADIENT, ["x", "gamma", "beta", "mean", "rstd", "cotangent"], ["dx"], **attributes),
+    ]
+    image = ("batch", channels, pixels)
+    inputs = [value("x", *image), value("cotangent", *image)]
+    inputs += [value(name, scales or channels) for name in ("gamma", "beta")]
+    graph = helper.make_graph(nodes, "kernels", inputs, [value("y", *image), value("dx", *image)])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    path = folder / "kernels.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets), path)
+    return OnnxRuntimeEngine(path, threads=2)
+
+
+def reference(arrays: dict[str, Tensor], groups: int, silu: bool, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """y and dx by PyTorch's autograd, in double precision."""
+    x, gamma, beta, cotangent = (arrays[name].double() for name in ("x", "gamma", "beta", "cotangent"))
+    x.requires_grad_()
+    y = nn.functional.group_norm(x, groups, gamma, beta, eps)
+    y = nn.functional.silu(y) if silu else y
+    return y.detach(), torch.autograd.grad(y, x, cotangent)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.integers(1, 5),
+    groups=st.integers(1, 5),
+    channels=st.integers(1, 4),
+    pixels=st.integers(2, 70) | st.sampled_from([4095, 4096, 4097, 10000]),
+    silu=st.booleans(),
+    offset=st.sampled_from([0.0, 3.0, -30.0]),
+    scale=st.sampled_from([1e-2, 1.0, 100.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_they_are_pytorchs_group_norm(
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: int, groups: int, channels: int, pixels: int, silu: bool, offset: float, scale: float, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+    shape = (samples, groups * channels, pixels)
+    arrays = {
+        "x": offset + torch.randn(shape) * scale, "cotangent": torch.randn(shape),
+        "gamma": torch.randn(shape[1]), "beta": torch.randn(shape[1]),
+    }  # fmt: skip
+    engine = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu)
+    found, (y, dx) = engine(**arrays), reference(arrays, groups, silu)
+    # what rounding of x less its mean, in single precision, may come to over a small spread
+    spread = float((arrays["x"].reshape(samples, groups, -1).double().var(-1, correction=0) + 1e-5).sqrt().min())
+    rounding = 1e-5 + 1e-6 * float(arrays["x"].abs().max()) / spread
+    assert float((found["y"] - y).abs().max()) <= rounding * float(y.abs().max() + 1)
+    assert float((found["dx"] - dx).abs().max()) <= 10 * rounding * float(dx.abs().max() + 1 / spread)
+
+
+def test_a_sigmoid_far_out_is_still_one(tmp_path: Path) -> None:
+    """γ of a thousand: activations from -2000 to 2000, where exp alone would be 0 or infinite."""
+    arrays = {"x": torch.randn(2, 4, 64), "cotangent": torch.randn(2, 4, 64)}
+    arrays |= {"gamma": torch.full((4,), 1000.0), "beta": torch.zeros(4)}
+    found, (y, dx) = kernel(tmp_path, 2, 4, 64, True)(**arrays), reference(arrays, 2, True)
+    assert_near(found["y"], y)
+    assert_near(found["dx"], dx)
+
+
+def test_a_group_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
+    arrays = {"x": torch.full((1, 4, 9), 5.0), "cotangent": torch.randn(1, 4, 9)}
+    arrays |= {"gamma": torch.ones(4), "beta": torch.arange(4.0)}
+    found, (y, dx) = kernel(tmp_path, 2, 4, 9, False)(**arrays), reference(arrays, 2, False)
+    assert_near(found["y"], y)
+    assert_near(found["dx"], dx, 1e-4)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(tmp_path: Path, silu: bool, bad: float) -> None:
+    """In its own group, which shares its sums, and in no other."""
+    arrays = {"x": torch.randn(2, 4, 33), "cotangent": torch.randn(2, 4, 33)}
+    arrays |= {"gamma": torch.ones(4), "beta": torch.zeros(4)}
+    arrays["x"][1, 3, 7] = bad
+    found = kernel(tmp_path, 2, 4, 33, silu)(**arrays)
+    for array in found.values():
+        assert array[1, 2:].isnan().all()
+        assert array[0].isfinite().all() and array[1, :2].isfinite().all()
+
+
+def test_a_sample_is_the_same_in_any_batch(tmp_path: Path) -> None:
+    arrays = {"x": torch.randn(7, 6, 50), "cotangent": torch.randn(7, 6, 50)}
+    weights = {"gamma": torch.randn(6), "beta": torch.randn(6)}
+    engine = kernel(tmp_path, 3, 6, 50, True)
+    whole = engine(**arrays, **weights)
+    for place in range(7):
+        alone = engine(**{name: array[place : place + 1] for name, array in arrays.items()}, **weights)
+        assert all(torch.equal(alone[name][0], whole[name][place]) for name in whole)
+
+
+def test_an_empty_batch_is_empty(tmp_path: Path) -> None:
+    arrays = {"x": torch.zeros(0, 4, 9), "cotangent": torch.zeros(0, 4, 9)}
+    found = kernel(tmp_path, 2, 4, 9, True)(**arrays, gamma=torch.ones(4), beta=torch.ones(4))
+    assert found["y"].shape == found["dx"].shape == (0, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "scales", "reason"),
+    [(3, 4, None, "groups must divide the channels"), (2, 4, 6, "groups must divide")],
+)
+def test_what_does_not_fit_is_an_error_and_no_crash(
+    tmp_path: Path, groups: int, channels: int, scales: int | None, reason: str
+) -> None:
+    engine = kernel(tmp_path, groups, channels, 5, True, scales=scales)
+    arrays = {"x": torch.zeros(2, channels, 5), "cotangent": torch.zeros(2, channels, 5)}
+    with pytest.raises(GoodRtError, match=reason):
+        engine(**arrays, gamma=torch.ones(scales or channels), beta=torch.ones(scales or channels))
+
+
+def test_no_groups_are_an_error_when_the_graph_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(GoodRtError, match="groups must be positive"):
+        kernel(tmp_path, 0, 4, 5, True)
