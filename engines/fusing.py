@@ -1,4 +1,4 @@
-"""Group norms, SiLUs after them, and their gradients, as one operator each: those of `kernels.c`.
+"""What takes many operators, as one: group norms with SiLUs, their gradients, and the others of `kernels.c`; attention.
 
 The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as `good_rt.export`
 writes it, is replaced before ONNX Runtime gets it; what is not found stays as it is.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -29,11 +30,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Op:
-    """A node of that kind, with inputs that fit; ``name`` stands for its output, the same wherever it occurs."""
+    """A node of that kind, with inputs that fit, and with the attribute's value where one is given.
+
+    ``name`` stands for its output, the same wherever it occurs.
+    """
 
     kind: str
     inputs: tuple[Pattern, ...]
     name: str = ""
+    attribute: tuple[str, Any] | None = None
 
 
 Pattern = Op | Constant | str
@@ -90,6 +95,35 @@ def _instance_norm() -> Op:
     return Op("Add", (Op("Mul", (Op("Reshape", (inner, "back")), "gamma")), "beta"), "y")
 
 
+RELU_GRADIENT = Op("Mul", ("cotangent", Op("Cast", (Op("Greater", ("x", Constant((0.0,)))),))))
+"""`good_rt.export.vjp_rules.masked` on a ReLU's output."""
+
+
+def _interleaved() -> Op:
+    """`good_rt.export.joining.interleaved`."""
+
+    def side_by_side(left: str, right: str) -> Op:
+        parts = tuple(Op("Unsqueeze", (name, Constant(((-1,), (4,))))) for name in (left, right))
+        return Op("Reshape", (Op("Concat", parts, "", ("axis", -1)), f"row of {left}"))
+
+    rows = side_by_side("x", "right"), side_by_side("below", "across")
+    both = tuple(Op("Unsqueeze", (row, Constant(((3,),)))) for row in rows)
+    return Op("Reshape", (Op("Concat", both, "", ("axis", 3)), "back"))
+
+
+def _attention() -> Op:
+    """Attention with heads as PyTorch's exporter writes it, of (N, length, heads x width)."""
+
+    def heads(of: str) -> Op:
+        return Op("Transpose", (Op("Reshape", (of, f"shape of {of}")),), "", ("perm", [0, 2, 1, 3]))
+
+    turned = Op("Transpose", (Op("Reshape", (heads("key"), "matrices")),), "", ("perm", [0, 2, 1]))
+    keys = Op("Mul", (Op("Reshape", (turned, "turned shape")), "scale"))
+    weights = Op("Softmax", (Op("MatMul", (Op("Mul", (heads("query"), "scale")), keys)),), "", ("axis", -1))
+    found = Op("Transpose", (Op("MatMul", (weights, heads("value"))),), "", ("perm", [0, 2, 1, 3]))
+    return Op("Reshape", (found, "back"))
+
+
 # --- matching ---------------------------------------------------------------------------------------------------------
 
 
@@ -100,8 +134,11 @@ class Values:
         self.makers = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant":
+                value = helper.get_attribute_value(node.attribute[0])
+                if not isinstance(value, TensorProto):
+                    value = numpy_helper.from_array(np.asarray(value))
+                self.constants[node.output[0]] = value
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
         self.shapes = {
@@ -127,6 +164,8 @@ class Values:
             node = self.makers.get(value)
             if node is None or node.op_type != pattern.kind or len(node.input) != len(pattern.inputs):
                 return None
+            if pattern.attribute is not None and pattern.attribute not in _attributes(node):
+                return None
             inner = self._match_inputs(node, pattern.inputs, found)
             if inner is None and pattern.kind in COMMUTATIVE:
                 inner = self._match_inputs(node, pattern.inputs[::-1], found)
@@ -137,6 +176,10 @@ class Values:
         for value, pattern in zip(node.input, patterns, strict=True):
             inner = self.match(value, pattern, inner) if inner is not None else None
         return inner
+
+
+def _attributes(node: NodeProto) -> list[tuple[str, Any]]:
+    return [(attribute.name, helper.get_attribute_value(attribute)) for attribute in node.attribute]
 
 
 def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
@@ -170,6 +213,25 @@ def _of_gradient(values: Values, found: Found, output: str, silu: bool) -> list[
     if weights is None or weights[0] != 1:
         return []
     return _nodes("GroupNormGradient", values, found, output, (), weights[1], silu, len(weights), 0.0)
+
+
+def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
+    """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
+    scale, shape = values.array(found["scale"]), values.array(found["shape of query"])
+    whole = [values.shapes.get(found[name]) for name in ("query", "key", "value")]
+    if scale is None or scale.size != 1 or shape is None or shape.size != 4 or any(len(s or ()) != 3 for s in whole):
+        return []
+    inputs = [found[name] for name in ("query", "key", "value")]
+    attributes = {"domain": "com.microsoft", "num_heads": int(shape[2]), "scale": float(scale.item()) ** 2}
+    return [helper.make_node("MultiHeadAttention", inputs, [output], **attributes)]
+
+
+def _of_plain(values: Values, found: Found, output: str, kind: str, names: tuple[str, ...]) -> list[NodeProto]:
+    """An operator without attributes, whose inputs are all of one shape."""
+    shapes = {values.shapes.get(found[name]) for name in names}
+    if len(shapes) != 1 or None in shapes:
+        return []
+    return [helper.make_node(kind, [found[name] for name in names], [output], domain=DOMAIN)]
 
 
 def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
@@ -210,6 +272,9 @@ RULES: tuple[tuple[Op, Make], ...] = (
     *((_norm(mean), partial(_of_norm, silu=False)) for mean in MEANS),
     (_silu(_instance_norm()), partial(_of_instance_norm, silu=True)),
     (_instance_norm(), partial(_of_instance_norm, silu=False)),
+    (_attention(), _of_attention),
+    (RELU_GRADIENT, partial(_of_plain, kind="ReluGradient", names=("cotangent", "x"))),
+    (_interleaved(), partial(_of_plain, kind="Interleave", names=("x", "right", "below", "across"))),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
 
@@ -231,7 +296,7 @@ def fuse(model: ModelProto) -> int:
             _replace(graph, new)
             count += len(new)
     if count:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        model.opset_import.extend([helper.make_opsetid(DOMAIN, 1), helper.make_opsetid("com.microsoft", 1)])
     return count
 
 

@@ -1,8 +1,8 @@
-/* Group normalisation, SiLU after it, and the gradient of both, as operators of ONNX Runtime's CPU provider.
+/* What takes ONNX many passes over memory, as operators of ONNX Runtime's CPU provider of one or two: group
+   normalisation and the SiLU after it, the gradient of both, that of a ReLU, and the interleaving of four images.
 
-   In ONNX each is some ten element-wise passes over memory; here they are one pass for the sums and one for the rest,
-   a group at a time, which stays in the cache. `good_rt.engines.fusing` puts them in a graph, `good_rt.engines.kernels`
-   finds this file's library. Only ONNX Runtime's C interface is used, whose tables only ever grow at their ends. */
+   `good_rt.engines.fusing` puts them in a graph, `good_rt.engines.kernels` finds this file's library. Only ONNX Runtime's
+   C interface is used, whose tables only ever grow at their ends. */
 
 #include <math.h>
 #include <stddef.h>
@@ -148,6 +148,38 @@ static void share(const Work *work, size_t task, void (*one)(const Work *, int64
 static void normalise_share(void *work, size_t task) { share(work, task, normalise); }
 static void pull_back_share(void *work, size_t task) { share(work, task, pull_back); }
 
+typedef struct {
+  const float *inputs[4];
+  float *output;
+  int64_t rows, length, tasks; /* rows of an input, and elements of a row */
+} Rows;
+
+/* The cotangent, inputs[0], where the ReLU's output, inputs[1], is not 0. */
+FOR_EVERY_PROCESSOR static void mask_share(void *data, size_t task) {
+  const Rows *work = data;
+  const float *restrict g = work->inputs[0], *restrict y = work->inputs[1];
+  float *restrict out = work->output;
+  const int64_t end = work->rows * ((int64_t)task + 1) / work->tasks * work->length;
+  for (int64_t i = work->rows * (int64_t)task / work->tasks * work->length; i < end; i++) out[i] = y[i] > 0 ? g[i] : 0.f;
+}
+
+/* Four images to one that is twice as high and wide: each block of 2x2 has a pixel of each, in the order of reading. */
+FOR_EVERY_PROCESSOR static void interleave_share(void *data, size_t task) {
+  const Rows *work = data;
+  const int64_t length = work->length, end = work->rows * ((int64_t)task + 1) / work->tasks;
+  for (int64_t row = work->rows * (int64_t)task / work->tasks; row < end; row++) {
+    for (int down = 0; down < 2; down++) {
+      const float *restrict left = work->inputs[2 * down] + row * length;
+      const float *restrict right = work->inputs[2 * down + 1] + row * length;
+      float *restrict out = work->output + (2 * row + down) * 2 * length;
+      for (int64_t i = 0; i < length; i++) {
+        out[2 * i] = left[i];
+        out[2 * i + 1] = right[i];
+      }
+    }
+  }
+}
+
 /* --- ONNX Runtime's C interface: places in its table of functions, and the form of an operator --------------------- */
 
 typedef struct Status Status;   /* NULL: all went well */
@@ -238,6 +270,12 @@ static Status *measure(const Value *value, int64_t *elements, int64_t *shape, si
   return status;
 }
 
+static Status *create_plain(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table, (void)info;
+  *made = NULL; /* nothing to remember */
+  return NULL;
+}
+
 static Status *read_input(const Context *context, size_t place, int64_t elements, float **data) {
   const Value *value;
   int64_t found;
@@ -299,6 +337,45 @@ static Status *group_norm_gradient(void *node, Context *context) {
   return parallel_for(context, pull_back_share, (size_t)work.tasks, 0, &work);
 }
 
+/* As many inputs of one shape, the last of its axes the length of a row. */
+static Status *begin_rows(Context *context, size_t inputs, Rows *work, int64_t *shape, size_t *axes) {
+  const Value *first;
+  int64_t elements;
+  TRY(input_of(context, 0, &first));
+  TRY(measure(first, &elements, shape, axes));
+  if (*axes < 1 || *axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "inputs must have 1 to 8 axes");
+  const int64_t length = shape[*axes - 1], rows = length > 0 ? elements / length : 0;
+  *work = (Rows){.rows = rows, .length = length, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  for (size_t place = 0; place < inputs; place++)
+    TRY(read_input(context, place, elements, (float **)&work->inputs[place]));
+  return NULL;
+}
+
+/* (cotangent, y) -> dx, all of one shape. */
+static Status *relu_gradient(void *node, Context *context) {
+  (void)node;
+  Rows work;
+  int64_t shape[MOST_AXES];
+  size_t axes;
+  TRY(begin_rows(context, 2, &work, shape, &axes));
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, mask_share, (size_t)work.tasks, 0, &work);
+}
+
+/* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
+static Status *interleave(void *node, Context *context) {
+  (void)node;
+  Rows work;
+  int64_t shape[MOST_AXES];
+  size_t axes;
+  TRY(begin_rows(context, 4, &work, shape, &axes));
+  if (axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
+  shape[2] *= 2;
+  shape[3] *= 2;
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, interleave_share, (size_t)work.tasks, 0, &work);
+}
+
 static const char *title_of(const Operator *operator) { return operator->title; }
 static const char *cpu_provider(const Operator *operator) { return (void)operator, NULL; }
 static int always_float(const Operator *operator, size_t place) { return (void)operator, (void)place, FLOAT; }
@@ -309,16 +386,18 @@ static int one(const Operator *operator) { return (void)operator, 1; }
 static size_t inputs_of(const Operator *operator) { return operator->inputs; }
 static size_t outputs_of(const Operator *operator) { return operator->outputs; }
 
-#define OPERATOR(function, its_title, input_number, output_number)                                               \
+#define OPERATOR(its_create, function, its_title, input_number, output_number)                                   \
   {.version = API_VERSION, .name = title_of, .provider = cpu_provider, .input_type = always_float,                \
    .input_count = inputs_of, .output_type = always_float, .output_count = outputs_of, .destroy = free,            \
    .input_kind = always_required, .output_kind = always_required, .input_memory = zero_at,                        \
-   .variadic = {zero, zero, zero, zero}, .create = create, .compute = function, .start_version = one,             \
+   .variadic = {zero, zero, zero, zero}, .create = its_create, .compute = function, .start_version = one,             \
    .end_version = one, .title = its_title, .inputs = input_number, .outputs = output_number}
 
 static const Operator OPERATORS[] = {
-    OPERATOR(group_norm, "GroupNorm", 3, 3),
-    OPERATOR(group_norm_gradient, "GroupNormGradient", 6, 1),
+    OPERATOR(create, group_norm, "GroupNorm", 3, 3),
+    OPERATOR(create, group_norm_gradient, "GroupNormGradient", 6, 1),
+    OPERATOR(create_plain, relu_gradient, "ReluGradient", 2, 1),
+    OPERATOR(create_plain, interleave, "Interleave", 4, 1),
 };
 
 /* Called by ONNX Runtime for each session that registers the library. */

@@ -1,8 +1,8 @@
 """Pairs of operations that are pulled back as one, before a graph is differentiated.
 
-Decoders and UNets enlarge by 2 before a 3x3 convolution at every level: the gradient of the pair is one convolution
-with a 4x4 kernel and stride 2, which takes 16 products a pixel where the two, one after the other, take 36 and a pass
-of pooling. And a convolution with batch norm's fixed statistics after it is a convolution with other weights.
+Decoders and UNets enlarge by 2 before a 3x3 convolution at every level: the pair, and its gradient, take 16 products a
+pixel where the two, one after the other, take 36. And a convolution with batch norm's fixed statistics after it is a
+convolution with other weights.
 """
 
 from __future__ import annotations
@@ -23,14 +23,36 @@ FACTOR = 2
 
 
 def enlarged_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (N, C, H, W), weight (C', C, 3, 3) -> (N, C', 2H, 2W): convolution with padding 1 of x enlarged by 2."""
-    large = aten.upsample_nearest2d.vec(x, None, [float(FACTOR)] * 2)
-    return F.conv2d(large, weight, bias, padding=1)
+    """x (N, C, H, W), weight (C', C, 3, 3) -> (N, C', 2H, 2W): convolution with padding 1 of x enlarged by 2.
+
+    It is never enlarged: of the 3x3 pixels under the kernel, 2x2 are different ones, so that each of the four places in
+    a block has a kernel of 2x2, and the four results are interleaved.
+    """
+    return interleaved(
+        [
+            F.conv2d(F.pad(x, (1 - right, right, 1 - down, down)), _taps(_taps(weight, down, 2), right, 3), bias)
+            for down in range(FACTOR)
+            for right in range(FACTOR)
+        ]
+    )
+
+
+def interleaved(places: Sequence[Tensor]) -> Tensor:
+    """Four of (N, C, H, W) -> (N, C, 2H, 2W): the four pixels of each block of 2x2, in the order of reading."""
+    channels, height, width = places[0].shape[1:]
+    rows = [torch.stack(list(pair), -1).reshape(-1, channels, height, 2 * width) for pair in (places[:2], places[2:])]
+    return torch.stack(rows, 3).reshape(-1, channels, 2 * height, 2 * width)
+
+
+def _taps(weight: Tensor, place: int, axis: int) -> Tensor:
+    """Of a kernel's three taps along an axis, those on one pixel added: the last two in a block's first place."""
+    first, second, third = weight.unbind(axis)
+    return torch.stack((first + second, third) if place else (first, second + third), axis)
 
 
 @rule(enlarged_convolution)
 def _enlarged_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Sequence[Gradient]]:
-    """Each pixel of x stands for a block of 2x2: its kernel is the sum of the four kernels shifted over the block."""
+    """The gradient is a convolution with stride 2: its 4x4 kernel is the sum of the four shifted over a block."""
     outputs, inputs = weight.shape[:2]
     flipped = weight.transpose(0, 1).flip(2, 3).reshape(-1, 1, 3, 3)
     spread = F.conv2d(F.pad(flipped, (1, 1, 1, 1)), torch.ones_like(flipped[:1, :, :2, :2]))

@@ -84,6 +84,8 @@ def export_onnx(
         raise
     except Exception as error:  # the exporter raises many kinds; its first line says which operation it was
         raise GoodRtError(f"{path.name} cannot be exported to ONNX: {first_line(error)}") from None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # where in this machine's files it comes from
     program.model.metadata_props.update(metadata or {})
     _write(program.model, path)
 

@@ -32,6 +32,18 @@ from good_rt.export.vjp import export_vjp_onnx
 pytestmark = pytest.mark.skipif(library() is None, reason="no kernels: the package was installed without a C compiler")
 
 NORM, GRADIENT = "GroupNorm", "GroupNormGradient"
+OTHERS: dict[str, tuple[Callable[[], nn.Module], Counter[str], Counter[str]]] = {
+    # what it is: the module, and what is one operator in its graph and in its VJP's
+    "attention": (lambda: Attention(), Counter({"MultiHeadAttention": 1}), Counter()),
+    "ReLUs": (
+        lambda: nn.Sequential(convolution(), nn.ReLU(), convolution(), nn.ReLU()), Counter(),
+        Counter({"ReluGradient": 2}),
+    ),
+    "enlarging": (
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), convolution(), nn.MaxPool2d(2)), Counter(),
+        Counter({"Interleave": 1}),
+    ),
+}  # fmt: skip
 
 
 class OverPixels(nn.Module):
@@ -57,6 +69,20 @@ class Both(nn.Module):
         return self.convolution(nn.functional.silu(normal)) + normal
 
 
+class Attention(nn.Module):
+    """Self-attention with two heads over an image's pixels, as in diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        parts = [to(pixels).view(x.shape[0], -1, 2, 4).transpose(1, 2) for to in (self.query, self.key, self.value)]
+        found = nn.functional.scaled_dot_product_attention(*parts)
+        return x + found.transpose(1, 2).reshape(pixels.shape).transpose(1, 2).reshape(x.shape)
+
+
 def convolution() -> nn.Module:
     return nn.Conv2d(8, 8, 3, padding=1)
 
@@ -76,7 +102,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    module = MODULES[name][0]().eval().requires_grad_(False)
+    module = {**MODULES, **OTHERS}[name][0]().eval().requires_grad_(False)
     for part in module.modules():
         if isinstance(part, nn.GroupNorm) and part.affine:
             nn.init.normal_(part.weight)
@@ -88,7 +114,7 @@ def operators(path: Path) -> Counter[str]:
     """How often each kernel stands in the graph that ONNX Runtime gets."""
     model = onnx.load(path)
     fuse(model)
-    return Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+    return Counter(node.op_type for node in model.graph.node if node.domain)
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -119,6 +145,23 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
         found = engine(**arrays)
         assert_near(found["y"], y)
         assert_near(found["gradient"], gradient)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
+    module, (_, expected, expected_in_vjp) = made(name), OTHERS[name]
+    example = {"x": torch.randn(2, 8, 6, 6)}
+    export_onnx(module, example, ("y",), tmp_path / "module.onnx")
+    export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
+    assert operators(tmp_path / "module.onnx") == expected
+    assert operators(tmp_path / "vjp.onnx") == expected_in_vjp
+    arrays = {"x": torch.randn(3, 8, 6, 6), "cotangent": torch.randn(3, 8, 6, 6)}
+    doubled = {name: array.double() for name, array in arrays.items()}
+    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
+    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=arrays["x"])["y"], y)
+    found = OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays)
+    assert_near(found["y"], y)
+    assert_near(found["gradient"], gradient)
 
 
 def test_the_backward_half_gets_a_norms_input_and_not_what_follows_of_it(tmp_path: Path) -> None:
@@ -162,6 +205,17 @@ def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "module.onnx.data").stat().st_size > 2000
     assert operators(path)[NORM] == 2
     assert torch.equal(OnnxRuntimeEngine(path)(x=x)["y"], expected)
+
+
+@pytest.mark.parametrize("name", ["attention", "two"])
+def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(name: str, tmp_path: Path) -> None:
+    export_onnx(made(name), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
+    x = torch.randn(9, 8, 8, 8)
+    whole = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=1)(x=x)["y"]
+    for threads in (1, 2, 3):
+        engine = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=threads)
+        for batch in (1, 2, 4, 9):
+            assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
 
 
 # --- the kernels by themselves ----------------------------------------------------------------------------------------
