@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-DOMAIN = "good_rt"
-GRADIENT_INPUTS = {"GroupNorm": (), "GroupNormGradient": ("mean", "rstd", "cotangent")}
-"""What an operator reads beside x, γ and β."""
+DOMAIN, RUNTIMES = "good_rt", "com.microsoft"
+"""The names of our own set of operators, and of ONNX Runtime's."""
 COMMUTATIVE = frozenset({"Add", "Mul"})
 
 
@@ -128,23 +127,25 @@ def _attention() -> Op:
 
 
 class Values:
-    """What a graph's names stand for: makers, constants, how often a value is read, and shapes."""
+    """What a graph's names stand for: the nodes that make them, constants, and how often each is read."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant":
+            if node.op_type == "Constant" and node.attribute:
                 value = helper.get_attribute_value(node.attribute[0])
                 if not isinstance(value, TensorProto):
                     value = numpy_helper.from_array(np.asarray(value))
                 self.constants[node.output[0]] = value
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
-        self.shapes = {
-            value.name: tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
-            for value in (*graph.input, *graph.value_info, *graph.output)
-        }
+        self._types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+    def of(self, name: str) -> tuple[int, tuple[int | str, ...]] | None:
+        """The type of a value's elements and its shape, where the graph tells them."""
+        found = self._types.get(name)
+        return None if found is None else (found.elem_type, tuple(d.dim_value or d.dim_param for d in found.shape.dim))
 
     def array(self, name: str) -> np.ndarray | None:
         """The values of a constant that lies in the graph's own file."""
@@ -193,75 +194,82 @@ def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
 
 def _of_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
     weights, eps = _weights(values, found), values.array(found["eps"])
-    if weights is None or weights[0] != 1 or eps is None or (silu and values.readers[found["y"]] > 2):
+    if weights is None or len(weights) < 4 or eps is None or (silu and values.readers[found["y"]] > 2):
         return []
-    outputs = (found["mean"], found["rstd"])
-    return _nodes("GroupNorm", values, found, output, outputs, weights[1], silu, len(weights), float(eps.item()))
+    gives, more = (found["mean"], found["rstd"]), {"axes": len(weights), "eps": float(eps.item())}
+    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=weights[1], silu=silu, **more)
 
 
 def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
     norm, weights = values.makers[found["inner"]], _weights(values, found)
     if weights is None or (silu and values.readers[found["y"]] > 2):
         return []
-    eps = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
     groups = values.constants[norm.input[1]].dims[0]
-    return _nodes("GroupNorm", values, found, output, (f"{output}_mean", f"{output}_rstd"), groups, silu, 4, eps)
+    gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": dict(_attributes(norm)).get("epsilon", 1e-5)}
+    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
 
 
 def _of_gradient(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
     weights = _weights(values, found)
-    if weights is None or weights[0] != 1:
+    if weights is None or len(weights) < 4:
         return []
-    return _nodes("GroupNormGradient", values, found, output, (), weights[1], silu, len(weights), 0.0)
+    reads, more = (*NORM, "mean", "rstd", "cotangent"), {"axes": len(weights), "eps": 0.0}
+    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=weights[1], silu=silu, **more)
 
 
-def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
-    """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
-    scale, shape = values.array(found["scale"]), values.array(found["shape of query"])
-    whole = [values.shapes.get(found[name]) for name in ("query", "key", "value")]
-    if scale is None or scale.size != 1 or shape is None or shape.size != 4 or any(len(s or ()) != 3 for s in whole):
-        return []
-    inputs = [found[name] for name in ("query", "key", "value")]
-    attributes = {"domain": "com.microsoft", "num_heads": int(shape[2]), "scale": float(scale.item()) ** 2}
-    return [helper.make_node("MultiHeadAttention", inputs, [output], **attributes)]
+NORM = ("x", "gamma", "beta")
 
 
-def _of_plain(values: Values, found: Found, output: str, kind: str, names: tuple[str, ...]) -> list[NodeProto]:
-    """An operator without attributes, whose inputs are all of one shape."""
-    shapes = {values.shapes.get(found[name]) for name in names}
-    if len(shapes) != 1 or None in shapes:
-        return []
-    return [helper.make_node(kind, [found[name] for name in names], [output], domain=DOMAIN)]
+def _norm_nodes(
+    values: Values,
+    found: Found,
+    output: str,
+    kind: str,
+    reads: tuple[str, ...],
+    gives: tuple[str, ...],
+    silu: bool,
+    **attributes: float,
+) -> list[NodeProto]:
+    """The operator and, where its output had another shape than x, what gives it that."""
+    found = {"beta": found["gamma"], **found}  # a gradient without a SiLU does not look at β
+    shape = values.of(output)
+    same = shape is not None and values.of(found["x"]) == shape
+    first, inputs = output if same else f"{output}_like_x", [found[name] for name in reads]
+    attributes["silu"] = int(silu)
+    nodes = [helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, **attributes)]
+    return nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
 
 
 def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
-    """The shape of γ and β if they are constants in single precision, one number a channel."""
-    gamma = values.constants.get(found["gamma"])
-    beta = values.constants.get(found.get("beta", found["gamma"]))  # a gradient without a SiLU does not read β
+    """The shape of γ and β if they are constants in single precision."""
+    gamma, beta = (values.constants.get(found[name]) for name in ("gamma", "beta" if "beta" in found else "gamma"))
     if gamma is None or beta is None or gamma.dims != beta.dims:
         return None
     return tuple(gamma.dims) if {gamma.data_type, beta.data_type} == {TensorProto.FLOAT} else None
 
 
-def _nodes(
-    kind: str,
-    values: Values,
-    found: Found,
-    output: str,
-    more: tuple[str, ...],
-    groups: int,
-    silu: bool,
-    axes: int,
-    eps: float,
-) -> list[NodeProto]:
-    """The operator, and what gives its output another shape than that of x where it had one."""
-    names = ["x", "gamma", "beta" if "beta" in found else "gamma", *GRADIENT_INPUTS[kind]]
-    inputs = [found[name] for name in names]
-    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "axes": axes, "eps": eps}
-    if values.shapes.get(found["x"]) == values.shapes.get(output, ()):
-        return [helper.make_node(kind, inputs, [output, *more], **attributes)]
-    node = helper.make_node(kind, inputs, [f"{output}_like_x", *more], **attributes)
-    return [node, helper.make_node("Reshape", [f"{output}_like_x", found["back"]], [output])]
+def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
+    """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
+    inputs = [found[name] for name in ("query", "key", "value")]
+    scale = values.array(found["scale"])
+    shapes = [values.array(found[f"shape of {name}"]) for name in ("query", "key", "value")]
+    heads = {None if shape is None or shape.size != 4 else int(shape[2]) for shape in shapes}
+    known = [values.of(name) for name in (*inputs, output)]
+    if scale is None or scale.size != 1 or len(heads) != 1 or None in heads:
+        return []
+    if any(one is None or one[0] != TensorProto.FLOAT or len(one[1]) != 3 for one in known):
+        return []
+    attributes = {"num_heads": heads.pop(), "scale": float(scale.item()) ** 2}
+    return [helper.make_node("MultiHeadAttention", inputs, [output], domain=RUNTIMES, **attributes)]
+
+
+def _of_plain(values: Values, found: Found, output: str, kind: str, reads: tuple[str, ...]) -> list[NodeProto]:
+    """An operator without attributes, whose inputs are all of one shape."""
+    known = {values.of(found[name]) for name in reads}
+    only = known.pop()
+    if known or only is None or only[0] != TensorProto.FLOAT:
+        return []
+    return [helper.make_node(kind, [found[name] for name in reads], [output], domain=DOMAIN)]
 
 
 Make = Callable[[Values, Found, str], list[NodeProto]]
@@ -273,8 +281,8 @@ RULES: tuple[tuple[Op, Make], ...] = (
     (_silu(_instance_norm()), partial(_of_instance_norm, silu=True)),
     (_instance_norm(), partial(_of_instance_norm, silu=False)),
     (_attention(), _of_attention),
-    (RELU_GRADIENT, partial(_of_plain, kind="ReluGradient", names=("cotangent", "x"))),
-    (_interleaved(), partial(_of_plain, kind="Interleave", names=("x", "right", "below", "across"))),
+    (RELU_GRADIENT, partial(_of_plain, kind="ReluGradient", reads=("cotangent", "x"))),
+    (_interleaved(), partial(_of_plain, kind="Interleave", reads=("x", "right", "below", "across"))),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
 
@@ -296,7 +304,7 @@ def fuse(model: ModelProto) -> int:
             _replace(graph, new)
             count += len(new)
     if count:
-        model.opset_import.extend([helper.make_opsetid(DOMAIN, 1), helper.make_opsetid("com.microsoft", 1)])
+        model.opset_import.extend([helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(RUNTIMES, 1)])
     return count
 
 
@@ -317,6 +325,7 @@ def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
         if not needed.isdisjoint(node.output):
             kept.append(node)
             needed.update(node.input)
+    # before their owner lets go of them
     copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     del graph.node[:]
     graph.node.extend(copies)

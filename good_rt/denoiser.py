@@ -71,6 +71,18 @@ def class_labels(labels: Tensor) -> tuple[Tensor, ...]:
     return (labels,)
 
 
+def remembered(condition: Condition) -> Condition:
+    """The same, with its last answer kept: a sampler asks for the same labels at every step."""
+    last: list[tuple[Tensor, tuple[Tensor, ...]]] = []
+
+    def of(labels: Tensor) -> tuple[Tensor, ...]:
+        if not last or last[0][0].shape != labels.shape or not torch.equal(last[0][0], labels):
+            last[:] = [(labels, condition(labels))]
+        return last[0][1]
+
+    return of
+
+
 class NetworkDenoiser:
     """What denoisers of one network share: classifier-free guidance in one batch, clipping, and going back through it.
 

@@ -22,7 +22,7 @@ from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier, predict
 from good_rt.data import IdData, from_uint8, to_uint8
 from good_rt.dataset import GeneratedSet, Row
-from good_rt.denoiser import Denoiser, Network
+from good_rt.denoiser import Denoiser, Network, remembered
 from good_rt.devices import CPU
 from good_rt.differentiable import VjpPair
 from good_rt.diffusion import TEMPLATE, Conditioning, DiffusionModel
@@ -295,7 +295,7 @@ def make_generator(
             used.to(device)
     further: dict[str, Any] = {}
     if conditioning is not None:
-        further = {"condition": conditioning, "null_class": conditioning.null}
+        further = {"condition": remembered(conditioning), "null_class": conditioning.null}
     denoiser = model.process.denoiser(
         unet, differentiable=differentiable, cfg_scale=cfg_scale, cfg_sigma_max=cfg_sigma_max, **further
     )
