@@ -15,9 +15,16 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from good_rt.engines.onnx_file import STANDARD
+
 DOMAIN, RUNTIMES = "good_rt", "com.microsoft"
 """The names of our own set of operators, and of ONNX Runtime's."""
 COMMUTATIVE = frozenset({"Add", "Mul"})
+CONSTANTS: dict[str, Any] = {
+    "value": TensorProto, "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
+    "value_floats": np.float32,
+}  # fmt: skip
+"""The forms of a Constant node that are read, and of what type its elements are."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,20 @@ Found = dict[str, str]
 # --- what is looked for: group norm as `good_rt.export` writes it -----------------------------------------------------
 
 
+KEPT = ("keepdims", 1)
+NORM = ("x", "gamma", "beta")
+"""What a norm reads."""
+
+
 def _mean_at_once(of: Pattern, name: str = "") -> Op:
-    return Op("ReduceMean", (of, Constant(((2, 3),))), name)
+    return Op("ReduceMean", (of, Constant(((2, 3),))), name, KEPT)
 
 
 def _mean_by_rows(of: Pattern, name: str = "") -> Op:
     """Of a group so large that its sum is taken row by row (`good_rt.export.staged.group_mean`)."""
-    rows = Op("ReduceMean", (Op("ReduceMean", (of, Constant(((-1,), (4,))))), Constant(((-2,), (3,)))))
-    return Op("ReduceMean", (rows, Constant(((2,),))), name)
+    columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEPT)
+    rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEPT)
+    return Op("ReduceMean", (rows, Constant(((2,),))), name, KEPT)
 
 
 def _silu(x: Op) -> Op:
@@ -103,7 +116,7 @@ def _interleaved() -> Op:
 
     def side_by_side(left: str, right: str) -> Op:
         parts = tuple(Op("Unsqueeze", (name, Constant(((-1,), (4,))))) for name in (left, right))
-        return Op("Reshape", (Op("Concat", parts, "", ("axis", -1)), f"row of {left}"))
+        return Op("Reshape", (Op("Concat", parts, "", ("axis", -1)), f"shape of {left}"), f"row of {left}")
 
     rows = side_by_side("x", "right"), side_by_side("below", "across")
     both = tuple(Op("Unsqueeze", (row, Constant(((3,),)))) for row in rows)
@@ -133,19 +146,26 @@ class Values:
         self.makers = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant" and node.attribute:
+            if node.op_type == "Constant" and (kind := CONSTANTS.get(node.attribute[0].name)):
                 value = helper.get_attribute_value(node.attribute[0])
-                if not isinstance(value, TensorProto):
-                    value = numpy_helper.from_array(np.asarray(value))
-                self.constants[node.output[0]] = value
+                tensor = value if kind is TensorProto else numpy_helper.from_array(np.asarray(value, kind))
+                self.constants[node.output[0]] = tensor
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
         self._types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
 
     def of(self, name: str) -> tuple[int, tuple[int | str, ...]] | None:
-        """The type of a value's elements and its shape, where the graph tells them."""
+        """The type of a value's elements and its shape, where the graph tells all of it."""
         found = self._types.get(name)
-        return None if found is None else (found.elem_type, tuple(d.dim_value or d.dim_param for d in found.shape.dim))
+        if found is None or not found.HasField("shape"):
+            return None
+        shape = tuple(dim.dim_value or dim.dim_param for dim in found.shape.dim)
+        return (found.elem_type, shape) if all(shape) else None
+
+    def floats(self, name: str) -> tuple[int | str, ...] | None:
+        """The shape of a value in single precision."""
+        found = self.of(name)
+        return found[1] if found is not None and found[0] == TensorProto.FLOAT else None
 
     def array(self, name: str) -> np.ndarray | None:
         """The values of a constant that lies in the graph's own file."""
@@ -164,6 +184,8 @@ class Values:
         if isinstance(pattern, Op):
             node = self.makers.get(value)
             if node is None or node.op_type != pattern.kind or len(node.input) != len(pattern.inputs):
+                return None
+            if node.domain not in STANDARD:
                 return None
             if pattern.attribute is not None and pattern.attribute not in _attributes(node):
                 return None
@@ -186,38 +208,49 @@ def _attributes(node: NodeProto) -> list[tuple[str, Any]]:
 def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
     if value is None:
         return False
-    return np.array_equal(value, form) if isinstance(form, tuple) else bool((value == form).all())
+    return np.array_equal(value, form) if isinstance(form, tuple) else bool(value.size and (value == form).all())
 
 
 # --- what is put in its place -----------------------------------------------------------------------------------------
 
 
-def _of_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
-    weights, eps = _weights(values, found), values.array(found["eps"])
-    if weights is None or len(weights) < 4 or eps is None or (silu and values.readers[found["y"]] > 2):
+def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
+    groups, eps = _groups(values, found, axes), values.array(found["eps"])
+    if groups is None or eps is None or eps.size != 1 or (silu and values.readers[found["y"]] > 2):
         return []
-    gives, more = (found["mean"], found["rstd"]), {"axes": len(weights), "eps": float(eps.item())}
-    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=weights[1], silu=silu, **more)
+    gives, more = (found["mean"], found["rstd"]), {"axes": axes, "eps": float(eps.item())}
+    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
 
 
 def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
-    norm, weights = values.makers[found["inner"]], _weights(values, found)
-    if weights is None or (silu and values.readers[found["y"]] > 2):
-        return []
+    norm, x, shape = values.makers[found["inner"]], values.floats(found["x"]), values.array(found["shape"])
     groups = values.constants[norm.input[1]].dims[0]
+    if x is None or len(x) < 2 or values.floats(found["y"]) != x or (silu and values.readers[found["y"]] > 2):
+        return []
+    per_channel = (x[1], *[1] * (len(x) - 2))
+    if _weights(values, found) not in {per_channel, (1, *per_channel)}:
+        return []
+    if shape is None or shape.size != 3 or shape[0] not in {0, -1} or shape[1] != groups:
+        return []
     gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": dict(_attributes(norm)).get("epsilon", 1e-5)}
     return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
 
 
-def _of_gradient(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
-    weights = _weights(values, found)
-    if weights is None or len(weights) < 4:
+def _of_gradient(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
+    groups = _groups(values, found, axes)
+    if groups is None:
         return []
-    reads, more = (*NORM, "mean", "rstd", "cotangent"), {"axes": len(weights), "eps": 0.0}
-    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=weights[1], silu=silu, **more)
+    reads, more = (*NORM, "mean", "rstd", "cotangent"), {"axes": axes, "eps": 0.0}
+    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu, **more)
 
 
-NORM = ("x", "gamma", "beta")
+def _groups(values: Values, found: Found, axes: int) -> int | None:
+    """How many groups x is normalised in, if all is in single precision and γ and β have one number a channel."""
+    x, grouped = values.floats(found["x"]), values.floats(found["grouped"])
+    if x is None or grouped is None or len(grouped) != axes or grouped[0] != x[0]:
+        return None
+    per_channel = (1, *grouped[1:3], *[1] * (axes - 3))
+    return int(grouped[1]) if _weights(values, found) == per_channel else None
 
 
 def _norm_nodes(
@@ -250,39 +283,65 @@ def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
 
 def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
     """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
-    inputs = [found[name] for name in ("query", "key", "value")]
-    scale = values.array(found["scale"])
-    shapes = [values.array(found[f"shape of {name}"]) for name in ("query", "key", "value")]
-    heads = {None if shape is None or shape.size != 4 else int(shape[2]) for shape in shapes}
-    known = [values.of(name) for name in (*inputs, output)]
-    if scale is None or scale.size != 1 or len(heads) != 1 or None in heads:
+    parts = ("query", "key", "value")
+    scale, matrices = values.array(found["scale"]), values.array(found["matrices"])
+    whole, shapes = (
+        [values.floats(found[name]) for name in parts],
+        [values.array(found[f"shape of {n}"]) for n in parts],
+    )
+    if scale is None or scale.size != 1 or scale.item() == 0:  # which the operator takes for its default
         return []
-    if any(one is None or one[0] != TensorProto.FLOAT or len(one[1]) != 3 for one in known):
+    heads = set()
+    for value, shape in zip(whole, shapes, strict=True):
+        if value is None or shape is None or len(value) != 3 or shape.size != 4 or value[0] != (whole[0] or value)[0]:
+            return []
+        batch, length, number, width = shape.tolist()
+        if batch not in {0, -1} or length not in {0, value[1]} or number * width != value[2]:
+            return []
+        heads.add(number)
+    query, key, value = (shape or () for shape in whole)
+    fits = len(heads) == 1 and values.floats(output) == (*query[:2], value[2]) and query[2] == key[2]
+    if not fits or (matrices is not None and matrices.tolist()[-2:] != [key[1], int(key[2]) // min(heads)]):
         return []
     attributes = {"num_heads": heads.pop(), "scale": float(scale.item()) ** 2}
+    inputs = [found[name] for name in parts]
     return [helper.make_node("MultiHeadAttention", inputs, [output], domain=RUNTIMES, **attributes)]
 
 
-def _of_plain(values: Values, found: Found, output: str, kind: str, reads: tuple[str, ...]) -> list[NodeProto]:
-    """An operator without attributes, whose inputs are all of one shape."""
-    known = {values.of(found[name]) for name in reads}
-    only = known.pop()
-    if known or only is None or only[0] != TensorProto.FLOAT:
+def _of_relu_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
+    shape = values.floats(output)
+    if shape is None or any(values.floats(found[name]) != shape for name in ("cotangent", "x")):
         return []
-    return [helper.make_node(kind, [found[name] for name in reads], [output], domain=DOMAIN)]
+    return [helper.make_node("ReluGradient", [found["cotangent"], found["x"]], [output], domain=DOMAIN)]
+
+
+def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto]:
+    names = ("x", "right", "below", "across")
+    shape = values.floats(found["x"])
+    if shape is None or len(shape) != 4 or any(values.floats(found[name]) != shape for name in names):
+        return []
+    samples, channels, height, width = shape
+    row, whole = (samples, channels, height, 2 * int(width)), (samples, channels, 2 * int(height), 2 * int(width))
+    if values.floats(found["row of x"]) != row or values.floats(found["row of below"]) != row:
+        return []
+    if values.floats(output) != whole:
+        return []
+    return [helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN)]
 
 
 Make = Callable[[Values, Found, str], list[NodeProto]]
-MEANS = (_mean_at_once, _mean_by_rows)
+MEANS = {4: _mean_at_once, 5: _mean_by_rows}
+"""How a group's mean is taken, by the axes that it is taken of."""
 RULES: tuple[tuple[Op, Make], ...] = (
-    *((_gradient(mean, silu), partial(_of_gradient, silu=silu)) for silu in (True, False) for mean in MEANS),
-    *((_silu(_norm(mean)), partial(_of_norm, silu=True)) for mean in MEANS),
-    *((_norm(mean), partial(_of_norm, silu=False)) for mean in MEANS),
+    *((_gradient(mean, True), partial(_of_gradient, axes=axes, silu=True)) for axes, mean in MEANS.items()),
+    *((_gradient(mean, False), partial(_of_gradient, axes=axes, silu=False)) for axes, mean in MEANS.items()),
+    *((_silu(_norm(mean)), partial(_of_norm, axes=axes, silu=True)) for axes, mean in MEANS.items()),
+    *((_norm(mean), partial(_of_norm, axes=axes, silu=False)) for axes, mean in MEANS.items()),
     (_silu(_instance_norm()), partial(_of_instance_norm, silu=True)),
     (_instance_norm(), partial(_of_instance_norm, silu=False)),
     (_attention(), _of_attention),
-    (RELU_GRADIENT, partial(_of_plain, kind="ReluGradient", reads=("cotangent", "x"))),
-    (_interleaved(), partial(_of_plain, kind="Interleave", reads=("x", "right", "below", "across"))),
+    (RELU_GRADIENT, _of_relu_gradient),
+    (_interleaved(), _of_interleaved),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
 
@@ -295,21 +354,28 @@ def fuse(model: ModelProto) -> int:
     count = 0
     for pattern, make in RULES:
         values = Values(graph)
-        new = list[list[NodeProto]]()
+        new, taken = list[list[NodeProto]](), set[str]()
         for node in graph.node:
             found = values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
-            if found is not None and (made := make(values, found, node.output[0])):
-                new.append(made)
+            if found is None or not (made := make(values, found, node.output[0])):
+                continue
+            kernel = made[0]  # two norms of one x share mean and 1 / std, which one of them has to give
+            kernel.output[1:] = [f"{node.output[0]} {name}" if name in taken else name for name in kernel.output[1:]]
+            taken.update(kernel.output)
+            new.append(made)
         if new:
             _replace(graph, new)
             count += len(new)
-    if count:
-        model.opset_import.extend([helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(RUNTIMES, 1)])
+    known = {entry.domain for entry in model.opset_import}
+    model.opset_import.extend(helper.make_opsetid(name, 1) for name in (DOMAIN, RUNTIMES) if name not in known)
     return count
 
 
 def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
-    """Puts each group of new nodes where the first of their outputs was made, and drops what is made in vain."""
+    """Puts each new node where the first of its outputs was made, and drops what is then made in vain.
+
+    Of a kernel and the Reshape after it, the kernel stands before the Reshape at the latest.
+    """
     of = {name: group for group in new for node in group for name in node.output}
     nodes = [node for node in graph.node if node.op_type == "Constant"]  # before all that reads them now
     placed = set[int]()
@@ -317,15 +383,17 @@ def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
         group = of.get(node.output[0])
         if group is None and node.op_type != "Constant":
             nodes.append(node)
-        elif group is not None and id(group) not in placed:
-            nodes.extend(group)
-            placed.add(id(group))
+        elif group is not None:
+            for made in group if node.output[0] in group[-1].output else group[:1]:
+                if id(made) not in placed:
+                    nodes.append(made)
+                    placed.add(id(made))
     needed, kept = {value.name for value in graph.output}, list[NodeProto]()
     for node in reversed(nodes):
         if not needed.isdisjoint(node.output):
             kept.append(node)
             needed.update(node.input)
-    # before their owner lets go of them
+    # copies, since a graph's nodes are gone with their list
     copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     del graph.node[:]
     graph.node.extend(copies)

@@ -16,7 +16,7 @@
 #endif
 
 /* One library for every processor: the loader takes the version for the one that it finds. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__linux__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__GLIBC__)
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EVERY_PROCESSOR
@@ -47,7 +47,7 @@ enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in 
 ALWAYS_INLINE float exponential(float x) {
   x = x < -87.f ? -87.f : x;
   x = x > 87.f ? 87.f : x;
-  union { float value; int32_t bits; } n = {x * 1.44269504f + 12582912.f}, power; /* 1.5 · 2^23: rounds to an integer */
+  union { float value; uint32_t bits; } n = {x * 1.44269504f + 12582912.f}, power; /* 1.5 · 2^23: rounds to an integer */
   const float whole = n.value - 12582912.f;
   const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -233,6 +233,7 @@ struct Operator {
   Function infer_shapes;
   int (*start_version)(const Operator *);
   int (*end_version)(const Operator *);
+  Function in_place[4]; /* none; read by later versions alone */
   /* what follows is ours */
   const char *title;
   size_t inputs, outputs;
@@ -249,18 +250,25 @@ static Status *create(const Operator *operator, const Api *table, const Info *in
   TRY(integer_attribute(info, "silu", &node.silu));
   TRY(integer_attribute(info, "axes", &node.axes));
   TRY(float_attribute(info, "eps", &node.eps));
+  if (node.groups < 1 || node.axes < 2 || node.axes > MOST_AXES)
+    return create_status(INVALID_ARGUMENT, "groups must be positive, and axes 2 to 8");
   Node *kept = malloc(sizeof node);
-  if (kept == NULL || node.groups < 1 || node.axes < 2 || node.axes > MOST_AXES)
-    return free(kept), create_status(INVALID_ARGUMENT, "groups must be positive, and axes 2 to 8");
+  if (kept == NULL) return create_status(INVALID_ARGUMENT, "no memory is left");
   *kept = node;
   *made = kept;
+  return NULL;
+}
+
+static Status *create_plain(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table, (void)info;
+  *made = NULL; /* nothing to remember */
   return NULL;
 }
 
 /* A tensor's number of elements and, if asked for, its shape. */
 static Status *measure(const Value *value, int64_t *elements, int64_t *shape, size_t *axes) {
   Info *info;
-  size_t count;
+  size_t count = 0;
   TRY(tensor_info(value, &info));
   Status *status = elements_of(info, &count);
   *elements = (int64_t)count;
@@ -268,12 +276,6 @@ static Status *measure(const Value *value, int64_t *elements, int64_t *shape, si
   if (status == NULL && shape != NULL && *axes <= MOST_AXES) status = axes_of(info, shape, *axes);
   release_info(info);
   return status;
-}
-
-static Status *create_plain(const Operator *operator, const Api *table, const Info *info, void **made) {
-  (void)operator, (void)table, (void)info;
-  *made = NULL; /* nothing to remember */
-  return NULL;
 }
 
 static Status *read_input(const Context *context, size_t place, int64_t elements, float **data) {

@@ -98,6 +98,8 @@ class OnnxRuntimeEngine:
         self._threads = threads or _cores()  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
         self._divides = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
+        if not self._divides:
+            self._graph = path  # it is not opened again
 
     def _open(self, threads: int) -> Any:
         import onnxruntime as ort
@@ -108,11 +110,11 @@ class OnnxRuntimeEngine:
         # between runs, threads that wait for work while spinning would take the cores from PyTorch and other engines
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
-        if self._kernels is not None:
-            options.register_custom_ops_library(str(self._kernels))
-            # of weights in files of their own, which a graph in memory cannot tell
-            options.add_session_config_entry(DATA_FOLDER, str(self._path.parent))
         try:
+            if self._kernels is not None:
+                options.register_custom_ops_library(str(self._kernels))
+                # of weights in files of their own, which a graph in memory cannot tell
+                options.add_session_config_entry(DATA_FOLDER, str(self._path.parent))
             session = ort.InferenceSession(self._graph, options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise GoodRtError(

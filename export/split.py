@@ -53,7 +53,7 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
             for name in found:
                 residuals |= again.get(name, {matrices.get(name, name): None})
         elif node.op_type in ELEMENTWISE and node.output[0] not in norms:
-            whence = [again.get(name) for name in read - constants - sizes]
+            whence = [again.get(name) for name in node.input if name and name not in constants | sizes]
             if None not in whence:
                 again[node.output[0]] = {name: None for names in whence if names for name in names}
     if GRADIENT not in later:
@@ -73,7 +73,7 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
 
 
 def _norms(graph: onnx.GraphProto) -> set[str]:
-    """The inputs of the norms, their means and their 1 / std, in the form of `good_rt.export.staged.normalised`."""
+    """The inputs of group norms, their means and 1 / std, as `good_rt.export.staged.normalised` has them."""
     made = {name: node for node in graph.node for name in node.output}
     found = set[str]()
     for node in graph.node:
@@ -82,10 +82,9 @@ def _norms(graph: onnx.GraphProto) -> set[str]:
             above = mean
             while above in made and made[above].op_type == "ReduceMean":
                 above = made[above].input[0]
-            if above == node.input[0] != mean:
-                shaped = made.get(above)
-                found |= {shaped.input[0] if shaped is not None and shaped.op_type == "Reshape" else above, mean}
-        elif node.op_type == "Reciprocal" and made[node.input[0]].op_type == "Sqrt":
+            if above == node.input[0] != mean and above in made and made[above].op_type == "Reshape":
+                found |= {made[above].input[0], mean}
+        elif node.op_type == "Reciprocal" and node.input[0] in made and made[node.input[0]].op_type == "Sqrt":
             found.add(node.output[0])
     return found
 

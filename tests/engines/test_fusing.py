@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from good_rt.differentiable import VjpPair
@@ -83,6 +84,18 @@ class Attention(nn.Module):
         return x + found.transpose(1, 2).reshape(pixels.shape).transpose(1, 2).reshape(x.shape)
 
 
+class Branches(nn.Module):
+    """Two norms of one x, which share mean and spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.convolution = nn.GroupNorm(2, 8), nn.GroupNorm(2, 8), convolution()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        return self.convolution(nn.functional.silu(self.first(x))) + nn.functional.silu(self.second(x))
+
+
 def convolution() -> nn.Module:
     return nn.Conv2d(8, 8, 3, padding=1)
 
@@ -94,6 +107,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "two": (lambda: nn.Sequential(nn.GroupNorm(8, 8), nn.SiLU(), convolution(), nn.GroupNorm(1, 8), nn.SiLU()), 2, 2),
     "over pixels": (OverPixels, 1, 1),
     "read twice": (Both, 1, 1),
+    "two of one input": (Branches, 2, 2),
     "with another activation": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), convolution()), 1, 1),
     "without weights": (lambda: nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.SiLU(), convolution()), 0, 0),
     "no norm": (lambda: nn.Sequential(convolution(), nn.SiLU(), convolution()), 0, 0),
@@ -162,6 +176,51 @@ def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
     found = OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays)
     assert_near(found["y"], y)
     assert_near(found["gradient"], gradient)
+
+
+@pytest.mark.parametrize(
+    ("grouped", "scale", "axes"),
+    [
+        ((2, 4, 36), (1, 1, 4, 1), (2, 3)),  # one number a place in a group, not a channel
+        ((2, 4, 36), (1, 2, 1, 36), (2, 3)),
+        ((2, 4, 36), (1, 1, 1, 1), (2, 3)),
+        ((2, 4, 6, 6), (1, 2, 4, 1, 1), (2, 3)),  # a mean over a part of the group
+        ((2, 4, 36), (1, 2, 4, 1), (2, 3)),  # a group norm, for comparison
+    ],
+)
+def test_what_is_no_group_norm_is_left(
+    grouped: tuple[int, ...], scale: tuple[int, ...], axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Graphs of the same operators that compute something else: never another result."""
+    generator = torch.Generator().manual_seed(0)
+
+    def constant(name: str, value: Tensor) -> TensorProto:
+        return onnx.numpy_helper.from_array(value.numpy(), name)
+
+    constants = [
+        constant("shape", torch.tensor([0, *grouped])), constant("axes", torch.tensor(axes)),
+        constant("eps", torch.tensor(1e-5)), constant("gamma", torch.randn(scale, generator=generator)),
+        constant("beta", torch.randn(scale, generator=generator)), constant("back", torch.tensor([-1, 8, 6, 6])),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node(kind, inputs, [output], **({"keepdims": 1} if kind == "ReduceMean" else {}))
+        for kind, inputs, output in (
+            ("Reshape", ["x", "shape"], "grouped"), ("ReduceMean", ["grouped", "axes"], "mean"),
+            ("Sub", ["grouped", "mean"], "centred"), ("Mul", ["centred", "centred"], "squares"),
+            ("ReduceMean", ["squares", "axes"], "variance"), ("Add", ["variance", "eps"], "sum"),
+            ("Sqrt", ["sum"], "std"), ("Reciprocal", ["std"], "rstd"), ("Mul", ["rstd", "gamma"], "factor"),
+            ("Mul", ["centred", "factor"], "scaled"), ("Add", ["scaled", "beta"], "shifted"),
+            ("Reshape", ["shifted", "back"], "y"),
+        )
+    ]  # fmt: skip
+    image = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 8, 6, 6)) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "norm", image[:1], image[1:], constants)
+    model = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    onnx.save(model, tmp_path / "norm.onnx")
+    x = torch.randn(3, 8, 6, 6, generator=generator)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
+    assert_near(OnnxRuntimeEngine(tmp_path / "norm.onnx")(x=x)["y"], torch.from_numpy(expected))
+    assert operators(tmp_path / "norm.onnx")[NORM] == (scale == (1, 2, 4, 1))
 
 
 def test_the_backward_half_gets_a_norms_input_and_not_what_follows_of_it(tmp_path: Path) -> None:
