@@ -339,43 +339,34 @@ static Status *group_norm_gradient(void *node, Context *context) {
   return parallel_for(context, pull_back_share, (size_t)work.tasks, 0, &work);
 }
 
-/* As many inputs of one shape, the last of its axes the length of a row. */
-static Status *begin_rows(Context *context, size_t inputs, Rows *work, int64_t *shape, size_t *axes) {
+/* As many inputs of one shape, whose last axis is the length of a row; the output is so many times as high and wide. */
+static Status *run_rows(Context *context, size_t inputs, int64_t times, void (*task)(void *, size_t)) {
   const Value *first;
-  int64_t elements;
+  int64_t elements, shape[MOST_AXES];
+  size_t axes;
   TRY(input_of(context, 0, &first));
-  TRY(measure(first, &elements, shape, axes));
-  if (*axes < 1 || *axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "inputs must have 1 to 8 axes");
-  const int64_t length = shape[*axes - 1], rows = length > 0 ? elements / length : 0;
-  *work = (Rows){.rows = rows, .length = length, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  TRY(measure(first, &elements, shape, &axes));
+  if (axes < 1 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "inputs must have 1 to 8 axes");
+  if (times > 1 && axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
+  const int64_t length = shape[axes - 1], rows = length > 0 ? elements / length : 0;
+  Rows work = {.rows = rows, .length = length, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
   for (size_t place = 0; place < inputs; place++)
-    TRY(read_input(context, place, elements, (float **)&work->inputs[place]));
-  return NULL;
+    TRY(read_input(context, place, elements, (float **)&work.inputs[place]));
+  for (size_t axis = 2; times > 1 && axis < axes; axis++) shape[axis] *= times;
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, task, (size_t)work.tasks, 0, &work);
 }
 
 /* (cotangent, y) -> dx, all of one shape. */
 static Status *relu_gradient(void *node, Context *context) {
   (void)node;
-  Rows work;
-  int64_t shape[MOST_AXES];
-  size_t axes;
-  TRY(begin_rows(context, 2, &work, shape, &axes));
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, mask_share, (size_t)work.tasks, 0, &work);
+  return run_rows(context, 2, 1, mask_share);
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
 static Status *interleave(void *node, Context *context) {
   (void)node;
-  Rows work;
-  int64_t shape[MOST_AXES];
-  size_t axes;
-  TRY(begin_rows(context, 4, &work, shape, &axes));
-  if (axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
-  shape[2] *= 2;
-  shape[3] *= 2;
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, interleave_share, (size_t)work.tasks, 0, &work);
+  return run_rows(context, 4, 2, interleave_share);
 }
 
 static const char *title_of(const Operator *operator) { return operator->title; }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from good_rt.differentiable import VjpPair
 from good_rt.engines import onnxruntime
+from good_rt.engines.base import Engine
 from good_rt.engines.fusing import DOMAIN, fuse
 from good_rt.engines.kernels import SWITCH, library
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
@@ -136,6 +137,18 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
     assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
+def assert_exact(folder: Path, module: nn.Module, size: int, *products: Engine) -> None:
+    """``folder``'s module.onnx, and engines of its VJP, compute what PyTorch does in double precision."""
+    arrays = {"x": torch.randn(3, 8, size, size), "cotangent": torch.randn(3, 8, size, size)}
+    doubled = {name: array.double() for name, array in arrays.items()}
+    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
+    assert_near(OnnxRuntimeEngine(folder / "module.onnx")(x=arrays["x"])["y"], y)
+    for engine in products:
+        found = engine(**arrays)
+        assert_near(found["y"], y)
+        assert_near(found["gradient"], gradient)
+
+
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("size", [8, 256], ids=["small groups", "large groups"])
 def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> None:
@@ -150,15 +163,8 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
     assert operators(tmp_path / "vjp.onnx") == Counter({NORM: norms, GRADIENT: gradients}) - Counter()
     assert operators(tmp_path / "forward.onnx")[NORM] == norms
     assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
-    arrays = {"x": torch.randn(3, 8, size, size), "cotangent": torch.randn(3, 8, size, size)}
-    doubled = {name: array.double() for name, array in arrays.items()}
-    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=arrays["x"])["y"], y)
     pair = VjpPair(*(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward")))
-    for engine in (OnnxRuntimeEngine(tmp_path / "vjp.onnx"), pair):
-        found = engine(**arrays)
-        assert_near(found["y"], y)
-        assert_near(found["gradient"], gradient)
+    assert_exact(tmp_path, module, size, OnnxRuntimeEngine(tmp_path / "vjp.onnx"), pair)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -169,13 +175,7 @@ def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
     export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
     assert operators(tmp_path / "module.onnx") == expected
     assert operators(tmp_path / "vjp.onnx") == expected_in_vjp
-    arrays = {"x": torch.randn(3, 8, 6, 6), "cotangent": torch.randn(3, 8, 6, 6)}
-    doubled = {name: array.double() for name, array in arrays.items()}
-    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=arrays["x"])["y"], y)
-    found = OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays)
-    assert_near(found["y"], y)
-    assert_near(found["gradient"], gradient)
+    assert_exact(tmp_path, module, 6, OnnxRuntimeEngine(tmp_path / "vjp.onnx"))
 
 
 @pytest.mark.parametrize(
