@@ -7,7 +7,7 @@ writes it, is replaced before ONNX Runtime gets it; what is not found stays as i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from good_rt.engines.onnx_file import STANDARD
 
 DOMAIN, RUNTIMES = "good_rt", "com.microsoft"
 """The names of our own set of operators, and of ONNX Runtime's."""
+PLAIN = 1
+"""The ``block`` of a kernel that reads and writes (N, C, H, W) as it is."""
 COMMUTATIVE = frozenset({"Add", "Mul"})
 CONSTANTS: dict[str, Any] = {
     "value": TensorProto, "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
@@ -167,6 +169,12 @@ class Values:
         found = self.of(name)
         return found[1] if found is not None and found[0] == TensorProto.FLOAT else None
 
+    def channels(self, name: str) -> int:
+        """Of an image (N, C, ...) whose shape is known."""
+        shape = self.floats(name)
+        assert shape is not None
+        return int(shape[1])
+
     def array(self, name: str) -> np.ndarray | None:
         """The values of a constant that lies in the graph's own file."""
         tensor = self.constants.get(name)
@@ -240,8 +248,8 @@ def _of_gradient(values: Values, found: Found, output: str, axes: int, silu: boo
     groups = _groups(values, found, axes)
     if groups is None:
         return []
-    reads, more = (*NORM, "mean", "rstd", "cotangent"), {"axes": axes, "eps": 0.0}
-    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu, **more)
+    reads = (*NORM, "mean", "rstd", "cotangent")
+    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu)
 
 
 def _groups(values: Values, found: Found, axes: int) -> int | None:
@@ -268,7 +276,7 @@ def _norm_nodes(
     shape = values.of(output)
     same = shape is not None and values.of(found["x"]) == shape
     first, inputs = output if same else f"{output}_like_x", [found[name] for name in reads]
-    attributes["silu"] = int(silu)
+    attributes |= {"silu": int(silu), "block": PLAIN}
     nodes = [helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, **attributes)]
     return nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
 
@@ -326,7 +334,16 @@ def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto
         return []
     if values.floats(output) != whole:
         return []
-    return [helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN)]
+    return [helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN, block=PLAIN)]
+
+
+def _of_channels(values: Values, found: Found, output: str) -> list[NodeProto]:
+    """A number a channel, as a UNet adds its conditioning."""
+    for names in ((found["x"], found["y"]), (found["y"], found["x"])):
+        x, numbers = (values.floats(name) for name in names)
+        if x is not None and len(x) == 4 and numbers == (*x[:2], 1, 1) and values.floats(output) == x != numbers:
+            return [helper.make_node("AddChannels", names, [output], domain=DOMAIN, block=PLAIN)]
+    return []
 
 
 Make = Callable[[Values, Found, str], list[NodeProto]]
@@ -342,6 +359,7 @@ RULES: tuple[tuple[Op, Make], ...] = (
     (_attention(), _of_attention),
     (RELU_GRADIENT, _of_relu_gradient),
     (_interleaved(), _of_interleaved),
+    (Op("Add", ("x", "y")), _of_channels),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
 
@@ -372,7 +390,7 @@ def fuse(model: ModelProto) -> int:
 
 
 def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
-    """Puts each new node where the first of its outputs was made, and drops what is then made in vain.
+    """Puts each new node where the first of its outputs was made.
 
     Of a kernel and the Reshape after it, the kernel stands before the Reshape at the latest.
     """
@@ -388,6 +406,11 @@ def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
                 if id(made) not in placed:
                     nodes.append(made)
                     placed.add(id(made))
+    put_nodes(graph, nodes)
+
+
+def put_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    """Gives the graph these nodes, less those that make nothing that is read."""
     needed, kept = {value.name for value in graph.output}, list[NodeProto]()
     for node in reversed(nodes):
         if not needed.isdisjoint(node.output):

@@ -30,17 +30,23 @@
 
 /* --- what is computed --------------------------------------------------------------------------------------------- */
 
-typedef struct {
-  int64_t samples, groups, channels, pixels; /* channels of a group, pixels of a channel */
-  const float *x, *gamma, *beta;             /* (samples, groups, channels, pixels); (groups, channels) */
-  const float *cotangent;                    /* as x; of the gradient alone */
-  float *output;                             /* as x */
-  float *mean, *rstd;                        /* (samples, groups); the gradient reads them */
-  float eps;
-  int64_t silu, tasks;
-} Work;
+/* A sample (C, H, W) lies in memory as (C / block, H, W, block): as it is, if block is 1, or as ONNX Runtime's
+   convolutions on the CPU want it. A row is a block of channels: its element i is of the block's channel i % block. */
 
-enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in double: a group may have millions */
+enum { LANES = 16 };   /* elements computed at once; a multiple of every block */
+enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in double: a row may have millions */
+
+typedef struct {
+  int64_t samples, units;          /* units of a sample: the fewest rows that hold whole groups */
+  int64_t rows, groups;            /* of a unit; at most as many groups as lanes, one if the block is */
+  int64_t channels, length, block; /* channels of a group, elements of a row */
+  const float *x, *gamma, *beta;   /* as above; a number a channel */
+  const float *cotangent;          /* as x; of the gradient alone */
+  float *output;                   /* as x */
+  float *mean, *rstd;              /* (samples, groups in all); the gradient reads them */
+  float eps;
+  int64_t silu;
+} Work;
 
 /* exp(x), to 2e-7 of it, of x bounded to [-87, 87]: 2^n · e^r with |r| <= ln 2 / 2, e^r by its series (Cephes). A NaN
    may become a number here, and callers multiply by x, which brings it back. */
@@ -61,101 +67,207 @@ ALWAYS_INLINE float exponential(float x) {
   return p * power.value;
 }
 
-/* y = γ·(x − μ)/√(σ² + ε) + β, or y·sigmoid(y), of one group of one sample; its μ and 1/√(σ² + ε) are kept. */
-FOR_EVERY_PROCESSOR static void normalise(const Work *work, int64_t place) {
-  const int64_t size = work->channels * work->pixels, group = place % work->groups;
-  const float *x = work->x + place * size;
-  double total = 0;
-  for (int64_t start = 0; start < size; start += CHUNK) {
-    const int64_t end = start + CHUNK < size ? start + CHUNK : size;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < end; i++) sum += x[i];
-    total += sum;
+/* What a row's lanes are of: their group's place in the unit and its mean, γ/√(σ² + ε) and β. */
+typedef struct {
+  int32_t group[LANES];
+  float mean[LANES], factor[LANES], shift[LANES];
+} Row;
+
+ALWAYS_INLINE void find_groups(const Work *work, int64_t place, Row *row) {
+  const int32_t channel = (int32_t)(place * work->block), mask = (int32_t)work->block - 1; /* of a power of two */
+  const float part = 1.f / (float)work->channels; /* half a channel off, no quotient is near an integer */
+  for (int lane = 0; lane < LANES; lane++)
+    row->group[lane] = (int32_t)(((float)(channel + (lane & mask)) + 0.5f) * part);
+}
+
+/* Numbers of a unit's groups, to the lanes. */
+ALWAYS_INLINE void spread(const Work *work, const Row *row, const float *of_groups, float *lanes) {
+  if (work->groups == 1)
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_groups[0];
+  else
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_groups[row->group[lane]];
+}
+
+/* Numbers of channels, to the lanes. */
+ALWAYS_INLINE void load(const float *of_channels, int64_t block, float *lanes) {
+  if (block == 1)
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[0];
+  else if (block == LANES)
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[lane];
+  else
+    for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[lane & (block - 1)];
+}
+
+ALWAYS_INLINE void find_weights(const Work *work, int64_t unit, int64_t place, const float *mean, const float *rstd,
+                                Row *row) {
+  const int64_t channel = (unit * work->rows + place) * work->block;
+  float scale[LANES];
+  if (work->groups > 1) find_groups(work, place, row);
+  spread(work, row, mean, row->mean);
+  spread(work, row, rstd, scale);
+  load(work->gamma + channel, work->block, row->factor);
+  load(work->beta + channel, work->block, row->shift);
+  for (int lane = 0; lane < LANES; lane++) row->factor[lane] *= scale[lane];
+}
+
+/* What the lanes of rows sum up to, for each group of a unit. */
+typedef struct { double lanes[LANES], groups[LANES]; } Sums;
+
+ALWAYS_INLINE void add_lanes(Sums *sums, const float *lanes) {
+  for (int lane = 0; lane < LANES; lane++) sums->lanes[lane] += lanes[lane];
+}
+
+/* Before lanes are of other groups. */
+ALWAYS_INLINE void add_row(const Work *work, const Row *row, Sums *sums) {
+  for (int lane = 0; lane < LANES; lane++) {
+    sums->groups[work->groups == 1 ? 0 : row->group[lane]] += sums->lanes[lane];
+    sums->lanes[lane] = 0;
   }
-  const float mean = (float)(total / size);
-  total = 0;
-  for (int64_t start = 0; start < size; start += CHUNK) {
-    const int64_t end = start + CHUNK < size ? start + CHUNK : size;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < end; i++) sum += (x[i] - mean) * (x[i] - mean);
-    total += sum;
+}
+
+ALWAYS_INLINE void add_elements(const float *x, int64_t lanes, const float *mean, int squared, float *sum) {
+  for (int64_t lane = 0; lane < lanes; lane++) {
+    const float centred = x[lane] - mean[lane];
+    sum[lane] += squared ? centred * centred : centred;
   }
-  const float rstd = 1.f / sqrtf((float)(total / size) + work->eps);
-  work->mean[place] = mean;
-  work->rstd[place] = rstd;
-  for (int64_t channel = 0; channel < work->channels; channel++) {
-    const float factor = rstd * work->gamma[group * work->channels + channel];
-    const float shift = work->beta[group * work->channels + channel];
-    const float *in = x + channel * work->pixels;
-    float *out = work->output + place * size + channel * work->pixels;
+}
+
+/* The sums of a unit's groups, of x − mean or its square; of a single group as of one long row. */
+ALWAYS_INLINE void sum_groups(const Work *work, const float *x, const float *mean, int squared, Sums *sums) {
+  const int64_t rows = work->groups == 1 ? 1 : work->rows, length = work->rows * work->length / rows;
+  *sums = (Sums){{0}, {0}};
+  for (int64_t place = 0; place < rows; place++) {
+    Row row;
+    if (work->groups > 1) find_groups(work, place, &row);
+    spread(work, &row, mean, row.mean);
+    for (int64_t start = place * length; start < (place + 1) * length; start += CHUNK) {
+      const int64_t end = start + CHUNK < (place + 1) * length ? start + CHUNK : (place + 1) * length;
+      float sum[LANES] = {0};
+      int64_t i = start;
+      for (; i + LANES <= end; i += LANES) add_elements(x + i, LANES, row.mean, squared, sum);
+      add_elements(x + i, end - i, row.mean, squared, sum);
+      add_lanes(sums, sum);
+    }
+    add_row(work, &row, sums);
+  }
+}
+
+ALWAYS_INLINE void normalise_elements(const float *restrict x, int64_t lanes, const Row *row, int silu,
+                                      float *restrict output) {
+  for (int64_t lane = 0; lane < lanes; lane++) {
+    const float y = (x[lane] - row->mean[lane]) * row->factor[lane] + row->shift[lane];
+    output[lane] = silu ? y / (1.f + exponential(-y)) : y;
+  }
+}
+
+/* y = γ·(x − μ)/√(σ² + ε) + β, or y·sigmoid(y), of a unit's groups; their μ and 1/√(σ² + ε) are kept. */
+FOR_EVERY_PROCESSOR static void normalise(void *data, size_t task) {
+  const Work *work = data;
+  const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
+  const int64_t elements = size / work->groups;
+  const float *x = work->x + (int64_t)task * size;
+  float *mean = work->mean + (int64_t)task * work->groups, *rstd = work->rstd + (int64_t)task * work->groups;
+  const float zeros[LANES] = {0};
+  Sums sums;
+  sum_groups(work, x, zeros, 0, &sums);
+  for (int64_t group = 0; group < work->groups; group++) mean[group] = (float)(sums.groups[group] / elements);
+  sum_groups(work, x, mean, 1, &sums);
+  for (int64_t group = 0; group < work->groups; group++)
+    rstd[group] = 1.f / sqrtf((float)(sums.groups[group] / elements) + work->eps);
+  Row row;
+  for (int64_t place = 0; place < work->rows; place++) {
+    find_weights(work, unit, place, mean, rstd, &row);
+    const float *in = x + place * work->length;
+    float *out = work->output + (int64_t)task * size + place * work->length;
+    int64_t i = 0;
     if (work->silu) {
-      for (int64_t i = 0; i < work->pixels; i++) {
-        const float y = (in[i] - mean) * factor + shift;
-        out[i] = y / (1.f + exponential(-y));
-      }
+      for (; i + LANES <= work->length; i += LANES) normalise_elements(in + i, LANES, &row, 1, out + i);
+      normalise_elements(in + i, work->length - i, &row, 1, out + i);
     } else {
-      for (int64_t i = 0; i < work->pixels; i++) out[i] = (in[i] - mean) * factor + shift;
+      for (; i + LANES <= work->length; i += LANES) normalise_elements(in + i, LANES, &row, 0, out + i);
+      normalise_elements(in + i, work->length - i, &row, 0, out + i);
     }
   }
 }
 
-/* dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c of one group, with c = x − μ, r = 1/√(σ² + ε) and ĝ = γ·r·g, where g is the
+ALWAYS_INLINE void pull_elements_back(const float *restrict x, const float *restrict cotangent, int64_t lanes,
+                                      const Row *row, int silu, float *restrict output, float *sum, float *dot) {
+  for (int64_t lane = 0; lane < lanes; lane++) {
+    const float centred = x[lane] - row->mean[lane];
+    float g = cotangent[lane] * row->factor[lane];
+    if (silu) {
+      const float y = centred * row->factor[lane] + row->shift[lane], s = 1.f / (1.f + exponential(-y));
+      g *= s * (1.f + y - y * s);
+    }
+    output[lane] = g;
+    sum[lane] += g;
+    dot[lane] += g * centred;
+  }
+}
+
+/* dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c of a unit's groups, with c = x − μ, r = 1/√(σ² + ε) and ĝ = γ·r·g, where g is the
    cotangent, times the SiLU's slope s·(1 + y − y·s), s = sigmoid(y), if there is one. */
-FOR_EVERY_PROCESSOR static void pull_back(const Work *work, int64_t place) {
-  const int64_t size = work->channels * work->pixels, group = place % work->groups;
-  const float mean = work->mean[place], rstd = work->rstd[place];
-  const float *x = work->x + place * size;
-  float *dx = work->output + place * size;
-  double total = 0, product = 0;
-  for (int64_t channel = 0; channel < work->channels; channel++) {
-    const float factor = rstd * work->gamma[group * work->channels + channel];
-    const float shift = work->beta[group * work->channels + channel];
-    const int64_t offset = channel * work->pixels;
-    const float *in = x + offset, *g = work->cotangent + place * size + offset;
-    float *out = dx + offset;
-    for (int64_t start = 0; start < work->pixels; start += CHUNK) {
-      const int64_t end = start + CHUNK < work->pixels ? start + CHUNK : work->pixels;
+FOR_EVERY_PROCESSOR static void pull_back(void *data, size_t task) {
+  const Work *work = data;
+  const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
+  const int64_t elements = size / work->groups;
+  const float *x = work->x + (int64_t)task * size, *cotangent = work->cotangent + (int64_t)task * size;
+  const float *mean = work->mean + (int64_t)task * work->groups, *rstd = work->rstd + (int64_t)task * work->groups;
+  float *dx = work->output + (int64_t)task * size, middle[LANES], slope[LANES];
+  Sums total = {{0}, {0}}, product = {{0}, {0}};
+  Row row;
+  for (int64_t place = 0; place < work->rows; place++) {
+    find_weights(work, unit, place, mean, rstd, &row);
+    const int64_t offset = place * work->length;
+    for (int64_t start = 0; start < work->length; start += CHUNK) {
+      const int64_t end = start + CHUNK < work->length ? start + CHUNK : work->length;
+      float sum[LANES] = {0}, dot[LANES] = {0};
+      int64_t i = offset + start;
+      const int64_t last = offset + end;
       if (work->silu) {
-        for (int64_t i = start; i < end; i++) {
-          const float y = (in[i] - mean) * factor + shift, s = 1.f / (1.f + exponential(-y));
-          out[i] = g[i] * factor * (s * (1.f + y - y * s));
-        }
+        for (; i + LANES <= last; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, &row, 1, dx + i, sum, dot);
+        pull_elements_back(x + i, cotangent + i, last - i, &row, 1, dx + i, sum, dot);
       } else {
-        for (int64_t i = start; i < end; i++) out[i] = g[i] * factor;
+        for (; i + LANES <= last; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, &row, 0, dx + i, sum, dot);
+        pull_elements_back(x + i, cotangent + i, last - i, &row, 0, dx + i, sum, dot);
       }
-      float sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-      for (int64_t i = start; i < end; i++) {
-        sum += out[i];
-        dot += out[i] * (in[i] - mean);
-      }
-      total += sum;
-      product += dot;
+      add_lanes(&total, sum);
+      add_lanes(&product, dot);
+    }
+    if (work->groups > 1 || place + 1 == work->rows) {
+      add_row(work, &row, &total);
+      add_row(work, &row, &product);
     }
   }
-  const float middle = (float)(total / size), slope = (float)(product / size) * rstd * rstd;
-  for (int64_t i = 0; i < size; i++) dx[i] -= (x[i] - mean) * slope + middle;
+  for (int64_t group = 0; group < work->groups; group++) {
+    middle[group] = (float)(total.groups[group] / elements);
+    slope[group] = (float)(product.groups[group] / elements) * rstd[group] * rstd[group];
+  }
+  const int64_t rows = work->groups == 1 ? 1 : work->rows, length = size / rows;
+  for (int64_t place = 0; place < rows; place++) {
+    if (work->groups > 1) find_groups(work, place, &row);
+    spread(work, &row, mean, row.mean);
+    spread(work, &row, slope, row.factor);
+    spread(work, &row, middle, row.shift);
+    const float *restrict in = x + place * length;
+    float *restrict out = dx + place * length;
+    int64_t i = 0;
+    for (; i + LANES <= length; i += LANES)
+      for (int lane = 0; lane < LANES; lane++)
+        out[i + lane] -= (in[i + lane] - row.mean[lane]) * row.factor[lane] + row.shift[lane];
+    for (int lane = 0; i < length; i++, lane++)
+      out[i] -= (in[i] - row.mean[lane]) * row.factor[lane] + row.shift[lane];
+  }
 }
-
-/* A task's share of the groups: each is computed alone, so that neither batch nor threads change what comes out. */
-static void share(const Work *work, size_t task, void (*one)(const Work *, int64_t)) {
-  const int64_t places = work->samples * work->groups;
-  const int64_t end = places * ((int64_t)task + 1) / work->tasks;
-  for (int64_t place = places * (int64_t)task / work->tasks; place < end; place++) one(work, place);
-}
-static void normalise_share(void *work, size_t task) { share(work, task, normalise); }
-static void pull_back_share(void *work, size_t task) { share(work, task, pull_back); }
 
 typedef struct {
   const float *inputs[4];
   float *output;
-  int64_t rows, length, tasks; /* rows of an input, and elements of a row */
+  int64_t rows, length, tasks, block; /* rows of an input, and elements of a row */
 } Rows;
 
 /* The cotangent, inputs[0], where the ReLU's output, inputs[1], is not 0. */
-FOR_EVERY_PROCESSOR static void mask_share(void *data, size_t task) {
+FOR_EVERY_PROCESSOR static void mask(void *data, size_t task) {
   const Rows *work = data;
   const float *restrict g = work->inputs[0], *restrict y = work->inputs[1];
   float *restrict out = work->output;
@@ -163,21 +275,44 @@ FOR_EVERY_PROCESSOR static void mask_share(void *data, size_t task) {
   for (int64_t i = work->rows * (int64_t)task / work->tasks * work->length; i < end; i++) out[i] = y[i] > 0 ? g[i] : 0.f;
 }
 
-/* Four images to one that is twice as high and wide: each block of 2x2 has a pixel of each, in the order of reading. */
-FOR_EVERY_PROCESSOR static void interleave_share(void *data, size_t task) {
+/* A number for each channel of each sample, inputs[1], added to its pixels, inputs[0]. */
+FOR_EVERY_PROCESSOR static void add_to_rows(void *data, size_t task) {
   const Rows *work = data;
-  const int64_t length = work->length, end = work->rows * ((int64_t)task + 1) / work->tasks;
+  const int64_t end = work->rows * ((int64_t)task + 1) / work->tasks;
   for (int64_t row = work->rows * (int64_t)task / work->tasks; row < end; row++) {
+    const float *restrict x = work->inputs[0] + row * work->length;
+    float *restrict out = work->output + row * work->length, shift[LANES];
+    load(work->inputs[1] + row * work->block, work->block, shift);
+    int64_t i = 0;
+    for (; i + LANES <= work->length; i += LANES)
+      for (int lane = 0; lane < LANES; lane++) out[i + lane] = x[i + lane] + shift[lane];
+    for (int lane = 0; i < work->length; i++, lane++) out[i] = x[i] + shift[lane];
+  }
+}
+
+ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, int64_t block) {
+  const int64_t length = work->length * block;
+  for (; row < end; row++) {
     for (int down = 0; down < 2; down++) {
       const float *restrict left = work->inputs[2 * down] + row * length;
       const float *restrict right = work->inputs[2 * down + 1] + row * length;
       float *restrict out = work->output + (2 * row + down) * 2 * length;
-      for (int64_t i = 0; i < length; i++) {
-        out[2 * i] = left[i];
-        out[2 * i + 1] = right[i];
+      for (int64_t i = 0; i < work->length; i++) {
+        for (int64_t lane = 0; lane < block; lane++) out[2 * i * block + lane] = left[i * block + lane];
+        for (int64_t lane = 0; lane < block; lane++) out[(2 * i + 1) * block + lane] = right[i * block + lane];
       }
     }
   }
+}
+
+/* Four images to one that is twice as high and wide: each square of 2x2 has a pixel of each, in the order of reading. */
+FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
+  const Rows *work = data;
+  const int64_t first = work->rows * (int64_t)task / work->tasks, end = work->rows * ((int64_t)task + 1) / work->tasks;
+  if (work->block == 1) interleave_rows(work, first, end, 1);
+  else if (work->block == 8) interleave_rows(work, first, end, 8);
+  else if (work->block == 16) interleave_rows(work, first, end, 16);
+  else interleave_rows(work, first, end, work->block);
 }
 
 /* --- ONNX Runtime's C interface: places in its table of functions, and the form of an operator --------------------- */
@@ -239,24 +374,53 @@ struct Operator {
   size_t inputs, outputs;
 };
 
-typedef struct { int64_t groups, silu, axes; float eps; } Node; /* axes: of mean and rstd */
+typedef struct { int64_t groups, silu, block, axes; float eps; } Node; /* axes: of mean and rstd */
 
 #define TRY(call) do { Status *failure = (call); if (failure != NULL) return failure; } while (0)
 
-static Status *create(const Operator *operator, const Api *table, const Info *info, void **made) {
-  (void)operator, (void)table;
-  Node node;
-  TRY(integer_attribute(info, "groups", &node.groups));
-  TRY(integer_attribute(info, "silu", &node.silu));
-  TRY(integer_attribute(info, "axes", &node.axes));
-  TRY(float_attribute(info, "eps", &node.eps));
-  if (node.groups < 1 || node.axes < 2 || node.axes > MOST_AXES)
-    return create_status(INVALID_ARGUMENT, "groups must be positive, and axes 2 to 8");
+static Status *keep(Node node, void **made) {
   Node *kept = malloc(sizeof node);
   if (kept == NULL) return create_status(INVALID_ARGUMENT, "no memory is left");
   *kept = node;
   *made = kept;
   return NULL;
+}
+
+static Status *read_block(const Info *info, Node *node) {
+  TRY(integer_attribute(info, "block", &node->block));
+  const int fits = node->block >= 1 && node->block <= LANES && LANES % node->block == 0;
+  return fits ? NULL : create_status(INVALID_ARGUMENT, "block must divide 16");
+}
+
+static Status *read_norm(const Info *info, Node *node) {
+  TRY(read_block(info, node));
+  TRY(integer_attribute(info, "groups", &node->groups));
+  TRY(integer_attribute(info, "silu", &node->silu));
+  return node->groups > 0 ? NULL : create_status(INVALID_ARGUMENT, "groups must be positive");
+}
+
+static Status *create_norm(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table;
+  Node node = {0};
+  TRY(read_norm(info, &node));
+  TRY(integer_attribute(info, "axes", &node.axes));
+  TRY(float_attribute(info, "eps", &node.eps));
+  if (node.axes < 2 || node.axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "axes must be 2 to 8");
+  return keep(node, made);
+}
+
+static Status *create_gradient(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table;
+  Node node = {0};
+  TRY(read_norm(info, &node));
+  return keep(node, made);
+}
+
+static Status *create_blocks(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table;
+  Node node = {0};
+  TRY(read_block(info, &node));
+  return keep(node, made);
 }
 
 static Status *create_plain(const Operator *operator, const Api *table, const Info *info, void **made) {
@@ -293,8 +457,8 @@ static Status *make_output(Context *context, size_t place, const int64_t *shape,
   return tensor_data(value, (void **)data);
 }
 
-/* Inputs x (N, ...), in memory (N, C, pixels), gamma and beta (C elements each); output 0 as x. Sets all of ``work``
-   but mean, rstd and cotangent. */
+/* Inputs x (N, C, ...), gamma and beta (C elements each); output 0 as x. Sets all of ``work`` but mean, rstd and
+   cotangent. */
 static Status *begin(const Node *node, Context *context, Work *work) {
   const Value *x, *gamma;
   int64_t elements, channels, shape[MOST_AXES];
@@ -305,12 +469,14 @@ static Status *begin(const Node *node, Context *context, Work *work) {
   TRY(measure(gamma, &channels, NULL, NULL));
   if (axes < 2 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 2 to 8 axes");
   const int64_t sample = shape[0] > 0 ? elements / shape[0] : 0;
-  if (channels < 1 || channels % node->groups != 0 || sample % channels != 0)
-    return create_status(INVALID_ARGUMENT, "groups must divide the channels, and these the elements of a sample");
-  const int64_t places = shape[0] * node->groups;
-  *work = (Work){.samples = shape[0], .groups = node->groups, .channels = channels / node->groups,
-                 .pixels = sample / channels, .eps = node->eps, .silu = node->silu,
-                 .tasks = places < MOST_TASKS ? places : MOST_TASKS};
+  if (channels < 1 || channels % node->groups != 0 || channels % node->block != 0 || sample % channels != 0)
+    return create_status(INVALID_ARGUMENT, "groups and blocks must divide the channels, and these the elements of a sample");
+  const int64_t of_group = channels / node->groups;
+  int64_t unit = of_group; /* channels: the least multiple of a group's and a block's */
+  while (unit % node->block != 0) unit += of_group;
+  *work = (Work){.samples = shape[0], .units = channels / unit, .rows = unit / node->block, .groups = unit / of_group,
+                 .channels = of_group, .length = sample / channels * node->block, .block = node->block,
+                 .eps = node->eps, .silu = node->silu};
   TRY(tensor_data(x, (void **)&work->x));
   TRY(read_input(context, 1, channels, (float **)&work->gamma));
   TRY(read_input(context, 2, channels, (float **)&work->beta));
@@ -319,37 +485,37 @@ static Status *begin(const Node *node, Context *context, Work *work) {
 
 /* (x, gamma, beta) -> (y, mean, rstd); the last two (N, groups, 1, ...). */
 static Status *group_norm(void *node, Context *context) {
-  const size_t axes = (size_t)((const Node *)node)->axes;
   Work work;
   TRY(begin(node, context, &work));
-  const int64_t shape[MOST_AXES] = {work.samples, work.groups, 1, 1, 1, 1, 1, 1};
-  TRY(make_output(context, 1, shape, axes, &work.mean));
-  TRY(make_output(context, 2, shape, axes, &work.rstd));
-  return parallel_for(context, normalise_share, (size_t)work.tasks, 0, &work);
+  const int64_t shape[MOST_AXES] = {work.samples, work.units * work.groups, 1, 1, 1, 1, 1, 1};
+  TRY(make_output(context, 1, shape, (size_t)((const Node *)node)->axes, &work.mean));
+  TRY(make_output(context, 2, shape, (size_t)((const Node *)node)->axes, &work.rstd));
+  return parallel_for(context, normalise, (size_t)(work.samples * work.units), 0, &work);
 }
 
 /* (x, gamma, beta, mean, rstd, cotangent of y) -> dx. */
 static Status *group_norm_gradient(void *node, Context *context) {
   Work work;
   TRY(begin(node, context, &work));
-  const int64_t places = work.samples * work.groups;
-  TRY(read_input(context, 3, places, &work.mean));
-  TRY(read_input(context, 4, places, &work.rstd));
-  TRY(read_input(context, 5, places * work.channels * work.pixels, (float **)&work.cotangent));
-  return parallel_for(context, pull_back_share, (size_t)work.tasks, 0, &work);
+  const int64_t units = work.samples * work.units;
+  TRY(read_input(context, 3, units * work.groups, &work.mean));
+  TRY(read_input(context, 4, units * work.groups, &work.rstd));
+  TRY(read_input(context, 5, units * work.rows * work.length, (float **)&work.cotangent));
+  return parallel_for(context, pull_back, (size_t)units, 0, &work);
 }
 
 /* As many inputs of one shape, whose last axis is the length of a row; the output is so many times as high and wide. */
-static Status *run_rows(Context *context, size_t inputs, int64_t times, void (*task)(void *, size_t)) {
+static Status *run_rows(Context *context, size_t inputs, int64_t times, int64_t block, void (*task)(void *, size_t)) {
   const Value *first;
   int64_t elements, shape[MOST_AXES];
   size_t axes;
   TRY(input_of(context, 0, &first));
   TRY(measure(first, &elements, shape, &axes));
   if (axes < 1 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "inputs must have 1 to 8 axes");
-  if (times > 1 && axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
-  const int64_t length = shape[axes - 1], rows = length > 0 ? elements / length : 0;
-  Rows work = {.rows = rows, .length = length, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  if (times > 1 && (axes != 4 || shape[1] % block != 0))
+    return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W), and C whole blocks");
+  const int64_t length = shape[axes - 1], rows = length > 0 ? elements / length / block : 0;
+  Rows work = {.rows = rows, .length = length, .block = block, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
   for (size_t place = 0; place < inputs; place++)
     TRY(read_input(context, place, elements, (float **)&work.inputs[place]));
   for (size_t axis = 2; times > 1 && axis < axes; axis++) shape[axis] *= times;
@@ -357,16 +523,34 @@ static Status *run_rows(Context *context, size_t inputs, int64_t times, void (*t
   return parallel_for(context, task, (size_t)work.tasks, 0, &work);
 }
 
+/* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
+static Status *add_channels(void *node, Context *context) {
+  const int64_t block = ((const Node *)node)->block;
+  const Value *x;
+  int64_t elements, shape[MOST_AXES];
+  size_t axes;
+  TRY(input_of(context, 0, &x));
+  TRY(measure(x, &elements, shape, &axes));
+  if (axes < 2 || axes > MOST_AXES || shape[1] % block != 0)
+    return create_status(INVALID_ARGUMENT, "x must have 2 to 8 axes, and its channels be whole blocks");
+  const int64_t rows = shape[0] * shape[1] / block;
+  Rows work = {.rows = rows, .length = rows > 0 ? elements / rows : 0, .block = block,
+               .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  TRY(tensor_data(x, (void **)&work.inputs[0]));
+  TRY(read_input(context, 1, rows * block, (float **)&work.inputs[1]));
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, add_to_rows, (size_t)work.tasks, 0, &work);
+}
+
 /* (cotangent, y) -> dx, all of one shape. */
 static Status *relu_gradient(void *node, Context *context) {
   (void)node;
-  return run_rows(context, 2, 1, mask_share);
+  return run_rows(context, 2, 1, 1, mask);
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
 static Status *interleave(void *node, Context *context) {
-  (void)node;
-  return run_rows(context, 4, 2, interleave_share);
+  return run_rows(context, 4, 2, ((const Node *)node)->block, interleave_images);
 }
 
 static const char *title_of(const Operator *operator) { return operator->title; }
@@ -387,10 +571,11 @@ static size_t outputs_of(const Operator *operator) { return operator->outputs; }
    .end_version = one, .title = its_title, .inputs = input_number, .outputs = output_number}
 
 static const Operator OPERATORS[] = {
-    OPERATOR(create, group_norm, "GroupNorm", 3, 3),
-    OPERATOR(create, group_norm_gradient, "GroupNormGradient", 6, 1),
+    OPERATOR(create_norm, group_norm, "GroupNorm", 3, 3),
+    OPERATOR(create_gradient, group_norm_gradient, "GroupNormGradient", 6, 1),
     OPERATOR(create_plain, relu_gradient, "ReluGradient", 2, 1),
-    OPERATOR(create_plain, interleave, "Interleave", 4, 1),
+    OPERATOR(create_blocks, interleave, "Interleave", 4, 1),
+    OPERATOR(create_blocks, add_channels, "AddChannels", 2, 1),
 };
 
 /* Called by ONNX Runtime for each session that registers the library. */

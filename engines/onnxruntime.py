@@ -65,8 +65,9 @@ class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
     ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
-    CPU `good_rt.engines.fusing` puts our kernels in the graph, and a small graph's batch is divided in parts, so that
-    the threads wait for each other once a run instead of once an operator: samples must not depend on each other. On a
+    CPU `good_rt.engines.fusing` puts our kernels in the graph, `good_rt.engines.layout` takes out reordering between
+    them and convolutions, and a small graph's batch is divided in parts, so that the threads wait for each other once a
+    run instead of once an operator: samples must not depend on each other. On a
     GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the
     CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a
     provider is not installed or cannot run.
@@ -81,6 +82,7 @@ class OnnxRuntimeEngine:
     ) -> None:
 
         from good_rt.engines.fusing import fuse
+        from good_rt.engines.layout import keep_blocks, optimised
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
@@ -94,10 +96,16 @@ class OnnxRuntimeEngine:
         # of a graph with so many weights, activations go back after each run instead of being kept for the next
         self._keeps_memory = not data_files(graph)
         self._kernels = library() if set(settings) == {"CPUExecutionProvider"} else None
-        self._graph = graph.SerializeToString() if self._kernels is not None and fuse(graph) else path
-        self._threads = threads or _cores()  # not what ONNX Runtime would take, which does not see an affinity
+        small = self._keeps_memory and path.stat().st_size <= SMALL
+        self._graph: Path | bytes = path
+        self._optimise = True
+        if self._kernels is not None and fuse(graph):
+            self._graph = fused = graph.SerializeToString()
+            if small and keep_blocks(graph := optimised(fused, self._kernels)):
+                self._graph, self._optimise = graph.SerializeToString(), False
+        self._threads = threads or len(_cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
-        self._divides = self._keeps_memory and path.stat().st_size <= SMALL and not self._bind
+        self._divides = small and not self._bind
         if not self._divides:
             self._graph = path  # it is not opened again
 
@@ -110,6 +118,8 @@ class OnnxRuntimeEngine:
         # between runs, threads that wait for work while spinning would take the cores from PyTorch and other engines
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
+        if not self._optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             if self._kernels is not None:
                 options.register_custom_ops_library(str(self._kernels))
@@ -169,7 +179,7 @@ class OnnxRuntimeEngine:
 
     def _side_by_side(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
         run = partial(self._run, self._one_thread, kept=kept)
-        return list(_pool(self._threads).map(run, batches))
+        return list(_pool(self._threads, _cores()).map(run, batches))
 
     @cached_property
     def _rows(self) -> bool:
@@ -209,13 +219,22 @@ def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine")
+def _pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
+    """So many threads. If they are to use all of the cores, each has one: Linux was seen to leave two on one core."""
+    left = list(cores) if threads == len(cores) else []
+
+    def settle() -> None:
+        if left and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {left.pop()})  # this thread's alone
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine", initializer=settle)
 
 
-def _cores() -> int:
+def _cores() -> tuple[int, ...]:
     """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from good_rt.differentiable import VjpPair
 from good_rt.engines import onnxruntime
 from good_rt.engines.base import Engine
-from good_rt.engines.fusing import DOMAIN, fuse
+from good_rt.engines.fusing import DOMAIN, PLAIN, fuse
 from good_rt.engines.kernels import SWITCH, library
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
@@ -45,6 +46,7 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Counter[str], Counter[str]]] = 
         lambda: nn.Sequential(nn.Upsample(scale_factor=2), convolution(), nn.MaxPool2d(2)), Counter(),
         Counter({"Interleave": 1}),
     ),
+    "conditioning": (lambda: Conditioned(), Counter({"AddChannels": 1}), Counter({"AddChannels": 1})),
 }  # fmt: skip
 
 
@@ -83,6 +85,17 @@ class Attention(nn.Module):
         parts = [to(pixels).view(x.shape[0], -1, 2, 4).transpose(1, 2) for to in (self.query, self.key, self.value)]
         found = nn.functional.scaled_dot_product_attention(*parts)
         return x + found.transpose(1, 2).reshape(pixels.shape).transpose(1, 2).reshape(x.shape)
+
+
+class Conditioned(nn.Module):
+    """A number a channel, added to its pixels, as a UNet adds what it knows of the noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = convolution(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x) + self.linear(x.mean((2, 3)))[:, :, None, None]
 
 
 class Branches(nn.Module):
@@ -160,7 +173,8 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
     split_vjp(tmp_path / "vjp.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
     if size == 8:  # of large groups PyTorch's exporter is given other operations, which are not looked for
         assert operators(tmp_path / "module.onnx")[NORM] == norms + (name == "without weights")  # there they are ones
-    assert operators(tmp_path / "vjp.onnx") == Counter({NORM: norms, GRADIENT: gradients}) - Counter()
+    found = operators(tmp_path / "vjp.onnx")
+    assert (found[NORM], found[GRADIENT]) == (norms, gradients)
     assert operators(tmp_path / "forward.onnx")[NORM] == norms
     assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
     pair = VjpPair(*(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward")))
@@ -281,16 +295,16 @@ def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(name: str, tmp_pat
 
 
 def kernel(
-    folder: Path, groups: int, channels: int, pixels: int, silu: bool, eps: float = 1e-5, scales: int | None = None
+    folder: Path, groups: int, channels: int, pixels: int, silu: bool, scales: int | None = None, block: int = PLAIN
 ) -> OnnxRuntimeEngine:
     """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one graph."""
 
     def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "axes": 4, "eps": eps}
+    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "block": block}
     nodes = [
-        helper.make_node(NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], **attributes),
+        helper.make_node(NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], axes=4, eps=1e-5, **attributes),
         helper.make_node(GRADIENT, ["x", "gamma", "beta", "mean", "rstd", "cotangent"], ["dx"], **attributes),
     ]
     image = ("batch", channels, pixels)
@@ -303,11 +317,16 @@ def kernel(
     return OnnxRuntimeEngine(path, threads=2)
 
 
-def reference(arrays: dict[str, Tensor], groups: int, silu: bool, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def blocks(x: Tensor, size: int) -> Tensor:
+    """x (N, C, pixels) with its channels in blocks of a size, (N, C / size, pixels, size), but its own shape."""
+    return x.unflatten(1, (-1, size)).transpose(2, 3).reshape(x.shape)
+
+
+def reference(arrays: dict[str, Tensor], groups: int, silu: bool) -> tuple[Tensor, Tensor]:
     """y and dx by PyTorch's autograd, in double precision."""
     x, gamma, beta, cotangent = (arrays[name].double() for name in ("x", "gamma", "beta", "cotangent"))
     x.requires_grad_()
-    y = nn.functional.group_norm(x, groups, gamma, beta, eps)
+    y = nn.functional.group_norm(x, groups, gamma, beta)
     y = nn.functional.silu(y) if silu else y
     return y.detach(), torch.autograd.grad(y, x, cotangent)[0]
 
@@ -315,8 +334,9 @@ def reference(arrays: dict[str, Tensor], groups: int, silu: bool, eps: float = 1
 @settings(max_examples=60, deadline=None)
 @given(
     samples=st.integers(1, 5),
-    groups=st.integers(1, 5),
-    channels=st.integers(1, 4),
+    groups=st.integers(1, 8),
+    channels=st.integers(1, 8) | st.sampled_from([16, 24]),
+    block=st.sampled_from([1, 4, 8, 16]),
     pixels=st.integers(2, 70) | st.sampled_from([4095, 4096, 4097, 10000]),
     silu=st.booleans(),
     offset=st.sampled_from([0.0, 3.0, -30.0]),
@@ -325,16 +345,20 @@ def reference(arrays: dict[str, Tensor], groups: int, silu: bool, eps: float = 1
 )
 def test_they_are_pytorchs_group_norm(
     tmp_path_factory: pytest.TempPathFactory,
-    samples: int, groups: int, channels: int, pixels: int, silu: bool, offset: float, scale: float, seed: int,
+    samples: int, groups: int, channels: int, block: int, pixels: int, silu: bool, offset: float, scale: float,
+    seed: int,
 ) -> None:  # fmt: skip
+    """With the channels as they are, and in blocks that hold some groups, a part of one, or parts of several."""
     torch.manual_seed(seed)
     shape = (samples, groups * channels, pixels)
     arrays = {
         "x": offset + torch.randn(shape) * scale, "cotangent": torch.randn(shape),
         "gamma": torch.randn(shape[1]), "beta": torch.randn(shape[1]),
     }  # fmt: skip
-    engine = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu)
-    found, (y, dx) = engine(**arrays), reference(arrays, groups, silu)
+    block = math.gcd(block, shape[1])
+    engine = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu, block=block)
+    found = engine(**{name: blocks(array, block) if array.ndim == 3 else array for name, array in arrays.items()})
+    y, dx = (blocks(array, block) for array in reference(arrays, groups, silu))
     # what rounding of x less its mean, in single precision, may come to over a small spread
     spread = float((arrays["x"].reshape(samples, groups, -1).double().var(-1, correction=0) + 1e-5).sqrt().min())
     rounding = 1e-5 + 1e-6 * float(arrays["x"].abs().max()) / spread
@@ -389,18 +413,27 @@ def test_an_empty_batch_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "channels", "scales", "reason"),
-    [(3, 4, None, "groups must divide the channels"), (2, 4, 6, "groups must divide")],
+    ("groups", "channels", "scales", "block", "reason"),
+    [
+        (3, 4, None, 1, "groups and blocks must divide the channels"),
+        (2, 4, 6, 1, "groups and blocks must divide"),
+        (2, 4, None, 8, "groups and blocks must divide the channels"),
+    ],
 )
 def test_what_does_not_fit_is_an_error_and_no_crash(
-    tmp_path: Path, groups: int, channels: int, scales: int | None, reason: str
+    tmp_path: Path, groups: int, channels: int, scales: int | None, block: int, reason: str
 ) -> None:
-    engine = kernel(tmp_path, groups, channels, 5, True, scales=scales)
+    engine = kernel(tmp_path, groups, channels, 5, True, scales, block)
     arrays = {"x": torch.zeros(2, channels, 5), "cotangent": torch.zeros(2, channels, 5)}
     with pytest.raises(GoodRtError, match=reason):
         engine(**arrays, gamma=torch.ones(scales or channels), beta=torch.ones(scales or channels))
 
 
-def test_no_groups_are_an_error_when_the_graph_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(GoodRtError, match="groups must be positive"):
-        kernel(tmp_path, 0, 4, 5, True)
+@pytest.mark.parametrize(
+    ("groups", "block", "reason"), [(0, 1, "groups must be positive"), (2, 3, "block must divide")]
+)
+def test_what_cannot_be_is_an_error_when_the_graph_is_opened(
+    tmp_path: Path, groups: int, block: int, reason: str
+) -> None:
+    with pytest.raises(GoodRtError, match=reason):
+        kernel(tmp_path, groups, 4, 5, True, block=block)
