@@ -1,4 +1,5 @@
 """What takes many operators, as one: group norms with SiLUs, their gradients, and the others of `kernels.c`; attention.
+And a transposed convolution, the gradient of one with stride 2, as four plain ones.
 
 The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as `good_rt.export`
 writes it, is replaced before ONNX Runtime gets it; what is not found stays as it is.
@@ -10,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -337,6 +339,55 @@ def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto
     return [helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN, block=PLAIN)]
 
 
+def _of_strided_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
+    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps that reach it.
+
+    ONNX Runtime's transposed convolution makes a matrix of all of them first, and is not threaded over samples.
+    """
+    given = dict(_attributes(values.makers[output]))
+    weight, shape, target = values.array(found["weight"]), values.floats(found["x"]), values.floats(output)
+    if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or shape is None or len(shape) != 4:
+        return []
+    plain = given.get("group", 1) == 1 and not any(step != 1 for step in given.get("dilations", ()))
+    if not plain or given.get("strides") != [2, 2] or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return []
+    if any(isinstance(size, str) for size in shape[1:]) or target != (
+        shape[0], weight.shape[1], *(2 * int(size) for size in shape[2:])
+    ):  # fmt: skip
+        return []
+    axes = [_taps(size, pad) for size, pad in zip(weight.shape[2:], given.get("pads", [0, 0]), strict=False)]
+    nodes = list[NodeProto]()
+    for place, (rows, columns) in enumerate(product(*axes)):
+        if rows is None or columns is None:
+            return []
+        kernel = weight[:, :, rows.taps][:, :, :, columns.taps].swapaxes(0, 1)
+        names = [f"{output} {part} {place}" for part in ("kernel", "place")]
+        constant = numpy_helper.from_array(np.ascontiguousarray(kernel), names[0])
+        pads = [rows.before, columns.before, rows.after, columns.after]
+        nodes.append(helper.make_node("Constant", [], names[:1], value=constant))
+        nodes.append(helper.make_node("Conv", [found["x"], names[0]], names[1:], pads=pads))
+    places = [node.output[0] for node in nodes if node.op_type == "Conv"]
+    return [*nodes, helper.make_node("Interleave", places, [output], domain=DOMAIN, block=PLAIN)]
+
+
+class _Taps(NamedTuple):
+    """Along an axis, a kernel's taps that reach one place of two, and how far they reach before and after it."""
+
+    taps: list[int]
+    before: int
+    after: int
+
+
+def _taps(size: int, pad: int) -> list[_Taps | None]:
+    """Of a transposed convolution with stride 2, whose output 2m + place takes inputs m + (place + pad - tap) / 2."""
+    found = list[_Taps | None]()
+    for place in (0, 1):
+        taps = [tap for tap in reversed(range(size)) if (place + pad - tap) % 2 == 0]
+        reach = [(place + pad - tap) // 2 for tap in taps]
+        found.append(_Taps(taps, -reach[0], reach[-1]) if reach and reach[0] <= 0 <= reach[-1] else None)
+    return found
+
+
 def _of_channels(values: Values, found: Found, output: str) -> list[NodeProto]:
     """A number a channel, as a UNet adds its conditioning."""
     for names in ((found["x"], found["y"]), (found["y"], found["x"])):
@@ -359,6 +410,7 @@ RULES: tuple[tuple[Op, Make], ...] = (
     (_attention(), _of_attention),
     (RELU_GRADIENT, _of_relu_gradient),
     (_interleaved(), _of_interleaved),
+    (Op("ConvTranspose", ("x", "weight")), _of_strided_gradient),
     (Op("Add", ("x", "y")), _of_channels),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""

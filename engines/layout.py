@@ -26,7 +26,8 @@ BLOCKED = "com.microsoft.nchwc"
 BEFORE, AFTER = "ReorderInput", "ReorderOutput"
 IMAGES = {
     (DOMAIN, "GroupNorm"): (0,), (DOMAIN, "GroupNormGradient"): (0, 5), (DOMAIN, "ReluGradient"): (0, 1),
-    (DOMAIN, "Interleave"): (0, 1, 2, 3), (DOMAIN, "AddChannels"): (0,), ("", "Add"): (0, 1), ("", "Concat"): (0, 1),
+    (DOMAIN, "Interleave"): (0, 1, 2, 3), (DOMAIN, "AddChannels"): (0,), ("", "Relu"): (0,), ("", "Add"): (0, 1),
+    ("", "Concat"): (0, 1),
 }  # fmt: skip
 """What computes in either layout, and which of its inputs are images, as its first output is one."""
 
@@ -107,16 +108,20 @@ def _choose(graph: GraphProto, block: int) -> dict[int, list[str]]:
 
 
 def _images(node: NodeProto, values: Values, block: int) -> list[str]:
-    """The images that a node reads, if it computes in either layout and all of them are whole blocks of one shape."""
+    """The images that a node reads, if it computes in either layout, and all channels are whole blocks."""
     places = IMAGES.get(("" if node.domain in STANDARD else node.domain, node.op_type), ())
     images = [node.input[place] for place in places]
-    shapes = [values.floats(name) for name in [*images, node.output[0]]]
-    if node.op_type == "Concat" and (len(node.input) != len(places) or helper.get_node_attr_value(node, "axis") != 1):
+    shape = values.floats(node.output[0])
+    if shape is None or len(shape) != 4 or _partial(shape[1], block):
         return []
-    if any(shape is None or len(shape) != 4 or _partial(shape[1], block) for shape in shapes):
+    shapes = [values.floats(name) for name in images]
+    if node.op_type == "Add" and any(found != shape for found in shapes):
         return []
-    one_shape = node.op_type == "Concat" or all(shape == shapes[0] for shape in shapes[: len(images)])
-    return images if one_shape else []
+    if node.op_type == "Concat":
+        along = len(node.input) == len(places) and helper.get_node_attr_value(node, "axis") == 1
+        if not along or any(found is None or _partial(found[1], block) for found in shapes):
+            return []
+    return images
 
 
 def _partial(channels: int | str, block: int) -> bool:

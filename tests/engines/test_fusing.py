@@ -46,6 +46,13 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Counter[str], Counter[str]]] = 
         lambda: nn.Sequential(nn.Upsample(scale_factor=2), convolution(), nn.MaxPool2d(2)), Counter(),
         Counter({"Interleave": 1}),
     ),
+    "strides": (
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 4, 2, 1)), Counter(),
+        Counter({"Interleave": 2}),
+    ),
+    "strides past some pixels": (lambda: nn.Conv2d(8, 8, 1, 2), Counter(), Counter()),
+    "strides of 3": (lambda: nn.Conv2d(8, 8, 3, 3), Counter(), Counter()),
+    "strides over an edge": (lambda: nn.Conv2d(8, 8, 2, 2, 1), Counter(), Counter()),
     "conditioning": (lambda: Conditioned(), Counter({"AddChannels": 1}), Counter({"AddChannels": 1})),
 }  # fmt: skip
 
@@ -152,7 +159,8 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
 
 def assert_exact(folder: Path, module: nn.Module, size: int, *products: Engine) -> None:
     """``folder``'s module.onnx, and engines of its VJP, compute what PyTorch does in double precision."""
-    arrays = {"x": torch.randn(3, 8, size, size), "cotangent": torch.randn(3, 8, size, size)}
+    x = torch.randn(3, 8, size, size)
+    arrays = {"x": x, "cotangent": torch.randn_like(module(x))}
     doubled = {name: array.double() for name, array in arrays.items()}
     y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
     assert_near(OnnxRuntimeEngine(folder / "module.onnx")(x=arrays["x"])["y"], y)
@@ -184,12 +192,12 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
     module, (_, expected, expected_in_vjp) = made(name), OTHERS[name]
-    example = {"x": torch.randn(2, 8, 6, 6)}
+    example = {"x": torch.randn(2, 8, 12, 12)}
     export_onnx(module, example, ("y",), tmp_path / "module.onnx")
     export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
     assert operators(tmp_path / "module.onnx") == expected
     assert operators(tmp_path / "vjp.onnx") == expected_in_vjp
-    assert_exact(tmp_path, module, 6, OnnxRuntimeEngine(tmp_path / "vjp.onnx"))
+    assert_exact(tmp_path, module, 12, OnnxRuntimeEngine(tmp_path / "vjp.onnx"))
 
 
 @pytest.mark.parametrize(
