@@ -7,8 +7,8 @@
 The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
 guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
 Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random. --light
-measures the demo's model with gradients through its light decoder, on both sides, and nothing else; --compile the
-demo's model with torch.compile beside the others, which takes a C++ compiler and minutes.
+measures both with gradients through their light decoders, on both sides, and nothing else; --compile the demo's model
+with torch.compile beside the others, which takes a C++ compiler and minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import click
 import numpy as np
 import torch
 from record import Bar, write_result
-from stable_diffusion import REDUCED, make_all
+from stable_diffusion import REDUCED, light_decoder, make_all
 from torch import Tensor
 
 from good_rt.cli.options import Bars
@@ -55,6 +55,7 @@ CASES = {
     "samplers": "",
     "light_decoder": "",
     "stable_diffusion": "Stable Diffusion's architecture, ",
+    "light_stable_diffusion": "Stable Diffusion's architecture, ",
 }
 """What is measured, by its key in the JSON, and how its bars' names begin."""
 
@@ -164,6 +165,11 @@ def light(engines: Path) -> Case:
 
 def reduced_stable_diffusion(work: Path) -> Case:
     return Case(*make_all(work, REDUCED), work / "engines", batches=(1, 8))
+
+
+def light_stable_diffusion(work: Path) -> Case:
+    case = reduced_stable_diffusion(work)
+    return replace(case, engines=work / "light-engines", gradient_decoder=light_decoder(case.model))
 
 
 def compiled(generator: Generator) -> Generator:
@@ -318,7 +324,7 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
 )
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--compile/--no-compile", "with_compile", help="With torch.compile, into results/compile.json.")
-@click.option("--light", "with_light", is_flag=True, help="The light decoder alone, into results/light_decoder.json.")
+@click.option("--light", "with_light", is_flag=True, help="The light decoders alone, into results/light_decoder.json.")
 @click.option("--images", type=int, hidden=True)
 @click.option("--kind", hidden=True)
 def main(
@@ -344,7 +350,12 @@ def main(
         return
     if with_light:
         generators, found = measured(light(engines))
-        figures = {**context, "light_decoder": found, "parts": measure_parts(generators, repeats)}
+        figures = {
+            **context,
+            "light_decoder": found,
+            "light_stable_diffusion": measured(light_stable_diffusion(work))[1],
+            "parts": measure_parts(generators, repeats),
+        }
         write_result("light_decoder", figures, bars_of(figures), script="sampler")
         return
     generators, found = measured(demo(engines))

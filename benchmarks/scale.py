@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 from record import Bar, measured, write_result
-from stable_diffusion import FULL, make_all
+from stable_diffusion import FULL, light_decoder, make_all
 
 from good_rt.export.manifest import Manifest
 
@@ -31,7 +31,7 @@ def main(work: Path) -> None:
         model, classifier, images = pool.submit(make_all, work, FULL).result()
     engines = work / "engines"
     common = ["--model", str(model), "--classifier", str(classifier), "--id", str(images)]
-    light = ["--gradient-decoder", str(model / "light")]
+    light = ["--gradient-decoder", str(light_decoder(model))]
     one = ["-n", "1", "--batch", "1", "--steps", "1", "--no-twins", "--guidance", "img"]
     commands = {
         "inspect": ["inspect", str(model), "--json"],

@@ -28,18 +28,22 @@ IMAGES = 12
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of UNet and VAE by level, the text's width and layers, and the latents' size; the VAE shrinks by 8."""
+    """Channels of UNet and VAE by level and of the light decoder, the text's width and layers, and the latents' size.
+
+    The VAE shrinks by 8.
+    """
 
     unet: tuple[int, ...]
     vae: tuple[int, ...]
+    light: int
     text: int
     text_layers: int
     latent_size: int
 
 
-FULL = Widths((320, 640, 1280, 1280), (128, 256, 512, 512), text=768, text_layers=12, latent_size=64)
+FULL = Widths((320, 640, 1280, 1280), (128, 256, 512, 512), light=64, text=768, text_layers=12, latent_size=64)
 """Stable Diffusion 1.5: 860 M parameters in the UNet, 512x512 pixels."""
-REDUCED = Widths((64, 128, 256, 256), (32, 64, 128, 128), text=128, text_layers=2, latent_size=8)
+REDUCED = Widths((64, 128, 256, 256), (32, 64, 128, 128), light=16, text=128, text_layers=2, latent_size=8)
 
 
 def make_all(folder: Path, widths: Widths) -> tuple[Path, Path, Path]:
@@ -79,7 +83,14 @@ def make_model(folder: Path, widths: Widths) -> None:
         parts[0], parts[1], _tokenizer(folder / "tokenizer"), parts[2], scheduler, None, None,
         requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
-    AutoencoderTiny().half().save_pretrained(folder / "light")
+    channels = (widths.light,) * 4
+    light = AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
+    light.half().save_pretrained(light_decoder(folder))
+
+
+def light_decoder(model: Path) -> Path:
+    """Where the model's light decoder is."""
+    return model / "light"
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -7,6 +7,7 @@ writes it, is replaced before ONNX Runtime gets it; what is not found stays as i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,12 +172,6 @@ class Values:
         found = self.of(name)
         return found[1] if found is not None and found[0] == TensorProto.FLOAT else None
 
-    def channels(self, name: str) -> int:
-        """Of an image (N, C, ...) whose shape is known."""
-        shape = self.floats(name)
-        assert shape is not None
-        return int(shape[1])
-
     def array(self, name: str) -> np.ndarray | None:
         """The values of a constant that lies in the graph's own file."""
         tensor = self.constants.get(name)
@@ -242,13 +237,15 @@ def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> 
         return []
     if shape is None or shape.size != 3 or shape[0] not in {0, -1} or shape[1] != groups:
         return []
+    if shape[0] == -1 and _elements(x[1:]) != (shape[2] * groups, []):
+        return []
     gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": dict(_attributes(norm)).get("epsilon", 1e-5)}
     return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
 
 
 def _of_gradient(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
-    groups = _groups(values, found, axes)
-    if groups is None:
+    groups, cotangent = _groups(values, found, axes), values.floats(found["cotangent"])
+    if groups is None or cotangent is None or _elements(cotangent) != _elements(values.floats(found["x"]) or ()):
         return []
     reads = (*NORM, "mean", "rstd", "cotangent")
     return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu)
@@ -260,7 +257,14 @@ def _groups(values: Values, found: Found, axes: int) -> int | None:
     if x is None or grouped is None or len(grouped) != axes or grouped[0] != x[0]:
         return None
     per_channel = (1, *grouped[1:3], *[1] * (axes - 3))
-    return int(grouped[1]) if _weights(values, found) == per_channel else None
+    if _weights(values, found) != per_channel or int(grouped[1]) * int(grouped[2]) != x[1]:
+        return None
+    return int(grouped[1])
+
+
+def _elements(shape: tuple[int | str, ...]) -> tuple[int, list[str]]:
+    """How many there are: a number, times those that are only known by name."""
+    return math.prod(size for size in shape if isinstance(size, int)), sorted(n for n in shape if isinstance(n, str))
 
 
 def _norm_nodes(
@@ -340,22 +344,21 @@ def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto
 
 
 def _of_strided_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
-    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps that reach it.
-
-    ONNX Runtime's transposed convolution makes a matrix of all of them first, and is not threaded over samples.
-    """
+    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps that reach it."""
     given = dict(_attributes(values.makers[output]))
     weight, shape, target = values.array(found["weight"]), values.floats(found["x"]), values.floats(output)
     if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or shape is None or len(shape) != 4:
         return []
     plain = given.get("group", 1) == 1 and not any(step != 1 for step in given.get("dilations", ()))
-    if not plain or given.get("strides") != [2, 2] or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+    explicit = given.get("auto_pad", b"NOTSET") == b"NOTSET" and "output_shape" not in given
+    if not plain or not explicit or given.get("strides") != [2, 2]:
         return []
     if any(isinstance(size, str) for size in shape[1:]) or target != (
         shape[0], weight.shape[1], *(2 * int(size) for size in shape[2:])
     ):  # fmt: skip
         return []
-    axes = [_taps(size, pad) for size, pad in zip(weight.shape[2:], given.get("pads", [0, 0]), strict=False)]
+    before = given.get("pads", [0] * 4)[:2]
+    axes = [_taps(size, pad) for size, pad in zip(weight.shape[2:], before, strict=True)]
     nodes = list[NodeProto]()
     for place, (rows, columns) in enumerate(product(*axes)):
         if rows is None or columns is None:
@@ -429,23 +432,22 @@ def fuse(model: ModelProto) -> int:
             found = values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
             if found is None or not (made := make(values, found, node.output[0])):
                 continue
-            kernel = made[0]  # two norms of one x share mean and 1 / std, which one of them has to give
+            kernel = made[0]  # if a norm: two norms of one x share mean and 1 / std, which one of them has to give
             kernel.output[1:] = [f"{node.output[0]} {name}" if name in taken else name for name in kernel.output[1:]]
             taken.update(kernel.output)
             new.append(made)
         if new:
             _replace(graph, new)
             count += len(new)
+    if count:
+        _drop_unread(graph)
     known = {entry.domain for entry in model.opset_import}
     model.opset_import.extend(helper.make_opsetid(name, 1) for name in (DOMAIN, RUNTIMES) if name not in known)
     return count
 
 
 def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
-    """Puts each new node where the first of its outputs was made.
-
-    Of a kernel and the Reshape after it, the kernel stands before the Reshape at the latest.
-    """
+    """Puts each group of new nodes where the last one's output was made, or its first where mean or 1 / std was."""
     of = {name: group for group in new for node in group for name in node.output}
     nodes = [node for node in graph.node if node.op_type == "Constant"]  # before all that reads them now
     placed = set[int]()
@@ -459,6 +461,15 @@ def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
                     nodes.append(made)
                     placed.add(id(made))
     put_nodes(graph, nodes)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Weights of which another form took the place."""
+    read = {name for node in graph.node for name in node.input}
+    read.update(value.name for value in (*graph.input, *graph.output))
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in read:
+            del graph.initializer[place]
 
 
 def put_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:

@@ -1,5 +1,6 @@
 /* What takes ONNX many passes over memory, as operators of ONNX Runtime's CPU provider of one or two: group
-   normalisation and the SiLU after it, the gradient of both, that of a ReLU, and the interleaving of four images.
+   normalisation and the SiLU after it, the gradient of both, that of a ReLU, the interleaving of four images, and a
+   number added to all pixels of a channel.
 
    `good_rt.engines.fusing` puts them in a graph, `good_rt.engines.kernels` finds this file's library. Only ONNX Runtime's
    C interface is used, whose tables only ever grow at their ends. */
@@ -67,7 +68,8 @@ ALWAYS_INLINE float exponential(float x) {
   return p * power.value;
 }
 
-/* What a row's lanes are of: their group's place in the unit and its mean, γ/√(σ² + ε) and β. */
+/* What a row's lanes are of: their group's place in the unit, its mean, and a linear map of what is less that mean: by
+   γ/√(σ² + ε) and β, or what of it is taken off a gradient. */
 typedef struct {
   int32_t group[LANES];
   float mean[LANES], factor[LANES], shift[LANES];
@@ -263,7 +265,7 @@ FOR_EVERY_PROCESSOR static void pull_back(void *data, size_t task) {
 typedef struct {
   const float *inputs[4];
   float *output;
-  int64_t rows, length, tasks, block; /* rows of an input, and elements of a row */
+  int64_t rows, length, tasks, block; /* rows of the first input, elements of a row */
 } Rows;
 
 /* The cotangent, inputs[0], where the ReLU's output, inputs[1], is not 0. */
@@ -291,13 +293,13 @@ FOR_EVERY_PROCESSOR static void add_to_rows(void *data, size_t task) {
 }
 
 ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, int64_t block) {
-  const int64_t length = work->length * block;
+  const int64_t length = work->length, pixels = length / block;
   for (; row < end; row++) {
     for (int down = 0; down < 2; down++) {
       const float *restrict left = work->inputs[2 * down] + row * length;
       const float *restrict right = work->inputs[2 * down + 1] + row * length;
       float *restrict out = work->output + (2 * row + down) * 2 * length;
-      for (int64_t i = 0; i < work->length; i++) {
+      for (int64_t i = 0; i < pixels; i++) {
         for (int64_t lane = 0; lane < block; lane++) out[2 * i * block + lane] = left[i * block + lane];
         for (int64_t lane = 0; lane < block; lane++) out[(2 * i + 1) * block + lane] = right[i * block + lane];
       }
@@ -468,6 +470,8 @@ static Status *begin(const Node *node, Context *context, Work *work) {
   TRY(measure(x, &elements, shape, &axes));
   TRY(measure(gamma, &channels, NULL, NULL));
   if (axes < 2 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 2 to 8 axes");
+  if (node->block > 1 && shape[1] != channels)
+    return create_status(INVALID_ARGUMENT, "in blocks, gamma must have a number for each channel of x");
   const int64_t sample = shape[0] > 0 ? elements / shape[0] : 0;
   if (channels < 1 || channels % node->groups != 0 || channels % node->block != 0 || sample % channels != 0)
     return create_status(INVALID_ARGUMENT, "groups and blocks must divide the channels, and these the elements of a sample");
@@ -504,53 +508,58 @@ static Status *group_norm_gradient(void *node, Context *context) {
   return parallel_for(context, pull_back, (size_t)units, 0, &work);
 }
 
-/* As many inputs of one shape, whose last axis is the length of a row; the output is so many times as high and wide. */
-static Status *run_rows(Context *context, size_t inputs, int64_t times, int64_t block, void (*task)(void *, size_t)) {
-  const Value *first;
-  int64_t elements, shape[MOST_AXES];
-  size_t axes;
-  TRY(input_of(context, 0, &first));
-  TRY(measure(first, &elements, shape, &axes));
-  if (axes < 1 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "inputs must have 1 to 8 axes");
-  if (times > 1 && (axes != 4 || shape[1] % block != 0))
-    return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W), and C whole blocks");
-  const int64_t length = shape[axes - 1], rows = length > 0 ? elements / length / block : 0;
-  Rows work = {.rows = rows, .length = length, .block = block, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
-  for (size_t place = 0; place < inputs; place++)
-    TRY(read_input(context, place, elements, (float **)&work.inputs[place]));
-  for (size_t axis = 2; times > 1 && axis < axes; axis++) shape[axis] *= times;
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, task, (size_t)work.tasks, 0, &work);
-}
-
-/* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
-static Status *add_channels(void *node, Context *context) {
-  const int64_t block = ((const Node *)node)->block;
+/* Of input 0: rows of all that is after an axis, or of the last one, and of a block's channels. Its shape as well. */
+static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *work, int64_t *shape, size_t *axes) {
   const Value *x;
-  int64_t elements, shape[MOST_AXES];
-  size_t axes;
+  int64_t elements;
   TRY(input_of(context, 0, &x));
-  TRY(measure(x, &elements, shape, &axes));
-  if (axes < 2 || axes > MOST_AXES || shape[1] % block != 0)
-    return create_status(INVALID_ARGUMENT, "x must have 2 to 8 axes, and its channels be whole blocks");
-  const int64_t rows = shape[0] * shape[1] / block;
-  Rows work = {.rows = rows, .length = rows > 0 ? elements / rows : 0, .block = block,
-               .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
-  TRY(tensor_data(x, (void **)&work.inputs[0]));
-  TRY(read_input(context, 1, rows * block, (float **)&work.inputs[1]));
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, add_to_rows, (size_t)work.tasks, 0, &work);
+  TRY(measure(x, &elements, shape, axes));
+  if (*axes < 1 || *axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 1 to 8 axes");
+  if (block > 1 && (*axes < 3 || shape[1] % block != 0))
+    return create_status(INVALID_ARGUMENT, "x must have channels, and these be whole blocks");
+  int64_t length = block;
+  for (size_t place = axis < *axes ? axis : *axes - 1; place < *axes; place++) length *= shape[place];
+  const int64_t rows = length > 0 ? elements / length : 0;
+  *work = (Rows){.rows = rows, .length = length, .block = block, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  return tensor_data(x, (void **)&work->inputs[0]);
 }
 
 /* (cotangent, y) -> dx, all of one shape. */
 static Status *relu_gradient(void *node, Context *context) {
   (void)node;
-  return run_rows(context, 2, 1, 1, mask);
+  Rows work;
+  int64_t shape[MOST_AXES];
+  size_t axes;
+  TRY(begin_rows(context, 2, 1, &work, shape, &axes));
+  TRY(read_input(context, 1, work.rows * work.length, (float **)&work.inputs[1]));
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, mask, (size_t)work.tasks, 0, &work);
+}
+
+/* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
+static Status *add_channels(void *node, Context *context) {
+  Rows work;
+  int64_t shape[MOST_AXES];
+  size_t axes;
+  TRY(begin_rows(context, 2, ((const Node *)node)->block, &work, shape, &axes));
+  if (axes < 3) return create_status(INVALID_ARGUMENT, "x must be (N, C, ...)");
+  TRY(read_input(context, 1, work.rows * work.block, (float **)&work.inputs[1]));
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, add_to_rows, (size_t)work.tasks, 0, &work);
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
 static Status *interleave(void *node, Context *context) {
-  return run_rows(context, 4, 2, ((const Node *)node)->block, interleave_images);
+  Rows work;
+  int64_t shape[MOST_AXES];
+  size_t axes;
+  TRY(begin_rows(context, 3, ((const Node *)node)->block, &work, shape, &axes));
+  if (axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
+  for (size_t place = 1; place < 4; place++)
+    TRY(read_input(context, place, work.rows * work.length, (float **)&work.inputs[place]));
+  shape[2] *= 2, shape[3] *= 2;
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, interleave_images, (size_t)work.tasks, 0, &work);
 }
 
 static const char *title_of(const Operator *operator) { return operator->title; }

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,35 +25,45 @@ from good_rt.engines.onnx_file import STANDARD
 BLOCKED = "com.microsoft.nchwc"
 """The name of ONNX Runtime's own set of operators on channels in blocks."""
 BEFORE, AFTER = "ReorderInput", "ReorderOutput"
-IMAGES = {
+IMAGES: dict[tuple[str, str], tuple[int, ...]] = {
     (DOMAIN, "GroupNorm"): (0,), (DOMAIN, "GroupNormGradient"): (0, 5), (DOMAIN, "ReluGradient"): (0, 1),
     (DOMAIN, "Interleave"): (0, 1, 2, 3), (DOMAIN, "AddChannels"): (0,), ("", "Relu"): (0,), ("", "Add"): (0, 1),
-    ("", "Concat"): (0, 1),
+    ("", "Concat"): (),
 }  # fmt: skip
-"""What computes in either layout, and which of its inputs are images, as its first output is one."""
+"""What computes in either layout, and which of its inputs are images (none: all), as its first output is one."""
 
 
-def optimised(model: bytes, kernels: Path) -> ModelProto:
-    """The graph as ONNX Runtime's CPU provider would run it."""
+def without_reordering(model: bytes, kernels: Path) -> bytes | None:
+    """The graph as ONNX Runtime's CPU provider runs it, less the reordering that it can do without, to be run as it is.
+
+    None where that is no other graph, or cannot be had: what is wrong, ONNX Runtime says on opening the graph itself.
+    """
+    found = optimised(model, kernels)
+    return found.SerializeToString() if found is not None and keep_blocks(found) else None
+
+
+def optimised(model: bytes, kernels: Path) -> ModelProto | None:
+    """The graph as ONNX Runtime's CPU provider runs it, or None where that cannot be had."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.register_custom_ops_library(str(kernels))
-        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath)
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # it is written to a file, or not at all
+            options = _one_thread()
+            options.register_custom_ops_library(str(kernels))
+            options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return onnx.load(options.optimized_model_filepath)
+    except Exception:  # onnxruntime's exceptions share no base class; no folder to write to is another reason
+        return None
 
 
-def keep_blocks(model: ModelProto) -> int:
-    """Takes out of an optimised graph, in place, what reorders more than it has to; returns how many nodes fewer."""
+def keep_blocks(model: ModelProto) -> bool:
+    """Takes out of an optimised graph, in place, what reorders more than it has to; whether there was anything."""
     graph = model.graph
-    count = _reorders(graph)
-    if not count:
-        return 0  # nothing is convolved, or on this processor not in blocks
-    block = block_size()
-    values, chosen = Values(graph), _choose(graph, block)
+    if not (count := _reorders(graph)):
+        return False  # nothing is convolved, or on this processor not in blocks
+    block, values = block_size(), Values(graph)
+    chosen = _choose(graph, values, block)
     nodes = list[NodeProto]()
     blocked = dict[str, str]()  # names of values -> those of the same in blocks
     same = dict[str, str]()  # what a ReorderInput that is taken out gave -> what is read instead
@@ -62,77 +73,78 @@ def keep_blocks(model: ModelProto) -> int:
         elif _goes_in(node) and node.input[0] in blocked:
             same[node.output[0]] = blocked[node.input[0]]
         elif place in chosen:
-            for name in chosen[place]:
+            for name in (node.input[image] for image in chosen[place]):
                 if name not in blocked:
                     blocked[name] = f"{name} in blocks"
                     nodes.append(_reorder(BEFORE, name, blocked[name]))
-            nodes.append(_in_blocks(node, blocked, block))
+            nodes.append(_in_blocks(node, chosen[place], blocked, block))
             plain = node.output[0]
             blocked[plain] = nodes[-1].output[0]
-            nodes.append(_reorder(AFTER, blocked[plain], plain, channels=values.channels(plain)))
+            _, channels, *_ = values.floats(plain) or ()
+            nodes.append(_reorder(AFTER, blocked[plain], plain, channels=int(channels)))
             continue
         nodes.append(node)
     for node in nodes:
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
     put_nodes(graph, nodes)
-    return count - _reorders(graph)
+    return _reorders(graph) < count
 
 
-def _choose(graph: GraphProto, block: int) -> dict[int, list[str]]:
-    """Places of the nodes that are to compute in blocks, and their images: those for which less is reordered."""
-    values, readers = Values(graph), defaultdict[str, list[int]](list)
+def _choose(graph: GraphProto, values: Values, block: int) -> dict[int, tuple[int, ...]]:
+    """Places of the nodes that are to compute in blocks, and of their images: those for which less is reordered."""
+    readers = defaultdict[str, list[int]](list)
     for place, node in enumerate(graph.node):
         for name in node.input:
             readers[name].append(place)
     outputs = {value.name for value in graph.output}
     fit = {place: images for place, node in enumerate(graph.node) if (images := _images(node, values, block))}
     while True:
-        blocked, chosen = set[str](), dict[int, list[str]]()
+        blocked, chosen = set[str](), dict[int, tuple[int, ...]]()
         for place, node in enumerate(graph.node):
-            images = fit.get(place, [])
+            images = fit.get(place, ())
             if _goes_out(node, block):
                 blocked.add(node.output[0])
-            elif images and 2 * sum(name in blocked for name in images) >= len(images):
+            elif images and 2 * sum(node.input[image] in blocked for image in images) >= len(images):
                 chosen[place] = images
                 blocked.add(node.output[0])
+        reads_blocks = {place for place, node in enumerate(graph.node) if place in chosen or _goes_in(node)}
+        read_plain = {name for name in blocked if name in outputs or not reads_blocks.issuperset(readers[name])}
         for place, images in chosen.items():
-            output = graph.node[place].output[0]
-            read_in_blocks = [reader in chosen or _goes_in(graph.node[reader]) for reader in readers[output]]
-            read_plain = output in outputs or not all(read_in_blocks)
-            given = sum(name in blocked for name in images)
-            if len(images) - given + read_plain >= given + any(read_in_blocks):
+            node = graph.node[place]
+            names, output = [node.input[image] for image in images], node.output[0]
+            missing = sum(name not in blocked for name in names)
+            saved = sum(name in blocked and name not in read_plain for name in names)
+            if missing + (output in read_plain) >= saved + (not reads_blocks.isdisjoint(readers[output])):
                 del fit[place]
         if chosen.keys() <= fit.keys():
             return chosen
 
 
-def _images(node: NodeProto, values: Values, block: int) -> list[str]:
-    """The images that a node reads, if it computes in either layout, and all channels are whole blocks."""
-    places = IMAGES.get(("" if node.domain in STANDARD else node.domain, node.op_type), ())
-    images = [node.input[place] for place in places]
+def _images(node: NodeProto, values: Values, block: int) -> tuple[int, ...]:
+    """Which inputs of a node are images, if it computes in either layout and all of their channels are whole blocks."""
+    images = IMAGES.get(("" if node.domain in STANDARD else node.domain, node.op_type))
     shape = values.floats(node.output[0])
-    if shape is None or len(shape) != 4 or _partial(shape[1], block):
-        return []
-    shapes = [values.floats(name) for name in images]
-    if node.op_type == "Add" and any(found != shape for found in shapes):
-        return []
+    if images is None or shape is None or len(shape) != 4 or _partial(shape[1], block):
+        return ()
+    images = images or tuple(range(len(node.input)))
+    shapes = [values.floats(node.input[image]) for image in images]
     if node.op_type == "Concat":
-        along = len(node.input) == len(places) and helper.get_node_attr_value(node, "axis") == 1
-        if not along or any(found is None or _partial(found[1], block) for found in shapes):
-            return []
-    return images
+        along = helper.get_node_attr_value(node, "axis") in {1, -3}
+        return images if along and not any(found is None or _partial(found[1], block) for found in shapes) else ()
+    # of an Interleave, four equal ones of half the height and width
+    return images if node.op_type == "Interleave" or all(found == shape for found in shapes) else ()
 
 
 def _partial(channels: int | str, block: int) -> bool:
     return isinstance(channels, str) or channels % block != 0
 
 
-def _in_blocks(node: NodeProto, blocked: Mapping[str, str], block: int) -> NodeProto:
+def _in_blocks(node: NodeProto, images: tuple[int, ...], blocked: Mapping[str, str], block: int) -> NodeProto:
     """The same node on blocks, and with the name of its output in blocks."""
     node = NodeProto.FromString(node.SerializeToString())
-    for place in IMAGES["" if node.domain in STANDARD else node.domain, node.op_type]:
-        node.input[place] = blocked[node.input[place]]
+    for image in images:
+        node.input[image] = blocked[node.input[image]]
     node.output[0] = f"{node.output[0]} in blocks"
     for attribute in node.attribute:
         if attribute.name == "block":
@@ -162,6 +174,16 @@ def _reorders(graph: GraphProto) -> int:
     return sum(node.op_type in {BEFORE, AFTER} for node in graph.node)
 
 
+def _one_thread() -> Any:
+    """Options of a session that starts no threads, which would not keep to this process's cores, and says nothing."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
+
+
 @cache
 def block_size() -> int:
     """How many channels are a block on this processor: where the second pixel of the first channel goes to."""
@@ -172,6 +194,6 @@ def block_size() -> int:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(BLOCKED, 1)]
     graph = helper.make_graph([_reorder(BEFORE, "x", "y")], "probe", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), _one_thread(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": np.arange(128, dtype=np.float32).reshape(shape)})
     return int(np.flatnonzero(found.ravel() == 1)[0])

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,7 @@ LEAST, PART = 2, 16
 operator hands the next no longer stays in a core's cache."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 SMALL = 2**28
-"""Bytes of weights up to which a graph may be loaded twice, to run a batch's parts side by side."""
+"""Bytes of weights up to which a graph may be loaded twice, to be optimised and to run a batch's parts side by side."""
 
 
 def providers_for(device: torch.device) -> tuple[Provider, ...]:
@@ -65,12 +66,12 @@ class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
     ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
-    CPU `good_rt.engines.fusing` puts our kernels in the graph, `good_rt.engines.layout` takes out reordering between
-    them and convolutions, and a small graph's batch is divided in parts, so that the threads wait for each other once a
-    run instead of once an operator: samples must not depend on each other. On a
-    GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the
-    CPU. Raises GoodRtError when the file is none that the runtime can load, which is checked before it gets it, or a
-    provider is not installed or cannot run.
+    CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph, `good_rt.engines.layout` also takes
+    out what is reordered between them and convolutions, and its batch is divided in parts, so that the threads wait for
+    each other once a run instead of once an operator: samples must not depend on each other. On a GPU provider, inputs
+    and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError
+    when the file is none that the runtime can load, which is checked before it gets it, or a provider is not installed
+    or cannot run.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class OnnxRuntimeEngine:
     ) -> None:
 
         from good_rt.engines.fusing import fuse
-        from good_rt.engines.layout import keep_blocks, optimised
+        from good_rt.engines.layout import without_reordering
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
@@ -101,8 +102,8 @@ class OnnxRuntimeEngine:
         self._optimise = True
         if self._kernels is not None and fuse(graph):
             self._graph = fused = graph.SerializeToString()
-            if small and keep_blocks(graph := optimised(fused, self._kernels)):
-                self._graph, self._optimise = graph.SerializeToString(), False
+            if small and (blocked := without_reordering(fused, self._kernels)) is not None:
+                self._graph, self._optimise = blocked, False
         self._threads = threads or len(_cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
         self._divides = small and not self._bind
@@ -179,7 +180,7 @@ class OnnxRuntimeEngine:
 
     def _side_by_side(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
         run = partial(self._run, self._one_thread, kept=kept)
-        return list(_pool(self._threads, _cores()).map(run, batches))
+        return list(thread_pool(self._threads, _cores()).map(run, batches))
 
     @cached_property
     def _rows(self) -> bool:
@@ -219,13 +220,14 @@ def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
 
 
 @cache
-def _pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
+def thread_pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
     """So many threads. If they are to use all of the cores, each has one: Linux was seen to leave two on one core."""
     left = list(cores) if threads == len(cores) else []
 
     def settle() -> None:
         if left and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {left.pop()})  # this thread's alone
+            with suppress(OSError):  # where a sandbox forbids it
+                os.sched_setaffinity(0, {left.pop()})  # this thread's alone
 
     return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine", initializer=settle)
 

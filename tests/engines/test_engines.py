@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from good_rt.engines.base import Engine, TensorSpec, check_inputs
-from good_rt.engines.onnxruntime import LEAST, PART, OnnxRuntimeEngine, providers_for
+from good_rt.engines.onnxruntime import LEAST, PART, OnnxRuntimeEngine, providers_for, thread_pool
 from good_rt.engines.torch import TorchEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import export_onnx
@@ -99,6 +99,31 @@ def test_as_many_threads_as_there_are_cores_to_run_on(path: Path) -> None:
         assert thread_count() == before
     finally:
         os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinities here")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_threads_that_are_as_many_as_cores_have_one_each(
+    path: Path, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a sandbox does not allow it, they run all the same."""
+    cores, settled = os.sched_getaffinity(0), list[set[int]]()
+
+    def settle(process: int, to: set[int]) -> None:
+        settled.append(to)
+        if not allowed:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", settle)
+    thread_pool.cache_clear()
+    arrays = example(8 * len(cores))
+    expected = OnnxRuntimeEngine(path, threads=1)(**arrays)
+    OnnxRuntimeEngine(path, threads=len(cores) + 1)(**arrays)
+    assert not settled
+    found = OnnxRuntimeEngine(path)(**arrays)
+    torch.testing.assert_close(found, expected)
+    assert len(cores) == 1 or (sorted(map(min, settled)) == sorted(cores) and all(len(one) == 1 for one in settled))
+    thread_pool.cache_clear()
 
 
 def thread_count() -> int:

@@ -207,6 +207,7 @@ def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
         ((2, 4, 36), (1, 2, 1, 36), (2, 3)),
         ((2, 4, 36), (1, 1, 1, 1), (2, 3)),
         ((2, 4, 6, 6), (1, 2, 4, 1, 1), (2, 3)),  # a mean over a part of the group
+        ((2, 8, 18), (1, 2, 8, 1), (2, 3)),  # parts of channels, with a number each
         ((2, 4, 36), (1, 2, 4, 1), (2, 3)),  # a group norm, for comparison
     ],
 )
@@ -393,15 +394,49 @@ def test_a_group_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_none(tmp_path: Path, silu: bool, bad: float) -> None:
+@pytest.mark.parametrize("block", [1, 4])
+def test_what_is_no_number_stays_none(tmp_path: Path, silu: bool, bad: float, block: int) -> None:
     """In its own group, which shares its sums, and in no other."""
     arrays = {"x": torch.randn(2, 4, 33), "cotangent": torch.randn(2, 4, 33)}
-    arrays |= {"gamma": torch.ones(4), "beta": torch.zeros(4)}
     arrays["x"][1, 3, 7] = bad
-    found = kernel(tmp_path, 2, 4, 33, silu)(**arrays)
+    arrays = {name: blocks(array, block) for name, array in arrays.items()}
+    arrays |= {"gamma": torch.ones(4), "beta": torch.zeros(4)}
+    found = kernel(tmp_path, 2, 4, 33, silu, block=block)(**arrays)
     for array in found.values():
+        array = array.reshape(2, 4 // block, 33, block).transpose(2, 3).reshape(2, 4, 33)
         assert array[1, 2:].isnan().all()
         assert array[0].isfinite().all() and array[1, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("block", [1, 8, 16])
+def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: int) -> None:
+    """To the last bit, as PyTorch does it on channels as they are."""
+    shape, images = (3, 32, 5, 7), [f"image {place}" for place in range(4)]
+    nodes = [
+        helper.make_node("Interleave", images, ["whole"], domain=DOMAIN, block=block),
+        helper.make_node("AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block),
+    ]
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape[1:])) for name in images}
+    values["numbers"] = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ("batch", 32, 1, 1))
+    outputs = [
+        helper.make_tensor_value_info("whole", TensorProto.FLOAT, ("batch", 32, 10, 14)),
+        helper.make_tensor_value_info("sum", TensorProto.FLOAT, ("batch", *shape[1:])),
+    ]
+    graph = helper.make_graph(nodes, "blocks", list(values.values()), outputs)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "blocks.onnx")
+    arrays = {name: torch.randn(shape) for name in images}
+    numbers = torch.randn(3, 32, 1, 1)
+
+    def in_blocks(x: Tensor) -> Tensor:
+        return blocks(x.flatten(2), block).reshape(x.shape)
+
+    found = OnnxRuntimeEngine(tmp_path / "blocks.onnx", threads=2)(
+        **{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers
+    )
+    whole = nn.functional.pixel_shuffle(torch.stack(list(arrays.values()), 2).flatten(1, 2), 2)
+    assert torch.equal(found["whole"], in_blocks(whole))
+    assert torch.equal(found["sum"], in_blocks(arrays["image 0"] + numbers))
 
 
 def test_a_sample_is_the_same_in_any_batch(tmp_path: Path) -> None:

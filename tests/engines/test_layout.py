@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from good_rt.engines import layout
 from good_rt.engines.fusing import DOMAIN, fuse
 from good_rt.engines.kernels import library
-from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, block_size, keep_blocks, optimised
+from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised, without_reordering
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx
@@ -84,6 +85,7 @@ def graphs(path: Path) -> tuple[ModelProto, ModelProto]:
     assert kernels is not None
     fuse(model)
     before = optimised(model.SerializeToString(), kernels)
+    assert before is not None
     if not any(node.domain == BLOCKED for node in before.graph.node):
         pytest.skip("ONNX Runtime convolves in no blocks on this processor")
     after = copy.deepcopy(before)
@@ -135,17 +137,16 @@ def test_a_graph_with_blocks_is_the_same_graph(name: str, tmp_path: Path, monkey
         engine = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=threads)
         for batch in (1, 2, 4, 9):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
-    monkeypatch.setattr(layout, "keep_blocks", lambda model: 0)
+    monkeypatch.setattr(layout, "keep_blocks", lambda model: False)
     assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], whole)
 
 
 def test_channels_that_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) -> None:
     """Convolutions fill up their last block, and what is filled up must not count in a norm."""
-    module = nn.Sequential(convolution(WIDTH, 24), normal(24, 2), convolution(24)).eval().requires_grad_(False)
+    module = nn.Sequential(convolution(WIDTH, 20), normal(20, 2), convolution(20)).eval().requires_grad_(False)
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
     before, after = graphs(tmp_path / "module.onnx")
-    if 24 % block_size():
-        assert before == after
+    assert before == after
     x = torch.randn(3, WIDTH, 6, 6)
     assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
 
@@ -172,4 +173,39 @@ def test_a_graph_without_convolutions_is_left(tmp_path: Path) -> None:
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "norm.onnx")
     kernels, model = library(), onnx.load(tmp_path / "norm.onnx")
     assert kernels is not None and fuse(model)
-    assert keep_blocks(optimised(model.SerializeToString(), kernels)) == 0
+    assert without_reordering(model.SerializeToString(), kernels) is None
+
+
+def test_a_concatenation_of_any_number(tmp_path: Path) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Sequential(convolution(), normal()), convolution(4 * WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.first(x)
+            return self.last(torch.cat([found, x, found * 2, found], 1))
+
+    module = Joined().eval().requires_grad_(False)
+    export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
+    model = onnx.load(tmp_path / "module.onnx")
+    (joined,) = (node for node in model.graph.node if node.op_type == "Concat")
+    x = torch.randn(3, WIDTH, 6, 6)
+    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
+    del joined.input[1:]
+    (weight,) = (tensor for tensor in model.graph.initializer if tuple(tensor.dims[:2]) == (WIDTH, 4 * WIDTH))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[:, :WIDTH], weight.name))
+    del model.graph.value_info[:]
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "one.onnx")
+    expected = nn.functional.conv2d(module.first(x), module.last.weight[:, :WIDTH], module.last.bias, padding=1)
+    assert_near(OnnxRuntimeEngine(tmp_path / "one.onnx")(x=x)["y"], expected)
+
+
+def test_without_a_folder_to_write_to_the_graph_runs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = made("a norm")
+    export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    x = torch.randn(3, WIDTH, 6, 6)
+    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
