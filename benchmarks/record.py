@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
 import platform
@@ -13,13 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 
 from good_rt.files import read_json, write_json
+from good_rt.machine import cpu_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
@@ -56,22 +55,6 @@ class Bar:
         return bool(OPERATORS[self.op](self.value, self.bound))
 
 
-def cpu_name() -> str:
-    """The processor's model and how many of its cores there are."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
-def installed(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of those that are installed: on a GPU machine onnxruntime is onnxruntime-gpu."""
-    found = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What is measured once, then from the file ``path``, so that an interrupted benchmark goes on."""
     if not path.exists():
@@ -103,7 +86,7 @@ def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], scr
             "command": shlex.join(["python", f"benchmarks/{script or name}.py", *sys.argv[1:]]),
             "date": datetime.now(UTC).date().isoformat(),
             "cpu": cpu_name(),
-            "versions": {"python": platform.python_version(), **installed(PACKAGES)},
+            "versions": {"python": platform.python_version(), **versions(PACKAGES)},
             "bars": [{**asdict(bar), "ok": bar.ok} for bar in bars],
             "figures": dict(figures),
         },

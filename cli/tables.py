@@ -160,6 +160,13 @@ def print_speed(speed: dict[str, Any]) -> None:
         for name, found in variants.items():
             parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in found.values()))
     Console().print(parts)
+    machine = speed["machine"]
+    named = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    kernels = "" if machine["kernels"] else "; good-rt's kernels are missing (docs/troubleshooting.md)"
+    Console().print(
+        f"on {machine['device']} ({machine['cores']} cores allowed, {machine['threads']} PyTorch threads); "
+        f"{named}{kernels}"
+    )
 
 
 def print_splits(splits: Splits) -> None:

@@ -27,6 +27,7 @@ from good_rt.detection import DetectorConfig, DetectorModule
 from good_rt.devices import CPU
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
+from good_rt.engines.kernels import library
 from good_rt.engines.onnxruntime import check_providers, providers_for
 from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.evaluation import Evaluation
@@ -40,6 +41,7 @@ from good_rt.generation import BANK_SIZE, GenerationJob, Generator, feature_bank
 from good_rt.guidance import GuidanceConfig
 from good_rt.images import contact_sheet
 from good_rt.job import ONNX, Precision, Runtime
+from good_rt.machine import describe
 from good_rt.pipeline import detector_for, evaluate_detectors, id_part, training_images
 from good_rt.report import ReportData, Sheet, write_report
 from good_rt.speed import Work, side_by_side, step_parts
@@ -335,7 +337,10 @@ def run_sampler_bench(
             ("PyTorch alone", None, False, ONNX),
         )
     }  # fmt: skip
-    found: dict[str, Any] = {"steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {}}
+    found: dict[str, Any] = {
+        "machine": {**describe(device), "kernels": library() is not None}, "steps": steps, "mu": config.mu,
+        "rho": config.rho, "seconds": {}, "parts": {},
+    }  # fmt: skip
 
     def variants(batch: int) -> dict[str, Work]:
         indices = list(range(batch))

@@ -116,6 +116,21 @@ def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[obje
     assert not (tmp_path / "out").exists()
 
 
+def test_the_samplers_speed_is_measured(run: Run, models: list[object], engines_dir: Path) -> None:
+    options = ["bench", "sampler", *models, "--engines", engines_dir, "--steps", 2, "--batch", 1, "--batch", 3]
+    measured = run(*options, "--repeats", 2, "--json").json
+    assert measured["machine"]["threads"] == torch.get_num_threads()
+    assert measured["machine"]["versions"]["torch"] == torch.__version__
+    variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "PyTorch alone"}
+    for seconds, parts in zip(measured["seconds"].values(), measured["parts"].values(), strict=True):
+        assert set(seconds) == variants and set(parts) == variants - {"unguided"}
+        assert all(len(times) == 2 and min(times) > 0 for times in seconds.values())
+        assert all(time > 0 for found in parts.values() for time in found.values())
+    assert list(measured["seconds"]) == ["1", "3"]
+    shown = run(*options, "--repeats", 1).out
+    assert "PyTorch alone" in shown and f"torch {torch.__version__}" in " ".join(shown.split())
+
+
 def test_train_then_build_then_evaluate(
     run: Run, models: list[object], sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
