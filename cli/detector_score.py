@@ -50,7 +50,7 @@ class Line:
 @click.option("--fit", is_flag=True, help="Convert images to the detector's channels and size.")
 @click.option("--skip-bad", is_flag=True, help="Leave out files that are no image that can be read, and name them.")
 @click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file instead of a table; - for standard output.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Threads; 0 for all cores.")
+@click.option("--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores.")
 @json_option
 def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,8 +90,18 @@ def generated_option(required: bool) -> Callable[[Any], Any]:
 
 
 def out_option(default: str, text: str) -> Callable[[Any], Any]:
-    """--out of a folder."""
-    return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text)
+    """--out of a folder or, where the default has an ending, of a file; what cannot be one is refused at once."""
+    kind, other = ("file", "folder") if Path(default).suffix else ("folder", "file")
+
+    def checked(context: click.Context, parameter: click.Parameter, out: Path) -> Path:
+        if out.is_dir() if kind == "file" else out.is_file():
+            raise GoodRtError(f"-o {out} is a {other}, and it must be a {kind}; choose another place")
+        above = next((parent for parent in out.absolute().parents if parent.exists()), out)
+        if not above.is_dir() or not os.access(out if out.exists() else above, os.W_OK):
+            raise GoodRtError(f"-o {out}: {above} cannot be written to; choose another place")
+        return out
+
+    return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text, callback=checked)
 
 
 def named_paths(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:

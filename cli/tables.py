@@ -69,7 +69,7 @@ def print_parity(manifest: Manifest) -> None:
     """The worst batch size of every output, on real and random inputs."""
     table = Table(title="engine against PyTorch, largest difference over batch sizes")
     for column in ("graph", "output", "inputs", "batches"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("absolute", "relative to RMS", "of tolerance"):
         table.add_column(column, justify="right")
     keys = dict.fromkeys((row.graph, row.output, row.inputs) for row in manifest.parity)
@@ -151,18 +151,20 @@ def print_speed(speed: dict[str, Any]) -> None:
             cells.append(f"{int(batch) / statistics.median(own):.1f} ({faster:.2f})")
         table.add_row(name, *cells)
     Console().print(table)
-    parts = Table(title="a guided step's parts, milliseconds")
+    parts = Table(
+        title="a guided step's parts, milliseconds; each timed alone, after a rest, which is slower than in a row"
+    )
     for column in ("gradients", "batch"):
         parts.add_column(column)
     for part in next(iter(next(iter(speed["parts"].values())).values())):
-        parts.add_column(part, justify="right")
+        parts.add_column(part, justify="right", overflow="fold")
     for batch, variants in speed["parts"].items():
         for name, found in variants.items():
             parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in found.values()))
     Console().print(parts)
     machine = speed["machine"]
     named = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    kernels = "" if machine["kernels"] else "; good-rt's kernels are missing (docs/troubleshooting.md)"
+    kernels = "" if machine["kernels"] else "; without good-rt's kernels (docs/troubleshooting.md)"
     Console().print(
         f"on {machine['device']} ({machine['cores']} cores allowed, {machine['threads']} PyTorch threads); "
         f"{named}{kernels}"

@@ -141,7 +141,7 @@ def run_export(
             export_models, model_dir, classifier, out, images=from_uint8(images), opset=opset, relative=relative,
             absolute=absolute, batches=batches, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
             on_graph=lambda name: advance(1),
-            on_damage=lambda reason: bars.note(f"engines are made anew: {reason}"),
+            on_damage=lambda reason: bars.note(f"engines are made anew: {reason.removesuffix('; export again')}"),
         )  # fmt: skip
         try:
             return export(fused=fused)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
+import click
 import pytest
 
-from good_rt.cli.options import progress
+from good_rt.cli.options import out_option, progress
+from good_rt.errors import GoodRtError
 
 
 def test_long_work_says_now_and_then_how_far_it_is(
@@ -37,3 +41,30 @@ def test_long_work_says_now_and_then_how_far_it_is(
     with progress(quiet=True) as bars, bars.task("sampling", 10) as advance:
         advance(10)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("default", "kind", "other"), [("ood", "folder", "file"), ("job.toml", "file", "folder")])
+def test_where_nothing_can_be_written_is_refused_before_any_work(
+    default: str, kind: str, other: str, tmp_path: Path
+) -> None:
+    written = list[Path]()
+
+    @click.command()
+    @out_option(default, "Where to.")
+    def command(out: Path) -> None:
+        written.append(out)
+
+    def call(out: Path) -> None:
+        command.main(["-o", str(out)], standalone_mode=False)
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for fit in (tmp_path / kind, tmp_path / "new", tmp_path / "folder" / "deep" / "new"):
+        call(fit)
+        assert written.pop() == fit
+    wrong = re.escape(str(tmp_path / other))
+    with pytest.raises(GoodRtError, match=f"-o {wrong} is a {other}, and it must be a {kind}; choose another place"):
+        call(tmp_path / other)
+    with pytest.raises(GoodRtError, match="file cannot be written to; choose another place"):
+        call(tmp_path / "file" / "new")
+    assert not written and sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

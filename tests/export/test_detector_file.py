@@ -50,6 +50,25 @@ def test_parity_counts_what_differs(detector_module: DetectorModule, detector_pa
     assert max(parity.max_relative.values()) <= TOLERANCE
 
 
+@pytest.mark.parametrize(("ahead", "disagree"), [(1e-6, 0), (1.0, 70)])
+def test_a_class_that_is_ahead_by_no_more_than_rounding_does_not_disagree(
+    detector_module: DetectorModule, detector_path: Path, ahead: float, disagree: int
+) -> None:
+    class Ahead(nn.Module):
+        """The detector with each image's second class that much ahead of its first."""
+
+        calibration = detector_module.calibration
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            logits, *others = detector_module(images)
+            largest, places = logits.topk(2)
+            return logits.scatter(1, places[:, 1:], largest[:, :1] + ahead), *others
+
+    module: Any = Ahead()
+    parity = detector_parity(module, detector_path, unit("test", 70), batch=32)
+    assert (parity.class_disagreements, parity.ood_disagreements) == (disagree, 0)
+
+
 def test_the_file_says_what_it_is(detector_module: DetectorModule, detector_path: Path) -> None:
     info = Detector(detector_path).info
     assert info.versions["good-rt"] == good_rt.__version__
