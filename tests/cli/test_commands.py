@@ -116,8 +116,9 @@ def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[obje
     assert not (tmp_path / "out").exists()
 
 
-def test_the_samplers_speed_is_measured(run: Run, models: list[object], engines_dir: Path) -> None:
-    options = ["bench", "sampler", *models, "--engines", engines_dir, "--steps", 2, "--batch", 1, "--batch", 3]
+@pytest.mark.slow
+def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path: Path) -> None:
+    options = ["bench", "sampler", *models, "--engines", tmp_path / "e", "--steps", 2, "--batch", 1, "--batch", 3]
     measured = run(*options, "--repeats", 2, "--json").json
     assert measured["machine"]["threads"] == torch.get_num_threads()
     assert measured["machine"]["versions"]["torch"] == torch.__version__
