@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], scr
             "command": shlex.join(["python", f"benchmarks/{script or name}.py", *sys.argv[1:]]),
             "date": datetime.now(UTC).date().isoformat(),
             "cpu": cpu_name(),
-            "versions": {"python": platform.python_version(), **versions(PACKAGES)},
+            "versions": versions(PACKAGES),
             "bars": [{**asdict(bar), "ok": bar.ok} for bar in bars],
             "figures": dict(figures),
         },

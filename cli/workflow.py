@@ -28,7 +28,7 @@ from good_rt.devices import CPU
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.kernels import library
-from good_rt.engines.onnxruntime import check_providers, providers_for
+from good_rt.engines.onnxruntime import check_providers, cores, providers_for
 from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.evaluation import Evaluation
 from good_rt.export.detector import DetectorParity, export_detector
@@ -338,8 +338,8 @@ def run_sampler_bench(
         )
     }  # fmt: skip
     found: dict[str, Any] = {
-        "machine": {**describe(device), "kernels": library() is not None}, "steps": steps, "mu": config.mu,
-        "rho": config.rho, "seconds": {}, "parts": {},
+        "machine": {**describe(device), "cores": len(cores()), "kernels": library() is not None},
+        "steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {},
     }  # fmt: skip
 
     def variants(batch: int) -> dict[str, Work]:

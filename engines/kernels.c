@@ -35,6 +35,7 @@
    convolutions on the CPU want it. A row is a block of channels: its element i is of the block's channel i % block. */
 
 enum { LANES = 16 };   /* elements computed at once; a multiple of every block */
+enum { MOST_AXES = 8 };
 enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in double: a row may have millions */
 
 typedef struct {
@@ -266,22 +267,27 @@ typedef struct {
   const float *inputs[4];
   float *output;
   int64_t rows, length, tasks, block; /* rows of the first input, elements of a row */
+  int64_t shape[MOST_AXES];           /* the output's */
+  size_t axes;
 } Rows;
+
+/* A task does the rows from its first one to the next one's. */
+ALWAYS_INLINE int64_t first_row(const Rows *work, size_t task) { return work->rows * (int64_t)task / work->tasks; }
 
 /* The cotangent, inputs[0], where the ReLU's output, inputs[1], is not 0. */
 FOR_EVERY_PROCESSOR static void mask(void *data, size_t task) {
   const Rows *work = data;
   const float *restrict g = work->inputs[0], *restrict y = work->inputs[1];
   float *restrict out = work->output;
-  const int64_t end = work->rows * ((int64_t)task + 1) / work->tasks * work->length;
-  for (int64_t i = work->rows * (int64_t)task / work->tasks * work->length; i < end; i++) out[i] = y[i] > 0 ? g[i] : 0.f;
+  const int64_t end = first_row(work, task + 1) * work->length;
+  for (int64_t i = first_row(work, task) * work->length; i < end; i++) out[i] = y[i] > 0 ? g[i] : 0.f;
 }
 
 /* A number for each channel of each sample, inputs[1], added to its pixels, inputs[0]. */
 FOR_EVERY_PROCESSOR static void add_to_rows(void *data, size_t task) {
   const Rows *work = data;
-  const int64_t end = work->rows * ((int64_t)task + 1) / work->tasks;
-  for (int64_t row = work->rows * (int64_t)task / work->tasks; row < end; row++) {
+  const int64_t end = first_row(work, task + 1);
+  for (int64_t row = first_row(work, task); row < end; row++) {
     const float *restrict x = work->inputs[0] + row * work->length;
     float *restrict out = work->output + row * work->length, shift[LANES];
     load(work->inputs[1] + row * work->block, work->block, shift);
@@ -310,7 +316,7 @@ ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, i
 /* Four images to one that is twice as high and wide: each square of 2x2 has a pixel of each, in the order of reading. */
 FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
   const Rows *work = data;
-  const int64_t first = work->rows * (int64_t)task / work->tasks, end = work->rows * ((int64_t)task + 1) / work->tasks;
+  const int64_t first = first_row(work, task), end = first_row(work, task + 1);
   if (work->block == 1) interleave_rows(work, first, end, 1);
   else if (work->block == 8) interleave_rows(work, first, end, 8);
   else if (work->block == 16) interleave_rows(work, first, end, 16);
@@ -329,7 +335,7 @@ typedef struct { Function at[275]; } Api;
 typedef struct { const Api *(*of_version)(uint32_t); } ApiBase;
 
 enum { API_VERSION = 17 }; /* of ONNX Runtime 1.17, the first with `parallel_for` */
-enum { FLOAT = 1, INVALID_ARGUMENT = 2, REQUIRED = 0, MOST_AXES = 8, MOST_TASKS = 16 };
+enum { FLOAT = 1, INVALID_ARGUMENT = 2, REQUIRED = 0, MOST_TASKS = 16 };
 
 static const Api *api;
 
@@ -508,58 +514,55 @@ static Status *group_norm_gradient(void *node, Context *context) {
   return parallel_for(context, pull_back, (size_t)units, 0, &work);
 }
 
-/* Of input 0: rows of all that is after an axis, or of the last one, and of a block's channels. Its shape as well. */
-static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *work, int64_t *shape, size_t *axes) {
+/* Of input 0: rows of all that is after an axis, or of the last one, and of a block's channels. */
+static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *work) {
   const Value *x;
-  int64_t elements;
+  int64_t elements, length = block;
+  *work = (Rows){.block = block};
   TRY(input_of(context, 0, &x));
-  TRY(measure(x, &elements, shape, axes));
-  if (*axes < 1 || *axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 1 to 8 axes");
-  if (block > 1 && (*axes < 3 || shape[1] % block != 0))
+  TRY(measure(x, &elements, work->shape, &work->axes));
+  if (work->axes < 1 || work->axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 1 to 8 axes");
+  if (block > 1 && (work->axes < 3 || work->shape[1] % block != 0))
     return create_status(INVALID_ARGUMENT, "x must have channels, and these be whole blocks");
-  int64_t length = block;
-  for (size_t place = axis < *axes ? axis : *axes - 1; place < *axes; place++) length *= shape[place];
-  const int64_t rows = length > 0 ? elements / length : 0;
-  *work = (Rows){.rows = rows, .length = length, .block = block, .tasks = rows < MOST_TASKS ? rows : MOST_TASKS};
+  for (size_t place = axis < work->axes ? axis : work->axes - 1; place < work->axes; place++)
+    length *= work->shape[place];
+  work->length = length;
+  work->rows = length > 0 ? elements / length : 0;
+  work->tasks = work->rows < MOST_TASKS ? work->rows : MOST_TASKS;
   return tensor_data(x, (void **)&work->inputs[0]);
+}
+
+/* With as many inputs in all, of so many elements each but the first. */
+static Status *run_rows(Context *context, Rows *work, size_t inputs, int64_t elements, void (*task)(void *, size_t)) {
+  for (size_t place = 1; place < inputs; place++)
+    TRY(read_input(context, place, elements, (float **)&work->inputs[place]));
+  TRY(make_output(context, 0, work->shape, work->axes, &work->output));
+  return parallel_for(context, task, (size_t)work->tasks, 0, work);
 }
 
 /* (cotangent, y) -> dx, all of one shape. */
 static Status *relu_gradient(void *node, Context *context) {
   (void)node;
   Rows work;
-  int64_t shape[MOST_AXES];
-  size_t axes;
-  TRY(begin_rows(context, 2, 1, &work, shape, &axes));
-  TRY(read_input(context, 1, work.rows * work.length, (float **)&work.inputs[1]));
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, mask, (size_t)work.tasks, 0, &work);
+  TRY(begin_rows(context, 2, 1, &work));
+  return run_rows(context, &work, 2, work.rows * work.length, mask);
 }
 
 /* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
 static Status *add_channels(void *node, Context *context) {
   Rows work;
-  int64_t shape[MOST_AXES];
-  size_t axes;
-  TRY(begin_rows(context, 2, ((const Node *)node)->block, &work, shape, &axes));
-  if (axes < 3) return create_status(INVALID_ARGUMENT, "x must be (N, C, ...)");
-  TRY(read_input(context, 1, work.rows * work.block, (float **)&work.inputs[1]));
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, add_to_rows, (size_t)work.tasks, 0, &work);
+  TRY(begin_rows(context, 2, ((const Node *)node)->block, &work));
+  if (work.axes < 3) return create_status(INVALID_ARGUMENT, "x must be (N, C, ...)");
+  return run_rows(context, &work, 2, work.rows * work.block, add_to_rows);
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
 static Status *interleave(void *node, Context *context) {
   Rows work;
-  int64_t shape[MOST_AXES];
-  size_t axes;
-  TRY(begin_rows(context, 3, ((const Node *)node)->block, &work, shape, &axes));
-  if (axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
-  for (size_t place = 1; place < 4; place++)
-    TRY(read_input(context, place, work.rows * work.length, (float **)&work.inputs[place]));
-  shape[2] *= 2, shape[3] *= 2;
-  TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, interleave_images, (size_t)work.tasks, 0, &work);
+  TRY(begin_rows(context, 3, ((const Node *)node)->block, &work));
+  if (work.axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
+  work.shape[2] *= 2, work.shape[3] *= 2;
+  return run_rows(context, &work, 4, work.rows * work.length, interleave_images);
 }
 
 static const char *title_of(const Operator *operator) { return operator->title; }

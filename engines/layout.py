@@ -77,9 +77,10 @@ def keep_blocks(model: ModelProto) -> bool:
                 if name not in blocked:
                     blocked[name] = f"{name} in blocks"
                     nodes.append(_reorder(BEFORE, name, blocked[name]))
-            nodes.append(_in_blocks(node, chosen[place], blocked, block))
             plain = node.output[0]
-            blocked[plain] = nodes[-1].output[0]
+            _put_in_blocks(node, chosen[place], blocked, block)
+            blocked[plain] = node.output[0]
+            nodes.append(node)
             _, channels, *_ = values.floats(plain) or ()
             nodes.append(_reorder(AFTER, blocked[plain], plain, channels=int(channels)))
             continue
@@ -140,16 +141,14 @@ def _partial(channels: int | str, block: int) -> bool:
     return isinstance(channels, str) or channels % block != 0
 
 
-def _in_blocks(node: NodeProto, images: tuple[int, ...], blocked: Mapping[str, str], block: int) -> NodeProto:
-    """The same node on blocks, and with the name of its output in blocks."""
-    node = NodeProto.FromString(node.SerializeToString())
+def _put_in_blocks(node: NodeProto, images: tuple[int, ...], blocked: Mapping[str, str], block: int) -> None:
+    """Has the node compute in blocks, and its output named so."""
     for image in images:
         node.input[image] = blocked[node.input[image]]
     node.output[0] = f"{node.output[0]} in blocks"
     for attribute in node.attribute:
         if attribute.name == "block":
             attribute.i = block
-    return node
 
 
 def _goes_in(node: NodeProto) -> bool:

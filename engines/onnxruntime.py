@@ -104,7 +104,7 @@ class OnnxRuntimeEngine:
             self._graph = fused = graph.SerializeToString()
             if small and (blocked := without_reordering(fused, self._kernels)) is not None:
                 self._graph, self._optimise = blocked, False
-        self._threads = threads or len(_cores())  # not what ONNX Runtime would take, which does not see an affinity
+        self._threads = threads or len(cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
         self._divides = small and not self._bind
         if not self._divides:
@@ -180,7 +180,7 @@ class OnnxRuntimeEngine:
 
     def _side_by_side(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
         run = partial(self._run, self._one_thread, kept=kept)
-        return list(thread_pool(self._threads, _cores()).map(run, batches))
+        return list(thread_pool(self._threads, cores()).map(run, batches))
 
     @cached_property
     def _rows(self) -> bool:
@@ -232,7 +232,7 @@ def thread_pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine", initializer=settle)
 
 
-def _cores() -> tuple[int, ...]:
+def cores() -> tuple[int, ...]:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -17,12 +16,11 @@ PACKAGES = ("good-rt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "t
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The device's name, the cores that this process may run on, PyTorch's threads, and versions."""
+    """The device's name, PyTorch's threads, and versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
+        "versions": versions(PACKAGES),
     }
 
 
@@ -34,8 +32,8 @@ def cpu_name() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed: on a GPU machine onnxruntime is onnxruntime-gpu."""
-    found = {}
+    """Python's, and of those that are installed: on a GPU machine onnxruntime is onnxruntime-gpu."""
+    found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
