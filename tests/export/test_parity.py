@@ -95,3 +95,28 @@ def vjp_engine(module: nn.Module) -> TorchEngine:
 def test_a_gradient_may_be_of_either_side_of_a_kink(ours: nn.Module, passes: bool) -> None:
     rows = compare("g", vjp_engine(ours), AutogradVjp(Kinks(), 1, 0), {"real": kinks}, absolute=2e-3)
     assert all(row.ok == passes for row in rows if row.output == GRADIENT)
+
+
+class Switch(nn.Module):
+    """A slope of 2 where a difference is positive of which float32 keeps nothing: there it is 1, in float64 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.where(x * (1 + 3e-8) - x > 0, x, 0)
+
+
+class Float32Switch(Switch):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("expected float32")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "slope", "passes"),
+    [(Switch(), 2.0, True), (Switch(), 1.0, True), (Switch(), 1.5, False), (Float32Switch(), 2.0, False)],
+)
+def test_where_float32_is_on_the_other_side_of_a_kink_float64_counts(
+    module: nn.Module, slope: float, passes: bool
+) -> None:
+    rows = compare("g", vjp_engine(Affine(slope)), AutogradVjp(module, 1, 0), {"real": kinks}, relative=2e-3)
+    assert all(row.ok == passes for row in rows if row.output == GRADIENT)
