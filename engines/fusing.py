@@ -192,7 +192,7 @@ class Values:
                 return None
             if node.domain not in STANDARD:
                 return None
-            if pattern.attribute is not None and pattern.attribute not in _attributes(node):
+            if pattern.attribute is not None and pattern.attribute not in attributes(node).items():
                 return None
             inner = self._match_inputs(node, pattern.inputs, found)
             if inner is None and pattern.kind in COMMUTATIVE:
@@ -206,8 +206,9 @@ class Values:
         return inner
 
 
-def _attributes(node: NodeProto) -> list[tuple[str, Any]]:
-    return [(attribute.name, helper.get_attribute_value(attribute)) for attribute in node.attribute]
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Those that a node gives, by their names."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
@@ -239,7 +240,7 @@ def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> 
         return []
     if shape[0] == -1 and _elements(x[1:]) != (shape[2] * groups, []):
         return []
-    gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": dict(_attributes(norm)).get("epsilon", 1e-5)}
+    gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": attributes(norm).get("epsilon", 1e-5)}
     return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
 
 
@@ -345,7 +346,7 @@ def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto
 
 def _of_strided_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
     """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps that reach it."""
-    given = dict(_attributes(values.makers[output]))
+    given = attributes(values.makers[output])
     weight, shape, target = values.array(found["weight"]), values.floats(found["x"]), values.floats(output)
     if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or shape is None or len(shape) != 4:
         return []
@@ -419,12 +420,14 @@ RULES: tuple[tuple[Op, Make], ...] = (
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
 
 
+def has_inner_graphs(graph: GraphProto) -> bool:
+    """Whether a node has a graph of its own, which may read any value by its name."""
+    return any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
+
+
 def fuse(model: ModelProto) -> int:
-    """Replaces what there is a kernel for, in place, and returns how often."""
-    graph = model.graph
-    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
-        return 0  # an inner graph may read any value by its name
-    count = 0
+    """Replaces what there is a kernel for, in place, and returns how often. There must be no inner graphs."""
+    graph, count = model.graph, 0
     for pattern, make in RULES:
         values = Values(graph)
         new, taken = list[list[NodeProto]](), set[str]()
@@ -440,7 +443,7 @@ def fuse(model: ModelProto) -> int:
             _replace(graph, new)
             count += len(new)
     if count:
-        _drop_unread(graph)
+        drop_unread(graph)
     known = {entry.domain for entry in model.opset_import}
     model.opset_import.extend(helper.make_opsetid(name, 1) for name in (DOMAIN, RUNTIMES) if name not in known)
     return count
@@ -463,7 +466,7 @@ def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
     put_nodes(graph, nodes)
 
 
-def _drop_unread(graph: GraphProto) -> None:
+def drop_unread(graph: GraphProto) -> None:
     """Weights of which another form took the place."""
     read = {name for node in graph.node for name in node.input}
     read.update(value.name for value in (*graph.input, *graph.output))

@@ -323,6 +323,156 @@ FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
   else interleave_rows(work, first, end, work->block);
 }
 
+/* --- a convolution by 3x3 ------------------------------------------------------------------------------------------ */
+
+/* Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A gives 2x2 pixels out of a tile
+   of 4x4 with 16 products instead of 36. At each of a tile's 16 places that is a product of matrices, (K, C) and
+   (C, tiles). A tile's numbers are the same whatever stands beside it. In blocks of 16 alone. */
+
+#if defined(__x86_64__)
+#define WITH_AVX512 __attribute__((target("avx512f"))) /* which a block of 16 implies */
+#else
+#define WITH_AVX512
+#endif
+
+enum { PLACES = 16, MOST_TILES = 64, MOST_BLOCKS = 16, ROOM = 256 };
+enum { TILE_ROOM = PLACES * (ROOM + 1) * LANES, PRODUCT_ROOM = PLACES * (2 * MOST_TILES + 1) * LANES };
+
+typedef float Lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* a pixel's block */
+typedef int32_t Mask __attribute__((vector_size(sizeof(float) * LANES)));
+
+typedef struct {
+  const float *x, *weights, *bias, *added; /* added may be NULL */
+  float *output;
+  int64_t samples, in, out, height, width; /* in, out: blocks of channels */
+  int64_t down, across, tiles;             /* tiles of an image, and of all */
+  int64_t chunk, parts;                    /* tiles that a task does, and tasks that share their channels out */
+  int64_t relu;
+} Convolution;
+
+/* Tiles of one row of one image. */
+typedef struct { int64_t sample, row, first, count; } Run;
+
+ALWAYS_INLINE Run run_at(const Convolution *work, int64_t tile, int64_t end) {
+  const int64_t row = tile / work->across, first = tile % work->across;
+  const int64_t count = end - tile < work->across - first ? end - tile : work->across - first;
+  return (Run){row / work->down, row % work->down, first, count};
+}
+
+/* Bᵀ·d of one of a tile's columns; rows that are NULL, and columns outside, are zeros. */
+ALWAYS_INLINE void transform_column(const float *const rows[4], int64_t column, int64_t width, Lanes found[4]) {
+  Lanes d[4];
+  for (int i = 0; i < 4; i++)
+    d[i] = rows[i] != NULL && column >= 0 && column < width ? *(const Lanes *)(rows[i] + column * LANES) : (Lanes){0};
+  found[0] = d[0] - d[2];
+  found[1] = d[1] + d[2];
+  found[2] = d[2] - d[1];
+  found[3] = d[1] - d[3];
+}
+
+/* Bᵀ·d·B of a run of tiles of a block of channels; each place of a tile is ``step`` after the one before. */
+ALWAYS_INLINE void transform_tiles(const Convolution *work, Run run, int64_t block, int64_t step, float *tiles) {
+  const float *image = work->x + (run.sample * work->in + block) * work->height * work->width * LANES, *rows[4];
+  for (int i = 0; i < 4; i++) {
+    const int64_t row = 2 * run.row - 1 + i;
+    rows[i] = row >= 0 && row < work->height ? image + row * work->width * LANES : NULL;
+  }
+  Lanes d[4][4]; /* by column and row */
+  transform_column(rows, 2 * run.first - 1, work->width, d[0]);
+  transform_column(rows, 2 * run.first, work->width, d[1]);
+  for (int64_t i = 0; i < run.count; i++) {
+    transform_column(rows, 2 * (run.first + i) + 1, work->width, d[2]);
+    transform_column(rows, 2 * (run.first + i) + 2, work->width, d[3]);
+    float *tile = tiles + i * LANES;
+    for (int row = 0; row < 4; row++) {
+      *(Lanes *)(tile + (4 * row + 0) * step) = d[0][row] - d[2][row];
+      *(Lanes *)(tile + (4 * row + 1) * step) = d[1][row] + d[2][row];
+      *(Lanes *)(tile + (4 * row + 2) * step) = d[2][row] - d[1][row];
+      *(Lanes *)(tile + (4 * row + 3) * step) = d[1][row] - d[3][row];
+      d[0][row] = d[2][row];
+      d[1][row] = d[3][row];
+    }
+  }
+}
+
+/* Sums over all channels of tiles' numbers at one place with the weights of ``blocks`` blocks of channels. */
+ALWAYS_INLINE void multiply(const Convolution *work, const float *tiles, const float *weights, int blocks, int count,
+                            float *products) {
+  Lanes sums[2][8] = {{{0}}};
+  for (int64_t block = 0; block < work->in; block++, tiles += work->chunk * LANES)
+    for (int lane = 0; lane < LANES; lane++, weights += blocks * LANES)
+      for (int tile = 0; tile < count; tile++)
+        for (int i = 0; i < blocks; i++)
+          sums[i][tile] += *(const Lanes *)(weights + i * LANES) * tiles[tile * LANES + lane];
+  for (int i = 0; i < blocks; i++)
+    for (int tile = 0; tile < count; tile++)
+      *(Lanes *)(products + (i * work->chunk + tile) * LANES) = sums[i][tile];
+}
+
+/* Aᵀ·m·A of a run of tiles of a block of channels, and what is added to it. */
+ALWAYS_INLINE void finish(const Convolution *work, Run run, int64_t block, int64_t step, const float *products) {
+  const Lanes bias = *(const Lanes *)(work->bias + block * LANES);
+  const int64_t start = (run.sample * work->out + block) * work->height * work->width;
+  for (int64_t i = 0; i < run.count; i++) {
+    const float *tile = products + i * LANES;
+    Lanes half[2][4], y[2];
+    for (int column = 0; column < 4; column++) {
+      const Lanes m0 = *(const Lanes *)(tile + column * step), m1 = *(const Lanes *)(tile + (4 + column) * step);
+      const Lanes m2 = *(const Lanes *)(tile + (8 + column) * step), m3 = *(const Lanes *)(tile + (12 + column) * step);
+      half[0][column] = m0 + m1 + m2;
+      half[1][column] = m1 - m2 - m3;
+    }
+    for (int down = 0; down < 2; down++) {
+      const int64_t row = 2 * run.row + down, column = 2 * (run.first + i);
+      y[0] = half[down][0] + half[down][1] + half[down][2] + bias;
+      y[1] = half[down][1] - half[down][2] - half[down][3] + bias;
+      for (int right = 0; right < 2; right++) {
+        if (row >= work->height || column + right >= work->width) continue;
+        const int64_t pixel = (start + row * work->width + column + right) * LANES;
+        if (work->added != NULL) y[right] += *(const Lanes *)(work->added + pixel);
+        if (work->relu) y[right] = (Lanes)((Mask)y[right] & (y[right] > 0));
+        *(Lanes *)(work->output + pixel) = y[right];
+      }
+    }
+  }
+}
+
+WITH_AVX512 static void convolve(void *data, size_t task) {
+  static _Thread_local float tiles[TILE_ROOM] __attribute__((aligned(64)));
+  static _Thread_local float products[PRODUCT_ROOM] __attribute__((aligned(64)));
+  const Convolution *work = data;
+  const int64_t first = (int64_t)task / work->parts * work->chunk, part = (int64_t)task % work->parts;
+  const int64_t end = first + work->chunk < work->tiles ? first + work->chunk : work->tiles;
+  /* one vector more than it takes, so that places do not compete for the same lines of the cache */
+  const int64_t tile_step = (work->in * work->chunk + 1) * LANES, product_step = (2 * work->chunk + 1) * LANES;
+  const int64_t count = end - first, pairs = (work->out + 1) / 2;
+  for (int64_t block = 0; block < work->in; block++)
+    for (int64_t tile = first; tile < end;) {
+      const Run run = run_at(work, tile, end);
+      transform_tiles(work, run, block, tile_step, tiles + (block * work->chunk + tile - first) * LANES);
+      tile += run.count;
+    }
+  for (int64_t pair = pairs * part / work->parts; pair < pairs * (part + 1) / work->parts; pair++) {
+    const int blocks = 2 * pair + 1 < work->out ? 2 : 1;
+    const float *weights = work->weights + pair * 2 * PLACES * work->in * LANES * LANES;
+    for (int place = 0; place < PLACES; place++, weights += blocks * work->in * LANES * LANES) {
+      const float *in = tiles + place * tile_step;
+      float *out = products + place * product_step;
+      for (int64_t tile = 0; tile < count; tile += 8) {
+        if (blocks == 2 && count - tile > 4) multiply(work, in + tile * LANES, weights, 2, 8, out + tile * LANES);
+        else if (blocks == 2) multiply(work, in + tile * LANES, weights, 2, 4, out + tile * LANES);
+        else multiply(work, in + tile * LANES, weights, 1, 8, out + tile * LANES);
+      }
+    }
+    for (int i = 0; i < blocks; i++)
+      for (int64_t tile = first; tile < end;) {
+        const Run run = run_at(work, tile, end);
+        finish(work, run, 2 * pair + i, product_step, products + (i * work->chunk + tile - first) * LANES);
+        tile += run.count;
+      }
+  }
+}
+
 /* --- ONNX Runtime's C interface: places in its table of functions, and the form of an operator --------------------- */
 
 typedef struct Status Status;   /* NULL: all went well */
@@ -382,7 +532,7 @@ struct Operator {
   size_t inputs, outputs;
 };
 
-typedef struct { int64_t groups, silu, block, axes; float eps; } Node; /* axes: of mean and rstd */
+typedef struct { int64_t groups, silu, block, axes, relu; float eps; } Node; /* axes: of mean and rstd */
 
 #define TRY(call) do { Status *failure = (call); if (failure != NULL) return failure; } while (0)
 
@@ -565,6 +715,48 @@ static Status *interleave(void *node, Context *context) {
   return run_rows(context, &work, 4, work.rows * work.length, interleave_images);
 }
 
+static Status *create_convolution(const Operator *operator, const Api *table, const Info *info, void **made) {
+  (void)operator, (void)table;
+  Node node = {0};
+  TRY(integer_attribute(info, "relu", &node.relu));
+  return keep(node, made);
+}
+
+/* (x, weights, bias) or also what is added: x (N, C, H, W) and the output (N, K, H, W) in blocks of 16. */
+static Status *run_convolution(const Node *node, Context *context, size_t inputs) {
+  const Value *x, *bias;
+  int64_t elements, channels, shape[MOST_AXES];
+  size_t axes;
+  Convolution work = {.relu = node->relu};
+  TRY(input_of(context, 0, &x));
+  TRY(input_of(context, 2, &bias));
+  TRY(measure(x, &elements, shape, &axes));
+  TRY(measure(bias, &channels, NULL, NULL));
+  if (axes != 4 || shape[1] < 1 || shape[1] % LANES != 0 || shape[1] > MOST_BLOCKS * LANES)
+    return create_status(INVALID_ARGUMENT, "x must be (N, C, H, W), and C a multiple of 16 up to 256");
+  if (channels < 1 || channels % LANES != 0)
+    return create_status(INVALID_ARGUMENT, "bias must have a number for each channel, of which there are whole blocks");
+  work.samples = shape[0], work.height = shape[2], work.width = shape[3];
+  work.in = shape[1] / LANES, work.out = channels / LANES;
+  work.down = (work.height + 1) / 2, work.across = (work.width + 1) / 2;
+  work.tiles = work.samples * work.down * work.across;
+  const int64_t most = ROOM / work.in / 16 * 16 < MOST_TILES ? ROOM / work.in / 16 * 16 : MOST_TILES;
+  const int64_t quarter = ((work.tiles + 3) / 4 + 15) / 16 * 16; /* of what there is, so that threads share it */
+  work.chunk = quarter < most ? quarter : most;
+  const int64_t chunks = work.tiles > 0 ? (work.tiles + work.chunk - 1) / work.chunk : 0;
+  work.parts = chunks < 4 && work.out >= 4 ? 2 : 1;
+  TRY(tensor_data(x, (void **)&work.x));
+  TRY(read_input(context, 1, PLACES * shape[1] * channels, (float **)&work.weights));
+  TRY(read_input(context, 2, channels, (float **)&work.bias));
+  shape[1] = channels;
+  if (inputs > 3) TRY(read_input(context, 3, channels * shape[0] * shape[2] * shape[3], (float **)&work.added));
+  TRY(make_output(context, 0, shape, axes, &work.output));
+  return parallel_for(context, convolve, (size_t)(chunks * work.parts), 0, &work);
+}
+
+static Status *convolution(void *node, Context *context) { return run_convolution(node, context, 3); }
+static Status *convolution_and_sum(void *node, Context *context) { return run_convolution(node, context, 4); }
+
 static const char *title_of(const Operator *operator) { return operator->title; }
 static const char *cpu_provider(const Operator *operator) { return (void)operator, NULL; }
 static int always_float(const Operator *operator, size_t place) { return (void)operator, (void)place, FLOAT; }
@@ -588,6 +780,8 @@ static const Operator OPERATORS[] = {
     OPERATOR(create_plain, relu_gradient, "ReluGradient", 2, 1),
     OPERATOR(create_blocks, interleave, "Interleave", 4, 1),
     OPERATOR(create_blocks, add_channels, "AddChannels", 2, 1),
+    OPERATOR(create_convolution, convolution, "Convolution", 3, 1),
+    OPERATOR(create_convolution, convolution_and_sum, "ConvolutionAdd", 4, 1),
 };
 
 /* Called by ONNX Runtime for each session that registers the library. */

@@ -25,21 +25,14 @@ from good_rt.engines.onnx_file import STANDARD
 BLOCKED = "com.microsoft.nchwc"
 """The name of ONNX Runtime's own set of operators on channels in blocks."""
 BEFORE, AFTER = "ReorderInput", "ReorderOutput"
+IN_BLOCKS = " in blocks"
+"""How the name of a value ends that lies in blocks where it did not before."""
 IMAGES: dict[tuple[str, str], tuple[int, ...]] = {
     (DOMAIN, "GroupNorm"): (0,), (DOMAIN, "GroupNormGradient"): (0, 5), (DOMAIN, "ReluGradient"): (0, 1),
     (DOMAIN, "Interleave"): (0, 1, 2, 3), (DOMAIN, "AddChannels"): (0,), ("", "Relu"): (0,), ("", "Add"): (0, 1),
     ("", "Concat"): (),
 }  # fmt: skip
 """What computes in either layout, and which of its inputs are images (none: all), as its first output is one."""
-
-
-def without_reordering(model: bytes, kernels: Path) -> bytes | None:
-    """The graph as ONNX Runtime's CPU provider runs it, less the reordering that it can do without, to be run as it is.
-
-    None where that is no other graph, or cannot be had: what is wrong, ONNX Runtime says on opening the graph itself.
-    """
-    found = optimised(model, kernels)
-    return found.SerializeToString() if found is not None and keep_blocks(found) else None
 
 
 def optimised(model: bytes, kernels: Path) -> ModelProto | None:
@@ -75,7 +68,7 @@ def keep_blocks(model: ModelProto) -> bool:
         elif place in chosen:
             for name in (node.input[image] for image in chosen[place]):
                 if name not in blocked:
-                    blocked[name] = f"{name} in blocks"
+                    blocked[name] = f"{name}{IN_BLOCKS}"
                     nodes.append(_reorder(BEFORE, name, blocked[name]))
             plain = node.output[0]
             _put_in_blocks(node, chosen[place], blocked, block)
@@ -145,7 +138,7 @@ def _put_in_blocks(node: NodeProto, images: tuple[int, ...], blocked: Mapping[st
     """Has the node compute in blocks, and its output named so."""
     for image in images:
         node.input[image] = blocked[node.input[image]]
-    node.output[0] = f"{node.output[0]} in blocks"
+    node.output[0] = f"{node.output[0]}{IN_BLOCKS}"
     for attribute in node.attribute:
         if attribute.name == "block":
             attribute.i = block

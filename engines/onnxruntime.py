@@ -67,8 +67,9 @@ class OnnxRuntimeEngine:
 
     ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
     CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph, `good_rt.engines.layout` also takes
-    out what is reordered between them and convolutions, and its batch is divided in parts, so that the threads wait for
-    each other once a run instead of once an operator: samples must not depend on each other. On a GPU provider, inputs
+    out what is reordered between them and convolutions, `good_rt.engines.winograd` has these multiply less, and its
+    batch is divided in parts, so that the threads wait for each other once a run instead of once an operator: samples
+    must not depend on each other. On a GPU provider, inputs
     and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError
     when the file is none that the runtime can load, which is checked before it gets it, or a provider is not installed
     or cannot run.
@@ -82,8 +83,7 @@ class OnnxRuntimeEngine:
         bind: bool = False,
     ) -> None:
 
-        from good_rt.engines.fusing import fuse
-        from good_rt.engines.layout import without_reordering
+        from good_rt.engines.fusing import fuse, has_inner_graphs
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
@@ -100,9 +100,11 @@ class OnnxRuntimeEngine:
         small = self._keeps_memory and path.stat().st_size <= SMALL
         self._graph: Path | bytes = path
         self._optimise = True
-        if self._kernels is not None and fuse(graph):
-            self._graph = fused = graph.SerializeToString()
-            if small and (blocked := without_reordering(fused, self._kernels)) is not None:
+        if self._kernels is not None and not has_inner_graphs(graph.graph):
+            fused = fuse(graph) > 0
+            if fused:
+                self._graph = graph.SerializeToString()
+            if small and (blocked := _in_blocks(graph.SerializeToString(), self._kernels)) is not None:
                 self._graph, self._optimise = blocked, False
         self._threads = threads or len(cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
@@ -213,6 +215,21 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
         session.run_with_iobinding(binding)
         return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _in_blocks(model: bytes, kernels: Path) -> bytes | None:
+    """The graph as ONNX Runtime's CPU provider runs it, made faster, to be run as it is.
+
+    None where there is nothing to be made faster, or it cannot be had: what is wrong, ONNX Runtime says on opening it.
+    """
+    from good_rt.engines.layout import keep_blocks, optimised
+    from good_rt.engines.winograd import put_convolutions
+
+    found = optimised(model, kernels)
+    if found is None:
+        return None
+    changed = keep_blocks(found), put_convolutions(found.graph) > 0
+    return found.SerializeToString() if any(changed) else None
 
 
 def _numpy(array: Tensor) -> np.ndarray[Any, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from good_rt.engines import layout
 from good_rt.engines.fusing import DOMAIN, fuse
 from good_rt.engines.kernels import library
-from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised, without_reordering
+from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx
@@ -173,7 +173,8 @@ def test_a_graph_without_convolutions_is_left(tmp_path: Path) -> None:
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "norm.onnx")
     kernels, model = library(), onnx.load(tmp_path / "norm.onnx")
     assert kernels is not None and fuse(model)
-    assert without_reordering(model.SerializeToString(), kernels) is None
+    found = optimised(model.SerializeToString(), kernels)
+    assert found is not None and not keep_blocks(found)
 
 
 def test_a_concatenation_of_any_number(tmp_path: Path) -> None:
