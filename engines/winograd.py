@@ -75,8 +75,11 @@ def _plane(values: Values, planes: Mapping[str, Plane], node: NodeProto) -> Plan
 
 
 def _known_plane(values: Values, name: str) -> Plane | None:
-    _, (*_, height, width) = values.of(name) or (0, (0, ""))
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    shape = (values.of(name) or (0, ()))[1]
+    match shape[2:]:
+        case (int(height), int(width)):
+            return height, width
+    return None
 
 
 def _convolution(graph: GraphProto, values: Values, node: NodeProto) -> NodeProto | None:
