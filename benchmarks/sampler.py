@@ -201,18 +201,22 @@ def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int)
             with torch.no_grad():
                 expected = eager.decode(plain)
                 differences = {
-                    name: float((eager.decode(run()) - expected).abs().max())
+                    name: (eager.decode(run()) - expected).abs().amax((1, 2, 3))
                     for name, run in works.items()
                     if name not in ("unguided", "tfg")
                 }
-            click.echo(f"{setting}, batch {batch}: images differ from the TFG loop's by {differences}")
+            largest = {name: float(each.max()) for name, each in differences.items()}
+            click.echo(f"{setting}, batch {batch}: images differ from the TFG loop's by {largest}")
             seconds = side_by_side(works, repeats)
             found.setdefault(setting, {})[str(batch)] = {
                 "seconds": seconds,
                 "images_per_second": {name: batch / float(np.median(values)) for name, values in seconds.items()},
                 "times_tfg": {name: ratio(seconds["tfg"], values) for name, values in seconds.items()},
                 "times_unguided": {name: ratio(values, seconds["unguided"]) for name, values in seconds.items()},
-                "max_difference": differences,
+                "max_difference": largest,
+                "same_images": {
+                    name: float((each <= SAME_IMAGE).double().mean()) for name, each in differences.items()
+                },
             }
     return found
 

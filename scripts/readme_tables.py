@@ -143,12 +143,30 @@ def sampler(result: dict[str, Any]) -> str:
         cells = (_cell(found.get(figure)) for figure in columns)
         tables[columns].append(f"| {subject} | {' | '.join(cells)} |")
     shown = ["\n".join(lines) for lines in tables.values()]
+    shown.insert(1, _same_images(result["figures"]))
     processes = result["figures"].get("processes", {})
     if processes:
         peaks = ", ".join(f"{name} {found['peak_gib']:.2f}" for name, found in processes.items())
         shown.append(f"Peak memory of a whole process that samples 32 images guided by mu, in GiB: {peaks}.")
     rest = bars({**result, "bars": list(single.values())}).lstrip("\n")
     return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
+
+
+def _same_images(figures: dict[str, Any]) -> str:
+    """How many of the images are the loop's: engines', and PyTorch's in the same sampler."""
+    models = {
+        "Stable Diffusion's architecture, " if "stable_diffusion" in case else "": found
+        for case, found in figures.items()
+        if case.endswith(("samplers", "light_decoder", "stable_diffusion"))
+    }
+    sizes = list(dict.fromkeys(size for model in models.values() for batches in model.values() for size in batches))
+    lines = head("images within 0.001 of the loop's, in %: engines (PyTorch)", *(f"batch {size}" for size in sizes))
+    for title, model in models.items():
+        for setting, batches in model.items():
+            shares = (batches[size]["same_images"] if size in batches else None for size in sizes)
+            cells = (f"{100 * found['engines']:.0f} ({100 * found['eager']:.0f})" if found else "" for found in shares)
+            lines.append(f"| {title}{setting} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def compiled(result: dict[str, Any]) -> str:
