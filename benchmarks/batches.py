@@ -1,12 +1,16 @@
 """Whether an image depends on the batch that it is sampled in: engines, PyTorch's gradients, and a plain TFG loop.
 
+And whether rounding is all that tells the sampler's images from the loop's: both in double precision.
+
 python benchmarks/batches.py --engines build/engines
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
-from sampler import GENERATORS, SETTINGS, Case, demo, loop_of, open_case
+from sampler import GENERATORS, SAME_IMAGE, SETTINGS, Case, demo, latents_of, loop_of, open_case
 
 from good_rt.data import to_uint8
 from good_rt.generation import GenerationJob, Generator
@@ -61,6 +65,30 @@ def on_one_core(case: Case) -> Generator:
         os.sched_setaffinity(0, cores)
 
 
+def in_double(generator: Generator) -> Generator:
+    """A generator of PyTorch's modules alone, in double precision."""
+    unet, decoder, light, classifier = (
+        copy.deepcopy(module).double()
+        for module in (
+            generator.denoiser.differentiable, generator.decode, generator.decode_with_gradient, generator.classifier
+        )
+    )  # fmt: skip
+    denoiser = replace(generator.denoiser, network=unet, differentiable=unet)
+    return replace(generator, denoiser=denoiser, decode=decoder, decode_with_gradient=light, classifier=classifier)
+
+
+def differences_in_double(case: Case, eager: Generator) -> dict[str, float]:
+    """By setting, how far the sampler's images on [-1, 1] are from the loop's in double precision at most."""
+    double, indices = in_double(eager), list(range(COUNT))
+    loop, found = loop_of(case, double, double=True), {}
+    for setting, config in SETTINGS.items():
+        latents = latents_of(double, config, indices, torch.float64), loop(config, indices)
+        with torch.no_grad():
+            ours, loops = (double.decode(each) for each in latents)
+        found[setting] = float((ours - loops).abs().max())
+    return found
+
+
 @click.command()
 @click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
 def main(engines: Path) -> None:
@@ -84,7 +112,13 @@ def main(engines: Path) -> None:
         for setting, rows in found[name].items()
         for least in [min(row["identical"] for row in rows.values())]
     ]
-    write_result("batches", {"images": COUNT, "threads": torch.get_num_threads(), "samplers": found}, bars)
+    differences = differences_in_double(case, generators["eager"])
+    bars += [
+        Bar(f"{setting}, in double precision: images differ from the loop's", difference, "<=", SAME_IMAGE)
+        for setting, difference in differences.items()
+    ]
+    figures = {"images": COUNT, "threads": torch.get_num_threads(), "samplers": found, "in_double": differences}
+    write_result("batches", figures, bars)
 
 
 if __name__ == "__main__":

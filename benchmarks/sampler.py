@@ -85,7 +85,7 @@ def tfg_latents(
     alphas = 1 / (1 + sigmas**2)
     rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
     noise = Noise(seeds, 0)
-    x = noise(torch.empty(len(seeds), *model.sample_shape))
+    x = noise(torch.empty(len(seeds), *model.sample_shape, dtype=next(model.unet.parameters()).dtype))
     x0_of = PREDICTIONS[model.prediction_type]
     times = np.interp(np.log(sigmas[:-1]), np.log(_trained_sigmas(model)), np.arange(len(model.alphas_cumprod)))
     for step, time in enumerate(times):
@@ -119,13 +119,15 @@ def _trained_sigmas(model: DiffusionModel) -> np.ndarray[Any, np.dtype[np.float6
     return np.sqrt((1 - model.alphas_cumprod) / model.alphas_cumprod)
 
 
-def latents_of(generator: Generator, config: GuidanceConfig | None, indices: list[int]) -> Tensor:
+def latents_of(
+    generator: Generator, config: GuidanceConfig | None, indices: list[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The sampler's latents of these indices, guided by ``config`` or not at all."""
     job = GenerationJob(len(indices))
     guidance = generator.guidance(job) if config else None
     return sample(
         generator.denoiser, generator.decode_with_gradient, guidance, generator.sigmas, config or GuidanceConfig(),
-        sample_seeds(job.seed, indices), generator.shape, generator.rows(indices),
+        sample_seeds(job.seed, indices), generator.shape, generator.rows(indices), dtype=dtype,
     )  # fmt: skip
 
 
@@ -142,9 +144,13 @@ def open_case(case: Case, kind: str) -> Generator:
     )[0]  # fmt: skip
 
 
-def loop_of(case: Case, eager: Generator) -> Callable[[GuidanceConfig, list[int]], Tensor]:
-    """The TFG loop for a case, as `latents_of` is for a generator."""
+def loop_of(case: Case, eager: Generator, double: bool = False) -> Callable[[GuidanceConfig, list[int]], Tensor]:
+    """The TFG loop for a case, as `latents_of` is for a generator, which is in double precision as well if this is."""
     model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
+    if double:
+        for module in (model.unet, model.gradient_decoder):
+            assert module is not None
+            module.double()
     guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
 
     def latents(config: GuidanceConfig, indices: list[int]) -> Tensor:

@@ -328,7 +328,8 @@ FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
 
 /* Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A gives 2x2 pixels out of a tile
    of 4x4 with 16 products instead of 36. At each of a tile's 16 places that is a product of matrices, (K, C) and
-   (C, tiles). A tile's numbers are the same whatever stands beside it. In blocks of 16 alone. */
+   (C, tiles). A tile's numbers are the same whatever stands beside it, but where a pixel is infinite all of its tile is
+   a NaN. In blocks of 16 alone. */
 
 #if defined(__x86_64__)
 #define WITH_AVX512 __attribute__((target("avx512f"))) /* which a block of 16 implies */
@@ -336,28 +337,30 @@ FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
 #define WITH_AVX512
 #endif
 
+/* A task keeps at most ROOM tiles of a block of channels each, and MOST_TILES of two blocks' products: both together
+   are to stay in a core's own cache. */
 enum { PLACES = 16, MOST_TILES = 64, MOST_BLOCKS = 16, ROOM = 256 };
 enum { TILE_ROOM = PLACES * (ROOM + 1) * LANES, PRODUCT_ROOM = PLACES * (2 * MOST_TILES + 1) * LANES };
 
 typedef float Lanes __attribute__((vector_size(sizeof(float) * LANES), aligned(sizeof(float)))); /* a pixel's block */
-typedef int32_t Mask __attribute__((vector_size(sizeof(float) * LANES)));
+typedef int32_t Bits __attribute__((vector_size(sizeof(float) * LANES)));
 
 typedef struct {
   const float *x, *weights, *bias, *added; /* added may be NULL */
   float *output;
-  int64_t samples, in, out, height, width; /* in, out: blocks of channels */
+  int64_t in, out, height, width;          /* in, out: blocks of channels */
   int64_t down, across, tiles;             /* tiles of an image, and of all */
   int64_t chunk, parts;                    /* tiles that a task does, and tasks that share their channels out */
   int64_t relu;
 } Convolution;
 
 /* Tiles of one row of one image. */
-typedef struct { int64_t sample, row, first, count; } Run;
+typedef struct { int64_t sample, row, first, count; } Stretch;
 
-ALWAYS_INLINE Run run_at(const Convolution *work, int64_t tile, int64_t end) {
+ALWAYS_INLINE Stretch stretch_at(const Convolution *work, int64_t tile, int64_t end) {
   const int64_t row = tile / work->across, first = tile % work->across;
   const int64_t count = end - tile < work->across - first ? end - tile : work->across - first;
-  return (Run){row / work->down, row % work->down, first, count};
+  return (Stretch){row / work->down, row % work->down, first, count};
 }
 
 /* Bᵀ·d of one of a tile's columns; rows that are NULL, and columns outside, are zeros. */
@@ -371,19 +374,19 @@ ALWAYS_INLINE void transform_column(const float *const rows[4], int64_t column, 
   found[3] = d[1] - d[3];
 }
 
-/* Bᵀ·d·B of a run of tiles of a block of channels; each place of a tile is ``step`` after the one before. */
-ALWAYS_INLINE void transform_tiles(const Convolution *work, Run run, int64_t block, int64_t step, float *tiles) {
-  const float *image = work->x + (run.sample * work->in + block) * work->height * work->width * LANES, *rows[4];
+/* Bᵀ·d·B of a stretch of tiles of a block of channels; each place of a tile is ``step`` after the one before. */
+ALWAYS_INLINE void transform_tiles(const Convolution *work, Stretch here, int64_t block, int64_t step, float *tiles) {
+  const float *image = work->x + (here.sample * work->in + block) * work->height * work->width * LANES, *rows[4];
   for (int i = 0; i < 4; i++) {
-    const int64_t row = 2 * run.row - 1 + i;
+    const int64_t row = 2 * here.row - 1 + i;
     rows[i] = row >= 0 && row < work->height ? image + row * work->width * LANES : NULL;
   }
   Lanes d[4][4]; /* by column and row */
-  transform_column(rows, 2 * run.first - 1, work->width, d[0]);
-  transform_column(rows, 2 * run.first, work->width, d[1]);
-  for (int64_t i = 0; i < run.count; i++) {
-    transform_column(rows, 2 * (run.first + i) + 1, work->width, d[2]);
-    transform_column(rows, 2 * (run.first + i) + 2, work->width, d[3]);
+  transform_column(rows, 2 * here.first - 1, work->width, d[0]);
+  transform_column(rows, 2 * here.first, work->width, d[1]);
+  for (int64_t i = 0; i < here.count; i++) {
+    transform_column(rows, 2 * (here.first + i) + 1, work->width, d[2]);
+    transform_column(rows, 2 * (here.first + i) + 2, work->width, d[3]);
     float *tile = tiles + i * LANES;
     for (int row = 0; row < 4; row++) {
       *(Lanes *)(tile + (4 * row + 0) * step) = d[0][row] - d[2][row];
@@ -410,11 +413,17 @@ ALWAYS_INLINE void multiply(const Convolution *work, const float *tiles, const f
       *(Lanes *)(products + (i * work->chunk + tile) * LANES) = sums[i][tile];
 }
 
-/* Aᵀ·m·A of a run of tiles of a block of channels, and what is added to it. */
-ALWAYS_INLINE void finish(const Convolution *work, Run run, int64_t block, int64_t step, const float *products) {
+/* A NaN stays one, whatever the compiler takes for granted. */
+ALWAYS_INLINE Lanes relu(Lanes y) {
+  const Bits bits = (Bits)y;
+  return (Lanes)(bits & ((bits > 0) | ((bits & INT32_MAX) > 0x7f800000)));
+}
+
+/* Aᵀ·m·A of a stretch of tiles of a block of channels, and what is added to it. */
+ALWAYS_INLINE void finish(const Convolution *work, Stretch here, int64_t block, int64_t step, const float *products) {
   const Lanes bias = *(const Lanes *)(work->bias + block * LANES);
-  const int64_t start = (run.sample * work->out + block) * work->height * work->width;
-  for (int64_t i = 0; i < run.count; i++) {
+  const int64_t start = (here.sample * work->out + block) * work->height * work->width;
+  for (int64_t i = 0; i < here.count; i++) {
     const float *tile = products + i * LANES;
     Lanes half[2][4], y[2];
     for (int column = 0; column < 4; column++) {
@@ -424,20 +433,22 @@ ALWAYS_INLINE void finish(const Convolution *work, Run run, int64_t block, int64
       half[1][column] = m1 - m2 - m3;
     }
     for (int down = 0; down < 2; down++) {
-      const int64_t row = 2 * run.row + down, column = 2 * (run.first + i);
+      const int64_t row = 2 * here.row + down, column = 2 * (here.first + i);
       y[0] = half[down][0] + half[down][1] + half[down][2] + bias;
       y[1] = half[down][1] - half[down][2] - half[down][3] + bias;
       for (int right = 0; right < 2; right++) {
         if (row >= work->height || column + right >= work->width) continue;
         const int64_t pixel = (start + row * work->width + column + right) * LANES;
         if (work->added != NULL) y[right] += *(const Lanes *)(work->added + pixel);
-        if (work->relu) y[right] = (Lanes)((Mask)y[right] & (y[right] > 0));
+        if (work->relu) y[right] = relu(y[right]);
         *(Lanes *)(work->output + pixel) = y[right];
       }
     }
   }
 }
 
+/* A chunk of tiles, and of the channels that it gives a part: pairs of blocks, since each number that is read of a tile
+   is then multiplied twice. */
 WITH_AVX512 static void convolve(void *data, size_t task) {
   static _Thread_local float tiles[TILE_ROOM] __attribute__((aligned(64)));
   static _Thread_local float products[PRODUCT_ROOM] __attribute__((aligned(64)));
@@ -449,9 +460,9 @@ WITH_AVX512 static void convolve(void *data, size_t task) {
   const int64_t count = end - first, pairs = (work->out + 1) / 2;
   for (int64_t block = 0; block < work->in; block++)
     for (int64_t tile = first; tile < end;) {
-      const Run run = run_at(work, tile, end);
-      transform_tiles(work, run, block, tile_step, tiles + (block * work->chunk + tile - first) * LANES);
-      tile += run.count;
+      const Stretch here = stretch_at(work, tile, end);
+      transform_tiles(work, here, block, tile_step, tiles + (block * work->chunk + tile - first) * LANES);
+      tile += here.count;
     }
   for (int64_t pair = pairs * part / work->parts; pair < pairs * (part + 1) / work->parts; pair++) {
     const int blocks = 2 * pair + 1 < work->out ? 2 : 1;
@@ -467,9 +478,9 @@ WITH_AVX512 static void convolve(void *data, size_t task) {
     }
     for (int i = 0; i < blocks; i++)
       for (int64_t tile = first; tile < end;) {
-        const Run run = run_at(work, tile, end);
-        finish(work, run, 2 * pair + i, product_step, products + (i * work->chunk + tile - first) * LANES);
-        tile += run.count;
+        const Stretch here = stretch_at(work, tile, end);
+        finish(work, here, 2 * pair + i, product_step, products + (i * work->chunk + tile - first) * LANES);
+        tile += here.count;
       }
   }
 }
@@ -737,10 +748,10 @@ static Status *run_convolution(const Node *node, Context *context, size_t inputs
     return create_status(INVALID_ARGUMENT, "x must be (N, C, H, W), and C a multiple of 16 up to 256");
   if (channels < 1 || channels % LANES != 0)
     return create_status(INVALID_ARGUMENT, "bias must have a number for each channel, of which there are whole blocks");
-  work.samples = shape[0], work.height = shape[2], work.width = shape[3];
+  work.height = shape[2], work.width = shape[3];
   work.in = shape[1] / LANES, work.out = channels / LANES;
   work.down = (work.height + 1) / 2, work.across = (work.width + 1) / 2;
-  work.tiles = work.samples * work.down * work.across;
+  work.tiles = shape[0] * work.down * work.across;
   const int64_t most = ROOM / work.in / 16 * 16 < MOST_TILES ? ROOM / work.in / 16 * 16 : MOST_TILES;
   const int64_t quarter = ((work.tiles + 3) / 4 + 15) / 16 * 16; /* of what there is, so that threads share it */
   work.chunk = quarter < most ? quarter : most;

@@ -145,16 +145,17 @@ def _put_in_blocks(node: NodeProto, images: tuple[int, ...], blocked: Mapping[st
 
 
 def _goes_in(node: NodeProto) -> bool:
-    return node.op_type == BEFORE and not _channels_last(node)
+    return node.op_type == BEFORE and not channels_last(node)
 
 
 def _goes_out(node: NodeProto, block: int) -> bool:
     """Whether what it reorders is whole blocks, and so nothing is cut off."""
     whole = node.op_type == AFTER and helper.get_node_attr_value(node, "channels") % block == 0
-    return whole and not _channels_last(node)
+    return whole and not channels_last(node)
 
 
-def _channels_last(node: NodeProto) -> bool:
+def channels_last(node: NodeProto) -> bool:
+    """Whether what is reordered has its channels at the end, where it is not in blocks."""
     return any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute)
 
 

@@ -101,10 +101,10 @@ class OnnxRuntimeEngine:
         self._graph: Path | bytes = path
         self._optimise = True
         if self._kernels is not None and not has_inner_graphs(graph.graph):
-            fused = fuse(graph) > 0
-            if fused:
+            if fused := fuse(graph) > 0:
                 self._graph = graph.SerializeToString()
-            if small and (blocked := _in_blocks(graph.SerializeToString(), self._kernels)) is not None:
+            convolves = small and (fused or any(node.op_type == "Conv" for node in graph.graph.node))
+            if convolves and (blocked := _in_blocks(graph.SerializeToString(), self._kernels)) is not None:
                 self._graph, self._optimise = blocked, False
         self._threads = threads or len(cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
@@ -222,11 +222,12 @@ def _in_blocks(model: bytes, kernels: Path) -> bytes | None:
 
     None where there is nothing to be made faster, or it cannot be had: what is wrong, ONNX Runtime says on opening it.
     """
+    from good_rt.engines.fusing import has_inner_graphs
     from good_rt.engines.layout import keep_blocks, optimised
     from good_rt.engines.winograd import put_convolutions
 
     found = optimised(model, kernels)
-    if found is None:
+    if found is None or has_inner_graphs(found.graph):  # of a function, perhaps, which is no function any more
         return None
     changed = keep_blocks(found), put_convolutions(found.graph) > 0
     return found.SerializeToString() if any(changed) else None

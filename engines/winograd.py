@@ -15,7 +15,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from good_rt.engines.fusing import DOMAIN, Values, attributes, drop_unread, put_nodes
-from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, IN_BLOCKS, block_size
+from good_rt.engines.layout import BLOCKED, IN_BLOCKS, block_size, channels_last
 
 LANES, MOST_CHANNELS, LEAST_SIZE = 16, 256, 4
 """What the kernel takes: channels in blocks of so many, and at most so many of the input. The least height and width at
@@ -26,15 +26,22 @@ DEFAULTS: Mapping[str, Any] = {
     "strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": 1, "auto_pad": b"NOTSET", "ceil_mode": 0
 }  # fmt: skip
 """What ONNX takes a convolution's attributes, or a pooling's, to be where they are not given."""
-PLAIN = {**DEFAULTS, "pads": [1, 1, 1, 1]}
+SAME_SIZE = {**DEFAULTS, "pads": [1, 1, 1, 1]}
 """Those of a convolution that there is a kernel for."""
+SAME_PLANE = frozenset({"ReorderInput", "Add", "Concat", "Relu"})
+"""What gives images of the height and width that it takes, and in whose output ONNX Runtime may not tell them."""
 Plane = tuple[int, int]
 """Height and width."""
 
 
+def is_possible() -> bool:
+    """Whether this processor is one that the kernel was written for, and ONNX Runtime's blocks are so many channels."""
+    return platform.machine() in {"x86_64", "AMD64"} and block_size() == LANES
+
+
 def put_convolutions(graph: GraphProto) -> int:
     """Replaces the convolutions in blocks that there is a kernel for, in place, and returns how many these were."""
-    if block_size() != LANES or platform.machine() not in {"x86_64", "AMD64"}:
+    if not any(node.domain == BLOCKED for node in graph.node) or not is_possible():
         return 0
     values, planes = Values(graph), dict[str, Plane]()
     nodes, count = list[NodeProto](), 0
@@ -55,15 +62,15 @@ def _plane(values: Values, planes: Mapping[str, Plane], node: NodeProto) -> Plan
     """Of what a node gives. ONNX Runtime does not tell the shapes of values in blocks."""
     if (known := _known_plane(values, node.output[0].removesuffix(IN_BLOCKS))) is not None:
         return known
+    before = planes.get(node.input[0]) or _known_plane(values, node.input[0]) if node.input else None
+    if before is None or channels_last(node):
+        return None
+    if node.op_type in SAME_PLANE:
+        return before
     if node.domain != BLOCKED:
         return None
-    before = planes.get(node.input[0]) or _known_plane(values, node.input[0])
-    if before is None:
-        return None
     given = {**DEFAULTS, **attributes(node)}
-    if "kernel_shape" not in given:
-        return before if node.op_type in {BEFORE, AFTER} else None
-    if given["auto_pad"] != b"NOTSET" or given["ceil_mode"]:
+    if "kernel_shape" not in given or given["auto_pad"] != b"NOTSET" or given["ceil_mode"]:
         return None
     down, across = (
         (size + given["pads"][axis] + given["pads"][axis + 2] - given["dilations"][axis] * (taps - 1) - 1)
@@ -84,23 +91,24 @@ def _known_plane(values: Values, name: str) -> Plane | None:
 
 def _convolution(graph: GraphProto, values: Values, node: NodeProto) -> NodeProto | None:
     given, weight = {**DEFAULTS, **attributes(node)}, values.array(node.input[1])
-    if weight is None or weight.shape[2:] != (3, 3) or any(given[name] != value for name, value in PLAIN.items()):
+    if weight is None or weight.shape[2:] != (3, 3) or any(given[name] != value for name, value in SAME_SIZE.items()):
         return None
     out, channels = weight.shape[:2]
     if out % LANES or channels % LANES or channels > MOST_CHANNELS or given.get("activation", b"Relu") != b"Relu":
         return None
-    x, _, bias, added = (*node.input, "", "")[:4]
-    name = node.output[0]
+    x, kernel, bias, added = (*node.input, "", "")[:4]
     if not bias:
-        bias = f"{name} bias"
+        bias = f"{node.output[0]} bias"
         graph.initializer.append(numpy_helper.from_array(np.zeros(out, np.float32), bias))
-    graph.initializer.append(numpy_helper.from_array(in_places(weight), f"{name} weights"))
+    if (weights := f"{kernel} transformed") not in values.constants:
+        values.constants[weights] = numpy_helper.from_array(transformed(weight), weights)
+        graph.initializer.append(values.constants[weights])
     kind, sums = ("ConvolutionAdd", [added]) if added else ("Convolution", [])
-    inputs = [x, f"{name} weights", bias, *sums]
-    return helper.make_node(kind, inputs, [name], node.name, domain=DOMAIN, relu=int("activation" in given))
+    inputs, relu = [x, weights, bias, *sums], int("activation" in given)
+    return helper.make_node(kind, inputs, node.output, node.name, domain=DOMAIN, relu=relu)
 
 
-def in_places(weight: np.ndarray) -> np.ndarray:
+def transformed(weight: np.ndarray) -> np.ndarray:
     """G·g·Gᵀ of weights in blocks: (K, C, 3, 3), which lie in memory as (K / 16, C / 16, 3, 3, 16 of C, 16 of K).
 
     Rows of pairs of K / 16 and perhaps a last one alone: each (16 places, C, K / 16 of the pair, 16 of K).

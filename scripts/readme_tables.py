@@ -266,6 +266,11 @@ def batches(result: dict[str, Any]) -> str:
             ", ".join(f"{100 * rows[size]['identical']:.0f}" for rows in settings if size in rows) for size in sizes
         )
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    apart = ", ".join(f"{difference:.1e}" for difference in figures["in_double"].values())
+    lines += [
+        "",
+        f"In double precision, the sampler's {figures['images']} images differ from the loop's by at most {apart}.",
+    ]
     return "\n".join([*lines, "", made_by(result)])
 
 

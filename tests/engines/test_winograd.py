@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +19,8 @@ from torch import Tensor, nn
 
 from good_rt.engines.fusing import DOMAIN
 from good_rt.engines.kernels import library
-from good_rt.engines.layout import BLOCKED
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.engines.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, in_places, put_convolutions
+from good_rt.engines.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
 from good_rt.export.to_onnx import export_onnx
 
 KINDS = {"Convolution", "ConvolutionAdd"}
@@ -35,16 +36,9 @@ def kinds(engine: OnnxRuntimeEngine) -> list[str]:
     return [node.op_type for node in graph_of(engine).graph.node if node.domain == DOMAIN and node.op_type in KINDS]
 
 
-def possible() -> bool:
-    if library() is None:
-        return False
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], domain=BLOCKED, pads=[1] * 4, kernel_shape=[3, 3])
-    shape = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, LANES, LEAST_SIZE, LEAST_SIZE])
-    weight = onnx.numpy_helper.from_array(np.zeros((LANES, LANES, 3, 3), np.float32), "w")
-    return put_convolutions(onnx.helper.make_graph([node], "probe", [], [shape], [weight])) == 1
-
-
-pytestmark = pytest.mark.skipif(not possible(), reason="no kernels, or a processor without AVX-512")
+pytestmark = pytest.mark.skipif(
+    library() is None or not is_possible(), reason="no kernels, or a processor without AVX-512"
+)
 
 
 class Block(nn.Module):
@@ -111,13 +105,16 @@ def test_an_image_is_the_same_to_the_byte_in_any_batch_and_on_any_threads(tmp_pa
     whole = engine_of(module, x, tmp_path / "block.onnx")(x=x)["y"]
     for threads in (1, 2, 3):
         engine = OnnxRuntimeEngine(tmp_path / "block.onnx", threads=threads)
+        assert kinds(engine) == ["ConvolutionAdd"]
         for batch in (1, 2, 5, 8):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
 
 
-def test_what_is_no_number_stays_none(tmp_path: Path) -> None:
-    module, x = Block(16, 16, True, False, False), torch.randn(1, 16, 8, 8)
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_no_number_stays_none(relu: bool, tmp_path: Path) -> None:
+    module, x = Block(16, 16, True, False, relu), torch.randn(1, 16, 8, 8)
     engine = engine_of(module, x, tmp_path / "block.onnx")
+    assert kinds(engine) == ["Convolution"]
     x[0, 3, 4, 4] = float("nan")
     found = engine(x=x)["y"].isnan()
     assert bool(found[:, :, 3:6, 3:6].all()) and not bool(found[:, :, 7].any())
@@ -133,9 +130,10 @@ def test_what_is_no_number_stays_none(tmp_path: Path) -> None:
         (nn.Conv2d(32, 32, 3, padding=1, groups=2), 32, 8),
         (nn.Conv2d(MOST_CHANNELS + LANES, 16, 3, padding=1), MOST_CHANNELS + LANES, 8),
         (nn.Conv2d(16, 16, 3, padding=1), 16, LEAST_SIZE - 1),
-        (nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Sigmoid()), 16, LEAST_SIZE - 1),
+        (nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Sigmoid()), 16, 8),
+        (nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(16, 16, 3)), 16, 8),
     ],
-    ids=["stride", "dilation", "no padding", "5x5", "groups", "most", "small", "activation"],
+    ids=["stride", "dilation", "no padding", "5x5", "groups", "most", "small", "activation", "one side"],
 )
 def test_other_convolutions_stay_as_they_are(module: nn.Module, channels: int, size: int, tmp_path: Path) -> None:
     x = torch.randn(3, channels, size, size)
@@ -164,6 +162,56 @@ def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
     assert relative(engine(x=smaller)["y"], copy.deepcopy(module).double()(smaller.double())) < 5e-6
 
 
+def no_blocks() -> int:
+    raise AssertionError("ONNX Runtime has no operators in blocks on other processors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("good_rt.engines.winograd.block_size", lambda: 8), ("platform.machine", lambda: "aarch64")],
+)
+def test_on_other_processors_there_are_none(
+    name: str, value: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = Block(16, 16, True, True, True), torch.randn(2, 16, 8, 8)
+    whole = engine_of(module, x, tmp_path / "block.onnx")(x=x)["y"]
+    monkeypatch.setattr("good_rt.engines.winograd.block_size", no_blocks)
+    monkeypatch.setattr(name, value)
+    engine = OnnxRuntimeEngine(tmp_path / "block.onnx")
+    assert not kinds(engine)
+    assert relative(engine(x=x)["y"], whole) < 1e-5
+
+
+def test_weights_that_two_convolutions_share_are_there_once(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.convolution(self.convolution(x).relu())
+
+    module, x = Twice(), torch.randn(2, 16, 8, 8)
+    engine = engine_of(module, x, tmp_path / "twice.onnx")
+    assert len(kinds(engine)) == 2
+    assert sum(tensor.dims[0] == 16**3 for tensor in graph_of(engine).graph.initializer) == 1
+    assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 2e-6
+
+
+@pytest.mark.parametrize("values", [(3e38, -3e38), (float("inf"), float("-inf"))])
+def test_large_numbers_are_what_a_relu_makes_of_them(values: tuple[float, float], tmp_path: Path) -> None:
+    """Through the sum: in a tile of the convolution, an infinite pixel is none."""
+    module, x = Block(16, 16, True, True, True).requires_grad_(False), torch.zeros(1, 16, 8, 8)
+    for part in (module.convolution, module.other):
+        assert part is not None
+        part.weight.zero_()
+        part.bias = None if part is module.convolution else part.bias
+    assert module.other is not None and module.other.bias is not None
+    module.other.bias.copy_(torch.tensor(values * 8))
+    engine = engine_of(module, x, tmp_path / "block.onnx")
+    assert torch.equal(engine(x=x)["y"], module(x))
+
+
 def test_weights_that_no_one_reads_are_gone(tmp_path: Path) -> None:
     module, x = Block(16, 16, False, False, False), torch.randn(1, 16, 8, 8)
     graph = graph_of(engine_of(module, x, tmp_path / "block.onnx")).graph
@@ -174,7 +222,7 @@ def test_weights_at_the_places_of_a_tile_by_hand() -> None:
     """The first place of a tile is a weight as it is, and the second half the sum of its row's."""
     weight = torch.randn(32, 16, 3, 3)
     blocked = weight.reshape(2, 16, 1, 16, 3, 3).permute(0, 2, 4, 5, 3, 1).reshape(32, 16, 3, 3)
-    found = torch.from_numpy(in_places(blocked.numpy())).reshape(4, 4, 16, 32)  # rows, columns, C, K
+    found = torch.from_numpy(transformed(blocked.numpy())).reshape(4, 4, 16, 32)  # rows, columns, C, K
     expected = weight.permute(2, 3, 1, 0)
     torch.testing.assert_close(found[0, 0], expected[0, 0])
     torch.testing.assert_close(found[3, 3], expected[2, 2])
