@@ -69,10 +69,9 @@ class OnnxRuntimeEngine:
     CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph, `good_rt.engines.layout` also takes
     out what is reordered between them and convolutions, `good_rt.engines.winograd` has these multiply less, and its
     batch is divided in parts, so that the threads wait for each other once a run instead of once an operator: samples
-    must not depend on each other. On a GPU provider, inputs
-    and outputs are bound to PyTorch's CUDA tensors in place; ``bind`` asks for the same on the CPU. Raises GoodRtError
-    when the file is none that the runtime can load, which is checked before it gets it, or a provider is not installed
-    or cannot run.
+    must not depend on each other. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place;
+    ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is
+    checked before it gets it, or a provider is not installed or cannot run.
     """
 
     def __init__(

@@ -70,13 +70,15 @@ def _plane(values: Values, planes: Mapping[str, Plane], node: NodeProto) -> Plan
     if node.domain != BLOCKED:
         return None
     given = {**DEFAULTS, **attributes(node)}
-    if "kernel_shape" not in given or given["auto_pad"] != b"NOTSET" or given["ceil_mode"]:
+    weight = values.constants.get(node.input[1]) if node.op_type == "Conv" else None
+    kernel = given.get("kernel_shape") or (weight.dims[2:] if weight is not None else None)
+    if kernel is None or given["auto_pad"] != b"NOTSET" or given["ceil_mode"]:
         return None
     down, across = (
         (size + given["pads"][axis] + given["pads"][axis + 2] - given["dilations"][axis] * (taps - 1) - 1)
         // given["strides"][axis]
         + 1
-        for axis, (size, taps) in enumerate(zip(before, given["kernel_shape"], strict=True))
+        for axis, (size, taps) in enumerate(zip(before, kernel, strict=True))
     )
     return down, across
 

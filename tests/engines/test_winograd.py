@@ -162,6 +162,40 @@ def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
     assert relative(engine(x=smaller)["y"], copy.deepcopy(module).double()(smaller.double())) < 5e-6
 
 
+def test_a_choice_inside_of_a_function_is_left(tmp_path: Path) -> None:
+    """ONNX Runtime puts the function's nodes in the graph, and a branch reads what no other node does."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+
+    def branch(number: float) -> onnx.GraphProto:
+        value = helper.make_tensor("value", kind, [1], [number])
+        nodes = [
+            helper.make_node("Constant", [], ["number"], value=value),
+            helper.make_node("Mul", ["less", "number"], ["of"]),
+        ]
+        return helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info("of", kind, None)])
+
+    chosen = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0), helper.make_node("Cast", ["sum"], ["some"], to=9),
+        helper.make_node("Neg", ["x"], ["less"]),
+        helper.make_node("If", ["some"], ["y"], then_branch=branch(2.0), else_branch=branch(3.0)),
+    ]  # fmt: skip
+    function = helper.make_function("local", "choose", ["x"], ["y"], chosen, opsets[:1])
+    weight = np.random.default_rng(0).standard_normal((16, 16, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("choose", ["c"], ["y"], domain="local"),
+    ]
+    shape = ["batch", 16, 8, 8]
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    x = torch.randn(2, 16, 8, 8)
+    expected = -2 * F.conv2d(x.double(), torch.from_numpy(weight).double(), padding=1)
+    assert relative(OnnxRuntimeEngine(tmp_path / "model.onnx")(x=x)["y"], expected) < 1e-5
+
+
 def no_blocks() -> int:
     raise AssertionError("ONNX Runtime has no operators in blocks on other processors")
 
