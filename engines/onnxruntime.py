@@ -100,10 +100,12 @@ class OnnxRuntimeEngine:
         self._graph: Path | bytes = path
         self._optimise = True
         if self._kernels is not None and not has_inner_graphs(graph.graph):
-            if fused := fuse(graph) > 0:
-                self._graph = graph.SerializeToString()
+            fused = fuse(graph) > 0
             convolves = small and (fused or any(node.op_type == "Conv" for node in graph.graph.node))
-            if convolves and (blocked := _in_blocks(graph.SerializeToString(), self._kernels)) is not None:
+            model = graph.SerializeToString() if fused or convolves else b""
+            if fused:
+                self._graph = model
+            if convolves and (blocked := _in_blocks(model, self._kernels)) is not None:
                 self._graph, self._optimise = blocked, False
         self._threads = threads or len(cores())  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
