@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from record import Bar, write_result
 from sampler import GENERATORS, SAME_IMAGE, SETTINGS, Case, demo, latents_of, loop_of, open_case
 
-from good_rt.data import to_uint8
-from good_rt.generation import GenerationJob, Generator
-from good_rt.guidance import GuidanceConfig
+from good_rt.data.id_data import to_uint8
+from good_rt.method.guidance import GuidanceConfig
+from good_rt.workflow.generation import GenerationJob, Generator
 
 COUNT = 32
 SIZES = (1, 2, 3, 5, 8, 16)

@@ -21,20 +21,20 @@ import torch
 from numpy.typing import NDArray
 from record import Bar, kept, measured, write_result
 
-from good_rt.calibration import refusal_interval
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.cli.demo import CFG_SCALE, CFG_SIGMA_MAX, SAMPLER_STEPS
-from good_rt.data import IdData, from_uint8, to_uint8
-from good_rt.dataset import GeneratedSet
+from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.id_data import IdData, from_uint8, to_uint8
 from good_rt.demo import assets
-from good_rt.detector import Detector
+from good_rt.detector.runtime import Detector
 from good_rt.diffusion import load_diffusion
-from good_rt.evaluation import MEAN, Evaluation, Refusal
+from good_rt.evaluation.metrics import frechet_distance
+from good_rt.evaluation.results import MEAN, Evaluation, Refusal
 from good_rt.export.detector import detector_parity
 from good_rt.files import read_json
-from good_rt.generation import GenerationJob, make_generator
-from good_rt.metrics import frechet_distance
-from good_rt.pipeline import ALPHAS, decoded_images, detector_for, measure_images
+from good_rt.method.conformal import refusal_interval
+from good_rt.workflow.generation import GenerationJob, make_generator
+from good_rt.workflow.pipeline import ALPHAS, decoded_images, detector_for, measure_images
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")

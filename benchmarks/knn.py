@@ -16,9 +16,9 @@ import torch
 from record import Bar, write_result
 from sampler import SETTINGS, STEPS, demo, latents_of, open_case
 
-from good_rt.bank import FeatureBank
-from good_rt.generation import GenerationJob, Generator
-from good_rt.speed import side_by_side
+from good_rt.method.bank import FeatureBank
+from good_rt.workflow.generation import GenerationJob, Generator
+from good_rt.workflow.timing import side_by_side
 
 
 def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import click
 from record import Bar, write_result
 
 ROOT = Path(__file__).parents[1]
-TESTS = "tests/good_rt/classifier/test_combinations.py"
+TESTS = "tests/classifier/test_combinations.py"
 STEPS = ("generate", "train", "detector")
 WORKS, FAILS = "works", "fails"
 ARCHITECTURES, KINDS = 6, 5

@@ -24,13 +24,13 @@ from record import Bar, write_result
 from torch import Tensor
 
 from good_rt.cli.options import Bars
-from good_rt.cli.workflow import run_export
 from good_rt.demo import assets
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.export.manifest import Manifest
 from good_rt.export.parity import nearest
 from good_rt.export.vjp import GRADIENT
-from good_rt.speed import ratio, side_by_side
+from good_rt.workflow.steps import run_export
+from good_rt.workflow.timing import ratio, side_by_side
 
 GRAPHS = ("unet", "vae_decoder", "classifier", "unet_vjp", "unet_backward", "decoder_backward", "guidance_vjp")
 BATCHES = (1, 8, 32)

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from record import Bar, write_result
 
 from good_rt.cli.options import Bars
-from good_rt.cli.workflow import run_export
 from good_rt.demo import assets
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
-from good_rt.export.half import HALF, rounding_error
 from good_rt.export.manifest import GraphEntry, Manifest
+from good_rt.export.precision import HALF, rounding_error
 from good_rt.export.tensorrt import BATCHES, PlanConfig, build_plan
+from good_rt.workflow.steps import run_export
 
 ARCHITECTURES = ("sm86", "sm89", "sm120")
 ERROR_BATCH = 4

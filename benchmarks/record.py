@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
+from good_rt.environment import cpu_name, versions
 from good_rt.files import read_json, write_json
-from good_rt.machine import cpu_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}

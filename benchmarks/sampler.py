@@ -30,18 +30,18 @@ from stable_diffusion import REDUCED, light_decoder, make_all
 from torch import Tensor
 
 from good_rt.cli.options import Bars
-from good_rt.cli.workflow import open_generator
 from good_rt.demo import assets
-from good_rt.denoiser import PREDICTIONS
 from good_rt.diffusion import DiffusionModel, load_diffusion
-from good_rt.discrepancy import ClassifierGuidance
 from good_rt.export.manifest import load_engines
 from good_rt.export.parity import AutogradVjp
-from good_rt.generation import LAMBDA, GenerationJob, Generator
-from good_rt.guidance import GuidanceConfig, limited
-from good_rt.sampler import Noise, sample, sample_seeds
-from good_rt.schedule import strengths
-from good_rt.speed import ratio, side_by_side, step_parts
+from good_rt.method.denoiser import PREDICTIONS
+from good_rt.method.discrepancy import ClassifierGuidance
+from good_rt.method.guidance import GuidanceConfig, limited
+from good_rt.method.sampler import Noise, sample, sample_seeds
+from good_rt.method.schedule import strengths
+from good_rt.workflow.generation import LAMBDA, GenerationJob, Generator
+from good_rt.workflow.steps import open_generator
+from good_rt.workflow.timing import ratio, side_by_side, step_parts
 
 SETTINGS = {
     "mu": GuidanceConfig(mu=0.1),
@@ -79,7 +79,7 @@ def tfg_latents(
     seeds: list[int],
     condition: tuple[Tensor, ...],
 ) -> Tensor:
-    """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.sampler."""
+    """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.method.sampler."""
     assert model.gradient_decoder is not None
     sigmas = model.sigmas(STEPS)
     alphas = 1 / (1 + sigmas**2)

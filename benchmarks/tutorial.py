@@ -13,11 +13,11 @@ import click
 import numpy as np
 from record import RESULTS, write_result
 
-from good_rt.data import IdData
-from good_rt.dataset import GeneratedSet
-from good_rt.evaluation import Evaluation
+from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.id_data import IdData
+from good_rt.data.image_files import contact_sheet
+from good_rt.evaluation.results import Evaluation
 from good_rt.files import read_json
-from good_rt.images import contact_sheet
 
 PICTURE = RESULTS.parents[1] / "docs" / "emoji.png"
 COLUMNS = 12

@@ -70,10 +70,10 @@ def sampler(
     All variants sample the same seeds in turn, so that their ratios mean something on a noisy machine.
     """
     from good_rt.cli.tables import print_speed
-    from good_rt.cli.workflow import run_sampler_bench
-    from good_rt.devices import use_device
+    from good_rt.environment import use_device
     from good_rt.errors import GoodRtError
-    from good_rt.guidance import GuidanceConfig
+    from good_rt.method.guidance import GuidanceConfig
+    from good_rt.workflow.steps import run_sampler_bench
 
     place = use_device(device)
     config = GuidanceConfig(mu=mu, rho=rho)

@@ -59,7 +59,13 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
     classifier with them, writes detector.onnx, and measures it on images that nothing was trained on.
     """
     from good_rt.cli.tables import print_evaluation
-    from good_rt.cli.workflow import (
+    from good_rt.data.image_files import CONTACT_SHEET
+    from good_rt.demo.assets import CLASSIFIER, DATA, GRADIENT_DECODER, MODEL
+    from good_rt.detector.module import DetectorConfig
+    from good_rt.method.guidance import GuidanceConfig
+    from good_rt.method.training import TrainConfig, has_bfloat16
+    from good_rt.workflow.generation import KINDS, GenerationJob
+    from good_rt.workflow.steps import (
         Page,
         demo_test_sets,
         open_generator,
@@ -69,12 +75,6 @@ def demo(images: int, steps: int, seed: int, out: Path, as_json: bool) -> None:
         run_job,
         run_train,
     )
-    from good_rt.demo.assets import CLASSIFIER, DATA, GRADIENT_DECODER, MODEL
-    from good_rt.detection import DetectorConfig
-    from good_rt.generation import KINDS, GenerationJob
-    from good_rt.guidance import GuidanceConfig
-    from good_rt.images import CONTACT_SHEET
-    from good_rt.training import TrainConfig, has_bfloat16
 
     began = time.perf_counter()
     folders = {kind: out / "generated" / kind for kind in KINDS}

@@ -45,9 +45,9 @@ def build(
     Without --ood the gate weighs energy and k-NN distance alike. ID images need no classes here.
     The file is compared with PyTorch before it gets its name.
     """
-    from good_rt.cli.workflow import run_build
-    from good_rt.detection import DetectorConfig
-    from good_rt.devices import use_device
+    from good_rt.detector.module import DetectorConfig
+    from good_rt.environment import use_device
+    from good_rt.workflow.steps import run_build
 
     config = DetectorConfig(k=k, alpha=alpha)
     detector, parity = run_build(classifier, id_data, generated, out, config, bank_size, use_device(device))

@@ -13,10 +13,10 @@ import click
 import numpy as np
 
 from good_rt.cli.options import PATH, emit_json, json_option, progress
-from good_rt.detector import Detector
+from good_rt.data.image_files import find_images, read_image
+from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
-from good_rt.images import find_images, read_image
 
 EPILOG = """\b
 Examples:

@@ -60,10 +60,10 @@ def evaluate(
     """
     from good_rt.classifier import load_classifier
     from good_rt.cli.tables import print_evaluation
-    from good_rt.cli.workflow import demo_test_sets, load_test_sets, run_evaluate
     from good_rt.demo.assets import CLASSIFIER
-    from good_rt.detection import DetectorConfig
-    from good_rt.devices import use_device
+    from good_rt.detector.module import DetectorConfig
+    from good_rt.environment import use_device
+    from good_rt.workflow.steps import demo_test_sets, load_test_sets, run_evaluate
 
     place = use_device(device)
     classifiers = classifiers or {"before": CLASSIFIER}

@@ -135,7 +135,7 @@ def export(
         given = [name for name, value in plan_options.items() if value not in (None, False, ())]
         if given or precision != "fp32":
             raise click.UsageError(f"{[*given, '--precision'][0]} is for plans: add --to tensorrt")
-    from good_rt.cli.workflow import run_export, run_plans
+    from good_rt.workflow.steps import run_export, run_plans
 
     plans = None
     with progress(quiet=as_json) as bars:

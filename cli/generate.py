@@ -168,14 +168,14 @@ def generate(
     the batch size is found by timing. With --gradients engine on the CPU an image of convolutional networks does
     not depend on the batch; PyTorch rounds otherwise in another size, which guidance amplifies to other images.
     """
-    from good_rt.cli.workflow import open_generator, run_job
-    from good_rt.devices import use_device
+    from good_rt.config.job import ONNX, runtime_of
+    from good_rt.data.image_files import CONTACT_SHEET
     from good_rt.diffusion import TEMPLATE
+    from good_rt.environment import use_device
     from good_rt.errors import GoodRtError
-    from good_rt.generation import LARGEST_BATCH, GenerationJob
-    from good_rt.guidance import GuidanceConfig
-    from good_rt.images import CONTACT_SHEET
-    from good_rt.job import ONNX, runtime_of
+    from good_rt.method.guidance import GuidanceConfig
+    from good_rt.workflow.generation import LARGEST_BATCH, GenerationJob
+    from good_rt.workflow.steps import open_generator, run_job
 
     try:
         factors = tuple(float(value) for value in strengths.split(","))

@@ -47,10 +47,10 @@ def init(
     IMAGES is a folder per class, WebDataset shards, a Hugging Face dataset on disk or .npz files. What does not fit
     together is said now, and not after hours.
     """
-    from good_rt.draft import inspect, job_text
+    from good_rt.config.job import Job
     from good_rt.errors import GoodRtError
     from good_rt.files import atomic_path
-    from good_rt.job import Job
+    from good_rt.workflow.init import inspect, job_text
 
     if out.exists() and not force:
         raise GoodRtError(f"{out} is there already; choose another --out, or say --force to replace it")

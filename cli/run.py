@@ -25,9 +25,9 @@ def run(job: Path, device: str, as_json: bool) -> None:
     What is done already is skipped, as long as its settings and inputs are the same. Everything is written into the
     job's folder (`out` in the file), and nothing outside it.
     """
-    from good_rt.cli.runner import run_job_file
     from good_rt.cli.tables import print_evaluation
-    from good_rt.devices import use_device
+    from good_rt.environment import use_device
+    from good_rt.workflow.run import run_job_file
 
     with progress(quiet=as_json) as bars:
         done = run_job_file(job, bars, use_device(device))

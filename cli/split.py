@@ -33,8 +33,8 @@ def split(
     their part. Data that comes in train, val and test already keeps those, and a copy in two of them is an error.
     """
     from good_rt.cli.tables import print_splits
-    from good_rt.cli.workflow import run_split
-    from good_rt.splits import SplitConfig
+    from good_rt.data.splits import SplitConfig
+    from good_rt.workflow.steps import run_split
 
     with progress(quiet=as_json) as bars:
         splits = run_split(images, out, SplitConfig(held_out, test, seed, skip_bad), bars, check=check)

@@ -11,11 +11,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from good_rt.data.splits import Splits
     from good_rt.diffusion.inspection import Inspection
     from good_rt.engines.tensorrt import PlanInfo
-    from good_rt.evaluation import Evaluation
+    from good_rt.evaluation.results import Evaluation
     from good_rt.export.manifest import Manifest
-    from good_rt.splits import Splits
 
 
 def print_inspection(found: Inspection) -> None:
@@ -100,7 +100,7 @@ def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
 
 def _figures(evaluation: Evaluation, metric: str, title: str) -> Table:
     """One figure of all rows, the best of each set in bold; it fits 80 columns with the demo's sets."""
-    from good_rt.evaluation import MEAN
+    from good_rt.evaluation.results import MEAN
 
     sets = [*evaluation.ood_sets, MEAN]
     best = {name: evaluation.best(metric, name) for name in sets}

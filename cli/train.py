@@ -97,10 +97,10 @@ def train(
     state that kept the accuracy on held-out images is taken; when all of them lost more than --max-drop, the run fails.
     """
     from good_rt.classifier import saved_spec
-    from good_rt.cli.workflow import run_train
-    from good_rt.devices import use_device
+    from good_rt.environment import use_device
     from good_rt.errors import GoodRtError
-    from good_rt.training import TrainConfig, has_bfloat16
+    from good_rt.method.training import TrainConfig, has_bfloat16
+    from good_rt.workflow.steps import run_train
 
     if bool(generated) == control:
         raise GoodRtError("say which generated images to train with (--ood DIR), or --control for none; not both")

@@ -1,6 +1,6 @@
 """Writes the finished detector as one ONNX file, checked against PyTorch before it gets its name.
 
-The file carries classifier, feature bank, gate and calibration; `good_rt.detector` and any ONNX runtime run it.
+The file carries classifier, feature bank, gate and calibration; `good_rt.detector.runtime` and any ONNX runtime run it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 import good_rt
 from good_rt.classifier.onnx import OnnxNetwork
-from good_rt.detection import DetectorModule
-from good_rt.detector import METADATA_KEY, OUTPUTS, DetectorInfo
+from good_rt.detector.module import DetectorModule
+from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
 from good_rt.export.merge import merge_detector

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import good_rt
 from good_rt.classifier import Classifier, load_classifier
-from good_rt.differentiable import VjpPair
 from good_rt.diffusion import load_diffusion
+from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
 from good_rt.engines.onnx_file import data_files
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from good_rt.bank import FeatureBank
-from good_rt.discrepancy import image_level
+from good_rt.method.bank import FeatureBank
+from good_rt.method.discrepancy import image_level
 
 
 class GuidanceModule(nn.Module):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from good_rt.bank import FeatureBank
 from good_rt.classifier import Classifier
 from good_rt.diffusion import DiffusionModel
 from good_rt.export.fused import GuidanceModule
+from good_rt.method.bank import FeatureBank
 
 Arrays = Mapping[str, Tensor]
 InputMaker = Callable[[int], Arrays]

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from good_rt.devices import CPU
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
 from good_rt.files import read_json, sha256, write_json
@@ -150,7 +150,7 @@ def load_engines(
 def _open(path: Path, precision: str, device: torch.device, threads: int) -> OnnxRuntimeEngine:
     if precision == "fp32":
         return OnnxRuntimeEngine(path, providers_for(device), threads)
-    from good_rt.export.half import in_precision
+    from good_rt.export.precision import in_precision
 
     with in_precision(path, precision) as half:
         # bound, as on a GPU: an engine that is not may open its file again for a second session

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from good_rt.classifier import Classifier
 from good_rt.classifier.base import as_vectors
 from good_rt.classifier.onnx import OnnxNetwork
-from good_rt.detection import DetectorModule
-from good_rt.detector import OUTPUTS
+from good_rt.detector.module import DetectorModule
+from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import OPSET, export_onnx, first_line
 
@@ -32,7 +32,7 @@ class Front(nn.Module):
 
 
 class Back(nn.Module):
-    """(logits, features as the network gives them) -> `good_rt.detector.OUTPUTS`."""
+    """(logits, features as the network gives them) -> `good_rt.detector.runtime.OUTPUTS`."""
 
     def __init__(self, detector: DetectorModule) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Builds TensorRT plans of ONNX graphs, and leaves alone those that nothing changed for.
 
 TensorRT-RTX builds on any machine, with or without a GPU, and one plan of it holds several architectures; TensorRT
-builds for the GPU that is there. Networks are strongly typed: the precision is the graph's own (`good_rt.export.half`).
+builds for the GPU that is there. Networks are strongly typed: the precision is the graph's own (`good_rt.export.precision`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from good_rt.engines.tensorrt import (
     present_architecture,
 )
 from good_rt.errors import GoodRtError
-from good_rt.export.half import HALF, in_precision
 from good_rt.export.manifest import Manifest, graph_hash
+from good_rt.export.precision import HALF, in_precision
 from good_rt.files import atomic_path, sha256, write_json
 
 PRECISIONS = ("fp32", *HALF)

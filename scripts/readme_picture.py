@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from good_rt.dataset import GeneratedSet
+from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.image_files import contact_sheet
 from good_rt.demo import assets
-from good_rt.generation import KINDS
-from good_rt.images import contact_sheet
+from good_rt.workflow.generation import KINDS
 
 COLUMNS = 16
 

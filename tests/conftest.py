@@ -26,17 +26,17 @@ from id_data import write_id_data
 
 from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from good_rt.cli.main import main
-from good_rt.data import IdData, from_uint8
+from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
-from good_rt.detection import DetectorConfig, DetectorModule
+from good_rt.detector.module import DetectorConfig, DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.export.detector import export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
-from good_rt.generation import GenerationJob, Generator, GuidanceKind, generate, make_generator
-from good_rt.guidance import GuidanceConfig
-from good_rt.pipeline import detector_for
+from good_rt.method.guidance import GuidanceConfig
+from good_rt.workflow.generation import GenerationJob, Generator, GuidanceKind, generate, make_generator
+from good_rt.workflow.pipeline import detector_for
 
 PARTS = {"train": 400, "held_out": 240, "test": 160}
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from good_rt.demo import assets
-from good_rt.detector import Detector
+from good_rt.detector.runtime import Detector
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

@@ -146,7 +146,7 @@ class Classifier(nn.Module):
 
     @property
     def trainable(self) -> bool:
-        """Whether `good_rt.training.finetune` can train it."""
+        """Whether `good_rt.method.training.finetune` can train it."""
         return bool(getattr(self.network, "trainable", True))
 
     @property

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from good_rt.data.labelled import LabelledImages, load_npz
 from good_rt.errors import GoodRtError
-from good_rt.labelled import LabelledImages, load_npz
 
 ASSETS = Path(__file__).parent / "assets"
 DATA = ASSETS / "data"

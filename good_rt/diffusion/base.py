@@ -15,7 +15,7 @@ from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
 from good_rt.diffusion.conditioning import TEMPLATE, ClassLabels, Conditioner, Conditioning, TextPrompts
 from good_rt.diffusion.process import DiscreteProcess, Process
 from good_rt.errors import GoodRtError
-from good_rt.schedule import FloatArray
+from good_rt.method.schedule import FloatArray
 
 Shape = tuple[int, int, int]
 """(C, H, W)."""

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from good_rt.denoiser import (
+from good_rt.diffusion.parts import quiet
+from good_rt.errors import GoodRtError
+from good_rt.files import read_json
+from good_rt.method.denoiser import (
     PREDICTIONS,
     Condition,
     Denoiser,
@@ -23,10 +26,7 @@ from good_rt.denoiser import (
     Network,
     class_labels,
 )
-from good_rt.diffusion.parts import quiet
-from good_rt.errors import GoodRtError
-from good_rt.files import read_json
-from good_rt.schedule import FloatArray, Spacing, ddim_sigmas
+from good_rt.method.schedule import FloatArray, Spacing, ddim_sigmas
 
 SMALLEST_ALPHA = 2.0**-24
 """ᾱ of pure noise, where a schedule reaches 0; as in diffusers' Euler scheduler."""

@@ -51,7 +51,7 @@ def test_a_saved_classifier_builds_a_detector(
     )  # fmt: skip
     assert built.code == 0, built.err
     assert built.json["parity"]["class_disagreements"] == 0
-    from good_rt.detector import Detector
+    from good_rt.detector.runtime import Detector
 
     info = Detector(tmp_path / "detector.onnx").info
     assert (info.classes, info.channels, info.image_size) == (tuple("abcdefgh"), 1, 32)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from good_rt.classifier import load_classifier
 from good_rt.demo import assets
-from good_rt.detector import Detector
-from good_rt.evaluation import Evaluation
+from good_rt.detector.runtime import Detector
+from good_rt.evaluation.results import Evaluation
 from good_rt.export.manifest import load_engines
 from good_rt.export.vjp_rules import RULES
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from good_rt.cli.detector_score import _common_folder
 from good_rt.demo import assets
-from good_rt.detector import Detector, Scores
+from good_rt.detector.runtime import Detector, Scores
 
 Run = Callable[..., Any]
 IMAGES = np.concatenate([assets.load_images("test").images[:3], assets.load_images("emoji").images[:3]])

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from good_rt.differentiable import VjpPair
 from good_rt.engines import onnxruntime
+from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
 from good_rt.engines.fusing import DOMAIN, PLAIN, fuse
 from good_rt.engines.kernels import SWITCH, library

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import good_rt
 import good_rt.export.detector as under_test
-from good_rt.data import from_uint8
+from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.detection import DetectorModule
-from good_rt.detector import OUTPUTS, Detector
+from good_rt.detector.module import DetectorModule
+from good_rt.detector.runtime import OUTPUTS, Detector
 from good_rt.errors import ParityError
 from good_rt.export.detector import detector_parity, export_detector
 

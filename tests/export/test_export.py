@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import good_rt.export.export as under_test
 from good_rt.classifier import Classifier
-from good_rt.data import from_uint8
+from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import RELATIVE
-from good_rt.generation import Generator
+from good_rt.workflow.generation import Generator
 
 IMAGES = from_uint8(assets.load_images("held_out").images[:4])
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from good_rt.classifier import Classifier
-from good_rt.data import IdData
+from good_rt.data.id_data import IdData
 from good_rt.diffusion import load_diffusion
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.generation import GenerationJob, Generator, make_generator
-from good_rt.guidance import GuidanceConfig
+from good_rt.method.guidance import GuidanceConfig
+from good_rt.workflow.generation import GenerationJob, Generator, make_generator
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
 
 
 def test_a_pair_is_differentiable_in_its_first_input(gradient_engines_dir: Path, model_dir: Path) -> None:
-    from good_rt.differentiable import VjpPair
+    from good_rt.engines.autograd import VjpPair
 
     engines, decoder = load_engines(gradient_engines_dir), load_diffusion(model_dir).decoder
     assert decoder is not None

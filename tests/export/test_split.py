@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from good_rt.differentiable import VjpPair
+from good_rt.engines.autograd import VjpPair
 from good_rt.engines.onnxruntime import PART, OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.split import split_vjp

@@ -1,0 +1,1 @@
+"""Settings: every one is declared once, as a dataclass field, and read from options or TOML. No torch."""

@@ -1,0 +1,1 @@
+"""Images: reading files, sources of labelled images, their parts, and generated sets."""

@@ -1,0 +1,144 @@
+"""A generated set on disk: PNG images, a manifest with one row an image, the job's settings, a contact sheet.
+
+The sampler's batches end here; training and calibration read it. Rows are appended batch by batch, so an interrupted
+job goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from good_rt.data.image_files import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
+from good_rt.errors import GoodRtError
+from good_rt.files import atomic_path, different_names, read_json, remove_leftovers, write_json
+
+SHEET_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generated image: how it was made, and both discrepancies of it and of its unguided twin of the same seed."""
+
+    index: int
+    file: str
+    seed: int
+    label: int
+    guidance: str
+    strength: float
+    energy: float
+    knn_distance: float
+    energy_before: float | None
+    knn_distance_before: float | None
+
+
+class GeneratedSet:
+    """A folder with images/, manifest.jsonl, job.json and contact_sheet.png."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest, self._job = folder / SET_MANIFEST, folder / "job.json"
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
+        changed = self.differences(job)
+        if changed:
+            raise GoodRtError(
+                f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
+                "choose another folder, or delete it"
+            )
+        if self._job.exists() and self.rows():
+            self._mend()
+            return
+        if self._manifest.exists() and not self._job.exists():
+            raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another folder, or delete it")
+        try:
+            (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another folder") from None
+        write_json(self._job, dict(job))
+
+    def differences(self, job: Mapping[str, Any]) -> list[str]:
+        """The names of the settings with which the folder's images were made otherwise; none where there are none."""
+        if not self._job.exists() or not self.rows():  # what was begun and made nothing binds to nothing
+            return []
+        return different_names(read_json(self._job), json.loads(json.dumps(job)))
+
+    def _mend(self) -> None:
+        """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""
+        remove_leftovers(self.folder)
+        remove_leftovers(self.folder / "images")
+        if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
+            with atomic_path(self._manifest) as temporary:
+                temporary.write_text("".join(_line(row) for row in self.rows()))
+
+    def rows(self) -> list[Row]:
+        """The manifest's rows by index; a last line cut short by an interruption does not count."""
+        if not self._manifest.exists():
+            return []
+        rows: dict[int, Row] = {}
+        lines = self._manifest.read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                row = Row(**json.loads(line))
+            except (ValueError, TypeError):
+                if number == len(lines):
+                    break
+                raise GoodRtError(
+                    f"{self._manifest}, line {number}: not a manifest row; generate the set anew"
+                ) from None
+            rows[row.index] = row
+        return [rows[index] for index in sorted(rows)]
+
+    def append(self, images: NDArray[np.uint8], rows: Sequence[Row]) -> None:
+        """Writes images (N, H, W, C) and then their rows, so that a row's image is always there."""
+        for image, row in zip(images, rows, strict=True):
+            with atomic_path(self.folder / row.file) as temporary:
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary, "PNG")
+        with self._manifest.open("a") as file:
+            file.writelines(map(_line, rows))
+
+    def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
+        """The images (N, H, W, C) of ``rows``, of all by default. Raises GoodRtError where there are none, or one is
+        damaged."""
+        rows = self.rows() if rows is None else rows
+        if not rows:
+            raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
+        folder = (self.folder / "images").resolve()
+        loaded = []
+        for row in rows:
+            path = (self.folder / row.file).resolve()
+            if path.parent != folder:
+                raise GoodRtError(f"{self._manifest}: image {row.index} lies outside {folder}; generate the set anew")
+            try:
+                with Image.open(path) as image:
+                    channels, size = 1 if image.mode == "L" else 3, (image.height, image.width)
+            except OSError as error:
+                raise GoodRtError(f"{path} cannot be read ({error.strerror or error}); generate the set anew") from None
+            loaded.append(read_image(path, channels, size))
+            if loaded[-1].shape != loaded[0].shape:
+                raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
+        return np.stack(loaded)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image. Raises GoodRtError when there is none or it is damaged."""
+        height, width, channels = self.images(self.rows()[:1]).shape[1:]
+        return channels, height, width
+
+    def write_contact_sheet(self) -> Path:
+        """The first images as one PNG, eight to a row."""
+        path = self.folder / CONTACT_SHEET
+        with atomic_path(path) as temporary:
+            contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(temporary, "PNG")
+        return path
+
+
+def _line(row: Row) -> str:
+    return json.dumps(asdict(row)) + "\n"

@@ -1,0 +1,204 @@
+"""In-distribution data: labelled images in the parts ``train``, ``held_out`` and ``test``, which share no image.
+
+``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it standardises, fits the
+gate and calibrates; ``test`` is looked at by the evaluation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from good_rt.data.classes import match_classes
+from good_rt.data.labelled import LabelledImages
+from good_rt.data.sources.base import Source
+from good_rt.data.sources.npz import HINT as NPZ_HINT
+from good_rt.data.sources.npz import NpzSource
+from good_rt.data.sources.open import open_source
+from good_rt.data.splits import FILE, HINT, Splits, make_splits
+from good_rt.errors import GoodRtError
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class IdData:
+    """Any source of labelled images, or the splits.json of one; each part is read when it is asked for.
+
+    A source that no splits.json divides is divided by `good_rt.data.splits` with its defaults. ``classes`` are the
+    classifier's: their names, or their number where the data's labels are numbers as well.
+    """
+
+    folder: Path
+
+    @cached_property
+    def source(self) -> Source:
+        return open_source(self.folder if self.record is None else self.record.source)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The parts. Raises GoodRtError when the source has changed since they were recorded."""
+        if self.record is None:
+            return _splits(self.folder, self.source.listing)
+        self.record.check_listing(self.source)
+        return self.record
+
+    @cached_property
+    def record(self) -> Splits | None:
+        """The splits.json that the path is, or that lies in it."""
+        if self.folder.is_file() and self.folder.suffix == ".json":
+            return Splits.read(self.folder)
+        return Splits.read(self.folder / FILE) if (self.folder / FILE).exists() else None
+
+    def labels(self, classes: int | Sequence[str]) -> dict[int, int]:
+        """The classifier's output for each label of the data. Raises GoodRtError when they do not agree."""
+        found = {entry.label for entry in self.source.entries}
+        number = classes if isinstance(classes, int) else len(classes)
+        if None in found:
+            raise GoodRtError(f"{self._place(None)} has no labels; give a folder for each class, or an array `labels`")
+        known = [label for label in found if label is not None]
+        if self.source.classes is not None and not isinstance(classes, int):
+            outputs = match_classes(self.source.classes, classes, str(self.source.path))
+            return {label: outputs[label] for label in known}
+        if min(known) < 0 or max(known) >= number:
+            raise GoodRtError(
+                f"{self._place(min(known) if min(known) < 0 else max(known))}: labels run from {min(known)} to "
+                f"{max(known)}, the classifier has {number} classes (from 0)"
+            )
+        if len(known) < number:
+            missing = next(label for label in range(number) if label not in found)
+            raise GoodRtError(
+                f"{self.source.path} has images of {len(known)} of the classifier's {number} classes, none of class "
+                f"{missing}; give images of every class that it was trained on, or another classifier"
+            )
+        return {label: label for label in known}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a class."""
+        return any(entry.label is not None for entry in self.source.entries)
+
+    def rows(self, name: str, limit: int | None = None) -> list[int]:
+        """The source's rows of a part; with ``limit`` at most so many, evenly spaced."""
+        rows = self.splits.rows(name)
+        if not rows:
+            if self.source.kind == "npz":
+                raise GoodRtError(f"{self.source.path / name}.npz does not exist; {NPZ_HINT}")
+            raise GoodRtError(f"{self.source.path} has no images for the part {name}; add some, or split it again")
+        return rows if limit is None or limit >= len(rows) else [rows[i] for i in _spaced(len(rows), limit)]
+
+    def part(
+        self, name: str, classes: int | Sequence[str], channels: int, size: int, limit: int | None = None
+    ) -> LabelledImages:
+        """One part as the classifier takes it, at most ``limit`` images evenly spaced; all in memory.
+
+        Raises GoodRtError that names what does not fit.
+        """
+        outputs = self._checked(classes, channels, size)
+        rows = self.rows(name, limit)
+        place = {row: i for i, row in enumerate(rows)}
+        images = np.empty((len(rows), size, size, channels), np.uint8)
+        for row, image in self._decoded(rows, channels, size):
+            images[place[row]] = image
+        return LabelledImages(images, self._labels_of(rows, outputs))
+
+    def batches(
+        self,
+        name: str,
+        classes: int | Sequence[str] | None,
+        channels: int,
+        size: int,
+        limit: int | None = None,
+        rows: Sequence[int] | None = None,
+        batch: int = BATCH,
+    ) -> Iterator[LabelledImages]:
+        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in memory.
+
+        Without ``classes`` no labels are given.
+        """
+        outputs = self._checked(classes, channels, size)
+        wanted = sorted(self.rows(name, limit) if rows is None else rows)
+        images: list[NDArray[np.uint8]] = []
+        done: list[int] = []
+        for row, image in self._decoded(wanted, channels, size):
+            images.append(image)
+            done.append(row)
+            if len(images) == batch or len(done) == len(wanted):
+                yield LabelledImages(np.stack(images), self._labels_of(done[-len(images) :], outputs))
+                images = []
+
+    def _checked(self, classes: int | Sequence[str] | None, channels: int, size: int) -> dict[int, int] | None:
+        """`labels`, and arrays of another shape are refused before they are read."""
+        if isinstance(self.source, NpzSource):
+            self.source.check_shape(channels, size)
+        return None if classes is None else self.labels(classes)
+
+    def _decoded(self, rows: Sequence[int], channels: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        for item in self.source.items(rows):
+            try:
+                image = item.image(channels, size)
+            except GoodRtError as error:
+                raise GoodRtError(f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}") from None
+            if self.record is not None:  # else the contents were hashed just now
+                self.splits.check_content(item)
+            yield item.row, image
+
+    def _labels_of(self, rows: Sequence[int], outputs: dict[int, int] | None) -> NDArray[np.int64] | None:
+        if outputs is None:
+            return None
+        labels = [self.source.entries[row].label for row in rows]
+        return np.array([outputs[label] for label in labels if label is not None], np.int64)
+
+    def _place(self, label: int | None) -> str:
+        """The source, and the file of the first image with this label, for errors."""
+        name = next(entry.name for entry in self.source.entries if entry.label == label)
+        return f"{self.source.path / name.partition('[')[0] if self.source.kind == 'npz' else self.source.path}"
+
+
+@lru_cache(maxsize=8)
+def _splits(folder: Path, listing: str) -> Splits:
+    """The parts of a source as it lies there; ``listing`` makes a changed one another."""
+    return make_splits(open_source(folder))
+
+
+def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDArray[np.uint8]:
+    """At most ``limit`` images of any source, evenly spaced, whatever their classes: (N, size, size, channels).
+
+    Images of .npz files must have that shape, others are converted and resized.
+    """
+    source = open_source(path)
+    count = len(source.entries)
+    rows = range(count) if count <= limit else _spaced(count, limit).tolist()
+    return np.stack([item.image(channels, size) for item in source.items(rows)])
+
+
+def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """Two disjoint halves, every other image each: one standardises and fits the gate, one calibrates the p-value."""
+    return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
+
+
+def spread(data: LabelledImages, count: int) -> LabelledImages:
+    """At most ``count`` images, evenly spaced over the data."""
+    return data if count >= len(data) else data.take(_spaced(len(data), count))
+
+
+def _spaced(size: int, count: int) -> NDArray[np.int64]:
+    return np.linspace(0, size - 1, count).round().astype(np.int64)
+
+
+def from_uint8(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,300 @@
+"""Which image is for what: train, held_out or test, by a hash of its content, recorded in splits.json.
+
+Copies have one content, so they land in one part by construction, and only the first of them is used. Where the data
+comes in parts already, those are kept, and a copy in two of them is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from good_rt.data.sources.base import PARTS, Item, Source, hash_of
+from good_rt.errors import GoodRtError
+from good_rt.files import read_json, write_json
+
+FORMAT = 1
+FILE = "splits.json"
+HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
+CHECK_SIZE = 8
+"""Images are decoded to this size to see whether they can be."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Shares of the parts that are not train; the seed of the hash; whether bad images are left out or an error."""
+
+    held_out: float = 0.2
+    test: float = 0.2
+    seed: int = 0
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("held_out", "test"):
+            if not 0 < getattr(self, name) < 1:
+                raise GoodRtError(f"the share {name} must be between 0 and 1, not {getattr(self, name)}")
+        if self.held_out + self.test >= 1:
+            raise GoodRtError(f"the shares held_out and test leave nothing to train: {self.held_out} + {self.test}")
+
+
+@dataclass(frozen=True)
+class File:
+    """Where an image went, and the hash of its content. A copy of an earlier image is not used."""
+
+    name: str
+    label: int | None
+    part: str
+    digest: str
+    copy: bool = False
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a source whose listing is ``listing``; ``rows`` of ``files`` are the source's rows.
+
+    ``skipped`` says what was left out and why. ``given`` is whether the source came in parts.
+    """
+
+    source: Path
+    kind: str
+    listing: str
+    config: SplitConfig
+    classes: tuple[str, ...] | None
+    files: Mapping[int, File]
+    given: bool = False
+    skipped: tuple[str, ...] = field(default=())
+
+    def rows(self, part: str) -> list[int]:
+        """The source's rows of a part, copies left out: as they come where the parts were given, else shuffled by hash,
+        so that any share of them is a fair one."""
+        found = [row for row, file in self.files.items() if file.part == part and not file.copy]
+        return found if self.given else sorted(found, key=lambda row: _rank(self.files[row].digest, self.config.seed))
+
+    @property
+    def sizes(self) -> str:
+        """The number of images that each part uses, to print."""
+        return ", ".join(f"{len(self.rows(part))} {part}" for part in PARTS)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images by part and class."""
+        found: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+        for file in self.files.values():
+            if not file.copy:
+                found[file.part][self.class_name(file.label)] += 1
+        return {part: dict(sorted(counter.items())) for part, counter in found.items()}
+
+    def class_name(self, label: int | None) -> str:
+        if label is None:
+            return "none"
+        return self.classes[label] if self.classes is not None and 0 <= label < len(self.classes) else str(label)
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of every content with its label and part."""
+        return hash_of(f"{file.digest} {file.label} {file.part} {file.copy}" for file in self.files.values())
+
+    def write(self, path: Path) -> None:
+        """As splits.json; the source's path is relative to it."""
+        place = os.path.relpath(self.source.resolve(), path.resolve().parent)
+        write_json(path, {
+            "format": FORMAT,
+            "source": {"path": place, "kind": self.kind, "listing": self.listing, "fingerprint": self.fingerprint},
+            "config": asdict(self.config),
+            "given": self.given,
+            "classes": None if self.classes is None else list(self.classes),
+            "counts": self.counts(),
+            "copies": sum(file.copy for file in self.files.values()),
+            "skipped": list(self.skipped),
+            "files": {str(row): [f.name, f.label, f.part, f.digest, f.copy] for row, f in self.files.items()},
+        })  # fmt: skip
+
+    @classmethod
+    def read(cls, path: Path) -> Splits:
+        """Raises GoodRtError when the file is missing, damaged, or of another version."""
+        values = read_json(path)
+        if values.get("format") != FORMAT:
+            raise GoodRtError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT}; split again")
+        try:
+            source, classes = values["source"], values["classes"]
+            files = {int(row): File(*file) for row, file in values["files"].items()}
+            if any(file.part not in PARTS for file in files.values()):
+                raise KeyError("a part that does not exist")
+            return cls(
+                source=path.parent / source["path"],
+                kind=source["kind"],
+                listing=source["listing"],
+                config=SplitConfig(**values["config"]),
+                classes=None if classes is None else tuple(classes),
+                files=files,
+                given=values["given"],
+                skipped=tuple(values["skipped"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); split again") from None
+
+    def check_listing(self, source: Source) -> None:
+        """Raises GoodRtError when the source is not the one that was split any more."""
+        if source.listing != self.listing:
+            raise GoodRtError(
+                f"{source.path} has changed since it was split (files came, went, or have another size); "
+                "split it again with `good-rt split`"
+            )
+
+    def check_content(self, item: Item) -> None:
+        """Raises GoodRtError when an image's content is not what was split."""
+        if item.digest() != self.files[item.row].digest:
+            raise GoodRtError(f"{item.name} has changed since it was split; split again with `good-rt split`")
+
+
+def make_splits(
+    source: Source,
+    config: SplitConfig = SplitConfig(),
+    *,
+    check: bool = False,
+    before: Splits | None = None,
+    on_item: Callable[[int], None] = lambda count: None,
+) -> Splits:
+    """Reads every image once, hashes it, and puts it into a part.
+
+    Each class is divided by itself, in the order of the hashes, so that the same images always give the same parts.
+    ``check`` also decodes every image, so that a bad one is found now; with ``config.skip_bad`` it is left out.
+    Images that ``before`` knows keep their part when the data has grown. Raises GoodRtError that names what is wrong:
+    a bad image, one in two classes, one in two given parts, a class of fewer than three images.
+    """
+    skipped: list[str] = []
+    digests: dict[int, str] = {}
+    rows: Iterable[Item] = source.items()
+    for item in rows:
+        try:
+            if check or config.skip_bad:
+                _check(item)
+        except GoodRtError as error:
+            if not config.skip_bad:
+                raise GoodRtError(f"{error} ({HINT})") from None
+            skipped.append(str(error))
+        else:
+            digests[item.row] = item.digest()
+        on_item(1)
+    copies: dict[str, list[int]] = {}
+    for row, digest in digests.items():
+        copies.setdefault(digest, []).append(row)
+    for digest, group in list(copies.items()):
+        reason = _contradiction(source, group)
+        if reason is None:
+            continue
+        if not config.skip_bad:
+            raise GoodRtError(f"{reason}; keep one of them ({HINT})")
+        skipped.append(reason)
+        del copies[digest]
+    given = any(entry.part is not None for entry in source.entries)
+    known = {} if before is None else {file.digest: file.part for file in before.files.values()}
+    chosen = _given(source, copies, config) if given else _chosen(source, copies, config, known)
+    files = {
+        row: File(source.entries[row].name, source.entries[row].label, chosen[digest], digest, row != group[0])
+        for digest, group in copies.items()
+        for row in group
+    }
+    return Splits(
+        source=source.path,
+        kind=source.kind,
+        listing=source.listing,
+        config=config,
+        classes=source.classes,
+        files=dict(sorted(files.items())),
+        given=given,
+        skipped=tuple(skipped),
+    )
+
+
+def _check(item: Item) -> None:
+    """Decodes an image's file."""
+    if isinstance(item.content, bytes):
+        item.image(3, CHECK_SIZE)
+
+
+def _contradiction(source: Source, group: Sequence[int]) -> str | None:
+    """What two copies of one image disagree on: their class, or the given part."""
+    entries = [source.entries[row] for row in group]
+    first = entries[0]
+    for other in entries[1:]:
+        names = f"{source.path}: {first.name} and {other.name} are the same image"
+        if other.label != first.label:
+            return f"{names} in two classes"
+        if other.part != first.part:
+            return f"{names} in two parts of the data"
+    return None
+
+
+def _rank(digest: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()
+
+
+def _by_label(source: Source, copies: Mapping[str, list[int]], seed: int) -> dict[int | None, list[str]]:
+    """The distinct contents of each class, in the order of their hashes."""
+    found: dict[int | None, list[str]] = {}
+    for digest, group in sorted(copies.items(), key=lambda item: _rank(item[0], seed)):
+        found.setdefault(source.entries[group[0]].label, []).append(digest)
+    return found
+
+
+def _chosen(
+    source: Source, copies: Mapping[str, list[int]], config: SplitConfig, known: Mapping[str, str]
+) -> dict[str, str]:
+    """Parts by content: every class first gives one image to each part, then to the part that lacks most, in the class
+    and, where that is even, in all classes."""
+    shares = {"train": 1 - config.held_out - config.test, "held_out": config.held_out, "test": config.test}
+    chosen: dict[str, str] = {}
+    everywhere = dict.fromkeys(PARTS, 0)
+
+    def lacking(part: str, counts: Mapping[str, int]) -> float:
+        return round(shares[part] * (sum(counts.values()) + 1) - counts[part], 9)
+
+    for label, digests in _by_label(source, copies, config.seed).items():
+        if len(digests) < len(PARTS):
+            name = source.classes[label] if source.classes is not None and label is not None else label
+            raise GoodRtError(
+                f"{source.path}: class {name!r} has {len(digests)} different image{'s'[: len(digests) != 1]}; at least "
+                f"{len(PARTS)} are needed, one to train with, one held out, one to test"
+            )
+        counts = dict.fromkeys(PARTS, 0)
+        new = []
+        for digest in digests:
+            if digest in known:
+                chosen[digest] = known[digest]
+                counts[known[digest]] += 1
+                everywhere[known[digest]] += 1
+            else:
+                new.append(digest)
+        for digest in new:
+            part = next((part for part in PARTS if counts[part] == 0), None)
+            if part is None:
+                lacks = {name: (lacking(name, counts), lacking(name, everywhere)) for name in PARTS}
+                part = max(PARTS, key=lacks.__getitem__)
+            chosen[digest] = part
+            counts[part] += 1
+            everywhere[part] += 1
+    return chosen
+
+
+def _given(source: Source, copies: Mapping[str, list[int]], config: SplitConfig) -> dict[str, str]:
+    """The parts that the data came in. Where there is one beside train, its half becomes the part that is missing;
+    .npz files are as they are called."""
+    chosen = {digest: source.entries[group[0]].part or "train" for digest, group in copies.items()}
+    found = set(chosen.values())
+    missing = [part for part in PARTS if part not in found]
+    if source.kind == "npz" or not missing or len(found) == 1:
+        return chosen
+    if "train" in missing:
+        raise GoodRtError(f"{source.path} has the parts {', '.join(sorted(found))} but no train")
+    (absent,), (other,) = missing, found - {"train"}
+    counter: Counter[int | None] = Counter()
+    for label, digests in _by_label(source, copies, config.seed).items():
+        for digest in digests:
+            if chosen[digest] == other:
+                chosen[digest] = absent if counter[label] % 2 else other
+                counter[label] += 1
+    return chosen

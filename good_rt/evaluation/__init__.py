@@ -1,0 +1,1 @@
+"""How well scores tell in-distribution from out-of-distribution images: metrics, results, report."""

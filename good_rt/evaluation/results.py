@@ -1,0 +1,219 @@
+"""The evaluation: every score of every model on every OOD set, as one value that tables, JSON and the report share.
+
+It is computed from plain numpy score arrays at the end of the data's way; whoever made the scores, no torch is needed
+here. A row is one score of one model on one OOD set, or that score's plain mean over the sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from good_rt.errors import GoodRtError
+from good_rt.evaluation.metrics import (
+    LOWER_IS_BETTER,
+    METRICS,
+    DetectionMetrics,
+    binomial_interval,
+    bootstrap,
+    detection_metrics,
+    mean_metrics,
+    metrics_from,
+)
+
+MEAN = "mean over sets"
+"""The `EvaluationRow.ood_set` of a row that holds the plain mean over all OOD sets."""
+
+
+@dataclass(frozen=True)
+class ScoredSets:
+    """One score of one model, higher = more OOD: of the ID test images (N,), and by name of each OOD set (M,)."""
+
+    id: NDArray[np.floating[Any]]
+    ood: Mapping[str, NDArray[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """The figures of one score of one model ("before", "control", "trained", …) on one OOD set or on `MEAN`.
+
+    `intervals` holds 95 % bootstrap intervals (low, high) by figure; a mean row has none.
+    """
+
+    model: str
+    score: str
+    ood_set: str
+    metrics: DetectionMetrics
+    intervals: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A count of n independent images, with the exact 95 % binomial interval of its rate."""
+
+    count: int
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, hits: ArrayLike) -> Share:
+        """From booleans (n,): whether each image was classified rightly, or refused."""
+        array = np.asarray(hits, bool)
+        return cls.counted(int(array.sum()), array.size)
+
+    @classmethod
+    def counted(cls, count: int, n: int) -> Share:
+        return cls(count, n, *binomial_interval(count, n))
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.n
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How many ID test images a detector refuses when it promises to refuse at most a share alpha of them."""
+
+    alpha: float
+    share: Share
+
+    @classmethod
+    def at(cls, alpha: float, p_values: ArrayLike) -> Refusal:
+        """From the conformal p-values (n,) of ID test images: one is refused when p <= alpha."""
+        return cls(alpha, Share.of(np.asarray(p_values) <= alpha))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows, the ID accuracy of each model, and the ID refusal of the shipped model's detector at each alpha."""
+
+    rows: tuple[EvaluationRow, ...]
+    shipped: str
+    """The model whose detector is handed out; the others are what it is compared with."""
+    id_accuracy: Mapping[str, Share] = field(default_factory=dict)
+    id_refusal: tuple[Refusal, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return _distinct(row.model for row in self.rows)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return _distinct(row.score for row in self.rows)
+
+    @property
+    def ood_sets(self) -> tuple[str, ...]:
+        """The OOD sets in the order given; the mean is none of them."""
+        return _distinct(row.ood_set for row in self.rows if row.ood_set != MEAN)
+
+    def row(self, model: str, score: str, ood_set: str = MEAN) -> EvaluationRow:
+        """The one row of that name; raises GoodRtError when there is none."""
+        for row in self.rows:
+            if (row.model, row.score, row.ood_set) == (model, score, ood_set):
+                return row
+        raise GoodRtError(f"the evaluation has no row of model {model!r}, score {score!r}, OOD set {ood_set!r}")
+
+    def best(self, metric: str, ood_set: str = MEAN) -> EvaluationRow:
+        """The row with the best value of one figure on one OOD set, the first of equals."""
+        rows = [row for row in self.rows if row.ood_set == ood_set]
+        if metric not in METRICS or not rows:
+            raise GoodRtError(f"the evaluation has no figure {metric!r} on OOD set {ood_set!r}")
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        return max(rows, key=lambda row: sign * float(getattr(row.metrics, metric)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, for `json.dump`."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "shipped": self.shipped,
+            "id_accuracy": {model: asdict(share) for model, share in self.id_accuracy.items()},
+            "id_refusal": [asdict(refusal) for refusal in self.id_refusal],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_json`, also after a way through JSON text; raises GoodRtError when it is not one."""
+        try:
+            rows = tuple(
+                EvaluationRow(
+                    str(row["model"]),
+                    str(row["score"]),
+                    str(row["ood_set"]),
+                    metrics_from(row["metrics"]),
+                    {str(name): (float(low), float(high)) for name, (low, high) in row["intervals"].items()},
+                )
+                for row in value["rows"]
+            )
+            shipped = str(value["shipped"])
+            accuracy = {str(model): Share(**share) for model, share in value["id_accuracy"].items()}
+            refusal = tuple(Refusal(float(one["alpha"]), Share(**one["share"])) for one in value["id_refusal"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise GoodRtError(f"this is not an evaluation that good-rt wrote ({problem}): run it again") from error
+        return cls(rows, shipped, accuracy, refusal)
+
+
+def evaluate_scores(
+    scores_by_model: Mapping[str, Mapping[str, ScoredSets]],
+    *,
+    shipped: str | None = None,
+    id_accuracy: Mapping[str, Share] | None = None,
+    id_refusal: Sequence[Refusal] = (),
+    resamples: int = 200,
+    seed: int = 0,
+) -> Evaluation:
+    """Measures model -> score -> `ScoredSets`, in the order given, with a mean row after each score's sets.
+
+    ``shipped`` None is the last model. All rows share the seed, so that sets of one size are resampled alike in every
+    row. Raises GoodRtError when there is nothing to measure, scores of one model and another have different OOD sets,
+    or a value is not finite (named).
+    """
+    jobs = [
+        (model, score, ood_set, sets.id, values)
+        for model, scores in scores_by_model.items()
+        for score, sets in scores.items()
+        for ood_set, values in sets.ood.items()
+    ]
+    _check_same_sets(scores_by_model)
+
+    def measure(model: str, score: str, ood_set: str, ids: ArrayLike, oods: ArrayLike) -> EvaluationRow:
+        try:
+            metrics = detection_metrics(ids, oods)
+            return EvaluationRow(model, score, ood_set, metrics, bootstrap(ids, oods, resamples=resamples, seed=seed))
+        except GoodRtError as error:
+            raise GoodRtError(f"model {model!r}, score {score!r}, OOD set {ood_set!r}: {error}") from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy leaves the lock while it counts
+        measured = list(pool.map(measure, *zip(*jobs, strict=True)))
+    shipped = list(scores_by_model)[-1] if shipped is None else shipped
+    return Evaluation(tuple(_with_means(measured)), shipped, dict(id_accuracy or {}), tuple(id_refusal))
+
+
+def _check_same_sets(scores_by_model: Mapping[str, Mapping[str, ScoredSets]]) -> None:
+    names = {
+        (model, score): sorted(sets.ood) for model, scores in scores_by_model.items() for score, sets in scores.items()
+    }
+    if not names or not all(names.values()):
+        raise GoodRtError("an evaluation needs at least one model with one score on one OOD set")
+    (first, expected), *others = names.items()
+    for key, found in others:
+        if found != expected:
+            raise GoodRtError(f"{key} and {first} must have the same OOD sets, not {found} and {expected}")
+
+
+def _with_means(rows: Sequence[EvaluationRow]) -> Iterable[EvaluationRow]:
+    for model, score in dict.fromkeys((row.model, row.score) for row in rows):
+        own = [row for row in rows if (row.model, row.score) == (model, score)]
+        yield from own
+        yield EvaluationRow(model, score, MEAN, mean_metrics([row.metrics for row in own]), {})
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,1 @@
+"""What commands and Python users share: one file a step."""
