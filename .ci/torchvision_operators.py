@@ -1,6 +1,8 @@
-"""A pytest plugin that lets a torchvision built for another torch be imported, as peers need it beside a CPU torch.
+"""A pytest plugin that lets a torchvision built for another torch be imported, as peers need it
+beside a CPU torch.
 
-At import it asks for two operators that its own compiled part would bring; declared here, they are never called.
+At import it asks for two operators that its own compiled part would bring; declared here, they are
+never called.
 """
 
 from __future__ import annotations

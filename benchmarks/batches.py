@@ -1,6 +1,8 @@
-"""Whether an image depends on the batch that it is sampled in: engines, PyTorch's gradients, and a plain TFG loop.
+"""Whether an image depends on the batch that it is sampled in: engines, PyTorch's gradients, and a
+plain TFG loop.
 
-And whether rounding is all that tells the sampler's images from the loop's: both in double precision.
+And whether rounding is all that tells the sampler's images from the loop's: both in double
+precision.
 
 python benchmarks/batches.py --engines build/engines
 """
@@ -31,7 +33,9 @@ SIZES = (1, 2, 3, 5, 8, 16)
 Sampler = Callable[[GuidanceConfig, list[int]], NDArray[np.uint8]]
 
 
-def images_of(generator: Generator, config: GuidanceConfig, indices: list[int]) -> NDArray[np.uint8]:
+def images_of(
+    generator: Generator, config: GuidanceConfig, indices: list[int]
+) -> NDArray[np.uint8]:
     return generator.images(GenerationJob(len(indices), config=config), indices)
 
 
@@ -47,10 +51,15 @@ def images_of_loop(case: Case, eager: Generator) -> Sampler:
     return images
 
 
-def compared(whole: NDArray[np.uint8], sampler: Sampler, config: GuidanceConfig, size: int) -> dict[str, float]:
-    """Images that were one batch beside those that ``sampler`` makes in batches of ``size``: the share that is the same
-    to the byte, and the largest difference of a pixel in levels of 255."""
-    batches = [sampler(config, list(range(first, min(first + size, COUNT)))) for first in range(0, COUNT, size)]
+def compared(
+    whole: NDArray[np.uint8], sampler: Sampler, config: GuidanceConfig, size: int
+) -> dict[str, float]:
+    """Images that were one batch beside those that ``sampler`` makes in batches of ``size``: the
+    share that is the same to the byte, and the largest difference of a pixel in levels of 255."""
+    batches = [
+        sampler(config, list(range(first, min(first + size, COUNT))))
+        for first in range(0, COUNT, size)
+    ]
     difference = np.abs(whole.astype(int) - np.concatenate(batches)).reshape(COUNT, -1).max(axis=1)
     return {"identical": float((difference == 0).mean()), "levels": int(difference.max())}
 
@@ -70,15 +79,25 @@ def in_double(generator: Generator) -> Generator:
     unet, decoder, light, classifier = (
         copy.deepcopy(module).double()
         for module in (
-            generator.denoiser.differentiable, generator.decode, generator.decode_with_gradient, generator.classifier
+            generator.denoiser.differentiable,
+            generator.decode,
+            generator.decode_with_gradient,
+            generator.classifier,
         )
-    )  # fmt: skip
+    )
     denoiser = replace(generator.denoiser, network=unet, differentiable=unet)
-    return replace(generator, denoiser=denoiser, decode=decoder, decode_with_gradient=light, classifier=classifier)
+    return replace(
+        generator,
+        denoiser=denoiser,
+        decode=decoder,
+        decode_with_gradient=light,
+        classifier=classifier,
+    )
 
 
 def differences_in_double(case: Case, eager: Generator) -> dict[str, float]:
-    """By setting, how far the sampler's images on [-1, 1] are from the loop's in double precision at most."""
+    """By setting, how far the sampler's images on [-1, 1] are from the loop's in double precision
+    at most."""
     double, indices = in_double(eager), list(range(COUNT))
     loop, found = loop_of(case, double, double=True), {}
     for setting, config in SETTINGS.items():
@@ -90,12 +109,16 @@ def differences_in_double(case: Case, eager: Generator) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
 def main(engines: Path) -> None:
     """Measures, and writes results/batches.json."""
     case = demo(engines)
     generators = {kind: open_case(case, kind) for kind in GENERATORS}
-    samplers: dict[str, Sampler] = {kind: partial(images_of, generator) for kind, generator in generators.items()}
+    samplers: dict[str, Sampler] = {
+        kind: partial(images_of, generator) for kind, generator in generators.items()
+    }
     samplers["tfg"] = images_of_loop(case, generators["eager"])
     others = {**samplers, "engines, one thread": partial(images_of, on_one_core(case))}
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -107,17 +130,32 @@ def main(engines: Path) -> None:
             found.setdefault(name, {})[setting] = rows
             click.echo(f"{name}, {setting}: {rows}")
     bars = [
-        Bar(f"{name}, {setting}: images that are the same in a batch of any size, share", least, "==", 1)
+        Bar(
+            f"{name}, {setting}: images that are the same in a batch of any size, share",
+            least,
+            "==",
+            1,
+        )
         for name in ("engines", "engines, one thread")
         for setting, rows in found[name].items()
         for least in [min(row["identical"] for row in rows.values())]
     ]
     differences = differences_in_double(case, generators["eager"])
     bars += [
-        Bar(f"{setting}, in double precision: images differ from the loop's", difference, "<=", SAME_IMAGE)
+        Bar(
+            f"{setting}, in double precision: images differ from the loop's",
+            difference,
+            "<=",
+            SAME_IMAGE,
+        )
         for setting, difference in differences.items()
     ]
-    figures = {"images": COUNT, "threads": torch.get_num_threads(), "samplers": found, "in_double": differences}
+    figures = {
+        "images": COUNT,
+        "threads": torch.get_num_threads(),
+        "samplers": found,
+        "in_double": differences,
+    }
     write_result("batches", figures, bars)
 
 

@@ -1,8 +1,10 @@
-"""`good-rt demo` measured: time, memory, the shipped models, the guidance, and detection over three seeds.
+"""`good-rt demo` measured: time, memory, the shipped models, the guidance, and detection over three
+seeds.
 
     python benchmarks/demo.py --work build/demo-benchmark
 
-Runs the command itself in processes of its own; an interrupted benchmark goes on in the same folder.
+Runs the command itself in processes of its own; an interrupted benchmark goes on in the same
+folder.
 """
 
 from __future__ import annotations
@@ -41,20 +43,32 @@ KINDS = ("img", "feat", "both")
 SCORES = ("Energy", "k-NN", "Unified")
 FRECHET_IMAGES = 2_000
 FRECHET_SAMPLING = {"steps": 25, "cfg_scale": 1.6, "cfg_sigma_max": 2.0, "eta": 0.0}
-"""How the unguided samples are made whose Fréchet distance is measured, beside those of the demo's fewer steps. The
-scale was chosen by the distance to the held-out images, not to the test images."""
+"""How the unguided samples are made whose Fréchet distance is measured, beside those of the demo's
+fewer steps. The scale was chosen by the distance to the held-out images, not to the test images."""
 FRECHET_SEEDS = (1_000, 2_000, 3_000)
-"""The distance of so few samples varies by a tenth from seed to seed: the mean over these is compared."""
+"""The distance of so few samples varies by a tenth from seed to seed: the mean over these is
+compared."""
 
 
 def time_scoring(detector: Path, image: Path, work: Path, runs: int = 5) -> list[float]:
-    """Seconds of `good-rt detector score` on one image, from process start, in an environment with the base install."""
+    """Seconds of `good-rt detector score` on one image, from process start, in an environment with
+    the base install."""
     folder = work / "base-install"
-    command = [str(folder / "bin" / "good-rt"), "detector", "score", str(image), "--detector", str(detector), "--json"]
+    command = [
+        str(folder / "bin" / "good-rt"),
+        "detector",
+        "score",
+        str(image),
+        "--detector",
+        str(detector),
+        "--json",
+    ]
     if not folder.exists():
         venv.create(folder, with_pip=True)
         subprocess.run([folder / "bin" / "pip", "install", "--quiet", str(ROOT)], check=True)
-    assert not list(folder.glob("lib/*/site-packages/torch")), "the base install must not bring torch"
+    assert not list(folder.glob("lib/*/site-packages/torch")), (
+        "the base install must not bring torch"
+    )
     seconds = []
     for _ in range(runs):
         began = time.perf_counter()
@@ -66,7 +80,9 @@ def time_scoring(detector: Path, image: Path, work: Path, runs: int = 5) -> list
 def raw_features(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Penultimate features before they are normalised, (N, D)."""
     with torch.no_grad():
-        parts = [classifier.network.forward_features(part) for part in from_uint8(images).split(500)]  # type: ignore[operator]
+        parts = [
+            classifier.network.forward_features(part) for part in from_uint8(images).split(500)
+        ]  # type: ignore[operator]
     return torch.cat(parts).double().numpy()
 
 
@@ -82,22 +98,30 @@ def measure_models() -> dict[str, Any]:
     assert decoded is not None
     of_test = raw_features(classifier, test.images)
 
-    def of_samples(seed: int, steps: float, cfg_scale: float, cfg_sigma_max: float, eta: float) -> float:
+    def of_samples(
+        seed: int, steps: float, cfg_scale: float, cfg_sigma_max: float, eta: float
+    ) -> float:
         job = GenerationJob(FRECHET_IMAGES, "none", seed=seed, batch=100, eta=eta)
         generator = make_generator(
             model, classifier, IdData(assets.DATA), job, steps=int(steps), cfg_scale=cfg_scale,
             cfg_sigma_max=cfg_sigma_max,
         )  # fmt: skip
         batches = range(0, FRECHET_IMAGES, job.batch)
-        samples = np.concatenate([generator.images(job, list(range(first, first + job.batch))) for first in batches])
+        samples = np.concatenate(
+            [generator.images(job, list(range(first, first + job.batch))) for first in batches]
+        )
         return frechet_distance(of_test, raw_features(classifier, samples))
 
     of_seeds = [of_samples(seed, **FRECHET_SAMPLING) for seed in FRECHET_SEEDS]
     return {
         "accuracy": float((guesses == test.labels).mean()),
         "vae_mse": float((decoded - pixels).square().mean()),
-        "frechet_train": frechet_distance(of_test, raw_features(classifier, train.images[:FRECHET_IMAGES])),
-        "frechet_reconstructions": frechet_distance(of_test, raw_features(classifier, to_uint8(decoded))),
+        "frechet_train": frechet_distance(
+            of_test, raw_features(classifier, train.images[:FRECHET_IMAGES])
+        ),
+        "frechet_reconstructions": frechet_distance(
+            of_test, raw_features(classifier, to_uint8(decoded))
+        ),
         "frechet_samples": float(np.mean(of_seeds)),
         "frechet_seeds": dict(zip(map(str, FRECHET_SEEDS), of_seeds, strict=True)),
         "frechet_demo_samples": of_samples(
@@ -105,7 +129,8 @@ def measure_models() -> dict[str, Any]:
         ),
         "frechet_sampling": FRECHET_SAMPLING,
         "frechet_images": FRECHET_IMAGES,
-        "assets_mb": sum(path.stat().st_size for path in assets.ASSETS.rglob("*") if path.is_file()) / 1e6,
+        "assets_mb": sum(path.stat().st_size for path in assets.ASSETS.rglob("*") if path.is_file())
+        / 1e6,
     }
 
 
@@ -116,15 +141,21 @@ def models_path(work: Path) -> Path:
 
 
 def measure_guidance(out: Path) -> dict[str, float]:
-    """How far guided samples moved from the unguided ones, in standard deviations over held-out ID images."""
+    """How far guided samples moved from the unguided ones, in standard deviations over held-out ID
+    images."""
     rows = {kind: GeneratedSet(out / "generated" / kind).rows() for kind in ("none", *KINDS)}
     job = GenerationJob(1)
     model, classifier = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
     scales = make_generator(model, classifier, IdData(assets.DATA), job).scales
     energy = {kind: np.mean([row.energy for row in found]) for kind, found in rows.items()}
     distance = {kind: np.mean([row.knn_distance for row in found]) for kind, found in rows.items()}
-    shifts = {f"logsumexp_{kind}": (energy[kind] - energy["none"]) / scales.image_std for kind in KINDS}
-    shifts |= {f"knn_distance_{kind}": (distance[kind] - distance["none"]) / scales.feature_std for kind in KINDS}
+    shifts = {
+        f"logsumexp_{kind}": (energy[kind] - energy["none"]) / scales.image_std for kind in KINDS
+    }
+    shifts |= {
+        f"knn_distance_{kind}": (distance[kind] - distance["none"]) / scales.feature_std
+        for kind in KINDS
+    }
     return {name: float(value) for name, value in shifts.items()}
 
 
@@ -147,7 +178,9 @@ def measure_seed(out: Path) -> dict[str, Any]:
     """One run's detection figures, and its file against PyTorch over every test image."""
     evaluation = Evaluation.from_json(read_json(out / "evaluation.json"))
     guided = [out / "generated" / kind for kind in KINDS]
-    module = detector_for(load_classifier(out / "trained" / "classifier"), IdData(assets.DATA), guided)
+    module = detector_for(
+        load_classifier(out / "trained" / "classifier"), IdData(assets.DATA), guided
+    )
     sets = {name: assets.load_images(name).images for name in ("test", *assets.OOD_TEST_SETS)}
     everything = np.concatenate(list(sets.values()))
     parity = detector_parity(module, out / "detector.onnx", (from_uint8(everything) + 1) / 2)
@@ -159,7 +192,10 @@ def measure_seed(out: Path) -> dict[str, Any]:
     return {
         "detection": detection_of(evaluation),
         "auroc": {
-            score: {name: evaluation.row("trained", score, name).metrics.auroc for name in (*evaluation.ood_sets, MEAN)}
+            score: {
+                name: evaluation.row("trained", score, name).metrics.auroc
+                for name in (*evaluation.ood_sets, MEAN)
+            }
             for score in evaluation.scores
         },
         "id_accuracy": {model: share.rate for model, share in evaluation.id_accuracy.items()},
@@ -185,7 +221,12 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     bars = [
         Bar("demo: seconds", max(run["seconds"] for run in figures["runs"]), "<=", 300),
         Bar("demo: peak memory, GiB", max(run["peak_gib"] for run in figures["runs"]), "<=", 4),
-        Bar("detector score of one image: seconds, median", float(np.median(figures["score_seconds"])), "<=", 1.5),
+        Bar(
+            "detector score of one image: seconds, median",
+            float(np.median(figures["score_seconds"])),
+            "<=",
+            1.5,
+        ),
         Bar("classifier: test accuracy", models["accuracy"], ">=", 0.93),
         Bar("VAE: test MSE on [-1, 1]", models["vae_mse"], "<=", 0.006),
         Bar("samples: Fréchet ratio", models["frechet_samples"] / models["frechet_train"], "<=", 3),
@@ -204,40 +245,84 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
             for other in ("before", "control"):
                 fall = 1 - near["trained"]["fpr95"] / near[other]["fpr95"]
                 rise = near["trained"]["auroc"] - near[other]["auroc"]
-                bars.append(Bar(f"seed {seed}, {score}: near FPR95 falls against {other}, relative", fall, ">=", 0.3))
-                bars.append(Bar(f"seed {seed}, {score}: near AUROC rises against {other}", rise, ">=", 0))
-        drop = round(run["id_accuracy"]["before"] - run["id_accuracy"]["trained"], 9)  # of counts: 0.5 points are 0.005
+                bars.append(
+                    Bar(
+                        f"seed {seed}, {score}: near FPR95 falls against {other}, relative",
+                        fall,
+                        ">=",
+                        0.3,
+                    )
+                )
+                bars.append(
+                    Bar(f"seed {seed}, {score}: near AUROC rises against {other}", rise, ">=", 0)
+                )
+        drop = round(
+            run["id_accuracy"]["before"] - run["id_accuracy"]["trained"], 9
+        )  # of counts: 0.5 points are 0.005
         bars.append(Bar(f"seed {seed}: loss of ID accuracy", drop, "<=", 0.005))
         energy, knn, unified = (run["auroc"][name] for name in ("Energy", "k-NN", "Unified"))
         behind = {name: max(energy[name], knn[name]) - unified[name] for name in unified}
         ahead = -behind.pop(MEAN)
         bars += [
-            Bar(f"seed {seed}: unified AUROC behind the better one, worst set", max(behind.values()), "<=", 0.01),
-            Bar(f"seed {seed}: unified AUROC ahead of the better one, mean over sets", ahead, ">=", 0),
+            Bar(
+                f"seed {seed}: unified AUROC behind the better one, worst set",
+                max(behind.values()),
+                "<=",
+                0.01,
+            ),
+            Bar(
+                f"seed {seed}: unified AUROC ahead of the better one, mean over sets",
+                ahead,
+                ">=",
+                0,
+            ),
         ]
         for alpha, refusal in run["refusal"].items():
             inside = float(refusal["low"] <= float(alpha) <= refusal["high"])
-            bars.append(Bar(f"seed {seed}: ID refusal at {alpha} agrees with it (binomial interval)", inside, "==", 1))
+            bars.append(
+                Bar(
+                    f"seed {seed}: ID refusal at {alpha} agrees with it (binomial interval)",
+                    inside,
+                    "==",
+                    1,
+                )
+            )
             low, high = refusal["by_chance"]
             inside = float(low <= refusal["rate"] <= high)
-            bars.append(Bar(f"seed {seed}: ID refusal at {alpha} is one that chance allows", inside, "==", 1))
+            bars.append(
+                Bar(
+                    f"seed {seed}: ID refusal at {alpha} is one that chance allows", inside, "==", 1
+                )
+            )
         parity = run["parity"]
         differ = parity["class_disagreements"] + parity["ood_disagreements"]
         bars += [
             Bar(f"seed {seed}: labels that differ, file against PyTorch", differ, "==", 0),
-            Bar(f"seed {seed}: score, file against PyTorch, relative", parity["max_relative"]["score"], "<=", 1e-4),
+            Bar(
+                f"seed {seed}: score, file against PyTorch, relative",
+                parity["max_relative"]["score"],
+                "<=",
+                1e-4,
+            ),
         ]
     return bars
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo-benchmark"), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/demo-benchmark"),
+    show_default=True,
+)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the runs.")
 def main(work: Path, seeds: str) -> None:
     """Runs the demo with every seed and writes results/demo.json."""
     folders = {seed: work / f"seed-{seed}" for seed in map(int, seeds.split(","))}
     runs = [
-        measured(["good-rt", "demo", "-o", str(folder), "--seed", str(seed)], folder / "measured.json")
+        measured(
+            ["good-rt", "demo", "-o", str(folder), "--seed", str(seed)], folder / "measured.json"
+        )
         for seed, folder in folders.items()
     ]
     first = next(iter(folders.values()))

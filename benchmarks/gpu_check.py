@@ -1,10 +1,12 @@
-"""Everything that only a GPU can show: plans built for it, parity with PyTorch, and time against the other runtimes.
+"""Everything that only a GPU can show: plans built for it, parity with PyTorch, and time against
+the other runtimes.
 
     benchmarks/gpu_check.sh
 
-Writes results/gpu.json, and a copy to $OUT where that is set. What is missing on the machine (a library, a provider, an
-architecture that the library has no plans for) is written down as missing, with the reason; nothing stands in for it.
-NOT YET RUN ON A GPU: the PyTorch and ONNX Runtime parts were tried on a CPU.
+Writes results/gpu.json, and a copy to $OUT where that is set. What is missing on the machine (a
+library, a provider, an architecture that the library has no plans for) is written down as missing,
+with the reason; nothing stands in for it. NOT YET RUN ON A GPU: the PyTorch and ONNX Runtime parts
+were tried on a CPU.
 """
 
 from __future__ import annotations
@@ -51,9 +53,14 @@ Run = Callable[[Arrays], Mapping[str, Tensor]]
 
 
 def modules() -> dict[str, nn.Module]:
-    """The PyTorch side of the graphs that have one: modules, and autograd for those with a gradient."""
+    """The PyTorch side of the graphs that have one: modules, and autograd for those with a
+    gradient."""
     model, classifier = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
-    found = {"unet": model.unet, "classifier": classifier, "unet_vjp": AutogradVjp(model.unet, 1, 0)}
+    found = {
+        "unet": model.unet,
+        "classifier": classifier,
+        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+    }
     if model.encoder is not None and model.decoder is not None:
         found |= {"vae_encoder": model.encoder, "vae_decoder": model.decoder}
         found["decoder_vjp"] = AutogradVjp(model.decoder, 1, 0)
@@ -64,7 +71,9 @@ def of_module(module: Callable[..., Any], entry: GraphEntry) -> Run:
     def run(arrays: Arrays) -> Mapping[str, Tensor]:
         with torch.no_grad():
             values = module(*(arrays[name] for name in entry.inputs))
-        return dict(zip(entry.outputs, values if isinstance(values, tuple) else (values,), strict=True))
+        return dict(
+            zip(entry.outputs, values if isinstance(values, tuple) else (values,), strict=True)
+        )
 
     return run
 
@@ -75,19 +84,26 @@ def of_engine(engine: Engine) -> Run:
 
 def on_cuda(name: str, engines: Path, precision: str) -> Run:
     """ONNX Runtime's CUDA provider."""
-    loaded = load_engines(engines, names=[name], device=present_device(), precisions={name: precision})
+    loaded = load_engines(
+        engines, names=[name], device=present_device(), precisions={name: precision}
+    )
     return of_engine(loaded[name])
 
 
 def on_plan(path: Path, plan: Path, library: str, precision: str, cuda_graphs: bool) -> Run:
     """A plan for the GPU that is there, built where it is not there yet."""
-    return of_engine(load_plan(path, PlanConfig(precision=precision, library=library), plan, cuda_graphs=cuda_graphs))
+    return of_engine(
+        load_plan(
+            path, PlanConfig(precision=precision, library=library), plan, cuda_graphs=cuda_graphs
+        )
+    )
 
 
 def runners(
     name: str, entry: GraphEntry, engines: Path, module: nn.Module | None, work: Path
 ) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Every way to run a graph, and what sets it up, which raises where the machine lacks something."""
+    """Every way to run a graph, and what sets it up, which raises where the machine lacks
+    something."""
     path = engines / entry.file
     if module is not None:
         yield "torch eager", lambda: of_module(module, entry)
@@ -100,7 +116,9 @@ def runners(
         yield label, partial(on_plan, path, plan, library, precision, graphs)
 
 
-def seconds(run: Run, arrays: Arrays, device: torch.device, repeats: int = 50, warm_up: int = 10) -> float:
+def seconds(
+    run: Run, arrays: Arrays, device: torch.device, repeats: int = 50, warm_up: int = 10
+) -> float:
     """The median of single runs, each from an idle device to an idle device."""
 
     def settle() -> None:
@@ -120,7 +138,8 @@ def seconds(run: Run, arrays: Arrays, device: torch.device, repeats: int = 50, w
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference over all outputs, relative to each output's RMS; NaN where there is one."""
+    """The largest difference over all outputs, relative to each output's RMS; NaN where there is
+    one."""
     worst = []
     for name, reference in expected.items():
         reference = reference.double().cpu()
@@ -130,18 +149,30 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
 
 
 def check_graph(
-    name: str, manifest: Manifest, engines: Path, module: nn.Module | None, device: torch.device, work: Path
+    name: str,
+    manifest: Manifest,
+    engines: Path,
+    module: nn.Module | None,
+    device: torch.device,
+    work: Path,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Parity and time of every way to run a graph at every batch, and what could not be run."""
     rows, missing, entry = [], [], manifest.graphs[name]
     inputs = {
-        batch: {key: torch.from_numpy(value) for key, value in inputs_of(manifest, engines, name, batch).items()}
+        batch: {
+            key: torch.from_numpy(value)
+            for key, value in inputs_of(manifest, engines, name, batch).items()
+        }
         for batch in BATCHES
     }
     # float32 on the CPU is the reference of all, the file itself where PyTorch has no module for it
     if module is not None:
         module.cpu()  # shared with the graph of its gradient, which may have taken it to the GPU
-    reference = of_module(module, entry) if module is not None else of_engine(OnnxRuntimeEngine(engines / entry.file))
+    reference = (
+        of_module(module, entry)
+        if module is not None
+        else of_engine(OnnxRuntimeEngine(engines / entry.file))
+    )
     expected = {batch: dict(reference(arrays)) for batch, arrays in inputs.items()}
     if module is not None:
         module.to(device)
@@ -168,18 +199,33 @@ def check_graph(
 
 
 def time_sampler(engines: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The guided sampler on the GPU, with as many of the TensorRT precisions as this machine builds."""
+    """The guided sampler on the GPU, with as many of the TensorRT precisions as this machine
+    builds."""
     missing = []
     for precisions in (PRECISIONS, PRECISIONS[:1], ()):
         try:
             found = run_sampler_bench(
-                assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, GuidanceConfig(mu=0.1), BATCHES, 10, 5,
-                device=use_device("cuda"), plans=precisions,
-            )  # fmt: skip
+                assets.MODEL,
+                assets.CLASSIFIER,
+                assets.DATA,
+                engines,
+                GuidanceConfig(mu=0.1),
+                BATCHES,
+                10,
+                5,
+                device=use_device("cuda"),
+                plans=precisions,
+            )
             return found, missing
         except Exception as error:
             reason = first_line(error)
-            missing.append({"graph": "the sampler", "run": f"TensorRT {' '.join(precisions)}", "reason": reason})
+            missing.append(
+                {
+                    "graph": "the sampler",
+                    "run": f"TensorRT {' '.join(precisions)}",
+                    "reason": reason,
+                }
+            )
     return {}, missing
 
 
@@ -190,20 +236,29 @@ def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
         key = (row["graph"], row["run"])
         worst[key] = float(np.maximum(worst.get(key, 0.0), row["difference"]))  # keeps NaN
     bounds = {
-        key: next((TOLERANCES[name] for name in TOLERANCES if name in key[1]), TOLERANCES["fp32"]) for key in worst
+        key: next((TOLERANCES[name] for name in TOLERANCES if name in key[1]), TOLERANCES["fp32"])
+        for key in worst
     }
     return [
-        Bar(f"{graph}, {run}: difference", value, "<=", bounds[graph, run]) for (graph, run), value in worst.items()
+        Bar(f"{graph}, {run}: difference", value, "<=", bounds[graph, run])
+        for (graph, run), value in worst.items()
     ]
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/gpu"), show_default=True)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build/gpu"), show_default=True
+)
 def main(engines: Path, work: Path) -> None:
     """Check and time every exported graph on the GPU of this machine."""
     if not torch.cuda.is_available():
-        print("PyTorch sees no CUDA GPU here: nothing was checked, and nothing written", file=sys.stderr)
+        print(
+            "PyTorch sees no CUDA GPU here: nothing was checked, and nothing written",
+            file=sys.stderr,
+        )
         sys.exit(2)
     # float32 means float32 on every side
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -22,15 +22,19 @@ from good_rt.workflow.timing import side_by_side
 
 
 def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any]:
-    """The search in a bank of 100,000 x 512 as guidance makes it, beside the exact one and a guided step with PyTorch's
-    gradients.
+    """The search in a bank of 100,000 x 512 as guidance makes it, beside the exact one and a guided
+    step with PyTorch's gradients.
 
-    The bank's rows lie around 1,000 centres, as features do around classes, or just anywhere, where clusters help
-    least; ``excess`` is how much farther than the true one the k-th neighbour found is, as a share: mean and largest.
+    The bank's rows lie around 1,000 centres, as features do around classes, or just anywhere, where
+    clusters help least; ``excess`` is how much farther than the true one the k-th neighbour found
+    is, as a share: mean and largest.
     """
     size, k = (100_000, 512), GenerationJob.k
     draw = torch.Generator().manual_seed(0)
-    anywhere, centres = torch.randn(*size, generator=draw), torch.randn(1000, size[1], generator=draw)
+    anywhere, centres = (
+        torch.randn(*size, generator=draw),
+        torch.randn(1000, size[1], generator=draw),
+    )
     around = centres[torch.arange(size[0]) % len(centres)] + anywhere
     found: dict[str, Any] = {}
     works: dict[str, Callable[[], object]] = {}
@@ -43,13 +47,17 @@ def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any
         works[name] = partial(bank.distance, queries, k, approximate=True)
         works[f"{name}, exact"] = partial(bank.distance, queries, k)
     works["sampling"] = partial(latents_of, generator, SETTINGS["mu"], list(range(batch)))
-    seconds = {name: float(np.median(values)) for name, values in side_by_side(works, repeats).items()}
+    seconds = {
+        name: float(np.median(values)) for name, values in side_by_side(works, repeats).items()
+    }
     step = seconds.pop("sampling") / STEPS
     return {**found, "seconds": seconds, "step_seconds": step, "batch": batch}
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
 @click.option("--repeats", default=9, show_default=True)
 def main(engines: Path, repeats: int) -> None:
     """Measures, and writes results/knn.json."""

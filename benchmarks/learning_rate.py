@@ -1,9 +1,11 @@
-"""The demo's trainings at three learning rates: by what the default was chosen, and what came of it on test images.
+"""The demo's trainings at three learning rates: by what the default was chosen, and what came of it
+on test images.
 
     python benchmarks/learning_rate.py --work build/demo-benchmark
 
-Trains with the images that benchmarks/demo.py has generated there. The choice is by held-out images and the validation
-set alone; what stands under "test" is for the reader. An interrupted run goes on.
+Trains with the images that benchmarks/demo.py has generated there. The choice is by held-out images
+and the validation set alone; what stands under "test" is for the reader. An interrupted run goes
+on.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def measure_rate(folder: Path, seed: int, rate: float) -> dict[str, Any]:
     """Both trainings of one seed at one rate, and the unified score of each."""
     generated = folder / "generated"
     config = TrainConfig(
-        id_batch=ID_BATCH, ood_batch=OOD_BATCH, lr=rate, seed=seed, bfloat16=has_bfloat16(), max_accuracy_drop=MAX_DROP
+        id_batch=ID_BATCH,
+        ood_batch=OOD_BATCH,
+        lr=rate,
+        seed=seed,
+        bfloat16=has_bfloat16(),
+        max_accuracy_drop=MAX_DROP,
     )
     ood, unguided = [generated / "img"], [generated / "none"]
     data = open_training(assets.CLASSIFIER, assets.MODEL, assets.DATA, ood, unguided=unguided)
@@ -42,29 +49,42 @@ def measure_rate(folder: Path, seed: int, rate: float) -> dict[str, Any]:
     run_train(*models, (), out / "control", config, data=data.control)
     run_train(*models, ood, out / "trained", config, unguided=unguided, data=data)
     return {
-        name: measure_classifier(out / name, [generated / kind for kind in KINDS]) for name in ("control", "trained")
+        name: measure_classifier(out / name, [generated / kind for kind in KINDS])
+        for name in ("control", "trained")
     }
 
 
 def measure_classifier(folder: Path, guided: list[Path]) -> dict[str, float]:
-    """FPR at 95 % ID recall of the unified score: on validation with held-out ID images, on near with those of test."""
+    """FPR at 95 % ID recall of the unified score: on validation with held-out ID images, on near
+    with those of test."""
     classifier, id_data = load_classifier(folder / "classifier"), IdData(assets.DATA)
     detector = detector_for(classifier, id_data, guided)
     found, labels = measure_part(detector, id_data, "test")
 
     def unified(name: str) -> Any:
-        return all_scores(detector, measure_images(detector, assets.load_images(name).images))["Unified"]
+        return all_scores(detector, measure_images(detector, assets.load_images(name).images))[
+            "Unified"
+        ]
 
     return {
         "held_out_accuracy": read_json(folder / "training.json")["held_out_accuracy"],
-        "validation_fpr95": detection_metrics(detector.calibration.numpy(), unified(assets.VALIDATION_SET)).fpr95,
+        "validation_fpr95": detection_metrics(
+            detector.calibration.numpy(), unified(assets.VALIDATION_SET)
+        ).fpr95,
         "test_accuracy": float((found.logits.argmax(axis=1) == labels).mean()),
-        "test_near_fpr95": detection_metrics(all_scores(detector, found)["Unified"], unified("near")).fpr95,
+        "test_near_fpr95": detection_metrics(
+            all_scores(detector, found)["Unified"], unified("near")
+        ).fpr95,
     }
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo-benchmark"), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/demo-benchmark"),
+    show_default=True,
+)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the runs.")
 def main(work: Path, seeds: str) -> None:
     """Measures, and writes results/learning_rate.json."""
@@ -84,7 +104,12 @@ def main(work: Path, seeds: str) -> None:
     }
     best = min(validation, key=lambda rate: validation[rate])
     bars = [
-        Bar("the default is the learning rate with the lowest FPR95 on validation", float(best), "==", TrainConfig.lr)
+        Bar(
+            "the default is the learning rate with the lowest FPR95 on validation",
+            float(best),
+            "==",
+            TrainConfig.lr,
+        )
     ]
     write_result("learning_rate", {"validation_fpr95": validation, "rates": runs}, bars)
 

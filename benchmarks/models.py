@@ -1,8 +1,10 @@
-"""Which diffusion architectures go the whole way with which kinds of classifier: a table, made by running the tests.
+"""Which diffusion architectures go the whole way with which kinds of classifier: a table, made by
+running the tests.
 
     python benchmarks/models.py
 
-Kinds whose library is missing are left out. `.ci/run` says how timm and torchvision are had beside a CPU torch.
+Kinds whose library is missing are left out. `.ci/run` says how timm and torchvision are had beside
+a CPU torch.
 """
 
 from __future__ import annotations
@@ -44,17 +46,41 @@ def main() -> None:
     """Runs the tests, and writes benchmarks/results/models.json; ends with 1 when one fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = ["pytest", "-m", "slow", TESTS, "--junitxml", str(report), "-o", "junit_family=xunit1"]
+        command = [
+            "pytest",
+            "-m",
+            "slow",
+            TESTS,
+            "--junitxml",
+            str(report),
+            "-o",
+            "junit_family=xunit1",
+        ]
         if (status := subprocess.run(command, cwd=ROOT).returncode) not in {0, 1}:
             raise click.ClickException(f"`{' '.join(command)}` ended with status {status}")
         table, failures = read_report(report)
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
-    whole = {(name, kind) for name, row in table.items() for kind in row if set(row[kind].values()) == {WORKS}}
+    whole = {
+        (name, kind)
+        for name, row in table.items()
+        for kind in row
+        if set(row[kind].values()) == {WORKS}
+    }
     everywhere = [kind for kind in kinds if all((name, kind) in whole for name in table)]
     wide = [name for name in table if sum((name, kind) in whole for kind in kinds) >= KINDS]
     bars = [
-        Bar(f"architectures that go the whole way with {KINDS} kinds of classifier", len(wide), ">=", ARCHITECTURES),
-        Bar("kinds of classifier that go the whole way with every architecture", len(everywhere), ">=", KINDS),
+        Bar(
+            f"architectures that go the whole way with {KINDS} kinds of classifier",
+            len(wide),
+            ">=",
+            ARCHITECTURES,
+        ),
+        Bar(
+            "kinds of classifier that go the whole way with every architecture",
+            len(everywhere),
+            ">=",
+            KINDS,
+        ),
         Bar("cells that fail", failures, "==", 0),
     ]
     write_result("models", {"table": table}, bars)

@@ -1,10 +1,11 @@
-"""OpenVINO against ONNX Runtime on the same exported graphs: whether its results are PyTorch's, and how fast they come.
+"""OpenVINO against ONNX Runtime on the same exported graphs: whether its results are PyTorch's, and
+how fast they come.
 
     python benchmarks/openvino_cpu.py --engines build/engines
 
-Each graph runs with a dynamic batch and with the batch fixed, on one thread on either side, in turn, so that another
-job on the machine slows both; only the ratios mean something. An engine is worth adding where every result is right and
-the graphs of a guided step are 1.2 times as fast.
+Each graph runs with a dynamic batch and with the batch fixed, on one thread on either side, in
+turn, so that another job on the machine slows both; only the ratios mean something. An engine is
+worth adding where every result is right and the graphs of a guided step are 1.2 times as fast.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from good_rt.export.vjp import GRADIENT
 from good_rt.workflow.steps import run_export
 from good_rt.workflow.timing import ratio, side_by_side
 
-GRAPHS = ("unet", "vae_decoder", "classifier", "unet_vjp", "unet_backward", "decoder_backward", "guidance_vjp")
+GRAPHS = (
+    "unet",
+    "vae_decoder",
+    "classifier",
+    "unet_vjp",
+    "unet_backward",
+    "decoder_backward",
+    "guidance_vjp",
+)
 BATCHES = (1, 8, 32)
 TOLERANCE = 1e-3
 """Largest difference from the reference, relative to the output's RMS, that passes."""
@@ -58,7 +67,10 @@ def with_openvino(path: Path, arrays: Arrays, fixed: bool, exact: bool = True) -
     settings |= {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
     compiled = core.compile_model(model, "CPU", settings)
     seconds = time.perf_counter() - began
-    request, names = compiled.create_infer_request(), [output.get_any_name() for output in compiled.outputs]
+    request, names = (
+        compiled.create_infer_request(),
+        [output.get_any_name() for output in compiled.outputs],
+    )
 
     def run() -> Mapping[str, Tensor]:
         found = request.infer(dict(arrays), share_inputs=True, share_outputs=False)
@@ -67,23 +79,35 @@ def with_openvino(path: Path, arrays: Arrays, fixed: bool, exact: bool = True) -
     return run, seconds
 
 
-def reference_of(name: str, manifest: Manifest, engines: Path, batch: int) -> tuple[Mapping[str, Tensor], str]:
-    """What PyTorch computes, a backward half's gradient by autograd; of the fused graph what ONNX Runtime computes."""
+def reference_of(
+    name: str, manifest: Manifest, engines: Path, batch: int
+) -> tuple[Mapping[str, Tensor], str]:
+    """What PyTorch computes, a backward half's gradient by autograd; of the fused graph what ONNX
+    Runtime computes."""
     arrays = tensors_of(name, manifest, engines, batch)
     side, stem = modules(), name.removesuffix("_backward")
     if name in side:
         return of_module(side[name], manifest.graphs[name])(arrays), "PyTorch"
     if stem != name:
         joint = manifest.graphs[f"{stem}_vjp"]
-        inputs = {**tensors_of(f"{stem}_forward", manifest, engines, batch), "cotangent": arrays["cotangent"]}
+        inputs = {
+            **tensors_of(f"{stem}_forward", manifest, engines, batch),
+            "cotangent": arrays["cotangent"],
+        }
         return {GRADIENT: of_module(side[f"{stem}_vjp"], joint)(inputs)[GRADIENT]}, "PyTorch"
-    return OnnxRuntimeEngine(engines / manifest.graphs[name].file, threads=1)(**arrays), "ONNX Runtime"
+    return OnnxRuntimeEngine(engines / manifest.graphs[name].file, threads=1)(
+        **arrays
+    ), "ONNX Runtime"
 
 
 def off(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], engine: OnnxRuntimeEngine, inputs: Mapping[str, Tensor]
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    engine: OnnxRuntimeEngine,
+    inputs: Mapping[str, Tensor],
 ) -> float:
-    """The difference from the reference; a gradient's from one at inputs that differ by rounding, where it jumps."""
+    """The difference from the reference; a gradient's from one at inputs that differ by rounding,
+    where it jumps."""
     plain = difference(found, expected)
     if plain <= TOLERANCE or GRADIENT not in expected:
         return plain
@@ -101,11 +125,17 @@ def off(
 
 
 def tensors_of(name: str, manifest: Manifest, engines: Path, batch: int) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(value) for key, value in inputs_of(manifest, engines, name, batch).items()}
+    return {
+        key: torch.from_numpy(value)
+        for key, value in inputs_of(manifest, engines, name, batch).items()
+    }
 
 
-def measure(name: str, manifest: Manifest, engines: Path, batch: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for the dynamic and one for the fixed batch; an error where OpenVINO does not take the graph."""
+def measure(
+    name: str, manifest: Manifest, engines: Path, batch: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A row for the dynamic and one for the fixed batch; an error where OpenVINO does not take the
+    graph."""
     path = engines / manifest.graphs[name].file
     arrays = inputs_of(manifest, engines, name, batch)
     engine = OnnxRuntimeEngine(path, threads=1)
@@ -117,7 +147,10 @@ def measure(name: str, manifest: Manifest, engines: Path, batch: int, repeats: i
     for label, fixed in (("dynamic", False), ("fixed", True)):
         try:
             run, seconds = with_openvino(path, arrays, fixed)
-            found = {"difference": off(run(), expected, engine, tensors), "compile_seconds": round(seconds, 2)}
+            found = {
+                "difference": off(run(), expected, engine, tensors),
+                "compile_seconds": round(seconds, 2),
+            }
             loose, _ = with_openvino(path, arrays, fixed, exact=False)
             found["difference_by_default"] = difference(loose(), expected)
             variants[label] = run
@@ -141,7 +174,8 @@ def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
     for shapes in ("dynamic", "fixed"):
         found = [row for row in rows if row["shapes"] == shapes]
         worst = max(
-            (row.get("difference", float("inf")) for row in found), key=lambda value: np.nan_to_num(value, nan=np.inf)
+            (row.get("difference", float("inf")) for row in found),
+            key=lambda value: np.nan_to_num(value, nan=np.inf),
         )
         right = sum(row.get("difference", float("inf")) <= TOLERANCE for row in found)
         faster = float(np.median([row.get("times_as_fast", 0.0) for row in found]))
@@ -153,15 +187,24 @@ def bars_of(rows: list[dict[str, Any]]) -> list[Bar]:
                 len(found),
             ),
             Bar(f"OpenVINO, {shapes} batch: worst difference", worst, "<=", TOLERANCE),
-            Bar(f"OpenVINO, {shapes} batch: median times as fast as ONNX Runtime", faster, ">=", FASTER),
+            Bar(
+                f"OpenVINO, {shapes} batch: median times as fast as ONNX Runtime",
+                faster,
+                ">=",
+                FASTER,
+            ),
         ]
     return bars
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
 @click.option("--repeats", default=7, show_default=True)
-@click.option("--graph", "only", multiple=True, help="Only this graph; nothing is written to results/ then.")
+@click.option(
+    "--graph", "only", multiple=True, help="Only this graph; nothing is written to results/ then."
+)
 def main(engines: Path, repeats: int, only: tuple[str, ...]) -> None:
     """Measures, and writes results/openvino.json."""
     torch.set_num_threads(1)
@@ -170,7 +213,10 @@ def main(engines: Path, repeats: int, only: tuple[str, ...]) -> None:
     manifest = Manifest.read(engines)
     manifest.check_files(engines)
     rows = [
-        row for name in only or GRAPHS for batch in BATCHES for row in measure(name, manifest, engines, batch, repeats)
+        row
+        for name in only or GRAPHS
+        for batch in BATCHES
+        for row in measure(name, manifest, engines, batch, repeats)
     ]
     bars = bars_of(rows)
     if only:

@@ -1,10 +1,12 @@
-"""TensorRT plans of every exported graph, by the real builder and without a GPU: layers, build time, size.
+"""TensorRT plans of every exported graph, by the real builder and without a GPU: layers, build
+time, size.
 
     python benchmarks/plans.py --engines build/engines
 
-Every graph, those with gradients too, is built for each architecture alone and for all of them in one plan, with a
-dynamic batch of 1/8/32; in fp16 and bf16 for all of them, with the rounding error of that, found in ONNX Runtime on
-random inputs. Nothing is run on a GPU here: `benchmarks/gpu_check.sh` does that.
+Every graph, those with gradients too, is built for each architecture alone and for all of them in
+one plan, with a dynamic batch of 1/8/32; in fp16 and bf16 for all of them, with the rounding error
+of that, found in ONNX Runtime on random inputs. Nothing is run on a GPU here:
+`benchmarks/gpu_check.sh` does that.
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ ARCHITECTURES = ("sm86", "sm89", "sm120")
 ERROR_BATCH = 4
 
 
-def inputs_of(manifest: Manifest, engines: Path, name: str, batch: int) -> dict[str, NDArray[np.generic]]:
-    """Inputs such as the graph meets: unit noise, timesteps over the whole range, labels, weights of 0.5.
+def inputs_of(
+    manifest: Manifest, engines: Path, name: str, batch: int
+) -> dict[str, NDArray[np.generic]]:
+    """Inputs such as the graph meets: unit noise, timesteps over the whole range, labels, weights
+    of 0.5.
 
     A backward half gets what its forward half gives on such inputs.
     """
@@ -44,10 +49,15 @@ def inputs_of(manifest: Manifest, engines: Path, name: str, batch: int) -> dict[
     if stem == name:
         return random_inputs(manifest.graphs[name], batch)
     forward = f"{stem}_forward"
-    arrays = {key: torch.from_numpy(value) for key, value in inputs_of(manifest, engines, forward, batch).items()}
+    arrays = {
+        key: torch.from_numpy(value)
+        for key, value in inputs_of(manifest, engines, forward, batch).items()
+    }
     arrays |= OnnxRuntimeEngine(engines / manifest.graphs[forward].file)(**arrays)
     cotangents = random_inputs(manifest.graphs[name], batch)
-    return {key: arrays[key].numpy() if key in arrays else value for key, value in cotangents.items()}
+    return {
+        key: arrays[key].numpy() if key in arrays else value for key, value in cotangents.items()
+    }
 
 
 def random_inputs(entry: GraphEntry, batch: int) -> dict[str, NDArray[np.generic]]:
@@ -69,19 +79,33 @@ def random_inputs(entry: GraphEntry, batch: int) -> dict[str, NDArray[np.generic
 
 def measure(path: Path, config: PlanConfig, folder: Path) -> dict[str, Any]:
     """One build, from nothing: its figures, or the error."""
-    row = {"graph": path.stem, "architectures": list(config.architectures), "precision": config.precision}
+    row = {
+        "graph": path.stem,
+        "architectures": list(config.architectures),
+        "precision": config.precision,
+    }
     try:
         info, _ = build_plan(path, config, folder / f"{path.stem}.plan", force=True)
     except GoodRtError as error:
         return {**row, "error": str(error)}
-    return {**row, "layers": info.layers, "build_seconds": info.build_seconds, "plan_bytes": info.plan_bytes}
+    return {
+        **row,
+        "layers": info.layers,
+        "build_seconds": info.build_seconds,
+        "plan_bytes": info.plan_bytes,
+    }
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
-@click.option("--graph", "only", multiple=True, help="Only this graph; nothing is written to results/ then.")
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
+@click.option(
+    "--graph", "only", multiple=True, help="Only this graph; nothing is written to results/ then."
+)
 def main(engines: Path, only: tuple[str, ...]) -> None:
-    """Build the plans of the demo's graphs (exported to --engines first where they are not there) and record them."""
+    """Build the plans of the demo's graphs (exported to --engines first where they are not there)
+    and record them."""
     if not engines.exists():
         run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
     manifest = Manifest.read(engines)
@@ -98,8 +122,13 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
             for config in configs:
                 rows.append(measure(engines / entry.file, config, Path(folder)))
                 print(rows[-1], flush=True)
-            model, inputs = onnx.load(engines / entry.file), inputs_of(manifest, engines, name, ERROR_BATCH)
-            errors[name] = {precision: rounding_error(model, precision, inputs) for precision in HALF}
+            model, inputs = (
+                onnx.load(engines / entry.file),
+                inputs_of(manifest, engines, name, ERROR_BATCH),
+            )
+            errors[name] = {
+                precision: rounding_error(model, precision, inputs) for precision in HALF
+            }
             print(name, errors[name], flush=True)
     ways = {
         way: {
@@ -107,12 +136,19 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
             "bytes": sum(row.get("plan_bytes", 0) for row in found),
         }
         for way, found in {
-            "one plan for all": [row for row in rows if row["precision"] == "fp32" and len(row["architectures"]) > 1],
+            "one plan for all": [
+                row for row in rows if row["precision"] == "fp32" and len(row["architectures"]) > 1
+            ],
             "one each": [row for row in rows if len(row["architectures"]) == 1],
         }.items()
     }
     bars = [
-        Bar(f"{name}: plans built, of {len(configs)}", sum("error" not in row for row in found), "==", len(configs))
+        Bar(
+            f"{name}: plans built, of {len(configs)}",
+            sum("error" not in row for row in found),
+            "==",
+            len(configs),
+        )
         for name in entries
         if (found := [row for row in rows if row["graph"] == Path(entries[name].file).stem])
     ]

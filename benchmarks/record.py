@@ -1,4 +1,5 @@
-"""What every benchmark writes: its raw figures, and each bar with value, bound and whether it is met."""
+"""What every benchmark writes: its raw figures, and each bar with value, bound and whether it is
+met."""
 
 from __future__ import annotations
 
@@ -55,14 +56,16 @@ class Bar:
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is measured once, then from the file ``path``, so that an interrupted benchmark goes on."""
+    """What is measured once, then from the file ``path``, so that an interrupted benchmark goes
+    on."""
     if not path.exists():
         write_json(path, measure())
     return read_json(path)
 
 
 def measured(command: Sequence[str], path: Path) -> dict[str, float]:
-    """Runs a command and returns its seconds, peak memory (not less than this process') and cores, `kept`."""
+    """Runs a command and returns its seconds, peak memory (not less than this process') and cores,
+    `kept`."""
 
     def run() -> dict[str, Any]:
         began = time.perf_counter()
@@ -71,13 +74,20 @@ def measured(command: Sequence[str], path: Path) -> dict[str, float]:
         if status:
             raise click.ClickException(f"`{shlex.join(command)}` ended with status {status}")
         peak = usage.ru_maxrss / 2**20  # KiB to GiB
-        return {"seconds": time.perf_counter() - began, "peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
+        return {
+            "seconds": time.perf_counter() - began,
+            "peak_gib": peak,
+            "cores": len(os.sched_getaffinity(0)),
+        }
 
     return kept(path, run)
 
 
-def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], script: str | None = None) -> Path:
-    """Writes results/NAME.json and prints every bar. ``script`` is the file's name where it is another."""
+def write_result(
+    name: str, figures: Mapping[str, Any], bars: Sequence[Bar], script: str | None = None
+) -> Path:
+    """Writes results/NAME.json and prints every bar. ``script`` is the file's name where it is
+    another."""
     path = RESULTS / f"{name}.json"
     write_json(
         path,
@@ -91,6 +101,9 @@ def write_result(name: str, figures: Mapping[str, Any], bars: Sequence[Bar], scr
         },
     )
     for bar in bars:
-        print(f"{'met   ' if bar.ok else 'MISSED'} {bar.name}: {bar.value:.4g} (to be {bar.op} {bar.bound:g})")
+        print(
+            f"{'met   ' if bar.ok else 'MISSED'} {bar.name}: {bar.value:.4g} (to be {bar.op} "
+            f"{bar.bound:g})"
+        )
     print(f"written to {path}")
     return path

@@ -1,14 +1,16 @@
-"""The guided sampler measured: engines against PyTorch, torch.compile and a plain TFG loop, side by side in one run.
+"""The guided sampler measured: engines against PyTorch, torch.compile and a plain TFG loop, side by
+side in one run.
 
     python benchmarks/sampler.py --engines build/engines
     python benchmarks/sampler.py --engines build/light-engines --light
     python benchmarks/sampler.py --engines build/engines --compile
 
-The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and decoder for variance
-guidance, through the decoder again for mean guidance. All variants sample the same seeds, and give the same images.
-Beside the demo's model it is one of Stable Diffusion's architecture at reduced width, whose weights are random. --light
-measures both with gradients through their light decoders, on both sides, and nothing else; --compile the demo's model
-with torch.compile beside the others, which takes a C++ compiler and minutes.
+The TFG loop is written from its paper's Algorithm 1 (arXiv 2409.15761): autograd through UNet and
+decoder for variance guidance, through the decoder again for mean guidance. All variants sample the
+same seeds, and give the same images. Beside the demo's model it is one of Stable Diffusion's
+architecture at reduced width, whose weights are random. --light measures both with gradients
+through their light decoders, on both sides, and nothing else; --compile the demo's model with
+torch.compile beside the others, which takes a C++ compiler and minutes.
 """
 
 from __future__ import annotations
@@ -79,15 +81,20 @@ def tfg_latents(
     seeds: list[int],
     condition: tuple[Tensor, ...],
 ) -> Tensor:
-    """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of good_rt.method.sampler."""
+    """TFG's Algorithm 1 in PyTorch alone, in x_t, with the noise and the step lengths of
+    good_rt.method.sampler."""
     assert model.gradient_decoder is not None
     sigmas = model.sigmas(STEPS)
     alphas = 1 / (1 + sigmas**2)
     rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
     noise = Noise(seeds, 0)
-    x = noise(torch.empty(len(seeds), *model.sample_shape, dtype=next(model.unet.parameters()).dtype))
+    x = noise(
+        torch.empty(len(seeds), *model.sample_shape, dtype=next(model.unet.parameters()).dtype)
+    )
     x0_of = PREDICTIONS[model.prediction_type]
-    times = np.interp(np.log(sigmas[:-1]), np.log(_trained_sigmas(model)), np.arange(len(model.alphas_cumprod)))
+    times = np.interp(
+        np.log(sigmas[:-1]), np.log(_trained_sigmas(model)), np.arange(len(model.alphas_cumprod))
+    )
     for step, time in enumerate(times):
         a, a_next = float(alphas[step]), float(alphas[step + 1])
         t = torch.full((len(x),), float(time))
@@ -111,7 +118,12 @@ def tfg_latents(
         up = ((1 - a_next) / (1 - a) * (1 - a / a_next)) ** 0.5
         direction = (x - a**0.5 * x0) / (1 - a) ** 0.5
         mean = a_next**0.5 * x0 + max(1 - a_next - up**2, 0.0) ** 0.5 * direction
-        x = mean + (up * noise(x) if up > 0 else 0.0) + push / (a / a_next) ** 0.5 + a_next**0.5 * shift
+        x = (
+            mean
+            + (up * noise(x) if up > 0 else 0.0)
+            + push / (a / a_next) ** 0.5
+            + a_next**0.5 * shift
+        )
     return x
 
 
@@ -120,43 +132,69 @@ def _trained_sigmas(model: DiffusionModel) -> np.ndarray[Any, np.dtype[np.float6
 
 
 def latents_of(
-    generator: Generator, config: GuidanceConfig | None, indices: list[int], dtype: torch.dtype = torch.float32
+    generator: Generator,
+    config: GuidanceConfig | None,
+    indices: list[int],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The sampler's latents of these indices, guided by ``config`` or not at all."""
     job = GenerationJob(len(indices))
     guidance = generator.guidance(job) if config else None
     return sample(
-        generator.denoiser, generator.decode_with_gradient, guidance, generator.sigmas, config or GuidanceConfig(),
-        sample_seeds(job.seed, indices), generator.shape, generator.rows(indices), dtype=dtype,
-    )  # fmt: skip
+        generator.denoiser,
+        generator.decode_with_gradient,
+        guidance,
+        generator.sigmas,
+        config or GuidanceConfig(),
+        sample_seeds(job.seed, indices),
+        generator.shape,
+        generator.rows(indices),
+        dtype=dtype,
+    )
 
 
 GENERATORS = {"engines": (True, True), "torch gradients": (True, False), "eager": (False, False)}
-"""What runs a case: engines throughout, engines with PyTorch's gradients, PyTorch alone; by (engines, gradients)."""
+"""What runs a case: engines throughout, engines with PyTorch's gradients, PyTorch alone; by
+(engines, gradients)."""
 
 
 def open_case(case: Case, kind: str) -> Generator:
     """A case's models on one of `GENERATORS`."""
     engines, gradients = GENERATORS[kind]
     return open_generator(
-        case.model, case.classifier, case.data, GenerationJob(1), engines=case.engines if engines else None,
-        gradients=gradients, steps=STEPS, cfg_scale=1.0, bars=Bars(None), gradient_decoder=case.gradient_decoder,
-    )[0]  # fmt: skip
+        case.model,
+        case.classifier,
+        case.data,
+        GenerationJob(1),
+        engines=case.engines if engines else None,
+        gradients=gradients,
+        steps=STEPS,
+        cfg_scale=1.0,
+        bars=Bars(None),
+        gradient_decoder=case.gradient_decoder,
+    )[0]
 
 
-def loop_of(case: Case, eager: Generator, double: bool = False) -> Callable[[GuidanceConfig, list[int]], Tensor]:
-    """The TFG loop for a case, as `latents_of` is for a generator, which is in double precision as well if this is."""
+def loop_of(
+    case: Case, eager: Generator, double: bool = False
+) -> Callable[[GuidanceConfig, list[int]], Tensor]:
+    """The TFG loop for a case, as `latents_of` is for a generator, which is in double precision as
+    well if this is."""
     model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
     if double:
         for module in (model.unet, model.gradient_decoder):
             assert module is not None
             module.double()
-    guidance = ClassifierGuidance(eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k)
+    guidance = ClassifierGuidance(
+        eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k
+    )
 
     def latents(config: GuidanceConfig, indices: list[int]) -> Tensor:
         rows = eager.rows(indices)
         assert eager.conditioning is not None and rows is not None
-        return tfg_latents(model, guidance, config, sample_seeds(0, indices), eager.conditioning(rows))
+        return tfg_latents(
+            model, guidance, config, sample_seeds(0, indices), eager.conditioning(rows)
+        )
 
     return latents
 
@@ -191,7 +229,8 @@ def compiled(generator: Generator) -> Generator:
 
 
 def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int) -> dict[str, Any]:
-    """Seconds of every variant by setting and batch, and how far each one's images are from the TFG loop's."""
+    """Seconds of every variant by setting and batch, and how far each one's images are from the TFG
+    loop's."""
     eager = generators["eager"]
     loop = loop_of(case, eager)
     found: dict[str, Any] = {}
@@ -199,7 +238,8 @@ def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int)
         for batch in case.batches:
             indices = list(range(batch))
             works: dict[str, Callable[[], Tensor]] = {
-                name: partial(latents_of, generator, config, indices) for name, generator in generators.items()
+                name: partial(latents_of, generator, config, indices)
+                for name, generator in generators.items()
             }
             works["unguided"] = partial(latents_of, generators["engines"], None, indices)
             works["tfg"] = partial(loop, config, indices)
@@ -216,12 +256,19 @@ def measure_samplers(case: Case, generators: dict[str, Generator], repeats: int)
             seconds = side_by_side(works, repeats)
             found.setdefault(setting, {})[str(batch)] = {
                 "seconds": seconds,
-                "images_per_second": {name: batch / float(np.median(values)) for name, values in seconds.items()},
-                "times_tfg": {name: ratio(seconds["tfg"], values) for name, values in seconds.items()},
-                "times_unguided": {name: ratio(values, seconds["unguided"]) for name, values in seconds.items()},
+                "images_per_second": {
+                    name: batch / float(np.median(values)) for name, values in seconds.items()
+                },
+                "times_tfg": {
+                    name: ratio(seconds["tfg"], values) for name, values in seconds.items()
+                },
+                "times_unguided": {
+                    name: ratio(values, seconds["unguided"]) for name, values in seconds.items()
+                },
                 "max_difference": largest,
                 "same_images": {
-                    name: float((each <= SAME_IMAGE).double().mean()) for name, each in differences.items()
+                    name: float((each <= SAME_IMAGE).double().mean())
+                    for name, each in differences.items()
                 },
             }
     return found
@@ -232,15 +279,24 @@ def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
     model = load_diffusion(assets.MODEL)
     assert model.decoder is not None
     loaded = load_engines(engines, names=("decoder_vjp", "unet_vjp"))
-    references = {"decoder_vjp": AutogradVjp(model.decoder, 1, 0), "unet_vjp": AutogradVjp(model.unet, 1, 0)}
+    references = {
+        "decoder_vjp": AutogradVjp(model.decoder, 1, 0),
+        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+    }
     found: dict[str, Any] = {}
     for name, reference in references.items():
         for batch in BATCHES:
             generator = torch.Generator().manual_seed(batch)
             z = torch.randn(batch, *model.sample_shape, generator=generator)
-            arrays = {"latents": z} if name == "decoder_vjp" else {
-                "sample": z, "timestep": torch.full((batch,), 500.0), "class_labels": torch.arange(batch) % 8
-            }  # fmt: skip
+            arrays = (
+                {"latents": z}
+                if name == "decoder_vjp"
+                else {
+                    "sample": z,
+                    "timestep": torch.full((batch,), 500.0),
+                    "class_labels": torch.arange(batch) % 8,
+                }
+            )
             shape = model.image_shape if name == "decoder_vjp" else model.sample_shape
             arrays = {"cotangent": torch.randn(batch, *shape, generator=generator), **arrays}
             works = {
@@ -248,7 +304,9 @@ def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
                 "autograd": partial(reference, *arrays.values()),
             }
             expected = reference(*arrays.values())[-1]
-            difference = (loaded[name](**arrays)["gradient"] - expected).abs().max() / expected.square().mean().sqrt()
+            difference = (
+                loaded[name](**arrays)["gradient"] - expected
+            ).abs().max() / expected.square().mean().sqrt()
             seconds = side_by_side(works, max(repeats, 9))
             found.setdefault(name, {})[str(batch)] = {
                 "seconds": seconds,
@@ -264,7 +322,9 @@ def measure_parts(generators: dict[str, Generator], repeats: int) -> dict[str, A
         name: {
             str(batch): {
                 part: float(np.median(seconds))
-                for part, seconds in side_by_side(step_parts(generator, GenerationJob(1), batch), repeats).items()
+                for part, seconds in side_by_side(
+                    step_parts(generator, GenerationJob(1), batch), repeats
+                ).items()
             }
             for batch in BATCHES
         }
@@ -272,29 +332,51 @@ def measure_parts(generators: dict[str, Generator], repeats: int) -> dict[str, A
     }
 
 
-def in_processes(engines: Path, works: Mapping[str, tuple[str, int]], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of seconds and peak memory of fresh processes that sample so many images, guided by mu, in batches of 16.
+def in_processes(
+    engines: Path, works: Mapping[str, tuple[str, int]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Medians of seconds and peak memory of fresh processes that sample so many images, guided by
+    mu, in batches of 16.
 
-    ``works`` are kind and number of images by name; they run in turn. Peaks differ by 5 % from one process to the next.
+    ``works`` are kind and number of images by name; they run in turn. Peaks differ by 5 % from one
+    process to the next.
     """
     found: dict[str, list[list[float]]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, (kind, count) in works.items():
-            command = [sys.executable, __file__, "--engines", str(engines), "--images", str(count), "--kind", kind]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            command = [
+                sys.executable,
+                __file__,
+                "--engines",
+                str(engines),
+                "--images",
+                str(count),
+                "--kind",
+                kind,
+            ]
+            printed = subprocess.run(
+                command, check=True, capture_output=True, text=True
+            ).stdout.split()
             found[name].append([float(figure) for figure in printed[-2:]])
     figures = "seconds", "peak_gib"
-    return {name: dict(zip(figures, np.median(runs, 0).tolist(), strict=True)) for name, runs in found.items()}
+    return {
+        name: dict(zip(figures, np.median(runs, 0).tolist(), strict=True))
+        for name, runs in found.items()
+    }
 
 
 def sample_and_report(engines: Path, kind: str, count: int) -> None:
     """What such a process does."""
     case = demo(engines)
-    generator = open_case(case, kind if kind in GENERATORS else "eager" if kind == "tfg" else "engines")
+    generator = open_case(
+        case, kind if kind in GENERATORS else "eager" if kind == "tfg" else "engines"
+    )
     of_generator = partial(latents_of, generator, None if kind == "unguided" else SETTINGS["mu"])
     run = partial(loop_of(case, generator), SETTINGS["mu"]) if kind == "tfg" else of_generator
     run(list(range(16)))
-    seconds = side_by_side({"all": lambda: [run(list(range(i, i + 16))) for i in range(0, count, 16)]}, repeats=1)
+    seconds = side_by_side(
+        {"all": lambda: [run(list(range(i, i + 16))) for i in range(0, count, 16)]}, repeats=1
+    )
     # not ru_maxrss, which counts from the parent's memory
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
@@ -310,7 +392,12 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
                 name, bound = f"{title}{setting}, batch {batch}", 2.0 if batch == "1" else 1.5
                 difference = found["max_difference"]["engines"]
                 bars += [
-                    Bar(f"{name}: engines, times the TFG loop", found["times_tfg"]["engines"], ">=", bound),
+                    Bar(
+                        f"{name}: engines, times the TFG loop",
+                        found["times_tfg"]["engines"],
+                        ">=",
+                        bound,
+                    ),
                     Bar(f"{name}: images differ", difference, "<=", SAME_IMAGE),
                 ]
                 if setting == "mu":
@@ -319,20 +406,35 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     for name, batches in figures.get("vjps", {}).items():
         for batch, found in batches.items():
             bound = 2.0 if batch == "1" else 1.3
-            bars.append(Bar(f"{name}, batch {batch}: engine, times autograd", found["times_autograd"], ">=", bound))
-            bars.append(Bar(f"{name}, batch {batch}: relative error", found["relative_error"], "<=", 1e-4))
+            bars.append(
+                Bar(
+                    f"{name}, batch {batch}: engine, times autograd",
+                    found["times_autograd"],
+                    ">=",
+                    bound,
+                )
+            )
+            bars.append(
+                Bar(f"{name}, batch {batch}: relative error", found["relative_error"], "<=", 1e-4)
+            )
     if "growth" not in figures:
         return bars
     growth = figures["growth"]
     per_image = [found["seconds"] / int(count) for count, found in growth.items()]
     memory = [found["peak_gib"] for found in growth.values()]
-    bars.append(Bar("seconds an image, 128 images against 32", per_image[-1] / per_image[0], "<=", 1.15))
-    bars.append(Bar("peak memory, 128 images against fewer", memory[-1] / min(memory[:-1]), "<=", 1.05))
+    bars.append(
+        Bar("seconds an image, 128 images against 32", per_image[-1] / per_image[0], "<=", 1.15)
+    )
+    bars.append(
+        Bar("peak memory, 128 images against fewer", memory[-1] / min(memory[:-1]), "<=", 1.05)
+    )
     return bars
 
 
 @click.command()
-@click.option("--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), default=Path("build/engines"), show_default=True
+)
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
@@ -341,13 +443,26 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
     help="Where the model of Stable Diffusion's architecture is made.",
 )
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--compile/--no-compile", "with_compile", help="With torch.compile, into results/compile.json.")
-@click.option("--light", "with_light", is_flag=True, help="The light decoders alone, into results/light_decoder.json.")
+@click.option(
+    "--compile/--no-compile", "with_compile", help="With torch.compile, into results/compile.json."
+)
+@click.option(
+    "--light",
+    "with_light",
+    is_flag=True,
+    help="The light decoders alone, into results/light_decoder.json.",
+)
 @click.option("--images", type=int, hidden=True)
 @click.option("--kind", hidden=True)
 def main(
-    engines: Path, work: Path, repeats: int, with_compile: bool, with_light: bool, images: int | None, kind: str
-) -> None:  # fmt: skip
+    engines: Path,
+    work: Path,
+    repeats: int,
+    with_compile: bool,
+    with_light: bool,
+    images: int | None,
+    kind: str,
+) -> None:
     """Measures, and writes results/sampler.json."""
     if images is not None:
         sample_and_report(engines, kind, images)
@@ -363,7 +478,10 @@ def main(
         generators = {kind: open_case(case, kind) for kind in GENERATORS}
         generators["compile"] = compiled(generators["eager"])
         write_result(
-            "compile", {**context, "samplers": measure_samplers(case, generators, repeats)}, [], script="sampler"
+            "compile",
+            {**context, "samplers": measure_samplers(case, generators, repeats)},
+            [],
+            script="sampler",
         )
         return
     if with_light:
@@ -383,8 +501,12 @@ def main(
         "stable_diffusion": measured(reduced_stable_diffusion(work))[1],
         "vjps": measure_vjps(engines, repeats),
         "parts": measure_parts(generators, repeats),
-        "growth": in_processes(engines, {str(count): ("engines", count) for count in (32, 64, 128)}, repeats),
-        "processes": in_processes(engines, {kind: (kind, 32) for kind in (*GENERATORS, "unguided", "tfg")}, repeats),
+        "growth": in_processes(
+            engines, {str(count): ("engines", count) for count in (32, 64, 128)}, repeats
+        ),
+        "processes": in_processes(
+            engines, {kind: (kind, 32) for kind in (*GENERATORS, "unguided", "tfg")}, repeats
+        ),
     }
     write_result("sampler", figures, bars_of(figures))
 

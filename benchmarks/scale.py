@@ -1,10 +1,12 @@
-"""Stable Diffusion's real width on a CPU: export with parity, gradients included, and one guided step; time and memory.
+"""Stable Diffusion's real width on a CPU: export with parity, gradients included, and one guided
+step; time and memory.
 
     python benchmarks/scale.py --work build/scale
 
-The architecture of Stable Diffusion 1.5 (860 M parameters, 512x512 pixels, 64x64 latents) with random weights, its
-gradients through a light decoder (AutoencoderTiny). Every part is a command in a process of its own, whose peak memory
-is its own; an interrupted benchmark goes on in the same folder. It takes about 12 GB of disk.
+The architecture of Stable Diffusion 1.5 (860 M parameters, 512x512 pixels, 64x64 latents) with
+random weights, its gradients through a light decoder (AutoencoderTiny). Every part is a command in
+a process of its own, whose peak memory is its own; an interrupted benchmark goes on in the same
+folder. It takes about 12 GB of disk.
 """
 
 from __future__ import annotations
@@ -36,17 +38,40 @@ def main(work: Path) -> None:
     commands = {
         "inspect": ["inspect", str(model), "--json"],
         "export": ["export", *common, *light, "--parity-batch", "1", "-o", str(engines)],
-        "step, torch": ["generate", *common, *light, *one, "--mu", "0.1", "--rho", "0.1", "--engine", "torch"],
-        "step, engines": [
-            "generate", *common, *light, *one, "--mu", "0.1", "--rho", "0.1", "--engines", str(engines),
-            "--gradients", "engine",
+        "step, torch": [
+            "generate",
+            *common,
+            *light,
+            *one,
+            "--mu",
+            "0.1",
+            "--rho",
+            "0.1",
+            "--engine",
+            "torch",
         ],
-    }  # fmt: skip
+        "step, engines": [
+            "generate",
+            *common,
+            *light,
+            *one,
+            "--mu",
+            "0.1",
+            "--rho",
+            "0.1",
+            "--engines",
+            str(engines),
+            "--gradients",
+            "engine",
+        ],
+    }
     found = {}
     for name, arguments in commands.items():
         out = work / name.replace(", ", "-")
         more = ["-o", str(out)] if arguments[0] == "generate" else []
-        found[name] = measured(["good-rt", *arguments, *more], out.with_name(f"{out.name}.measured.json"))
+        found[name] = measured(
+            ["good-rt", *arguments, *more], out.with_name(f"{out.name}.measured.json")
+        )
         click.echo(f"{name}: {found[name]['seconds']:.0f} s, {found[name]['peak_gib']:.1f} GiB")
     manifest = Manifest.read(engines)
     parity = {
@@ -57,7 +82,9 @@ def main(work: Path) -> None:
         "commands": found,
         "parity": parity,
         "gigabytes": {name: entry.bytes / 1e9 for name, entry in manifest.graphs.items()},
-        "external": {name: list(entry.data) for name, entry in manifest.graphs.items() if entry.data},
+        "external": {
+            name: list(entry.data) for name, entry in manifest.graphs.items() if entry.data
+        },
     }
     peak = max(row["peak_gib"] for row in found.values())
     bars = [

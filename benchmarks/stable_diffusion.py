@@ -1,4 +1,5 @@
-"""Stable Diffusion 1's architecture with random weights, and what a user would bring along, for benchmarks."""
+"""Stable Diffusion 1's architecture with random weights, and what a user would bring along, for
+benchmarks."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ IMAGES = 12
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of UNet and VAE by level and of the light decoder, the text's width and layers, and the latents' size.
+    """Channels of UNet and VAE by level and of the light decoder, the text's width and layers, and
+    the latents' size.
 
     The VAE shrinks by 8.
     """
@@ -41,13 +43,18 @@ class Widths:
     latent_size: int
 
 
-FULL = Widths((320, 640, 1280, 1280), (128, 256, 512, 512), light=64, text=768, text_layers=12, latent_size=64)
+FULL = Widths(
+    (320, 640, 1280, 1280), (128, 256, 512, 512), light=64, text=768, text_layers=12, latent_size=64
+)
 """Stable Diffusion 1.5: 860 M parameters in the UNet, 512x512 pixels."""
-REDUCED = Widths((64, 128, 256, 256), (32, 64, 128, 128), light=16, text=128, text_layers=2, latent_size=8)
+REDUCED = Widths(
+    (64, 128, 256, 256), (32, 64, 128, 128), light=16, text=128, text_layers=2, latent_size=8
+)
 
 
 def make_all(folder: Path, widths: Widths) -> tuple[Path, Path, Path]:
-    """Folders of the model, of a classifier and of images that are of its classes, each made once."""
+    """Folders of the model, of a classifier and of images that are of its classes, each made
+    once."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "model", folder / "classifier", folder / "images"
     makers = partial(make_model, widths=widths), make_classifier, make_images
@@ -59,10 +66,13 @@ def make_all(folder: Path, widths: Widths) -> tuple[Path, Path, Path]:
 
 
 def make_model(folder: Path, widths: Widths) -> None:
-    """The diffusers folder of a Stable Diffusion 1 with random weights, in half precision as it is published."""
+    """The diffusers folder of a Stable Diffusion 1 with random weights, in half precision as it is
+    published."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=widths.latent_size, block_out_channels=widths.unet, cross_attention_dim=widths.text
+        sample_size=widths.latent_size,
+        block_out_channels=widths.unet,
+        cross_attention_dim=widths.text,
     )
     vae = AutoencoderKL(
         block_out_channels=widths.vae, down_block_types=("DownEncoderBlock2D",) * 4,
@@ -70,21 +80,29 @@ def make_model(folder: Path, widths: Widths) -> None:
         sample_size=8 * widths.latent_size, scaling_factor=0.18215,
     )  # fmt: skip
     config = CLIPTextConfig(
-        hidden_size=widths.text, intermediate_size=4 * widths.text, num_hidden_layers=widths.text_layers,
+        hidden_size=widths.text,
+        intermediate_size=4 * widths.text,
+        num_hidden_layers=widths.text_layers,
         num_attention_heads=widths.text // 64,
-    )  # fmt: skip
+    )
     text = CLIPTextModel(config)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
-    )  # fmt: skip
+    )
     parts = [part.half() for part in (vae, text, unet)]
     StableDiffusionPipeline(
         parts[0], parts[1], _tokenizer(folder / "tokenizer"), parts[2], scheduler, None, None,
         requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     channels = (widths.light,) * 4
-    light = AutoencoderTiny(encoder_block_out_channels=channels, decoder_block_out_channels=channels)
+    light = AutoencoderTiny(
+        encoder_block_out_channels=channels, decoder_block_out_channels=channels
+    )
     light.half().save_pretrained(light_decoder(folder))
 
 
@@ -98,10 +116,21 @@ def _tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     letters = "abcdefghijklmnopqrstuvwxyz-"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "vocab.json").write_text(
+        json.dumps({word: number for number, word in enumerate(words)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    ends = {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>", **ends}
+    ends = {
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": "<|startoftext|>",
+        **ends,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return AutoTokenizer.from_pretrained(folder)
 
@@ -110,7 +139,9 @@ def make_classifier(folder: Path) -> None:
     """The demo's classifier, which shrinks what it is given to its 32 pixels."""
     demo = load_classifier(assets.CLASSIFIER)
     size = demo.config.image_size
-    save_classifier(Classifier(demo.network, replace(demo.config, resize=Resize(size, size, "bicubic"))), folder)
+    save_classifier(
+        Classifier(demo.network, replace(demo.config, resize=Resize(size, size, "bicubic"))), folder
+    )
 
 
 def make_images(folder: Path) -> None:

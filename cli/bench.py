@@ -1,4 +1,5 @@
-"""`good-rt bench`: how fast the sampler is on this machine, with engines and without, side by side."""
+"""`good-rt bench`: how fast the sampler is on this machine, with engines and without, side by
+side."""
 
 from __future__ import annotations
 
@@ -48,9 +49,19 @@ def bench() -> None:
     help="Batch size; may be given several times.",
 )
 @click.option("--mu", type=float, default=0.1, show_default=True, help="Strength of mean guidance.")
-@click.option("--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampler steps.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed runs of each variant.")
+@click.option(
+    "--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance."
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampler steps."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Timed runs of each variant.",
+)
 @device_option
 @click.option(
     "--tensorrt",
@@ -61,13 +72,25 @@ def bench() -> None:
 )
 @json_option
 def sampler(
-    model: Path, classifier: Path, id_data: Path, engines: Path, gradient_decoder: Path | None,
-    batches: tuple[int, ...], mu: float, rho: float, steps: int, repeats: int, device: str, plans: tuple[Any, ...],
+    model: Path,
+    classifier: Path,
+    id_data: Path,
+    engines: Path,
+    gradient_decoder: Path | None,
+    batches: tuple[int, ...],
+    mu: float,
+    rho: float,
+    steps: int,
+    repeats: int,
+    device: str,
+    plans: tuple[Any, ...],
     as_json: bool,
-) -> None:  # fmt: skip
-    """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in PyTorch alone.
+) -> None:
+    """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in
+    PyTorch alone.
 
-    All variants sample the same seeds in turn, so that their ratios mean something on a noisy machine.
+    All variants sample the same seeds in turn, so that their ratios mean something on a noisy
+    machine.
     """
     from good_rt.cli.tables import print_speed
     from good_rt.environment import use_device

@@ -1,4 +1,5 @@
-"""`good-rt classifier save`: any classifier as a folder of its own, with the settings that its source does not say."""
+"""`good-rt classifier save`: any classifier as a folder of its own, with the settings that its
+source does not say."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Examples:
 @out_option("classifier", "Folder to write.")
 @json_option
 def save(spec: str, classes: Path | None, out: Path, as_json: bool, **values: Any) -> None:
-    """Save a classifier as a folder that every command takes, with its preprocessing, features and classes.
+    """Save a classifier as a folder that every command takes, with its preprocessing, features and
+    classes.
 
     A folder never names code: one that was saved from MODULE:ATTR is opened as MODULE:ATTR@FOLDER.
     """

@@ -1,4 +1,5 @@
-"""`good-rt classifier show`: what a classifier is, what it does to an image, and where its features come from."""
+"""`good-rt classifier show`: what a classifier is, what it does to an image, and where its features
+come from."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
     name = "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -43,11 +46,21 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.argument("spec"),
             click.option("--features", metavar="NAME", help="Module whose input the features are."),
-            click.option("--size", type=click.IntRange(1), help="Pixels a side of the network's images."),
-            click.option("--channels", type=click.IntRange(1), help="Channels of the network's images."),
-            click.option("--mean", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."),
-            click.option("--std", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."),
-            click.option("--interpolation", help="bilinear, bicubic, nearest, lanczos, box or hamming."),
+            click.option(
+                "--size", type=click.IntRange(1), help="Pixels a side of the network's images."
+            ),
+            click.option(
+                "--channels", type=click.IntRange(1), help="Channels of the network's images."
+            ),
+            click.option(
+                "--mean", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."
+            ),
+            click.option(
+                "--std", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."
+            ),
+            click.option(
+                "--interpolation", help="bilinear, bicubic, nearest, lanczos, box or hamming."
+            ),
             click.option(
                 "--classes",
                 type=Existing("does not exist; give a text file with a name a line"),
@@ -69,7 +82,9 @@ def open_spec(spec: str, classes: Path | None, **values: Any) -> Classifier:
         try:
             names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise GoodRtError(f"{classes} cannot be read ({error}); give a text file, one class a line") from None
+            raise GoodRtError(
+                f"{classes} cannot be read ({error}); give a text file, one class a line"
+            ) from None
     return load_classifier(spec, Settings(classes=names, **values))
 
 
@@ -79,11 +94,15 @@ def print_summary(summary: Summary) -> None:
     steps = []
     if resize is not None:
         crop = f", then the middle {resize.crop}" if resize.crop != resize.size else ""
-        steps.append(f"images of another size: to {resize.size} pixels ({resize.interpolation}){crop}")
+        steps.append(
+            f"images of another size: to {resize.size} pixels ({resize.interpolation}){crop}"
+        )
     if summary.mean is None or summary.std is None:
         steps.append("[-1, 1] as it is")
     else:
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (summary.mean, summary.std))
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in values) for values in (summary.mean, summary.std)
+        )
         steps.append(f"of [0, 1] minus mean {mean}, over std {std}")
     names = ", ".join([*summary.classes[:5], *(["…"] if len(summary.classes) > 5 else [])])
     rows = {
@@ -104,10 +123,11 @@ def print_summary(summary: Summary) -> None:
 @settings_options
 @json_option
 def show(spec: str, classes: Path | None, as_json: bool, **values: Any) -> None:
-    """Show what a classifier is: source, classes, preprocessing, features, and what it can be used for.
+    """Show what a classifier is: source, classes, preprocessing, features, and what it can be used
+    for.
 
-    SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors, transformers:FOLDER_OR_NAME, or
-    a .pt2, .pt or .onnx file.
+    SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
+    transformers:FOLDER_OR_NAME, or a .pt2, .pt or .onnx file.
     """
     from good_rt.classifier.summary import summarise
 

@@ -46,11 +46,24 @@ class Line:
 @click.command(epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @click.option("--detector", "detector_path", type=PATH, required=True, help="The detector.onnx.")
-@click.option("--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]")
+@click.option(
+    "--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]"
+)
 @click.option("--fit", is_flag=True, help="Convert images to the detector's channels and size.")
-@click.option("--skip-bad", is_flag=True, help="Leave out files that are no image that can be read, and name them.")
-@click.option("--csv", "csv_path", type=PATH, help="Write CSV to this file instead of a table; - for standard output.")
-@click.option("--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores.")
+@click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Leave out files that are no image that can be read, and name them.",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=PATH,
+    help="Write CSV to this file instead of a table; - for standard output.",
+)
+@click.option(
+    "--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores."
+)
 @json_option
 def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,
@@ -58,15 +71,21 @@ def score(
 ) -> None:  # fmt: skip
     """Score image FILES (or folders of them): is this something the classifier was trained on?
 
-    The p-value is the share of held-out ID images that look at least as strange; at or below alpha, the image is OOD.
+    The p-value is the share of held-out ID images that look at least as strange; at or below alpha,
+    the image is OOD.
     """
     if as_json and str(csv_path) == "-":
-        raise GoodRtError("--json and --csv - would both print to standard output; choose one of them")
+        raise GoodRtError(
+            "--json and --csv - would both print to standard output; choose one of them"
+        )
     detector = Detector(detector_path, alpha, threads)
     paths = find_images(files)
     lines: list[Line] = []
     skipped: list[str] = []
-    with progress(quiet=as_json or len(paths) <= AT_ONCE) as bars, bars.task("scoring", len(paths)) as advance:
+    with (
+        progress(quiet=as_json or len(paths) <= AT_ONCE) as bars,
+        bars.task("scoring", len(paths)) as advance,
+    ):
         for first in range(0, len(paths), AT_ONCE):
             part = paths[first : first + AT_ONCE]
             lines += _scored(detector, part, fit, skipped if skip_bad else None)
@@ -78,7 +97,9 @@ def score(
     if csv_path is not None:
         _write_csv(csv_path, lines)
     if as_json:
-        emit_json({"alpha": detector.alpha, "images": [vars(line) for line in lines], "skipped": skipped})
+        emit_json(
+            {"alpha": detector.alpha, "images": [vars(line) for line in lines], "skipped": skipped}
+        )
     elif csv_path is None:
         _print_table(lines, detector.alpha)
         click.echo(_summary(lines))
@@ -86,8 +107,11 @@ def score(
         click.echo(f"{_summary(lines)}; scores in {csv_path}")
 
 
-def _scored(detector: Detector, paths: list[Path], fit: bool, skipped: list[str] | None) -> list[Line]:
-    """The rows of images that are read at once; what is wrong with others goes to ``skipped``, or is raised."""
+def _scored(
+    detector: Detector, paths: list[Path], fit: bool, skipped: list[str] | None
+) -> list[Line]:
+    """The rows of images that are read at once; what is wrong with others goes to ``skipped``, or
+    is raised."""
     size = (detector.info.image_size, detector.info.image_size)
     images, names = [], []
     for path in paths:
@@ -145,12 +169,15 @@ def _print_table(lines: list[Line], alpha: float) -> None:
     for line in lines:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
         name = os.path.relpath(line.file, folder) if folder else line.file
-        table.add_row(escape(name), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision)
+        table.add_row(
+            escape(name), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision
+        )
     Console().print(table)
 
 
 def _common_folder(files: list[Path]) -> str:
-    """The folder that all of several files lie in, which is said once; "" where there is none but the current one."""
+    """The folder that all of several files lie in, which is said once; "" where there is none but
+    the current one."""
     try:
         folder = os.path.commonpath([file.parent for file in files]) if len(files) > 1 else ""
     except ValueError:  # absolute paths and relative ones

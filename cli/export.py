@@ -1,4 +1,5 @@
-"""`good-rt export`: UNet, VAE and classifier to ONNX engines, checked against PyTorch, and to TensorRT plans."""
+"""`good-rt export`: UNet, VAE and classifier to ONNX engines, checked against PyTorch, and to
+TensorRT plans."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
             low, best, high = (int(size) for size in sizes.split("/"))
         except ValueError:
             self.fail(
-                f"{value!r} is not of the form [NAME=]MIN/OPT/MAX, such as 1/8/32 or height=32/64/128", param, ctx
+                f"{value!r} is not of the form [NAME=]MIN/OPT/MAX, such as 1/8/32 or "
+                "height=32/64/128",
+                param,
+                ctx,
             )
         return name or "batch", (low, best, high)
 
@@ -56,9 +60,23 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
 @classifier_option
 @id_option
 @out_option("good-rt-engines", "Folder of the engines; replaced as a whole.")
-@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="ONNX operator set.")
-@click.option("--relative", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
-@click.option("--absolute", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
+@click.option(
+    "--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="ONNX operator set."
+)
+@click.option(
+    "--relative",
+    type=click.FloatRange(0),
+    default=1e-3,
+    show_default=True,
+    help="Relative tolerance.",
+)
+@click.option(
+    "--absolute",
+    type=click.FloatRange(0),
+    default=1e-4,
+    show_default=True,
+    help="Absolute tolerance.",
+)
 @click.option(
     "--parity-batch",
     "batches",
@@ -82,14 +100,16 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
     type=click.Choice(["onnx", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="tensorrt: also build a TensorRT plan of every graph, beside it. The options below are for that.",
+    help="tensorrt: also build a TensorRT plan of every graph, beside it. The options below are "
+    "for that.",
 )
 @click.option(
     "--arch",
     "architectures",
     multiple=True,
     metavar="SM",
-    help="GPU architecture to build for, such as sm89; several go into one plan. [default: sm80 and all newer that "
+    help="GPU architecture to build for, such as sm89; several go into one plan. [default: sm80 "
+    "and all newer that "
     "TensorRT-RTX builds for; with TensorRT the GPU that is there]",
 )
 @click.option(
@@ -104,34 +124,70 @@ class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
     "profiles",
     type=Profile(),
     multiple=True,
-    help="Least, usual and largest batch, or length of another dynamic dimension.  [default: 1/8/32]",
+    help="Least, usual and largest batch, or length of another dynamic dimension.  [default: "
+    "1/8/32]",
 )
-@click.option("--library", help="tensorrt-rtx or tensorrt (data-centre GPUs).  [default: whichever is installed]")
+@click.option(
+    "--library",
+    help="tensorrt-rtx or tensorrt (data-centre GPUs).  [default: whichever is installed]",
+)
 @click.option("--tf32", is_flag=True, help="Let fp32 be computed with mantissas of 10 bits.")
 @click.option("--optimisation-level", type=click.IntRange(0, 5), help="Of TensorRT's builder.")
-@click.option("--timing-cache", type=PATH, help="File of TensorRT's kernel timings.  [default: beside the plans]")
-@click.option("--onnx", "graph", type=PATH, help="Build the plan of this ONNX file alone, into --out, which is kept.")
+@click.option(
+    "--timing-cache",
+    type=PATH,
+    help="File of TensorRT's kernel timings.  [default: beside the plans]",
+)
+@click.option(
+    "--onnx",
+    "graph",
+    type=PATH,
+    help="Build the plan of this ONNX file alone, into --out, which is kept.",
+)
 @json_option
 def export(
-    model: Path, classifier: Path, id_data: Path, out: Path, opset: int, relative: float, absolute: float,
-    batches: tuple[int, ...], gradients: bool, gradient_decoder: Path | None, image_size: int | None, force: bool,
-    to: str, architectures: tuple[str, ...], precision: str,
-    profiles: tuple[tuple[str, tuple[int, int, int]], ...], library: str | None, tf32: bool,
-    optimisation_level: int | None, timing_cache: Path | None, graph: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Export UNet, VAE and classifier to ONNX, with a dynamic batch, and graphs that also compute gradients.
+    model: Path,
+    classifier: Path,
+    id_data: Path,
+    out: Path,
+    opset: int,
+    relative: float,
+    absolute: float,
+    batches: tuple[int, ...],
+    gradients: bool,
+    gradient_decoder: Path | None,
+    image_size: int | None,
+    force: bool,
+    to: str,
+    architectures: tuple[str, ...],
+    precision: str,
+    profiles: tuple[tuple[str, tuple[int, int, int]], ...],
+    library: str | None,
+    tf32: bool,
+    optimisation_level: int | None,
+    timing_cache: Path | None,
+    graph: Path | None,
+    as_json: bool,
+) -> None:
+    """Export UNet, VAE and classifier to ONNX, with a dynamic batch, and graphs that also compute
+    gradients.
 
-    Every graph is run in ONNX Runtime against PyTorch on real and random inputs at several batch sizes. When one is off
-    by more than the tolerance, nothing is written and the exit code is 2. An unchanged model is not exported again, and
-    an unchanged plan not built again.
+    Every graph is run in ONNX Runtime against PyTorch on real and random inputs at several batch
+    sizes. When one is off by more than the tolerance, nothing is written and the exit code is 2. An
+    unchanged model is not exported again, and an unchanged plan not built again.
     """
     from good_rt.cli.tables import print_parity, print_plans
 
     if to == "onnx":
         plan_options = {
-            "--arch": architectures, "--profile": profiles, "--library": library, "--tf32": tf32, "--onnx": graph,
-            "--optimisation-level": optimisation_level, "--timing-cache": timing_cache,
-        }  # fmt: skip
+            "--arch": architectures,
+            "--profile": profiles,
+            "--library": library,
+            "--tf32": tf32,
+            "--onnx": graph,
+            "--optimisation-level": optimisation_level,
+            "--timing-cache": timing_cache,
+        }
         given = [name for name, value in plan_options.items() if value not in (None, False, ())]
         if given or precision != "fp32":
             raise click.UsageError(f"{[*given, '--precision'][0]} is for plans: add --to tensorrt")
@@ -163,7 +219,9 @@ def export(
                 gradients=gradients,
                 gradient_decoder=gradient_decoder,
                 image_size=image_size,
-                on_no_rule=lambda error: click.echo(f"warning: no engines for gradients are made: {error}", err=True),
+                on_no_rule=lambda error: click.echo(
+                    f"warning: no engines for gradients are made: {error}", err=True
+                ),
             )
         if to == "tensorrt":
             plans = run_plans(out, config, bars, graph=graph, force=force)
@@ -171,7 +229,9 @@ def export(
     if graph is None:
         found = {"exported": done, **found, **manifest.to_json()}
     if plans is not None:
-        found["plans"] = {name: {"built": built, **info.to_json()} for name, (info, built) in plans.items()}
+        found["plans"] = {
+            name: {"built": built, **info.to_json()} for name, (info, built) in plans.items()
+        }
     if as_json:
         emit_json(found)
         return

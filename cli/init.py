@@ -32,20 +32,36 @@ Examples:
 @model_option
 @gradient_decoder_option
 @image_size_option
-@click.option("--ood", multiple=True, callback=named_paths, metavar="NAME=PATH",
-              help="Real OOD images, for the evaluation alone; may be given several times.")  # fmt: skip
+@click.option(
+    "--ood",
+    multiple=True,
+    callback=named_paths,
+    metavar="NAME=PATH",
+    help="Real OOD images, for the evaluation alone; may be given several times.",
+)
 @click.option("--force", is_flag=True, help="Replace a job file that is there.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that are damaged or contradict others.")
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out images that are damaged or contradict others."
+)
 @out_option("job.toml", "The job file to write.")
 @json_option
 def init(
-    images: Path, classifier: Path, model: Path, gradient_decoder: Path | None, image_size: int | None,
-    ood: dict[str, Path], force: bool, skip_bad: bool, out: Path, as_json: bool,
-) -> None:  # fmt: skip
-    """Look at a folder of IMAGES, a classifier and a diffusion model, and write a commented job file.
+    images: Path,
+    classifier: Path,
+    model: Path,
+    gradient_decoder: Path | None,
+    image_size: int | None,
+    ood: dict[str, Path],
+    force: bool,
+    skip_bad: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Look at a folder of IMAGES, a classifier and a diffusion model, and write a commented job
+    file.
 
-    IMAGES is a folder per class, WebDataset shards, a Hugging Face dataset on disk or .npz files. What does not fit
-    together is said now, and not after hours.
+    IMAGES is a folder per class, WebDataset shards, a Hugging Face dataset on disk or .npz files.
+    What does not fit together is said now, and not after hours.
     """
     from good_rt.config.job import Job
     from good_rt.errors import GoodRtError
@@ -53,7 +69,9 @@ def init(
     from good_rt.workflow.init import inspect, job_text
 
     if out.exists() and not force:
-        raise GoodRtError(f"{out} is there already; choose another --out, or say --force to replace it")
+        raise GoodRtError(
+            f"{out} is there already; choose another --out, or say --force to replace it"
+        )
     with progress(quiet=as_json) as bars, bars.task("looking at the images", None) as advance:
         found = inspect(
             images, classifier, model, ood, skip_bad=skip_bad, gradient_decoder=gradient_decoder,

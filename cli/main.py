@@ -1,6 +1,8 @@
-"""`good-rt`: the group of all commands. Each lives in a file of its own and is imported when it is called.
+"""`good-rt`: the group of all commands. Each lives in a file of its own and is imported when it is
+called.
 
-Errors that a user can mend end in one line on standard error and exit code 2; anything else keeps its traceback.
+Errors that a user can mend end in one line on standard error and exit code 2; anything else keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ TOOLKIT = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are named as module:attribute, and imported when one of them is needed."""
+    """A group whose commands are named as module:attribute, and imported when one of them is
+    needed."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,13 +84,18 @@ Examples:
 """
 
 
-@click.group(cls=LazyGroup, lazy=COMMANDS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="good-rt")
 def cli() -> None:
     """Make an image classifier know what it was not trained on.
 
-    Guides a diffusion model with the classifier towards out-of-distribution images, trains and calibrates a detector
-    with them, and ships it as one ONNX file.
+    Guides a diffusion model with the classifier towards out-of-distribution images, trains and
+    calibrates a detector with them, and ships it as one ONNX file.
     """
 
 
@@ -137,12 +145,16 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for its name
+        if (
+            type(error).__name__ != "OutOfMemoryError"
+        ):  # PyTorch's, which is not imported for its name
             raise
         _fail("the GPU's memory is full; make --batch smaller, or let another --device do it")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}; check the path, its permissions and the space left")
+        _fail(
+            f"{error.strerror or error}{where}; check the path, its permissions and the space left"
+        )
 
 
 def _fail(message: str) -> None:

@@ -24,7 +24,8 @@ LINE_SECONDS = 30
 
 
 class Existing(click.Path):
-    """A path that must exist, which is looked at before anything heavy is imported; else ``lack`` says what to do."""
+    """A path that must exist, which is looked at before anything heavy is imported; else ``lack``
+    says what to do."""
 
     def __init__(self, lack: str) -> None:
         super().__init__(path_type=Path)
@@ -38,7 +39,8 @@ class Existing(click.Path):
 
 
 IMAGES = Existing(
-    "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a splits.json"
+    "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a "
+    "splits.json"
 )
 
 
@@ -55,17 +57,24 @@ classifier_option = click.option(
     "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
 )  # fmt: skip
 id_option = click.option(
-    "--id", "id_data", type=IMAGES, default=assets.DATA, show_default="the demo's",
-    help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; or their splits.json.",
-)  # fmt: skip
+    "--id",
+    "id_data",
+    type=IMAGES,
+    default=assets.DATA,
+    show_default="the demo's",
+    help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; "
+    "or their splits.json.",
+)
 engines_option = click.option(
     "--engines", type=PATH, default=Path("good-rt-engines"), show_default=True,
     help="Folder of the exported engines; they are made there when missing.",
 )  # fmt: skip
 gradient_decoder_option = click.option(
-    "--gradient-decoder", type=Existing("does not exist; give the folder of an AutoencoderTiny"),
-    help="Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in the decoder's place.",
-)  # fmt: skip
+    "--gradient-decoder",
+    type=Existing("does not exist; give the folder of an AutoencoderTiny"),
+    help="Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in the "
+    "decoder's place.",
+)
 image_size_option = click.option(
     "--image-size", type=click.IntRange(1),
     help="Height and width of the images, for networks that bear with another than their own.",
@@ -90,21 +99,34 @@ def generated_option(required: bool) -> Callable[[Any], Any]:
 
 
 def out_option(default: str, text: str) -> Callable[[Any], Any]:
-    """--out of a folder or, where the default has an ending, of a file; what cannot be one is refused at once."""
+    """--out of a folder or, where the default has an ending, of a file; what cannot be one is
+    refused at once."""
     kind, other = ("file", "folder") if Path(default).suffix else ("folder", "file")
 
     def checked(context: click.Context, parameter: click.Parameter, out: Path) -> Path:
         if out.is_dir() if kind == "file" else out.is_file():
-            raise GoodRtError(f"-o {out} is a {other}, and it must be a {kind}; choose another place")
+            raise GoodRtError(
+                f"-o {out} is a {other}, and it must be a {kind}; choose another place"
+            )
         above = next((parent for parent in out.absolute().parents if parent.exists()), out)
         if not above.is_dir() or not os.access(out if out.exists() else above, os.W_OK):
             raise GoodRtError(f"-o {out}: {above} cannot be written to; choose another place")
         return out
 
-    return click.option("-o", "--out", type=PATH, default=Path(default), show_default=True, help=text, callback=checked)
+    return click.option(
+        "-o",
+        "--out",
+        type=PATH,
+        default=Path(default),
+        show_default=True,
+        help=text,
+        callback=checked,
+    )
 
 
-def named_paths(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+def named_paths(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
     """A callback for options of the form NAME=PATH."""
     pairs = {}
     for value in values:
@@ -121,14 +143,16 @@ def emit_json(value: object) -> None:
 
 
 class Bars:
-    """Progress bars on standard error, a line now and then where that is no terminal, or nothing at all."""
+    """Progress bars on standard error, a line now and then where that is no terminal, or nothing at
+    all."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
 
     @contextmanager
     def task(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar for one piece of work (without ``total``: of unknown length); the function it gives takes advances."""
+        """A bar for one piece of work (without ``total``: of unknown length); the function it gives
+        takes advances."""
         if self._progress is None:
             yield lambda count: None
             return
@@ -147,7 +171,8 @@ class Bars:
 
 
 class _Lines:
-    """Progress where there is no terminal: a line at the beginning, and one every `LINE_SECONDS`."""
+    """Progress where there is no terminal: a line at the beginning, and one every
+    `LINE_SECONDS`."""
 
     def __init__(self, console: Console, text: str, total: int | None) -> None:
         self._console, self._text, self._total = console, text, total
@@ -190,9 +215,13 @@ def progress(quiet: bool = False) -> Iterator[Bars]:
     )
 
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )  # fmt: skip
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         yield Bars(bars)

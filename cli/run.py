@@ -20,10 +20,11 @@ Examples:
 @device_option
 @json_option
 def run(job: Path, device: str, as_json: bool) -> None:
-    """Do what a job file says: split, export, generate, train, build the detector, evaluate, report.
+    """Do what a job file says: split, export, generate, train, build the detector, evaluate,
+    report.
 
-    What is done already is skipped, as long as its settings and inputs are the same. Everything is written into the
-    job's folder (`out` in the file), and nothing outside it.
+    What is done already is skipped, as long as its settings and inputs are the same. Everything is
+    written into the job's folder (`out` in the file), and nothing outside it.
     """
     from good_rt.cli.tables import print_evaluation
     from good_rt.environment import use_device
@@ -34,8 +35,15 @@ def run(job: Path, device: str, as_json: bool) -> None:
     for reason in done.skipped_images:
         click.echo(f"skipped: {reason}", err=True)
     if as_json:
-        emit_json({"detector": str(done.detector), "report": str(done.report), "skipped": list(done.skipped_images),
-                   "steps": [vars(step) for step in done.steps], "evaluation": done.evaluation.to_json()})  # fmt: skip
+        emit_json(
+            {
+                "detector": str(done.detector),
+                "report": str(done.report),
+                "skipped": list(done.skipped_images),
+                "steps": [vars(step) for step in done.steps],
+                "evaluation": done.evaluation.to_json(),
+            }
+        )
         return
     print_evaluation(done.evaluation)
     for step in done.steps:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 def print_inspection(found: Inspection) -> None:
-    """What a diffusion model is, its parts, the graphs to be exported, memory, and what does not work."""
-    shapes = [shape and " x ".join(map(str, shape)) for shape in (found.sample_shape, found.image_shape)]
+    """What a diffusion model is, its parts, the graphs to be exported, memory, and what does not
+    work."""
+    shapes = [
+        shape and " x ".join(map(str, shape)) for shape in (found.sample_shape, found.image_shape)
+    ]
     facts = {
         "kind": found.kind,
         "pipeline": found.pipeline,
@@ -31,7 +34,9 @@ def print_inspection(found: Inspection) -> None:
         "classifier-free guidance": "yes" if found.guidance_free else "no",
         "learned variance": "split off" if found.learned_variance else None,
         "weights in memory": size_text(found.weights_bytes),
-        "gradient, an image": None if found.activation_bytes is None else f"up to {size_text(found.activation_bytes)}",
+        "gradient, an image": None
+        if found.activation_bytes is None
+        else f"up to {size_text(found.activation_bytes)}",
     }
     print(found.folder)
     for name, fact in facts.items():
@@ -44,7 +49,11 @@ def print_inspection(found: Inspection) -> None:
         table.add_column(column, justify="right")
     for part in found.parts:
         table.add_row(
-            part.name, part.class_name, ", ".join(part.stored), f"{part.parameters / 1e6:.1f} M", size_text(part.bytes)
+            part.name,
+            part.class_name,
+            ", ".join(part.stored),
+            f"{part.parameters / 1e6:.1f} M",
+            size_text(part.bytes),
         )
     Console().print(table)
     table = Table(title="graphs that are exported, in float32")
@@ -77,7 +86,13 @@ def print_parity(manifest: Manifest) -> None:
         rows = [row for row in manifest.parity if (row.graph, row.output, row.inputs) == key]
         worst = max(rows, key=lambda row: row.excess)
         batches = ", ".join(str(row.batch) for row in rows)
-        table.add_row(*key, batches, f"{worst.max_absolute:.1e}", f"{worst.max_relative:.1e}", f"{worst.excess:.2%}")
+        table.add_row(
+            *key,
+            batches,
+            f"{worst.max_absolute:.1e}",
+            f"{worst.max_relative:.1e}",
+            f"{worst.excess:.2%}",
+        )
     Console().print(table)
 
 
@@ -92,14 +107,17 @@ def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
     for column in ("layers", "MB", "build, s"):
         table.add_column(column, justify="right")
     for name, (info, built) in plans.items():
-        profile = ", ".join(f"{size} {'/'.join(map(str, lengths))}" for size, lengths in info.profile.items())
+        profile = ", ".join(
+            f"{size} {'/'.join(map(str, lengths))}" for size, lengths in info.profile.items()
+        )
         seconds = f"{info.build_seconds:.1f}" if built else "unchanged"
         table.add_row(name, profile, str(info.layers), f"{info.plan_bytes / 1e6:.1f}", seconds)
     Console().print(table)
 
 
 def _figures(evaluation: Evaluation, metric: str, title: str) -> Table:
-    """One figure of all rows, the best of each set in bold; it fits 80 columns with the demo's sets."""
+    """One figure of all rows, the best of each set in bold; it fits 80 columns with the demo's
+    sets."""
     from good_rt.evaluation.results import MEAN
 
     sets = [*evaluation.ood_sets, MEAN]
@@ -112,8 +130,13 @@ def _figures(evaluation: Evaluation, metric: str, title: str) -> Table:
     for model in evaluation.models:
         for score in evaluation.scores:
             rows = {name: evaluation.row(model, score, name) for name in sets}
-            texts = {name: f"{100 * getattr(row.metrics, metric):.1f}" for name, row in rows.items()}
-            cells = [f"[bold]{text}[/bold]" if rows[name] == best[name] else text for name, text in texts.items()]
+            texts = {
+                name: f"{100 * getattr(row.metrics, metric):.1f}" for name, row in rows.items()
+            }
+            cells = [
+                f"[bold]{text}[/bold]" if rows[name] == best[name] else text
+                for name, text in texts.items()
+            ]
             table.add_row(model, score, *cells)
         table.add_section()
     return table
@@ -126,19 +149,26 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ("fpr95", "FPR95, %: the share of OOD images accepted at 95 % ID recall"),
     ):
         Console().print(_figures(evaluation, metric, title))
-    accuracy = ", ".join(f"{model} {100 * share.rate:.2f} %" for model, share in evaluation.id_accuracy.items())
+    accuracy = ", ".join(
+        f"{model} {100 * share.rate:.2f} %" for model, share in evaluation.id_accuracy.items()
+    )
     print(f"ID accuracy: {accuracy}")
     for refusal in evaluation.id_refusal:
         share = refusal.share
         print(
-            f"ID images that the detector ({evaluation.shipped}) refuses at alpha {refusal.alpha}: {share.rate:.4f} "
+            f"ID images that the detector ({evaluation.shipped}) refuses at alpha {refusal.alpha}: "
+            f"{share.rate:.4f} "
             f"({share.count} of {share.n}; 95 % interval {share.low:.4f} to {share.high:.4f})"
         )
 
 
 def print_speed(speed: dict[str, Any]) -> None:
-    """Images a second of every variant by batch size, its ratio to PyTorch alone, and a step's parts."""
-    table = Table(title=f"images a second, {speed['steps']} steps (times PyTorch alone, median over the rounds)")
+    """Images a second of every variant by batch size, its ratio to PyTorch alone, and a step's
+    parts."""
+    table = Table(
+        title=f"images a second, {speed['steps']} steps (times PyTorch alone, median over the "
+        "rounds)"
+    )
     table.add_column("variant")
     names = list(next(iter(speed["seconds"].values())))
     for batch in speed["seconds"]:
@@ -152,7 +182,8 @@ def print_speed(speed: dict[str, Any]) -> None:
         table.add_row(name, *cells)
     Console().print(table)
     parts = Table(
-        title="a guided step's parts, milliseconds; each timed alone, after a rest, which is slower than in a row"
+        title="a guided step's parts, milliseconds; each timed alone, after a rest, which is "
+        "slower than in a row"
     )
     for column in ("gradients", "batch"):
         parts.add_column(column)
@@ -166,7 +197,8 @@ def print_speed(speed: dict[str, Any]) -> None:
     named = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     kernels = "" if machine["kernels"] else "; without good-rt's kernels (docs/troubleshooting.md)"
     Console().print(
-        f"on {machine['device']} ({machine['cores']} cores allowed, {machine['threads']} PyTorch threads); "
+        f"on {machine['device']} ({machine['cores']} cores allowed, {machine['threads']} PyTorch "
+        "threads); "
         f"{named}{kernels}"
     )
 
@@ -174,7 +206,9 @@ def print_speed(speed: dict[str, Any]) -> None:
 def print_splits(splits: Splits) -> None:
     """The number of images of each class in each part."""
     counts = splits.counts()
-    table = Table(title=f"{splits.kind}, {'in given parts' if splits.given else 'divided by content'}")
+    table = Table(
+        title=f"{splits.kind}, {'in given parts' if splits.given else 'divided by content'}"
+    )
     table.add_column("class")
     for part in counts:
         table.add_column(part, justify="right")

@@ -13,7 +13,8 @@ from good_rt.errors import GoodRtError
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """dtype ("float32") and shape of one input or output; a named dimension ("batch") may have any length."""
+    """dtype ("float32") and shape of one input or output; a named dimension ("batch") may have any
+    length."""
 
     dtype: str
     shape: tuple[int | str, ...]
@@ -33,17 +34,21 @@ class Engine(Protocol):
 
 @runtime_checkable
 class SideBySide(Protocol):
-    """What an engine also has that runs parts of a batch at the same time faster than the batch as a whole."""
+    """What an engine also has that runs parts of a batch at the same time faster than the batch as
+    a whole."""
 
     def parts(self, count: int) -> Sequence[slice]:
-        """How so many samples are best divided where `are_rows`; one slice where they are best left whole."""
+        """How so many samples are best divided where `are_rows`; one slice where they are best left
+        whole."""
         ...
 
-    def each(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+    def each(
+        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """The outputs of each of the inputs, which do not depend on each other.
 
-        The outputs in ``kept`` may be left as the runtime gives them, for `each` of another engine of the same class to
-        take among its inputs: a VJP's halves hand on more than a hundred.
+        The outputs in ``kept`` may be left as the runtime gives them, for `each` of another engine
+        of the same class to take among its inputs: a VJP's halves hand on more than a hundred.
         """
         ...
 
@@ -55,12 +60,17 @@ def are_rows(specs: Iterable[TensorSpec]) -> bool:
 
 
 def check_inputs(engine: Engine, arrays: Mapping[str, Any]) -> None:
-    """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or shape.
+    """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or
+    shape.
 
     What is no tensor is another engine's own value (`SideBySide.each`).
     """
     for name in engine.inputs.keys() ^ arrays.keys():
-        what = "is missing" if name in engine.inputs else f"is unknown; the engine takes {', '.join(engine.inputs)}"
+        what = (
+            "is missing"
+            if name in engine.inputs
+            else f"is unknown; the engine takes {', '.join(engine.inputs)}"
+        )
         raise GoodRtError(f"engine input {name!r} {what}")
     lengths: dict[str, int] = {}
     for name, spec in engine.inputs.items():
@@ -70,9 +80,13 @@ def check_inputs(engine: Engine, arrays: Mapping[str, Any]) -> None:
         dtype = str(array.dtype).removeprefix("torch.")
         fits = dtype == spec.dtype and len(array.shape) == len(spec.shape)
         for size, wanted in zip(array.shape, spec.shape, strict=False):
-            if size != wanted and (isinstance(wanted, int) or lengths.setdefault(wanted, size) != size):
+            if size != wanted and (
+                isinstance(wanted, int) or lengths.setdefault(wanted, size) != size
+            ):
                 fits = False
         if not fits:
             wanted_shape = "x".join(map(str, spec.shape))
             found = "x".join(map(str, array.shape))
-            raise GoodRtError(f"engine input {name!r} must be {spec.dtype} {wanted_shape}, not {dtype} {found}")
+            raise GoodRtError(
+                f"engine input {name!r} must be {spec.dtype} {wanted_shape}, not {dtype} {found}"
+            )

@@ -1,8 +1,10 @@
-"""What takes many operators, as one: group norms with SiLUs, their gradients, and the others of `kernels.c`; attention.
-And a transposed convolution, the gradient of one with stride 2, as four plain ones.
+"""What takes many operators, as one: group norms with SiLUs, their gradients, and the others of
+`kernels.c`; attention. And a transposed convolution, the gradient of one with stride 2, as four
+plain ones.
 
-The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as `good_rt.export`
-writes it, is replaced before ONNX Runtime gets it; what is not found stays as it is.
+The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as
+`good_rt.export` writes it, is replaced before ONNX Runtime gets it; what is not found stays as it
+is.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ CONSTANTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of one of these values: a list of integers, or one number that all of its elements are."""
+    """A constant of one of these values: a list of integers, or one number that all of its elements
+    are."""
 
     forms: tuple[tuple[int, ...] | float, ...] = ()
 
@@ -57,7 +60,8 @@ Pattern = Op | Constant | str
 Found = dict[str, str]
 """The names of a pattern -> those of values in a graph."""
 
-# --- what is looked for: group norm as `good_rt.export` writes it -----------------------------------------------------
+# --- what is looked for: group norm as `good_rt.export` writes it
+# -----------------------------------------------------
 
 
 KEPT = ("keepdims", 1)
@@ -121,7 +125,9 @@ def _interleaved() -> Op:
 
     def side_by_side(left: str, right: str) -> Op:
         parts = tuple(Op("Unsqueeze", (name, Constant(((-1,), (4,))))) for name in (left, right))
-        return Op("Reshape", (Op("Concat", parts, "", ("axis", -1)), f"shape of {left}"), f"row of {left}")
+        return Op(
+            "Reshape", (Op("Concat", parts, "", ("axis", -1)), f"shape of {left}"), f"row of {left}"
+        )
 
     rows = side_by_side("x", "right"), side_by_side("below", "across")
     both = tuple(Op("Unsqueeze", (row, Constant(((3,),)))) for row in rows)
@@ -136,16 +142,20 @@ def _attention() -> Op:
 
     turned = Op("Transpose", (Op("Reshape", (heads("key"), "matrices")),), "", ("perm", [0, 2, 1]))
     keys = Op("Mul", (Op("Reshape", (turned, "turned shape")), "scale"))
-    weights = Op("Softmax", (Op("MatMul", (Op("Mul", (heads("query"), "scale")), keys)),), "", ("axis", -1))
+    weights = Op(
+        "Softmax", (Op("MatMul", (Op("Mul", (heads("query"), "scale")), keys)),), "", ("axis", -1)
+    )
     found = Op("Transpose", (Op("MatMul", (weights, heads("value"))),), "", ("perm", [0, 2, 1, 3]))
     return Op("Reshape", (found, "back"))
 
 
-# --- matching ---------------------------------------------------------------------------------------------------------
+# --- matching
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Values:
-    """What a graph's names stand for: the nodes that make them, constants, and how often each is read."""
+    """What a graph's names stand for: the nodes that make them, constants, and how often each is
+    read."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output}
@@ -153,11 +163,18 @@ class Values:
         for node in graph.node:
             if node.op_type == "Constant" and (kind := CONSTANTS.get(node.attribute[0].name)):
                 value = helper.get_attribute_value(node.attribute[0])
-                tensor = value if kind is TensorProto else numpy_helper.from_array(np.asarray(value, kind))
+                tensor = (
+                    value
+                    if kind is TensorProto
+                    else numpy_helper.from_array(np.asarray(value, kind))
+                )
                 self.constants[node.output[0]] = tensor
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(value.name for value in graph.output)
-        self._types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+        self._types = {
+            value.name: value.type.tensor_type
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
 
     def of(self, name: str) -> tuple[int, tuple[int | str, ...]] | None:
         """The type of a value's elements and its shape, where the graph tells all of it."""
@@ -188,7 +205,11 @@ class Values:
         inner: Found | None = found
         if isinstance(pattern, Op):
             node = self.makers.get(value)
-            if node is None or node.op_type != pattern.kind or len(node.input) != len(pattern.inputs):
+            if (
+                node is None
+                or node.op_type != pattern.kind
+                or len(node.input) != len(pattern.inputs)
+            ):
                 return None
             if node.domain not in STANDARD:
                 return None
@@ -199,7 +220,9 @@ class Values:
                 inner = self._match_inputs(node, pattern.inputs[::-1], found)
         return {**inner, name: value} if inner is not None and name else inner
 
-    def _match_inputs(self, node: NodeProto, patterns: tuple[Pattern, ...], found: Found) -> Found | None:
+    def _match_inputs(
+        self, node: NodeProto, patterns: tuple[Pattern, ...], found: Found
+    ) -> Found | None:
         inner: Found | None = found
         for value, pattern in zip(node.input, patterns, strict=True):
             inner = self.match(value, pattern, inner) if inner is not None else None
@@ -214,10 +237,15 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
     if value is None:
         return False
-    return np.array_equal(value, form) if isinstance(form, tuple) else bool(value.size and (value == form).all())
+    return (
+        np.array_equal(value, form)
+        if isinstance(form, tuple)
+        else bool(value.size and (value == form).all())
+    )
 
 
-# --- what is put in its place -----------------------------------------------------------------------------------------
+# --- what is put in its place
+# -----------------------------------------------------------------------------------------
 
 
 def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
@@ -225,13 +253,24 @@ def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -
     if groups is None or eps is None or eps.size != 1 or (silu and values.readers[found["y"]] > 2):
         return []
     gives, more = (found["mean"], found["rstd"]), {"axes": axes, "eps": float(eps.item())}
-    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
+    return _norm_nodes(
+        values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
+    )
 
 
 def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
-    norm, x, shape = values.makers[found["inner"]], values.floats(found["x"]), values.array(found["shape"])
+    norm, x, shape = (
+        values.makers[found["inner"]],
+        values.floats(found["x"]),
+        values.array(found["shape"]),
+    )
     groups = values.constants[norm.input[1]].dims[0]
-    if x is None or len(x) < 2 or values.floats(found["y"]) != x or (silu and values.readers[found["y"]] > 2):
+    if (
+        x is None
+        or len(x) < 2
+        or values.floats(found["y"]) != x
+        or (silu and values.readers[found["y"]] > 2)
+    ):
         return []
     per_channel = (x[1], *[1] * (len(x) - 2))
     if _weights(values, found) not in {per_channel, (1, *per_channel)}:
@@ -240,20 +279,34 @@ def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> 
         return []
     if shape[0] == -1 and _elements(x[1:]) != (shape[2] * groups, []):
         return []
-    gives, more = (f"{output}_mean", f"{output}_rstd"), {"axes": 4, "eps": attributes(norm).get("epsilon", 1e-5)}
-    return _norm_nodes(values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more)
+    gives, more = (
+        (f"{output}_mean", f"{output}_rstd"),
+        {"axes": 4, "eps": attributes(norm).get("epsilon", 1e-5)},
+    )
+    return _norm_nodes(
+        values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
+    )
 
 
-def _of_gradient(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
+def _of_gradient(
+    values: Values, found: Found, output: str, axes: int, silu: bool
+) -> list[NodeProto]:
     groups, cotangent = _groups(values, found, axes), values.floats(found["cotangent"])
-    if groups is None or cotangent is None or _elements(cotangent) != _elements(values.floats(found["x"]) or ()):
+    if (
+        groups is None
+        or cotangent is None
+        or _elements(cotangent) != _elements(values.floats(found["x"]) or ())
+    ):
         return []
     reads = (*NORM, "mean", "rstd", "cotangent")
-    return _norm_nodes(values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu)
+    return _norm_nodes(
+        values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu
+    )
 
 
 def _groups(values: Values, found: Found, axes: int) -> int | None:
-    """How many groups x is normalised in, if all is in single precision and γ and β have one number a channel."""
+    """How many groups x is normalised in, if all is in single precision and γ and β have one number
+    a channel."""
     x, grouped = values.floats(found["x"]), values.floats(found["grouped"])
     if x is None or grouped is None or len(grouped) != axes or grouped[0] != x[0]:
         return None
@@ -265,7 +318,9 @@ def _groups(values: Values, found: Found, axes: int) -> int | None:
 
 def _elements(shape: tuple[int | str, ...]) -> tuple[int, list[str]]:
     """How many there are: a number, times those that are only known by name."""
-    return math.prod(size for size in shape if isinstance(size, int)), sorted(n for n in shape if isinstance(n, str))
+    return math.prod(size for size in shape if isinstance(size, int)), sorted(
+        n for n in shape if isinstance(n, str)
+    )
 
 
 def _norm_nodes(
@@ -285,12 +340,17 @@ def _norm_nodes(
     first, inputs = output if same else f"{output}_like_x", [found[name] for name in reads]
     attributes |= {"silu": int(silu), "block": PLAIN}
     nodes = [helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, **attributes)]
-    return nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
+    return (
+        nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
+    )
 
 
 def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
     """The shape of γ and β if they are constants in single precision."""
-    gamma, beta = (values.constants.get(found[name]) for name in ("gamma", "beta" if "beta" in found else "gamma"))
+    gamma, beta = (
+        values.constants.get(found[name])
+        for name in ("gamma", "beta" if "beta" in found else "gamma")
+    )
     if gamma is None or beta is None or gamma.dims != beta.dims:
         return None
     return tuple(gamma.dims) if {gamma.data_type, beta.data_type} == {TensorProto.FLOAT} else None
@@ -304,19 +364,31 @@ def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
         [values.floats(found[name]) for name in parts],
         [values.array(found[f"shape of {n}"]) for n in parts],
     )
-    if scale is None or scale.size != 1 or scale.item() == 0:  # which the operator takes for its default
+    if (
+        scale is None or scale.size != 1 or scale.item() == 0
+    ):  # which the operator takes for its default
         return []
     heads = set()
     for value, shape in zip(whole, shapes, strict=True):
-        if value is None or shape is None or len(value) != 3 or shape.size != 4 or value[0] != (whole[0] or value)[0]:
+        if (
+            value is None
+            or shape is None
+            or len(value) != 3
+            or shape.size != 4
+            or value[0] != (whole[0] or value)[0]
+        ):
             return []
         batch, length, number, width = shape.tolist()
         if batch not in {0, -1} or length not in {0, value[1]} or number * width != value[2]:
             return []
         heads.add(number)
     query, key, value = (shape or () for shape in whole)
-    fits = len(heads) == 1 and values.floats(output) == (*query[:2], value[2]) and query[2] == key[2]
-    if not fits or (matrices is not None and matrices.tolist()[-2:] != [key[1], int(key[2]) // min(heads)]):
+    fits = (
+        len(heads) == 1 and values.floats(output) == (*query[:2], value[2]) and query[2] == key[2]
+    )
+    if not fits or (
+        matrices is not None and matrices.tolist()[-2:] != [key[1], int(key[2]) // min(heads)]
+    ):
         return []
     attributes = {"num_heads": heads.pop(), "scale": float(scale.item()) ** 2}
     inputs = [found[name] for name in parts]
@@ -327,28 +399,52 @@ def _of_relu_gradient(values: Values, found: Found, output: str) -> list[NodePro
     shape = values.floats(output)
     if shape is None or any(values.floats(found[name]) != shape for name in ("cotangent", "x")):
         return []
-    return [helper.make_node("ReluGradient", [found["cotangent"], found["x"]], [output], domain=DOMAIN)]
+    return [
+        helper.make_node("ReluGradient", [found["cotangent"], found["x"]], [output], domain=DOMAIN)
+    ]
 
 
 def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto]:
     names = ("x", "right", "below", "across")
     shape = values.floats(found["x"])
-    if shape is None or len(shape) != 4 or any(values.floats(found[name]) != shape for name in names):
+    if (
+        shape is None
+        or len(shape) != 4
+        or any(values.floats(found[name]) != shape for name in names)
+    ):
         return []
     samples, channels, height, width = shape
-    row, whole = (samples, channels, height, 2 * int(width)), (samples, channels, 2 * int(height), 2 * int(width))
+    row, whole = (
+        (samples, channels, height, 2 * int(width)),
+        (samples, channels, 2 * int(height), 2 * int(width)),
+    )
     if values.floats(found["row of x"]) != row or values.floats(found["row of below"]) != row:
         return []
     if values.floats(output) != whole:
         return []
-    return [helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN, block=PLAIN)]
+    return [
+        helper.make_node(
+            "Interleave", [found[name] for name in names], [output], domain=DOMAIN, block=PLAIN
+        )
+    ]
 
 
 def _of_strided_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
-    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps that reach it."""
+    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps
+    that reach it."""
     given = attributes(values.makers[output])
-    weight, shape, target = values.array(found["weight"]), values.floats(found["x"]), values.floats(output)
-    if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or shape is None or len(shape) != 4:
+    weight, shape, target = (
+        values.array(found["weight"]),
+        values.floats(found["x"]),
+        values.floats(output),
+    )
+    if (
+        weight is None
+        or weight.dtype != np.float32
+        or weight.ndim != 4
+        or shape is None
+        or len(shape) != 4
+    ):
         return []
     plain = given.get("group", 1) == 1 and not any(step != 1 for step in given.get("dilations", ()))
     explicit = given.get("auto_pad", b"NOTSET") == b"NOTSET" and "output_shape" not in given
@@ -375,7 +471,8 @@ def _of_strided_gradient(values: Values, found: Found, output: str) -> list[Node
 
 
 class _Taps(NamedTuple):
-    """Along an axis, a kernel's taps that reach one place of two, and how far they reach before and after it."""
+    """Along an axis, a kernel's taps that reach one place of two, and how far they reach before and
+    after it."""
 
     taps: list[int]
     before: int
@@ -383,12 +480,15 @@ class _Taps(NamedTuple):
 
 
 def _taps(size: int, pad: int) -> list[_Taps | None]:
-    """Of a transposed convolution with stride 2, whose output 2m + place takes inputs m + (place + pad - tap) / 2."""
+    """Of a transposed convolution with stride 2, whose output 2m + place takes inputs m + (place +
+    pad - tap) / 2."""
     found = list[_Taps | None]()
     for place in (0, 1):
         taps = [tap for tap in reversed(range(size)) if (place + pad - tap) % 2 == 0]
         reach = [(place + pad - tap) // 2 for tap in taps]
-        found.append(_Taps(taps, -reach[0], reach[-1]) if reach and reach[0] <= 0 <= reach[-1] else None)
+        found.append(
+            _Taps(taps, -reach[0], reach[-1]) if reach and reach[0] <= 0 <= reach[-1] else None
+        )
     return found
 
 
@@ -396,7 +496,12 @@ def _of_channels(values: Values, found: Found, output: str) -> list[NodeProto]:
     """A number a channel, as a UNet adds its conditioning."""
     for names in ((found["x"], found["y"]), (found["y"], found["x"])):
         x, numbers = (values.floats(name) for name in names)
-        if x is not None and len(x) == 4 and numbers == (*x[:2], 1, 1) and values.floats(output) == x != numbers:
+        if (
+            x is not None
+            and len(x) == 4
+            and numbers == (*x[:2], 1, 1)
+            and values.floats(output) == x != numbers
+        ):
             return [helper.make_node("AddChannels", names, [output], domain=DOMAIN, block=PLAIN)]
     return []
 
@@ -405,9 +510,18 @@ Make = Callable[[Values, Found, str], list[NodeProto]]
 MEANS = {4: _mean_at_once, 5: _mean_by_rows}
 """How a group's mean is taken, by the axes that it is taken of."""
 RULES: tuple[tuple[Op, Make], ...] = (
-    *((_gradient(mean, True), partial(_of_gradient, axes=axes, silu=True)) for axes, mean in MEANS.items()),
-    *((_gradient(mean, False), partial(_of_gradient, axes=axes, silu=False)) for axes, mean in MEANS.items()),
-    *((_silu(_norm(mean)), partial(_of_norm, axes=axes, silu=True)) for axes, mean in MEANS.items()),
+    *(
+        (_gradient(mean, True), partial(_of_gradient, axes=axes, silu=True))
+        for axes, mean in MEANS.items()
+    ),
+    *(
+        (_gradient(mean, False), partial(_of_gradient, axes=axes, silu=False))
+        for axes, mean in MEANS.items()
+    ),
+    *(
+        (_silu(_norm(mean)), partial(_of_norm, axes=axes, silu=True))
+        for axes, mean in MEANS.items()
+    ),
     *((_norm(mean), partial(_of_norm, axes=axes, silu=False)) for axes, mean in MEANS.items()),
     (_silu(_instance_norm()), partial(_of_instance_norm, silu=True)),
     (_instance_norm(), partial(_of_instance_norm, silu=False)),
@@ -417,26 +531,38 @@ RULES: tuple[tuple[Op, Make], ...] = (
     (Op("ConvTranspose", ("x", "weight")), _of_strided_gradient),
     (Op("Add", ("x", "y")), _of_channels),
 )
-"""What is looked for, and what then gives its output; one whose pattern is part of another's comes after it."""
+"""What is looked for, and what then gives its output; one whose pattern is part of another's comes
+after it."""
 
 
 def has_inner_graphs(graph: GraphProto) -> bool:
     """Whether a node has a graph of its own, which may read any value by its name."""
-    return any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
+    return any(
+        attribute.HasField("g") or attribute.graphs
+        for node in graph.node
+        for attribute in node.attribute
+    )
 
 
 def fuse(model: ModelProto) -> int:
-    """Replaces what there is a kernel for, in place, and returns how often. There must be no inner graphs."""
+    """Replaces what there is a kernel for, in place, and returns how often. There must be no inner
+    graphs."""
     graph, count = model.graph, 0
     for pattern, make in RULES:
         values = Values(graph)
         new, taken = list[list[NodeProto]](), set[str]()
         for node in graph.node:
-            found = values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
+            found = (
+                values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
+            )
             if found is None or not (made := make(values, found, node.output[0])):
                 continue
-            kernel = made[0]  # if a norm: two norms of one x share mean and 1 / std, which one of them has to give
-            kernel.output[1:] = [f"{node.output[0]} {name}" if name in taken else name for name in kernel.output[1:]]
+            kernel = made[
+                0
+            ]  # if a norm: two norms of one x share mean and 1 / std, which one of them has to give
+            kernel.output[1:] = [
+                f"{node.output[0]} {name}" if name in taken else name for name in kernel.output[1:]
+            ]
             taken.update(kernel.output)
             new.append(made)
         if new:
@@ -445,14 +571,19 @@ def fuse(model: ModelProto) -> int:
     if count:
         drop_unread(graph)
     known = {entry.domain for entry in model.opset_import}
-    model.opset_import.extend(helper.make_opsetid(name, 1) for name in (DOMAIN, RUNTIMES) if name not in known)
+    model.opset_import.extend(
+        helper.make_opsetid(name, 1) for name in (DOMAIN, RUNTIMES) if name not in known
+    )
     return count
 
 
 def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
-    """Puts each group of new nodes where the last one's output was made, or its first where mean or 1 / std was."""
+    """Puts each group of new nodes where the last one's output was made, or its first where mean or
+    1 / std was."""
     of = {name: group for group in new for node in group for name in node.output}
-    nodes = [node for node in graph.node if node.op_type == "Constant"]  # before all that reads them now
+    nodes = [
+        node for node in graph.node if node.op_type == "Constant"
+    ]  # before all that reads them now
     placed = set[int]()
     for node in graph.node:
         group = of.get(node.output[0])

@@ -1,6 +1,7 @@
 """The library of `kernels.c`, where it was built: operators that ONNX Runtime's CPU provider lacks.
 
-It is made when the package is installed, if there is a C compiler; without it every graph runs all the same, slower.
+It is made when the package is installed, if there is a C compiler; without it every graph runs all
+the same, slower.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Whether a file is an ONNX graph that a runtime may be given: whole, of known operations, its data in its own folder.
+"""Whether a file is an ONNX graph that a runtime may be given: whole, of known operations, its data
+in its own folder.
 
-Runtimes are C++ that trusts its input more than this, and their errors name lines of their own code.
+Runtimes are C++ that trusts its input more than this, and their errors name lines of their own
+code.
 """
 
 from __future__ import annotations
@@ -14,23 +16,30 @@ from onnx import GraphProto, ModelProto, TensorProto
 from good_rt.errors import GoodRtError
 
 LARGEST_FILE = 2**31 - 2**24
-"""Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some room."""
+"""Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some
+room."""
 LARGEST_TENSOR = 2**31
-"""Elements over which a tensor of known size is taken for damage: runtimes compute constants as they load."""
+"""Elements over which a tensor of known size is taken for damage: runtimes compute constants as
+they load."""
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own set of operations; what is in others is for the runtime to know."""
 
 
 def read_graph(path: Path) -> ModelProto:
-    """The graph without its external data, checked. Raises GoodRtError, in one line, when a runtime must not get it."""
+    """The graph without its external data, checked. Raises GoodRtError, in one line, when a runtime
+    must not get it."""
     if not path.is_file():
         raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
     try:
         model = onnx.load(path, load_external_data=False)
         _check_data(model, path)
         _check_operations(model, path)
-        size = sum((path.parent / name).stat().st_size for name in data_files(model)) + path.stat().st_size
-        # the full check needs the data (of shapes) in the graph; beyond protobuf's limit the lesser one has to do
+        size = (
+            sum((path.parent / name).stat().st_size for name in data_files(model))
+            + path.stat().st_size
+        )
+        # the full check needs the data (of shapes) in the graph; beyond protobuf's limit the lesser
+        # one has to do
         large = size > LARGEST_FILE
         whole = model if large or not data_files(model) else onnx.load(path)
         onnx.checker.check_model(path if large else whole, full_check=not large)
@@ -38,15 +47,23 @@ def read_graph(path: Path) -> ModelProto:
             _check_sizes(whole, path)
     except GoodRtError:
         raise
-    except Exception as error:  # protobuf, the checker and shape inference each raise kinds of their own
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise GoodRtError(f"{path} is not a valid ONNX file ({first.strip()}); export it again") from None
+    except (
+        Exception
+    ) as error:  # protobuf, the checker and shape inference each raise kinds of their own
+        first = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise GoodRtError(
+            f"{path} is not a valid ONNX file ({first.strip()}); export it again"
+        ) from None
     return model
 
 
 def data_files(model: ModelProto) -> list[str]:
     """The files of a graph's external data, each once, as the graph names them."""
-    return sorted({found for tensor in _tensors(model.graph) if (found := _data_file(tensor)) is not None})
+    return sorted(
+        {found for tensor in _tensors(model.graph) if (found := _data_file(tensor)) is not None}
+    )
 
 
 def _check_data(model: ModelProto, path: Path) -> None:
@@ -55,21 +72,33 @@ def _check_data(model: ModelProto, path: Path) -> None:
         if name is None:
             continue
         if not name or not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
-            raise GoodRtError(f"{path}: the data of {tensor.name!r} lie outside its folder ({name}); export it again")
+            raise GoodRtError(
+                f"{path}: the data of {tensor.name!r} lie outside its folder ({name}); export it "
+                "again"
+            )
         if not (path.parent / name).is_file():
-            raise GoodRtError(f"{path}: the data of {tensor.name!r} are missing ({name}); copy them beside the file")
+            raise GoodRtError(
+                f"{path}: the data of {tensor.name!r} are missing ({name}); copy them beside the "
+                "file"
+            )
 
 
 def _check_operations(model: ModelProto, path: Path) -> None:
     opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), None)
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 1 <= opset <= newest:
-        raise GoodRtError(f"{path} has opset {opset}, and onnx {onnx.__version__} knows 1 to {newest}; export it again")
+        raise GoodRtError(
+            f"{path} has opset {opset}, and onnx {onnx.__version__} knows 1 to {newest}; export it "
+            "again"
+        )
     own = {(function.domain, function.name) for function in model.functions}
     for node in _nodes(model.graph):
         known = node.domain not in STANDARD or (node.domain, node.op_type) in own
         if not known and opset is not None and not onnx.defs.has(node.op_type, opset, ""):
-            raise GoodRtError(f"{path}: operation {node.op_type}, node {node.name!r}, is not in ONNX's opset {opset}")
+            raise GoodRtError(
+                f"{path}: operation {node.op_type}, node {node.name!r}, is not in ONNX's opset "
+                f"{opset}"
+            )
 
 
 def _check_sizes(model: ModelProto, path: Path) -> None:
@@ -78,7 +107,9 @@ def _check_sizes(model: ModelProto, path: Path) -> None:
         for dim in value.type.tensor_type.shape.dim:
             size *= dim.dim_value or 1
         if size > LARGEST_TENSOR:
-            raise GoodRtError(f"{path}: tensor {value.name!r} would have {size} elements; export it again")
+            raise GoodRtError(
+                f"{path}: tensor {value.name!r} would have {size} elements; export it again"
+            )
 
 
 def _data_file(tensor: TensorProto) -> str | None:

@@ -1,4 +1,5 @@
-"""ONNX graphs on ONNX Runtime: CPU, and CUDA or TensorRT where those execution providers are installed."""
+"""ONNX graphs on ONNX Runtime: CPU, and CUDA or TensorRT where those execution providers are
+installed."""
 
 from __future__ import annotations
 
@@ -31,22 +32,29 @@ DTYPES = {
 }
 Provider = str | tuple[str, Mapping[str, Any]]
 """An execution provider's name, or that and its options."""
-GPU_PROVIDERS = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"})
+GPU_PROVIDERS = frozenset(
+    {"CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRtRtxExecutionProvider"}
+)
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
 LEAST, PART = 2, 16
-"""Fewest and most samples of a batch's part. A single one leaves a thread too little to do; beyond the most, what one
-operator hands the next no longer stays in a core's cache."""
+"""Fewest and most samples of a batch's part. A single one leaves a thread too little to do; beyond
+the most, what one operator hands the next no longer stays in a core's cache."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 SMALL = 2**28
-"""Bytes of weights up to which a graph may be loaded twice, to be optimised and to run a batch's parts side by side."""
+"""Bytes of weights up to which a graph may be loaded twice, to be optimised and to run a batch's
+parts side by side."""
 
 
 def providers_for(device: torch.device) -> tuple[Provider, ...]:
-    """The execution providers for tensors of that device; float32 is computed as float32 on a GPU too."""
+    """The execution providers for tensors of that device; float32 is computed as float32 on a GPU
+    too."""
     if device.type == "cpu":
         return ("CPUExecutionProvider",)
-    return ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}), "CPUExecutionProvider"
+    return (
+        "CUDAExecutionProvider",
+        {"device_id": device.index or 0, "use_tf32": 0},
+    ), "CPUExecutionProvider"
 
 
 def check_providers(providers: Sequence[Provider]) -> None:
@@ -57,7 +65,8 @@ def check_providers(providers: Sequence[Provider]) -> None:
     missing = [name for name in names if name not in ort.get_available_providers()]
     if missing:
         raise GoodRtError(
-            f"ONNX Runtime has no {missing[0]} here; put the build of good-rt[gpu] in its place: pip uninstall -y "
+            f"ONNX Runtime has no {missing[0]} here; put the build of good-rt[gpu] in its place: "
+            "pip uninstall -y "
             "onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
         )
 
@@ -65,13 +74,15 @@ def check_providers(providers: Sequence[Provider]) -> None:
 class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
-    ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0: all cores). On the
-    CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph, `good_rt.engines.layout` also takes
-    out what is reordered between them and convolutions, `good_rt.engines.winograd` has these multiply less, and its
-    batch is divided in parts, so that the threads wait for each other once a run instead of once an operator: samples
-    must not depend on each other. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place;
-    ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the runtime can load, which is
-    checked before it gets it, or a provider is not installed or cannot run.
+    ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0:
+    all cores). On the CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph,
+    `good_rt.engines.layout` also takes out what is reordered between them and convolutions,
+    `good_rt.engines.winograd` has these multiply less, and its batch is divided in parts, so that
+    the threads wait for each other once a run instead of once an operator: samples must not depend
+    on each other. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in
+    place; ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the
+    runtime can load, which is checked before it gets it, or a provider is not installed or cannot
+    run.
     """
 
     def __init__(
@@ -85,15 +96,20 @@ class OnnxRuntimeEngine:
         from good_rt.engines.fusing import fuse, has_inner_graphs
         from good_rt.engines.onnx_file import data_files, read_graph
 
-        settings: dict[str, Mapping[str, Any]] = dict((one, {}) if isinstance(one, str) else one for one in providers)
+        settings: dict[str, Mapping[str, Any]] = dict(
+            (one, {}) if isinstance(one, str) else one for one in providers
+        )
         gpu = next((name for name in settings if name in GPU_PROVIDERS), None)
-        self.device = torch.device("cpu" if gpu is None else f"cuda:{settings[gpu].get('device_id', 0)}")
+        self.device = torch.device(
+            "cpu" if gpu is None else f"cuda:{settings[gpu].get('device_id', 0)}"
+        )
         self._bind = bind or self.device.type != "cpu"
 
         check_providers(providers)
         self._path, self._providers = path, list(settings.items())
         graph = read_graph(path)
-        # of a graph with so many weights, activations go back after each run instead of being kept for the next
+        # of a graph with so many weights, activations go back after each run instead of being kept
+        # for the next
         self._keeps_memory = not data_files(graph)
         self._kernels = library() if set(settings) == {"CPUExecutionProvider"} else None
         small = self._keeps_memory and path.stat().st_size <= SMALL
@@ -101,13 +117,17 @@ class OnnxRuntimeEngine:
         self._optimise = True
         if self._kernels is not None and not has_inner_graphs(graph.graph):
             fused = fuse(graph) > 0
-            convolves = small and (fused or any(node.op_type == "Conv" for node in graph.graph.node))
+            convolves = small and (
+                fused or any(node.op_type == "Conv" for node in graph.graph.node)
+            )
             model = graph.SerializeToString() if fused or convolves else b""
             if fused:
                 self._graph = model
             if convolves and (blocked := _in_blocks(model, self._kernels)) is not None:
                 self._graph, self._optimise = blocked, False
-        self._threads = threads or len(cores())  # not what ONNX Runtime would take, which does not see an affinity
+        self._threads = threads or len(
+            cores()
+        )  # not what ONNX Runtime would take, which does not see an affinity
         self._session = self._open(self._threads)
         self._divides = small and not self._bind
         if not self._divides:
@@ -119,7 +139,8 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.enable_cpu_mem_arena = self._keeps_memory
         options.intra_op_num_threads = threads
-        # between runs, threads that wait for work while spinning would take the cores from PyTorch and other engines
+        # between runs, threads that wait for work while spinning would take the cores from PyTorch
+        # and other engines
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong is raised, in one line
         if not self._optimise:
@@ -132,12 +153,14 @@ class OnnxRuntimeEngine:
             session = ort.InferenceSession(self._graph, options, providers=self._providers)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise GoodRtError(
-                f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"
+                f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} "
+                f"({_reason(error)})"
             ) from None
         wanted, taken = self._providers[0][0], session.get_providers()
         if wanted not in taken:  # it falls back without a word
             raise GoodRtError(
-                f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot load here; the "
+                f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot "
+                "load here; the "
                 "versions of CUDA and cuDNN must be those that onnxruntime-gpu was built for"
             )
         return session
@@ -158,7 +181,9 @@ class OnnxRuntimeEngine:
         check_inputs(self, arrays)
         parts = self.parts(len(next(iter(arrays.values())))) if self._rows else ()
         if len(parts) > 1:
-            found = self._side_by_side([{name: array[part] for name, array in arrays.items()} for part in parts])
+            found = self._side_by_side(
+                [{name: array[part] for name, array in arrays.items()} for part in parts]
+            )
             return {name: torch.cat([outputs[name] for outputs in found]) for name in self.outputs}
         return self._run(self._session, arrays)
 
@@ -167,13 +192,20 @@ class OnnxRuntimeEngine:
         if not self._divides or count < LEAST * self._threads:
             return [slice(0, count)]
         number = self._threads * math.ceil(count / (self._threads * PART))
-        return [slice(*ends) for ends in pairwise(count * place // number for place in range(number + 1))]
+        return [
+            slice(*ends)
+            for ends in pairwise(count * place // number for place in range(number + 1))
+        ]
 
-    def each(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
-        """The outputs of each; those of a small graph are computed side by side, each on one thread.
+    def each(
+        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        """The outputs of each; those of a small graph are computed side by side, each on one
+        thread.
 
-        On the CPU those in ``kept`` are NumPy arrays: to make tensors of them and back would take longer than to check
-        them. (ONNX Runtime's own values were slower still.) On a GPU they are tensors there.
+        On the CPU those in ``kept`` are NumPy arrays: to make tensors of them and back would take
+        longer than to check them. (ONNX Runtime's own values were slower still.) On a GPU they are
+        tensors there.
         """
         for arrays in batches:
             check_inputs(self, arrays)
@@ -181,7 +213,9 @@ class OnnxRuntimeEngine:
             return [self._run(self._session, arrays, kept) for arrays in batches]
         return self._side_by_side(batches, kept)
 
-    def _side_by_side(self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()) -> list[dict[str, Any]]:
+    def _side_by_side(
+        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         run = partial(self._run, self._one_thread, kept=kept)
         return list(thread_pool(self._threads, cores()).map(run, batches))
 
@@ -189,14 +223,25 @@ class OnnxRuntimeEngine:
     def _rows(self) -> bool:
         return are_rows((*self.inputs.values(), *self.outputs.values()))
 
-    def _run(self, session: Any, arrays: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    def _run(
+        self, session: Any, arrays: Mapping[str, Any], kept: Collection[str] = ()
+    ) -> dict[str, Any]:
         try:
-            return self._run_bound(session, arrays) if self._bind else self._run_numpy(session, arrays, kept)
+            return (
+                self._run_bound(session, arrays)
+                if self._bind
+                else self._run_numpy(session, arrays, kept)
+            )
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_numpy(self, session: Any, arrays: Mapping[str, Any], kept: Collection[str]) -> dict[str, Any]:
-        feeds = {name: _numpy(array) if isinstance(array, Tensor) else array for name, array in arrays.items()}
+    def _run_numpy(
+        self, session: Any, arrays: Mapping[str, Any], kept: Collection[str]
+    ) -> dict[str, Any]:
+        feeds = {
+            name: _numpy(array) if isinstance(array, Tensor) else array
+            for name, array in arrays.items()
+        }
         values = session.run(None, feeds)
         return {
             name: value if name in kept else torch.from_numpy(value)
@@ -206,29 +251,46 @@ class OnnxRuntimeEngine:
     def _run_bound(self, session: Any, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         binding = session.io_binding()
         tensors = {name: torch.as_tensor(array).detach() for name, array in arrays.items()}
-        held = {name: array.to(self.device).contiguous() for name, array in tensors.items()}  # alive until run
+        held = {
+            name: array.to(self.device).contiguous() for name, array in tensors.items()
+        }  # alive until run
         for name, array in held.items():
             dtype = NUMPY_DTYPES[array.dtype]
-            binding.bind_input(name, array.device.type, array.device.index or 0, dtype, array.shape, array.data_ptr())
+            binding.bind_input(
+                name,
+                array.device.type,
+                array.device.index or 0,
+                dtype,
+                array.shape,
+                array.data_ptr(),
+            )
         for name in self.outputs:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime works on a stream of its own
+            torch.cuda.current_stream(
+                self.device
+            ).synchronize()  # ONNX Runtime works on a stream of its own
         session.run_with_iobinding(binding)
-        return {name: from_dlpack(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+        return {
+            name: from_dlpack(value)
+            for name, value in zip(self.outputs, binding.get_outputs(), strict=True)
+        }
 
 
 def _in_blocks(model: bytes, kernels: Path) -> bytes | None:
     """The graph as ONNX Runtime's CPU provider runs it, made faster, to be run as it is.
 
-    None where there is nothing to be made faster, or it cannot be had: what is wrong, ONNX Runtime says on opening it.
+    None where there is nothing to be made faster, or it cannot be had: what is wrong, ONNX Runtime
+    says on opening it.
     """
     from good_rt.engines.fusing import has_inner_graphs
     from good_rt.engines.layout import keep_blocks, optimised
     from good_rt.engines.winograd import put_convolutions
 
     found = optimised(model, kernels)
-    if found is None or has_inner_graphs(found.graph):  # of a function, perhaps, which is no function any more
+    if found is None or has_inner_graphs(
+        found.graph
+    ):  # of a function, perhaps, which is no function any more
         return None
     changed = keep_blocks(found), put_convolutions(found.graph) > 0
     return found.SerializeToString() if any(changed) else None
@@ -240,7 +302,8 @@ def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
 
 @cache
 def thread_pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
-    """So many threads. If they are to use all of the cores, each has one: Linux was seen to leave two on one core."""
+    """So many threads. If they are to use all of the cores, each has one: Linux was seen to leave
+    two on one core."""
     left = list(cores) if threads == len(cores) else []
 
     def settle() -> None:
@@ -259,12 +322,15 @@ def cores() -> tuple[int, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """What ONNX Runtime says, in one line and without its codes and the file's name, which the caller gives."""
+    """What ONNX Runtime says, in one line and without its codes and the file's name, which the
+    caller gives."""
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first)
 
 
 def _spec(node: Any) -> TensorSpec:
     # a dimension without a name gets one that no other input shares
-    shape = tuple(f"{node.name}:{axis}" if size is None else size for axis, size in enumerate(node.shape))
+    shape = tuple(
+        f"{node.name}:{axis}" if size is None else size for axis, size in enumerate(node.shape)
+    )
     return TensorSpec(DTYPES.get(node.type, node.type), shape)

@@ -1,8 +1,10 @@
-"""TensorRT plans as engines: on NVIDIA GPUs, by TensorRT (data-centre GPUs) or TensorRT-RTX (the others), one API.
+"""TensorRT plans as engines: on NVIDIA GPUs, by TensorRT (data-centre GPUs) or TensorRT-RTX (the
+others), one API.
 
-A plan runs on the library version and the architectures that it was built for alone; the JSON beside it says which, and
-any other is refused with the command that builds it anew. NOT YET RUN ON A GPU: the plans' builder and every refusal
-are tested, the execution only against a stand-in. `benchmarks/gpu_check.sh` is what checks it on a GPU machine.
+A plan runs on the library version and the architectures that it was built for alone; the JSON
+beside it says which, and any other is refused with the command that builds it anew. NOT YET RUN ON
+A GPU: the plans' builder and every refusal are tested, the execution only against a stand-in.
+`benchmarks/gpu_check.sh` is what checks it on a GPU machine.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ LIBRARIES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
 }
-"""Library, which is the extra's name as well, in the order of preference -> the modules that it may come as."""
+"""Library, which is the extra's name as well, in the order of preference -> the modules that it may
+come as."""
 
 FORMAT = 1
 Range = tuple[int, int, int]
@@ -46,7 +49,8 @@ class Library:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The architectures that it builds plans for on any machine; none where it builds for the present GPU alone."""
+        """The architectures that it builds plans for on any machine; none where it builds for the
+        present GPU alone."""
         members = getattr(getattr(self.api, "ComputeCapability", None), "__members__", {})
         return tuple(name.lower() for name in members if name.startswith("SM"))
 
@@ -67,12 +71,15 @@ class Library:
 
 
 def load_library(name: str | None = None, architecture: str | None = None) -> Library:
-    """The library of that name, or the first of `LIBRARIES` that is installed and has plans for the ``architecture``.
+    """The library of that name, or the first of `LIBRARIES` that is installed and has plans for the
+    ``architecture``.
 
     Raises GoodRtError that names the extra when there is none.
     """
     if name is not None and name not in LIBRARIES:
-        raise GoodRtError(f"there is no TensorRT library {name!r}; there are {', '.join(LIBRARIES)}")
+        raise GoodRtError(
+            f"there is no TensorRT library {name!r}; there are {', '.join(LIBRARIES)}"
+        )
     reasons, present = [], []
     for candidate in [name] if name is not None else LIBRARIES:
         for module in LIBRARIES[candidate]:
@@ -83,9 +90,19 @@ def load_library(name: str | None = None, architecture: str | None = None) -> Li
                 present.append(candidate)
                 reasons.append(f"{candidate} {found.version} has no plans for {architecture}")
                 break
-            except (ImportError, OSError, RuntimeError, AttributeError) as error:  # the bindings without the libraries
-                reasons.append(f"{module}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    wanted = name or next((one for one in LIBRARIES if one not in present), "a TensorRT for this GPU")
+            except (
+                ImportError,
+                OSError,
+                RuntimeError,
+                AttributeError,
+            ) as error:  # the bindings without the libraries
+                reasons.append(
+                    f"{module}: "
+                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                )
+    wanted = name or next(
+        (one for one in LIBRARIES if one not in present), "a TensorRT for this GPU"
+    )
     mend = f"; install it with: pip install 'good-rt[{wanted}]'" if wanted in LIBRARIES else ""
     raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}){mend}")
 
@@ -107,8 +124,8 @@ def present_device() -> torch.device:
 class PlanInfo:
     """What a plan is and was made of: the JSON beside it.
 
-    ``graph`` is the ONNX file's path from the plan's folder, ``profile`` each dynamic dimension's range, ``key`` the
-    hash of all that a plan depends on, by which an unchanged one is known.
+    ``graph`` is the ONNX file's path from the plan's folder, ``profile`` each dynamic dimension's
+    range, ``key`` the hash of all that a plan depends on, by which an unchanged one is known.
     """
 
     graph: str
@@ -140,7 +157,8 @@ class PlanInfo:
             value = json.loads(path.read_text())
         except OSError as error:
             raise GoodRtError(
-                f"{plan} cannot be vouched for: {path.name} beside it cannot be read ({error.strerror}); build it with "
+                f"{plan} cannot be vouched for: {path.name} beside it cannot be read "
+                f"({error.strerror}); build it with "
                 "`good-rt export --to tensorrt`"
             ) from None
         except ValueError as error:
@@ -149,18 +167,33 @@ class PlanInfo:
             if value.pop("format") != FORMAT:
                 raise GoodRtError(f"{path} has another format than {FORMAT}; build the plan again")
             value["architectures"] = tuple(value["architectures"])
-            value["profile"] = {name: (low, best, high) for name, (low, best, high) in value["profile"].items()}
+            value["profile"] = {
+                name: (low, best, high) for name, (low, best, high) in value["profile"].items()
+            }
             for side in ("inputs", "outputs"):
                 value[side] = {
-                    name: TensorSpec(spec["dtype"], tuple(spec["shape"])) for name, spec in value[side].items()
+                    name: TensorSpec(spec["dtype"], tuple(spec["shape"]))
+                    for name, spec in value[side].items()
                 }
             return cls(**value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); build the plan again") from None
+            raise GoodRtError(
+                f"{path} is damaged ({type(error).__name__}: {error}); build the plan again"
+            ) from None
 
     def command(self, folder: Path, architectures: Sequence[str] | None = None) -> str:
-        """The command that builds the plan in ``folder`` anew, for its own or for other architectures."""
-        words = ["good-rt", "export", "--to", "tensorrt", "--onnx", str(folder / self.graph), "-o", str(folder)]
+        """The command that builds the plan in ``folder`` anew, for its own or for other
+        architectures."""
+        words = [
+            "good-rt",
+            "export",
+            "--to",
+            "tensorrt",
+            "--onnx",
+            str(folder / self.graph),
+            "-o",
+            str(folder),
+        ]
         words += ["--library", self.library, "--precision", self.precision]
         for name, sizes in self.profile.items():
             words += ["--profile", f"{name}={'/'.join(map(str, sizes))}"]
@@ -168,7 +201,11 @@ class PlanInfo:
             for architecture in self.architectures if architectures is None else architectures:
                 words += ["--arch", architecture]
         words += ["--tf32"] if self.tf32 else []
-        words += [] if self.optimisation_level is None else ["--optimisation-level", str(self.optimisation_level)]
+        words += (
+            []
+            if self.optimisation_level is None
+            else ["--optimisation-level", str(self.optimisation_level)]
+        )
         return shlex.join(words)
 
 
@@ -184,11 +221,13 @@ def check_plan(
     architecture: str,
     graph_sha256: str | None = None,
 ) -> None:
-    """Raises GoodRtError, with the command that mends it, when a plan is not of this library, GPU or graph."""
+    """Raises GoodRtError, with the command that mends it, when a plan is not of this library, GPU
+    or graph."""
     again = f"build it again: {info.command(path.parent)}"
     if info.library_version != library.version:
         raise GoodRtError(
-            f"{path} was built by {info.library} {info.library_version}, and runs on no other than it; here is "
+            f"{path} was built by {info.library} {info.library_version}, and runs on no other than "
+            "it; here is "
             f"{library.version}; {again}"
         )
     if architecture not in info.architectures:
@@ -196,9 +235,13 @@ def check_plan(
             mend = f"{library.name} has no plans for it, the library `tensorrt` (data-centre GPUs) may have"
         else:
             mend = f"build one: {info.command(path.parent, [*info.architectures, architecture])}"
-        raise GoodRtError(f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; {mend}")
+        raise GoodRtError(
+            f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; {mend}"
+        )
     if graph_sha256 is not None and info.graph_sha256 != graph_sha256:
-        raise GoodRtError(f"{path} was built of another {info.graph} than the one that is there now; {again}")
+        raise GoodRtError(
+            f"{path} was built of another {info.graph} than the one that is there now; {again}"
+        )
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -219,14 +262,16 @@ def check_profile(info: PlanInfo, arrays: Mapping[str, Tensor], folder: Path) ->
                 wider = {**info.profile, dimension: (min(low, size), best, max(high, size))}
                 wanted = PlanInfo(**{**vars(info), "profile": wider})
                 raise GoodRtError(
-                    f"engine input {name!r}: {dimension} is {size}, the plan takes {low} to {high}; build a wider one: "
+                    f"engine input {name!r}: {dimension} is {size}, the plan takes {low} to "
+                    f"{high}; build a wider one: "
                     f"{wanted.command(folder)}"
                 )
 
 
 @dataclass
 class _Captured:
-    """A CUDA graph of one set of shapes: its fixed input and output buffers, and the context that it runs in."""
+    """A CUDA graph of one set of shapes: its fixed input and output buffers, and the context that
+    it runs in."""
 
     graph: Any
     inputs: dict[str, Tensor]
@@ -235,21 +280,26 @@ class _Captured:
 
 
 class TensorRTEngine:
-    """A plan on the present GPU. Tensors elsewhere are taken there, and the outputs back to where they came from.
+    """A plan on the present GPU. Tensors elsewhere are taken there, and the outputs back to where
+    they came from.
 
-    ``graph_sha256`` is the hash of the ONNX file that it must have been built of (`export.manifest.graph_hash`).
-    ``cuda_graphs`` records the kernels of each set of shapes once and replays them: for the same few shapes again and
-    again. Raises GoodRtError when there is no GPU, or the plan is of another library version, architecture or graph.
-    No GPU has run this class yet; the module's docstring says what was tested.
+    ``graph_sha256`` is the hash of the ONNX file that it must have been built of
+    (`export.manifest.graph_hash`). ``cuda_graphs`` records the kernels of each set of shapes once
+    and replays them: for the same few shapes again and again. Raises GoodRtError when there is no
+    GPU, or the plan is of another library version, architecture or graph. No GPU has run this class
+    yet; the module's docstring says what was tested.
     """
 
-    def __init__(self, path: Path, *, graph_sha256: str | None = None, cuda_graphs: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, graph_sha256: str | None = None, cuda_graphs: bool = False
+    ) -> None:
         self._path, self.info = Path(path), PlanInfo.read(Path(path))
         self._library = load_library(self.info.library)
         architecture = present_architecture()
         if architecture is None:
             raise GoodRtError(
-                f"{path} needs an NVIDIA GPU ({', '.join(self.info.architectures)}), and PyTorch sees none here; the "
+                f"{path} needs an NVIDIA GPU ({', '.join(self.info.architectures)}), and PyTorch "
+                "sees none here; the "
                 "ONNX file runs without one"
             )
         check_plan(self.info, self._path, self._library, architecture, graph_sha256)
@@ -260,7 +310,8 @@ class TensorRTEngine:
         if self._engine is None:
             raise GoodRtError(f"{path} cannot be loaded: {self._reason()}")
         self._device = present_device()
-        # TensorRT-RTX records graphs by itself, of every shape that it meets; the other's are recorded here
+        # TensorRT-RTX records graphs by itself, of every shape that it meets; the other's are
+        # recorded here
         self._own_graphs = cuda_graphs and hasattr(self._library.api, "CudaGraphStrategy")
         self._cuda_graphs = cuda_graphs and not self._own_graphs
         self._captured: dict[tuple[tuple[int, ...], ...], _Captured] = {}
@@ -270,7 +321,9 @@ class TensorRTEngine:
         check_inputs(self, arrays)
         check_profile(self.info, arrays, self._path.parent)
         home = next(iter(arrays.values())).device
-        here = {name: array.detach().to(self._device).contiguous() for name, array in arrays.items()}
+        here = {
+            name: array.detach().to(self._device).contiguous() for name, array in arrays.items()
+        }
         found = self._replay(here) if self._cuda_graphs else self._launch(self._context, here)
         return {name: value.to(home) for name, value in found.items()}
 
@@ -286,10 +339,13 @@ class TensorRTEngine:
         return context
 
     def _launch(self, context: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Runs on the current stream, into new tensors, which come of PyTorch's allocator as all others do."""
+        """Runs on the current stream, into new tensors, which come of PyTorch's allocator as all
+        others do."""
         for name, array in arrays.items():
             if not context.set_input_shape(name, tuple(array.shape)):
-                raise GoodRtError(f"engine input {name!r}: TensorRT refuses its shape: {self._reason()}")
+                raise GoodRtError(
+                    f"engine input {name!r}: TensorRT refuses its shape: {self._reason()}"
+                )
             context.set_tensor_address(name, array.data_ptr())
         found = {}
         for name, spec in self.outputs.items():
@@ -301,7 +357,8 @@ class TensorRTEngine:
         return found
 
     def _replay(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies the inputs into the recorded buffers and replays; the outputs are copies, the next call's to keep."""
+        """Copies the inputs into the recorded buffers and replays; the outputs are copies, the next
+        call's to keep."""
         shapes = tuple(tuple(array.shape) for array in arrays.values())
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(arrays)
@@ -313,7 +370,10 @@ class TensorRTEngine:
 
     def _capture(self, arrays: Mapping[str, Tensor]) -> _Captured:
         # a context of its own, for a recorded graph points into its context's memory
-        context, inputs = self._new_context(), {name: array.clone() for name, array in arrays.items()}
+        context, inputs = (
+            self._new_context(),
+            {name: array.clone() for name, array in arrays.items()},
+        )
         self._launch(context, inputs)  # sets up what must not be recorded
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

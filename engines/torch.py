@@ -1,4 +1,5 @@
-"""PyTorch modules behind the same face as the other engines: the reference, and the one with gradients."""
+"""PyTorch modules behind the same face as the other engines: the reference, and the one with
+gradients."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from good_rt.engines.base import TensorSpec, check_inputs
 
 
 class TorchEngine:
-    """A module whose positional inputs are named by ``inputs`` in their order, and its outputs by ``outputs``."""
+    """A module whose positional inputs are named by ``inputs`` in their order, and its outputs by
+    ``outputs``."""
 
-    def __init__(self, module: nn.Module, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+    ) -> None:
         self._module = module
         self.inputs = inputs
         self.outputs = outputs

@@ -1,6 +1,7 @@
 """Writes the finished detector as one ONNX file, checked against PyTorch before it gets its name.
 
-The file carries classifier, feature bank, gate and calibration; `good_rt.detector.runtime` and any ONNX runtime run it.
+The file carries classifier, feature bank, gate and calibration; `good_rt.detector.runtime` and any
+ONNX runtime run it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from good_rt.files import atomic_path
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """How far detector.onnx and PyTorch differ over N images: largest differences, and labels that disagree.
+    """How far detector.onnx and PyTorch differ over N images: largest differences, and labels that
+    disagree.
 
-    Differences are relative to the output's mean magnitude over the images. A class disagrees where PyTorch's is ahead
-    of it by more than `parity.RELATIVE` of the logits' mean magnitude.
+    Differences are relative to the output's mean magnitude over the images. A class disagrees where
+    PyTorch's is ahead of it by more than `parity.RELATIVE` of the logits' mean magnitude.
     """
 
     images: int
@@ -40,13 +42,16 @@ class DetectorParity:
     class_disagreements: int
     ood_disagreements: int
     p_value_ranks: int
-    """Largest difference of the p-values, in calibration scores: a score beside one of them may round past it."""
+    """Largest difference of the p-values, in calibration scores: a score beside one of them may
+    round past it."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: int = 250) -> DetectorParity:
+def detector_parity(
+    module: DetectorModule, path: Path, images: Tensor, batch: int = 250
+) -> DetectorParity:
     """Runs file and module on images (N, C, H, W) in [0, 1] and compares every output."""
     engine = OnnxRuntimeEngine(path)
     found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
@@ -63,26 +68,33 @@ def detector_parity(module: DetectorModule, path: Path, images: Tensor, batch: i
     for name in ("logits", "energy", "knn_distance", "score"):
         scale = reference[name].double().abs().mean().clamp_min(1e-12)
         relative[name] = float((ours[name].double() - reference[name].double()).abs().max() / scale)
-    # what PyTorch's class is ahead of the file's: of two that are equal up to rounding, either may be the larger
-    lost = reference["logits"].amax(1) - reference["logits"].gather(1, ours["logits"].argmax(1, keepdim=True))[:, 0]
+    # what PyTorch's class is ahead of the file's: of two that are equal up to rounding, either may
+    # be the larger
+    lost = (
+        reference["logits"].amax(1)
+        - reference["logits"].gather(1, ours["logits"].argmax(1, keepdim=True))[:, 0]
+    )
     return DetectorParity(
         images=len(images),
         max_relative=relative,
         class_disagreements=int((lost > RELATIVE * reference["logits"].abs().mean()).sum()),
         ood_disagreements=int((ours["is_ood"] != reference["is_ood"]).sum()),
         p_value_ranks=round(
-            float((ours["p_value"] - reference["p_value"]).abs().max()) * (len(module.calibration) + 1)
+            float((ours["p_value"] - reference["p_value"]).abs().max())
+            * (len(module.calibration) + 1)
         ),
     )
 
 
-def export_detector(module: DetectorModule, path: Path, images: Tensor, training: str) -> DetectorParity:
+def export_detector(
+    module: DetectorModule, path: Path, images: Tensor, training: str
+) -> DetectorParity:
     """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
 
-    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says what the classifier was
-    fine-tuned with. Raises ParityError, leaving nothing behind, when an output differs by more than `parity.RELATIVE`
-    of its mean magnitude, the p-value by more ranks than such a difference of the score explains, or a label or
-    decision differs.
+    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says
+    what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
+    output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by more ranks
+    than such a difference of the score explains, or a label or decision differs.
     """
     if module.classifier.device.type != "cpu":
         module = copy.deepcopy(module).cpu()
@@ -96,7 +108,11 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
         k=module.config.k,
         distance="euclidean distance of unit-norm features to the k-th nearest of the bank",
         training=training,
-        versions={"good-rt": good_rt.__version__, "torch": torch.__version__, "numpy": np.__version__},
+        versions={
+            "good-rt": good_rt.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
         weights_sha256=_weights_hash(module),
     )
     with atomic_path(path) as temporary:
@@ -107,7 +123,10 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
             export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata=metadata)
         parity = detector_parity(module, temporary, images)
         # a NaN is the worst there is
-        worst = max(parity.max_relative, key=lambda name: np.nan_to_num(parity.max_relative[name], nan=np.inf))
+        worst = max(
+            parity.max_relative,
+            key=lambda name: np.nan_to_num(parity.max_relative[name], nan=np.inf),
+        )
         if (
             not parity.max_relative[worst] <= RELATIVE
             or parity.class_disagreements
@@ -115,9 +134,11 @@ def export_detector(module: DetectorModule, path: Path, images: Tensor, training
             or parity.p_value_ranks > 1 + RELATIVE * len(module.calibration)
         ):
             raise ParityError(
-                f"{path.name} is not what PyTorch computes: {worst} differs by {parity.max_relative[worst]:.1e} "
+                f"{path.name} is not what PyTorch computes: {worst} differs by "
+                f"{parity.max_relative[worst]:.1e} "
                 f"relative (bound {RELATIVE:.0e}), the p-value by {parity.p_value_ranks} ranks, "
-                f"{parity.class_disagreements} classes and {parity.ood_disagreements} decisions of {len(images)} "
+                f"{parity.class_disagreements} classes and {parity.ood_disagreements} decisions of "
+                f"{len(images)} "
                 "differ; nothing was written"
             )
     return parity

@@ -1,4 +1,5 @@
-"""`good-rt export` as a function: UNet, VAE and classifier to ONNX engines that are proved before they are kept."""
+"""`good-rt export` as a function: UNet, VAE and classifier to ONNX engines that are proved before
+they are kept."""
 
 from __future__ import annotations
 
@@ -48,22 +49,28 @@ def export_models(
     on_graph: Callable[[str], None] = lambda name: None,
     on_damage: Callable[[str], None] = lambda reason: None,
 ) -> tuple[Manifest, bool]:
-    """Exports every graph into ``out`` and returns the manifest, and whether anything had to be done.
+    """Exports every graph into ``out`` and returns the manifest, and whether anything had to be
+    done.
 
-    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at each of ``batches``;
-    with ``fused`` the graphs that give gradients are exported as well. ``gradient_decoder`` and ``image_size`` are
-    `load_diffusion`'s; ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
-    An unchanged model with intact files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage``
-    hears why they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what PyTorch
-    computes, and GoodRtError when ``out`` holds other things than engines.
+    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at
+    each of ``batches``; with ``fused`` the graphs that give gradients are exported as well.
+    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s; ``opset`` and tolerances that
+    are None are those of the export that is there, or the defaults. An unchanged model with intact
+    files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage`` hears why
+    they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what
+    PyTorch computes, and GoodRtError when ``out`` holds other things than engines.
     """
     model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier).fitted(lambda: model.image_shape)
-    if model.image_shape[0] != classifier.config.channels or model.image_shape[1] != classifier.config.image_size:
+    if (
+        model.image_shape[0] != classifier.config.channels
+        or model.image_shape[1] != classifier.config.image_size
+    ):
         raise GoodRtError(
             f"the diffusion model makes images of shape {model.image_shape}, the classifier takes "
-            f"{classifier.config.channels} channels of {classifier.config.image_size} pixels; both must agree"
+            f"{classifier.config.channels} channels of {classifier.config.image_size} pixels; both "
+            "must agree"
         )
     source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
     if fused is not None:
@@ -74,7 +81,12 @@ def export_models(
         found = Manifest.read(out)
         before |= {"opset": found.opset, **found.tolerance}
         as_asked = all(value is None or before[name] == value for name, value in asked.items())
-        if not force and found.is_of(source) and as_asked and found.versions.get("exporter") == exporter_hash():
+        if (
+            not force
+            and found.is_of(source)
+            and as_asked
+            and found.versions.get("exporter") == exporter_hash()
+        ):
             found.check_files(out)
             return found, False
     except GoodRtError as error:  # nothing there yet, or damaged: exported anew
@@ -85,7 +97,8 @@ def export_models(
     absolute = before["absolute"] if absolute is None else absolute
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
-            f"{out} holds other files than engines, and would be replaced as a whole; choose another folder for engines"
+            f"{out} holds other files than engines, and would be replaced as a whole; choose "
+            "another folder for engines"
         )
     check = partial(compare, batches=batches, relative=relative, absolute=absolute)
     entries: dict[str, GraphEntry] = {}
@@ -104,7 +117,9 @@ def export_models(
             entries[name] = _entry(path, engine)
             del engine  # a large model's weights need not be there twice
             if graph.split:
-                forward, backward = (folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES)
+                forward, backward = (
+                    folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES
+                )
                 split_vjp(path, forward, backward)
                 halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
                 rows += check(f"{name} in two", VjpPair(*halves.values()), reference, makers)
@@ -114,8 +129,10 @@ def export_models(
         if failed:
             worst = max(failed, key=lambda row: row.excess)
             raise ParityError(
-                f"{worst.graph}.onnx is not what PyTorch computes: output {worst.output!r} on {worst.inputs} inputs at "
-                f"batch {worst.batch} differs by {worst.max_absolute:.1e}, {worst.excess:.3g} times the tolerance "
+                f"{worst.graph}.onnx is not what PyTorch computes: output {worst.output!r} on "
+                f"{worst.inputs} inputs at "
+                f"batch {worst.batch} differs by {worst.max_absolute:.1e}, {worst.excess:.3g} "
+                "times the tolerance "
                 f"({absolute:g} + {relative:g} relative); nothing was written"
             )
         versions = {
@@ -146,7 +163,8 @@ def _write(graph: Graph, path: Path, opset: int) -> None:
 
 
 def _reference(graph: Graph) -> tuple[nn.Module, Mapping[str, InputMaker]]:
-    """What the engine is compared with, and on what: for a graph with gradient, autograd on random cotangents."""
+    """What the engine is compared with, and on what: for a graph with gradient, autograd on random
+    cotangents."""
     if graph.wrt is None:
         return graph.module, graph.inputs
     names = cotangent_names(graph.outputs)
@@ -159,11 +177,16 @@ def _reference(graph: Graph) -> tuple[nn.Module, Mapping[str, InputMaker]]:
             parts = outputs if isinstance(outputs, tuple) else (outputs,)
             generator = torch.Generator().manual_seed(n)
             return {
-                **{name: torch.randn(part.shape, generator=generator) for name, part in zip(names, parts, strict=True)},
+                **{
+                    name: torch.randn(part.shape, generator=generator)
+                    for name, part in zip(names, parts, strict=True)
+                },
                 **inputs,
             }
 
         return arrays
 
     makers = {kind: with_cotangents(make) for kind, make in graph.inputs.items()}
-    return AutogradVjp(graph.module, len(names), list(graph.inputs["random"](2)).index(graph.wrt)), makers
+    return AutogradVjp(
+        graph.module, len(names), list(graph.inputs["random"](2)).index(graph.wrt)
+    ), makers

@@ -1,4 +1,5 @@
-"""Which graphs a diffusion model and a classifier have, with real and random inputs to check each on.
+"""Which graphs a diffusion model and a classifier have, with real and random inputs to check each
+on.
 
 `good_rt.export.export` writes and proves them. Another graph is one more entry in `graphs_of`.
 """
@@ -24,10 +25,11 @@ InputMaker = Callable[[int], Arrays]
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export: its outputs' names, and what makes its inputs, by kind ("real", "random").
+    """A module to export: its outputs' names, and what makes its inputs, by kind ("real",
+    "random").
 
-    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of that name; with
-    ``split`` it is also written as a forward and a backward half.
+    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of
+    that name; with ``split`` it is also written as a forward and a backward half.
     """
 
     module: nn.Module
@@ -53,17 +55,26 @@ class FusedGuidance:
 
 
 def graphs_of(
-    model: DiffusionModel, classifier: Classifier, images: Tensor | None, fused: FusedGuidance | None = None
+    model: DiffusionModel,
+    classifier: Classifier,
+    images: Tensor | None,
+    fused: FusedGuidance | None = None,
 ) -> dict[str, Graph]:
-    """All graphs by name; those with gradients ("unet_vjp", "decoder_vjp", "guidance_vjp") where ``fused`` is given.
+    """All graphs by name; those with gradients ("unet_vjp", "decoder_vjp", "guidance_vjp") where
+    ``fused`` is given.
 
-    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by the VAE. "unet" is the
-    network's graph, be it a UNet or a transformer; gradients go through the light decoder where the model has one.
+    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by
+    the VAE. "unet" is the network's graph, be it a UNet or a transformer; gradients go through the
+    light decoder where the model has one.
     """
     config = classifier.config
     conditioning = model.conditioning(config.classes)
 
-    def kinds(shape: tuple[int, int, int], real: Callable[[int], Tensor], complete: Callable[[Tensor], Arrays]):  # type: ignore[no-untyped-def]
+    def kinds(
+        shape: tuple[int, int, int],
+        real: Callable[[int], Tensor],
+        complete: Callable[[Tensor], Arrays],
+    ):  # type: ignore[no-untyped-def]
         makers: dict[str, InputMaker] = {"random": lambda n: complete(_normal((n, *shape), seed=n))}
         return makers if images is None else {"real": lambda n: complete(real(n)), **makers}
 
@@ -77,7 +88,9 @@ def graphs_of(
 
     def noisy(latents: Tensor) -> Arrays:
         n = len(latents)
-        timestep, signal, noise = (torch.from_numpy(part).float() for part in model.process.levels(n))
+        timestep, signal, noise = (
+            torch.from_numpy(part).float() for part in model.process.levels(n)
+        )
         factors = signal.view(-1, 1, 1, 1), noise.view(-1, 1, 1, 1)
         sample = factors[0] * latents + factors[1] * _normal(latents.shape, seed=n)
         arrays = {"sample": sample, "timestep": timestep}
@@ -90,7 +103,12 @@ def graphs_of(
         n = len(latents)
         weight = torch.linspace(0.2, 0.8, n)
         offset = 0.05 * _normal((n, *model.image_shape), seed=n)
-        return {"latents": latents, "offset": offset, "image_weight": weight, "feature_weight": 1 - weight}
+        return {
+            "latents": latents,
+            "offset": offset,
+            "image_weight": weight,
+            "feature_weight": 1 - weight,
+        }
 
     of_latents = kinds(model.sample_shape, real_latents, lambda latents: {"latents": latents})
     of_images = kinds(model.image_shape, real_images, lambda pixels: {"images": pixels})
@@ -105,8 +123,12 @@ def graphs_of(
     if fused is not None:
         graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample", split=True)
         if model.gradient_decoder is not None:
-            graphs["decoder_vjp"] = Graph(model.gradient_decoder, ("images",), of_latents, wrt="latents", split=True)
-        guidance = GuidanceModule(model.gradient_decoder, classifier, fused.bank, fused.k, fused.temperature).eval()
+            graphs["decoder_vjp"] = Graph(
+                model.gradient_decoder, ("images",), of_latents, wrt="latents", split=True
+            )
+        guidance = GuidanceModule(
+            model.gradient_decoder, classifier, fused.bank, fused.k, fused.temperature
+        ).eval()
         of_guided = kinds(model.sample_shape, real_latents, guided)
         graphs["guidance_vjp"] = Graph(guidance, ("value",), of_guided, wrt="latents")
     return graphs

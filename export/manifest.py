@@ -1,6 +1,8 @@
-"""manifest.json beside the engines: what each file is, made from what, by what, and how close to PyTorch it is.
+"""manifest.json beside the engines: what each file is, made from what, by what, and how close to
+PyTorch it is.
 
-Engines are loaded through it, so that a damaged file or another model's engine is found before it runs.
+Engines are loaded through it, so that a damaged file or another model's engine is found before it
+runs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ SHAPING = ("graphs", "to_onnx", "staged", "vjp", "vjp_rules", "joining", "split"
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One exported graph: its file and those of its external data, one hash of them all, inputs and outputs."""
+    """One exported graph: its file and those of its external data, one hash of them all, inputs and
+    outputs."""
 
     file: str
     sha256: str
@@ -60,10 +63,16 @@ class Manifest:
         """Raises GoodRtError when the folder holds no manifest that this version can read."""
         path = folder / MANIFEST
         if not path.exists():
-            raise GoodRtError(f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt export`")
+            raise GoodRtError(
+                f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt "
+                "export`"
+            )
         value = read_json(path)
         if value.get("format") != FORMAT:
-            raise GoodRtError(f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export again")
+            raise GoodRtError(
+                f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export "
+                "again"
+            )
         try:
             graphs = {
                 name: GraphEntry(
@@ -77,12 +86,20 @@ class Manifest:
                 for name, entry in value["graphs"].items()
             }
             parity = tuple(Parity(**row) for row in value["parity"])
-            source, tolerance, versions = (dict(value[name].items()) for name in ("source", "tolerance", "versions"))
-            if not all(isinstance(name, str) for entry in graphs.values() for name in (entry.file, *entry.data)):
+            source, tolerance, versions = (
+                dict(value[name].items()) for name in ("source", "tolerance", "versions")
+            )
+            if not all(
+                isinstance(name, str)
+                for entry in graphs.values()
+                for name in (entry.file, *entry.data)
+            ):
                 raise TypeError("a file's name is no text")
             return cls(source, value["opset"], tolerance, graphs, parity, versions)
         except (KeyError, TypeError, AttributeError) as error:
-            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); export again") from None
+            raise GoodRtError(
+                f"{path} is damaged ({type(error).__name__}: {error}); export again"
+            ) from None
 
     def is_of(self, source: Mapping[str, str]) -> bool:
         """Whether the graphs were made from these fingerprints (and perhaps from more)."""
@@ -92,28 +109,36 @@ class Manifest:
         write_json(folder / MANIFEST, self.to_json())
 
     def check_files(self, folder: Path) -> None:
-        """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one that was exported."""
+        """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one
+        that was exported."""
         for name, entry in self.graphs.items():
             for file in (entry.file, *entry.data):
                 if Path(file).name != file or file in ("", ".."):
-                    raise GoodRtError(f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again")
+                    raise GoodRtError(
+                        f"{folder / MANIFEST}: graph {name!r} lies outside the folder; export again"
+                    )
                 if not (folder / file).is_file():
                     raise GoodRtError(f"{folder / file} is missing; export again")
             if graph_hash(folder / entry.file, entry.data) != entry.sha256:
                 raise GoodRtError(
-                    f"{folder / entry.file} is not the file that was exported (its hash differs); export again"
+                    f"{folder / entry.file} is not the file that was exported (its hash differs); "
+                    "export again"
                 )
 
 
 @cache
 def exporter_hash() -> str:
-    """One hash of the code in this folder that shapes graphs, so that those of an older version are made anew."""
+    """One hash of the code in this folder that shapes graphs, so that those of an older version are
+    made anew."""
     folder = Path(__file__).parent
-    return hashlib.sha256("".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()
+    ).hexdigest()
 
 
 def graph_hash(path: Path, data: Sequence[str]) -> str:
-    """The SHA-256 of an ONNX file, or of it and its files of external data (`data_files`) where it has them."""
+    """The SHA-256 of an ONNX file, or of it and its files of external data (`data_files`) where it
+    has them."""
     digest = hashlib.sha256(sha256(path).encode())
     for name in data:
         digest.update(f"{name} {sha256(path.parent / name)}".encode())
@@ -128,21 +153,25 @@ def load_engines(
     device: torch.device = CPU,
     precisions: Mapping[str, str] | None = None,
 ) -> dict[str, OnnxRuntimeEngine]:
-    """The engines of a folder by graph name (all, or those of ``names``), their files checked by the manifest.
+    """The engines of a folder by graph name (all, or those of ``names``), their files checked by
+    the manifest.
 
-    With ``source`` (fingerprints) they must also be of that model and classifier. ``precisions`` has "fp16" of those
-    that are not computed in float32; what goes in and comes out is float32 all the same. Raises GoodRtError otherwise.
+    With ``source`` (fingerprints) they must also be of that model and classifier. ``precisions``
+    has "fp16" of those that are not computed in float32; what goes in and comes out is float32 all
+    the same. Raises GoodRtError otherwise.
     """
     wanted = checked_graphs(folder, source, names)
     halves = precisions or {}
     engines = {
-        name: _open(folder / entry.file, halves.get(name, "fp32"), device, threads) for name, entry in wanted.items()
+        name: _open(folder / entry.file, halves.get(name, "fp32"), device, threads)
+        for name, entry in wanted.items()
     }
     for name, entry in wanted.items():
         engine = engines[name]
         if (dict(engine.inputs), dict(engine.outputs)) != (dict(entry.inputs), dict(entry.outputs)):
             raise GoodRtError(
-                f"{folder / entry.file} has other inputs or outputs than {MANIFEST} has for {name!r}; export again"
+                f"{folder / entry.file} has other inputs or outputs than {MANIFEST} has for "
+                f"{name!r}; export again"
             )
     return engines
 
@@ -160,18 +189,23 @@ def _open(path: Path, precision: str, device: torch.device, threads: int) -> Onn
 def checked_graphs(
     folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None
 ) -> dict[str, GraphEntry]:
-    """The graphs of a folder (all, or those of ``names``), their files checked, and ``source`` as `load_engines` checks
-    it."""
+    """The graphs of a folder (all, or those of ``names``), their files checked, and ``source`` as
+    `load_engines` checks it."""
     manifest = Manifest.read(folder)
     if source is not None and not manifest.is_of(source):
         raise GoodRtError(
-            f"the engines in {folder} are of another model or classifier; export again, or to another folder"
+            f"the engines in {folder} are of another model or classifier; export again, or to "
+            "another folder"
         )
     manifest.check_files(folder)
     lacking = sorted(set(names or ()) - manifest.graphs.keys())
     if lacking:
-        raise GoodRtError(f"{folder / MANIFEST} has no graph {lacking[0]!r}; export again with --force")
-    return {name: entry for name, entry in manifest.graphs.items() if names is None or name in names}
+        raise GoodRtError(
+            f"{folder / MANIFEST} has no graph {lacking[0]!r}; export again with --force"
+        )
+    return {
+        name: entry for name, entry in manifest.graphs.items() if names is None or name in names
+    }
 
 
 def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:

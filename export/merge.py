@@ -1,4 +1,5 @@
-"""detector.onnx around a classifier that is an ONNX file itself, and stays as it is in the middle."""
+"""detector.onnx around a classifier that is an ONNX file itself, and stays as it is in the
+middle."""
 
 from __future__ import annotations
 
@@ -44,9 +45,14 @@ class Back(nn.Module):
 
 
 def merge_detector(
-    module: DetectorModule, network: OnnxNetwork, images: Tensor, path: Path, metadata: Mapping[str, str]
+    module: DetectorModule,
+    network: OnnxNetwork,
+    images: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
 ) -> None:
-    """Writes the detector with the classifier's file in its middle. Raises GoodRtError when they cannot be joined."""
+    """Writes the detector with the classifier's file in its middle. Raises GoodRtError when they
+    cannot be joined."""
     with torch.no_grad():
         prepared = module.classifier.prepare(images * 2 - 1)
         features = network.forward_features(prepared)
@@ -57,22 +63,35 @@ def merge_detector(
     try:
         parts = {"front": onnx.load(front), "body": network.body_model, "head": network.head_model}
         parts["back"] = onnx.load(back)
-        parts = {name: compose.add_prefix(_at_opset(part), f"{name}/") for name, part in parts.items()}
-        ends = {name: (part.graph.input[0].name, part.graph.output[0].name) for name, part in parts.items()}
-        merged = compose.merge_models(parts["front"], parts["body"], io_map=[(ends["front"][1], ends["body"][0])])
+        parts = {
+            name: compose.add_prefix(_at_opset(part), f"{name}/") for name, part in parts.items()
+        }
+        ends = {
+            name: (part.graph.input[0].name, part.graph.output[0].name)
+            for name, part in parts.items()
+        }
+        merged = compose.merge_models(
+            parts["front"], parts["body"], io_map=[(ends["front"][1], ends["body"][0])]
+        )
         seen = [ends["body"][1], ends["head"][1]]
-        merged = compose.merge_models(merged, parts["head"], io_map=[(seen[0], ends["head"][0])], outputs=seen)
+        merged = compose.merge_models(
+            merged, parts["head"], io_map=[(seen[0], ends["head"][0])], outputs=seen
+        )
         merged = compose.merge_models(
             merged, parts["back"], io_map=[(seen[1], "back/of_head"), (seen[0], "back/of_body")]
         )
-        _rename(merged.graph, {"front/images": "images", **{f"back/{name}": name for name in OUTPUTS}})
+        _rename(
+            merged.graph, {"front/images": "images", **{f"back/{name}": name for name in OUTPUTS}}
+        )
         for key, value in metadata.items():
             merged.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(merged)
     except GoodRtError:
         raise
     except Exception as error:  # onnx raises many kinds
-        raise GoodRtError(f"the classifier's ONNX file cannot be put into the detector: {first_line(error)}") from None
+        raise GoodRtError(
+            f"the classifier's ONNX file cannot be put into the detector: {first_line(error)}"
+        ) from None
     onnx.save(merged, path)
 
 

@@ -1,4 +1,5 @@
-"""Whether an exported graph computes what PyTorch computes, on real and random inputs at several batch sizes."""
+"""Whether an exported graph computes what PyTorch computes, on real and random inputs at several
+batch sizes."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ BATCHES = (1, 2, 5, 16)
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """Default tolerances: |engine − torch| ≤ absolute + relative·|torch|, for every element."""
 NUDGE, NUDGES = 3e-6, 16
-"""How far, in relation to their size, and how often inputs are moved where a gradient may have jumped: about as far as
-a deep network's rounding errors move its features."""
+"""How far, in relation to their size, and how often inputs are moved where a gradient may have
+jumped: about as far as a deep network's rounding errors move its features."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Parity:
 
 
 class AutogradVjp(nn.Module):
-    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input at place ``wrt``, by PyTorch's autograd."""
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input at place ``wrt``, by
+    PyTorch's autograd."""
 
     def __init__(self, module: nn.Module, cotangents: int, wrt: int) -> None:
         super().__init__()
@@ -69,11 +71,12 @@ def compare(
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
 ) -> list[Parity]:
-    """Runs engine and module on each kind of ``inputs`` ("real", "random": batch size -> arrays by name).
+    """Runs engine and module on each kind of ``inputs`` ("real", "random": batch size -> arrays by
+    name).
 
-    A gradient jumps where a ReLU's input crosses 0 or another neighbour becomes the k-th, and rounding alone may put
-    the engine or PyTorch on the other side: each element must be PyTorch's at the inputs, in float32 or float64, or
-    at inputs that differ by rounding.
+    A gradient jumps where a ReLU's input crosses 0 or another neighbour becomes the k-th, and
+    rounding alone may put the engine or PyTorch on the other side: each element must be PyTorch's
+    at the inputs, in float32 or float64, or at inputs that differ by rounding.
     """
     rows = []
     for kind, make in inputs.items():
@@ -86,7 +89,8 @@ def compare(
                 size = reference.double().abs()
                 # relative to the output's own spread, since single elements may be near 0
                 spread = size.square().mean().sqrt().clamp_min(1e-30)
-                # a gradient has no scale of its own: its absolute tolerance is in units of its spread
+                # a gradient has no scale of its own: its absolute tolerance is in units of its
+                # spread
                 floor = absolute * (spread if name == GRADIENT else 1.0)
                 bound = (floor + relative * size).clamp_min(1e-300)
                 difference = (found[name].double() - reference.double()).abs()
@@ -94,12 +98,24 @@ def compare(
                     given = [arrays[key] for key in engine.inputs]
                     difference = nearest(difference, bound, found[name], module, given)
                     if not (difference <= bound).all():
-                        with contextlib.suppress(RuntimeError):  # of a module that computes in float32 alone
-                            difference = torch.minimum(difference, (found[name].double() - exact(module, given)).abs())
+                        with contextlib.suppress(
+                            RuntimeError
+                        ):  # of a module that computes in float32 alone
+                            difference = torch.minimum(
+                                difference, (found[name].double() - exact(module, given)).abs()
+                            )
                 excess = difference / bound
                 worst = float("nan") if excess.isnan().any() else float(excess.max())
                 rows.append(
-                    Parity(graph, name, kind, batch, float(difference.max()), float(difference.max() / spread), worst)
+                    Parity(
+                        graph,
+                        name,
+                        kind,
+                        batch,
+                        float(difference.max()),
+                        float(difference.max() / spread),
+                        worst,
+                    )
                 )
     return rows
 
@@ -107,7 +123,9 @@ def compare(
 def exact(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """The gradient in float64, where rounding leaves nothing on the other side of a kink."""
     doubled = copy.deepcopy(module).double()
-    gradient: Tensor = doubled(*(array.double() if array.is_floating_point() else array for array in inputs))[-1]
+    gradient: Tensor = doubled(
+        *(array.double() if array.is_floating_point() else array for array in inputs)
+    )[-1]
     return gradient
 
 
@@ -118,7 +136,8 @@ def nearest(
     module: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
 ) -> Tensor:
-    """The difference of each element, where one is beyond its bound the least one from gradients at inputs close by."""
+    """The difference of each element, where one is beyond its bound the least one from gradients at
+    inputs close by."""
     for seed in range(NUDGES):
         if (difference <= bound).all():
             break

@@ -1,7 +1,9 @@
-"""An ONNX graph in half precision (fp16 or bf16) for TensorRT and ONNX Runtime on a GPU, and what its rounding costs.
+"""An ONNX graph in half precision (fp16 or bf16) for TensorRT and ONNX Runtime on a GPU, and what
+its rounding costs.
 
-TensorRT's builders no longer choose precisions by a flag: the graph's own types say what is computed in what. Inputs,
-outputs and what half precision is bad at (norms, softmax, sums, the timestep's sine) stay float32.
+TensorRT's builders no longer choose precisions by a flag: the graph's own types say what is
+computed in what. Inputs, outputs and what half precision is bad at (norms, softmax, sums, the
+timestep's sine) stay float32.
 """
 
 from __future__ import annotations
@@ -20,36 +22,95 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from good_rt.engines.onnx_file import LARGEST_FILE, read_graph
 
-HALF = {"fp16": (TensorProto.FLOAT16, torch.float16), "bf16": (TensorProto.BFLOAT16, torch.bfloat16)}
+HALF = {
+    "fp16": (TensorProto.FLOAT16, torch.float16),
+    "bf16": (TensorProto.BFLOAT16, torch.bfloat16),
+}
 """Precision -> its ONNX element type and PyTorch's."""
 
-FLOAT32_OPS = frozenset({
-    # sums over many elements, and what is steep
-    "InstanceNormalization", "LayerNormalization", "GroupNormalization", "ReduceMean", "ReduceSum", "ReduceL1",
-    "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "GlobalAveragePool", "CumSum",
-    "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "Sin", "Cos", "TopK", "ArgMax", "ArgMin",
-    # what makes floats out of other things, or has its type in an attribute
-    "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "OneHot", "Range", "RandomNormal", "RandomUniform",
-    "QuantizeLinear", "DequantizeLinear",
-})  # fmt: skip
+FLOAT32_OPS = frozenset(
+    {
+        # sums over many elements, and what is steep
+        "InstanceNormalization",
+        "LayerNormalization",
+        "GroupNormalization",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceProd",
+        "GlobalAveragePool",
+        "CumSum",
+        "Softmax",
+        "LogSoftmax",
+        "Exp",
+        "Log",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+        "TopK",
+        "ArgMax",
+        "ArgMin",
+        # what makes floats out of other things, or has its type in an attribute
+        "Cast",
+        "CastLike",
+        "Constant",
+        "ConstantOfShape",
+        "EyeLike",
+        "OneHot",
+        "Range",
+        "RandomNormal",
+        "RandomUniform",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    }
+)
 """Operations that are computed in float32."""
 
 REFUSED = {"fp16": frozenset[str](), "bf16": frozenset({"ConvTranspose"})}
-"""Operations that TensorRT-RTX has no kernels for in that precision (1.7.1), and that stay in float32 for it."""
+"""Operations that TensorRT-RTX has no kernels for in that precision (1.7.1), and that stay in
+float32 for it."""
 
-LIGHT_OPS = frozenset({
-    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Clip", "Max", "Min", "Where", "Reshape", "Transpose", "Expand",
-    "Unsqueeze", "Squeeze", "Slice", "Concat", "Identity", "Flatten",
-})  # fmt: skip
-"""Operations that stay in float32 where all that they feed does: a timestep on its way to its sine, x² to its mean."""
+LIGHT_OPS = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Abs",
+        "Clip",
+        "Max",
+        "Min",
+        "Where",
+        "Reshape",
+        "Transpose",
+        "Expand",
+        "Unsqueeze",
+        "Squeeze",
+        "Slice",
+        "Concat",
+        "Identity",
+        "Flatten",
+    }
+)
+"""Operations that stay in float32 where all that they feed does: a timestep on its way to its sine,
+x² to its mean."""
 
 FLOAT32_INPUTS = {"Resize": {1, 2}, "BatchNormalization": {1, 2, 3, 4}}
-"""Operation -> the places of inputs that must be float32, or are better so, in a half-precision operation."""
+"""Operation -> the places of inputs that must be float32, or are better so, in a half-precision
+operation."""
 
 
 @contextlib.contextmanager
 def in_precision(path: Path, precision: str) -> Iterator[Path]:
-    """A file with the graph at ``path`` in that precision, "fp32" among them, as long as the block lasts."""
+    """A file with the graph at ``path`` in that precision, "fp32" among them, as long as the block
+    lasts."""
     if precision == "fp32":
         yield path
         return
@@ -65,17 +126,22 @@ def in_precision(path: Path, precision: str) -> Iterator[Path]:
 
 
 def to_half(model: ModelProto, precision: str) -> ModelProto:
-    """A copy of the graph with weights and activations in ``precision``; inputs and outputs keep their types."""
+    """A copy of the graph with weights and activations in ``precision``; inputs and outputs keep
+    their types."""
     kind, dtype = HALF[precision]
     found = ModelProto()
     found.CopyFrom(model)
     graph = found.graph
     floats = _float_tensors(model)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    kept = _kept(graph, floats, _epsilons(graph, torch.finfo(dtype).tiny), FLOAT32_OPS | REFUSED[precision])
+    kept = _kept(
+        graph, floats, _epsilons(graph, torch.finfo(dtype).tiny), FLOAT32_OPS | REFUSED[precision]
+    )
     nodes: list[NodeProto] = []
     halves: set[str] = set()  # tensors that exist in half precision, as NAME/fp16
-    wholes = {value.name for value in graph.input} | set(weights)  # float32 tensors that exist under their own name
+    wholes = {value.name for value in graph.input} | set(
+        weights
+    )  # float32 tensors that exist under their own name
 
     def half(name: str) -> str:
         twin = f"{name}/{precision}"
@@ -86,13 +152,17 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
 
     def whole(name: str) -> str:
         if name not in wholes and f"{name}/{precision}" in halves:
-            cast = helper.make_node("Cast", [f"{name}/{precision}"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+            cast = helper.make_node(
+                "Cast", [f"{name}/{precision}"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT
+            )
             nodes.append(cast)
             wholes.add(name)
         return name
 
     for node in graph.node:
-        low = id_of(node) not in kept and any(name in floats for name in (*node.input, *node.output))
+        low = id_of(node) not in kept and any(
+            name in floats for name in (*node.input, *node.output)
+        )
         exempt = FLOAT32_INPUTS.get(node.op_type, set())
         inputs = [
             half(name) if low and name in floats and place not in exempt else whole(name)
@@ -116,7 +186,9 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
         whole(output.name)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in (*node.input, *_captured(node))} | {out.name for out in graph.output}
+    used = {name for node in nodes for name in (*node.input, *_captured(node))} | {
+        out.name for out in graph.output
+    }
     del graph.initializer[:]
     for name, tensor in weights.items():
         if name in used:
@@ -127,10 +199,12 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
 
 
 def as_computed(model: ModelProto, precision: str) -> ModelProto:
-    """The graph from `to_half` with every half-precision operation computed in float32 and its result rounded.
+    """The graph from `to_half` with every half-precision operation computed in float32 and its
+    result rounded.
 
-    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most of the half-precision kernels, and leaves out
-    the rounding between operations that it computes in float32 instead, so it would report too small an error.
+    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most of the half-precision
+    kernels, and leaves out the rounding between operations that it computes in float32 instead, so
+    it would report too small an error.
     """
     kind, _ = HALF[precision]
     found = ModelProto()
@@ -145,15 +219,23 @@ def as_computed(model: ModelProto, precision: str) -> ModelProto:
     for node in graph.node:
         changed = NodeProto()
         changed.CopyFrom(node)
-        if node.op_type == "Cast" and not node.input[0].endswith(suffix) and not node.output[0].endswith(suffix):
+        if (
+            node.op_type == "Cast"
+            and not node.input[0].endswith(suffix)
+            and not node.output[0].endswith(suffix)
+        ):
             nodes.append(changed)
             continue
-        if node.op_type == "Cast" and node.input[0].endswith(suffix):  # back to float32: the value is there already
+        if node.op_type == "Cast" and node.input[0].endswith(
+            suffix
+        ):  # back to float32: the value is there already
             nodes.append(helper.make_node("Identity", [f"{node.input[0]}/up"], list(node.output)))
             continue
         del changed.input[:], changed.output[:]
         changed.input.extend(f"{name}/up" if name.endswith(suffix) else name for name in node.input)
-        changed.output.extend(f"{name}/exact" if name.endswith(suffix) else name for name in node.output)
+        changed.output.extend(
+            f"{name}/exact" if name.endswith(suffix) else name for name in node.output
+        )
         if node.op_type == "Cast":
             changed = helper.make_node("Identity", list(changed.input), list(changed.output))
         nodes.append(changed)
@@ -169,7 +251,8 @@ def as_computed(model: ModelProto, precision: str) -> ModelProto:
 def rounding_error(
     model: ModelProto, precision: str, inputs: Mapping[str, NDArray[np.generic]]
 ) -> dict[str, dict[str, float]]:
-    """By output: the largest and the RMS difference of half precision from float32, relative to the output's RMS.
+    """By output: the largest and the RMS difference of half precision from float32, relative to the
+    output's RMS.
 
     Both run in ONNX Runtime on the CPU, the half-precision graph as `as_computed`.
     """
@@ -191,13 +274,19 @@ def id_of(node: NodeProto) -> str:
     return "|".join(node.output)
 
 
-def _run(model: ModelProto, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+def _run(
+    model: ModelProto, inputs: Mapping[str, NDArray[np.generic]]
+) -> dict[str, NDArray[np.float32]]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would take casts out
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # it would take casts out
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     names = [node.name for node in session.get_outputs() if node.type == "tensor(float)"]
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
@@ -210,16 +299,25 @@ def _float_tensors(model: ModelProto) -> set[str]:
         for value in (*graph.input, *graph.output, *graph.value_info)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    return values | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    return values | {
+        tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
+    }
 
 
 def _epsilons(graph: onnx.GraphProto, tiny: float) -> set[str]:
-    """Names of single constants, other than 0, below what half precision holds well: guards of divisions."""
+    """Names of single constants, other than 0, below what half precision holds well: guards of
+    divisions."""
     scalars = {tensor.name: tensor for tensor in graph.initializer if math.prod(tensor.dims) == 1}
-    return {name for name, tensor in scalars.items() if 0 < abs(float(numpy_helper.to_array(tensor).item())) < tiny}
+    return {
+        name
+        for name, tensor in scalars.items()
+        if 0 < abs(float(numpy_helper.to_array(tensor).item())) < tiny
+    }
 
 
-def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str], steep: frozenset[str]) -> set[str]:
+def _kept(
+    graph: onnx.GraphProto, floats: set[str], epsilons: set[str], steep: frozenset[str]
+) -> set[str]:
     """The nodes that are computed in float32: operations of ``steep``, and what goes with them."""
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
@@ -227,7 +325,9 @@ def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str], steep: f
             users.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     kept: set[str] = set()
-    for node in reversed(graph.node):  # in topological order, so that a node's users were seen before it
+    for node in reversed(
+        graph.node
+    ):  # in topological order, so that a node's users were seen before it
         fed = [user for name in node.output if name in floats for user in users.get(name, [])]
         light = (
             node.op_type in LIGHT_OPS
@@ -235,13 +335,19 @@ def _kept(graph: onnx.GraphProto, floats: set[str], epsilons: set[str], steep: f
             and outputs.isdisjoint(node.output)
             and all(id_of(user) in kept for user in fed)
         )
-        if node.op_type in steep or light or epsilons.intersection(node.input) or any(_captured(node)):
+        if (
+            node.op_type in steep
+            or light
+            or epsilons.intersection(node.input)
+            or any(_captured(node))
+        ):
             kept.add(id_of(node))
     return kept
 
 
 def _captured(node: NodeProto) -> Iterator[str]:
-    """Names that a node's inner graphs (of If, Loop) take from outside, and others; the graphs are left as they are."""
+    """Names that a node's inner graphs (of If, Loop) take from outside, and others; the graphs are
+    left as they are."""
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
@@ -250,7 +356,8 @@ def _captured(node: NodeProto) -> Iterator[str]:
 
 
 def _rounded(tensor: TensorProto, name: str, kind: int, dtype: torch.dtype) -> TensorProto:
-    """A weight in half precision; what lies beyond its range (a mask's -3.4e38) becomes its largest value."""
+    """A weight in half precision; what lies beyond its range (a mask's -3.4e38) becomes its largest
+    value."""
     array = torch.from_numpy(numpy_helper.to_array(tensor).copy())
     limit = torch.finfo(dtype).max
     rounded = torch.where(array.isinf(), array, array.clamp(-limit, limit)).to(dtype)

@@ -1,7 +1,9 @@
-"""Group normalisation with sums taken row by row first, for groups so large that a runtime's one long sum loses digits.
+"""Group normalisation with sums taken row by row first, for groups so large that a runtime's one
+long sum loses digits.
 
-ONNX Runtime's InstanceNormalization, which group_norm becomes, adds a group's elements one after the other: of the
-million that a VAE's decoder has at 512x512 pixels, a picture with flat areas is then off by 1e-2.
+ONNX Runtime's InstanceNormalization, which group_norm becomes, adds a group's elements one after
+the other: of the million that a VAE's decoder has at 512x512 pixels, a picture with flat areas is
+then off by 1e-2.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def is_large(shape: torch.Size, groups: int) -> bool:
 
 
 def group_mean(x: Tensor) -> Tensor:
-    """(N, G, C / G, pixels) or (N, G, C / G, H, W) -> each group's mean, axes kept; of the latter row by row."""
+    """(N, G, C / G, pixels) or (N, G, C / G, H, W) -> each group's mean, axes kept; of the latter
+    row by row."""
     if x.ndim == 4:
         return x.mean((2, 3), keepdim=True)
     return x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(2, keepdim=True)
@@ -33,9 +36,11 @@ def group_mean(x: Tensor) -> Tensor:
 def normalised(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x (N, C, ..., W) -> its group norm and x less the groups' means, the groups' 1 / std, and that times the weight.
+    """x (N, C, ..., W) -> its group norm and x less the groups' means, the groups' 1 / std, and
+    that times the weight.
 
-    The first two are (N, G, C / G, pixels), where the groups are large (N, G, C / G, H, W); the others broadcast.
+    The first two are (N, G, C / G, pixels), where the groups are large (N, G, C / G, H, W); the
+    others broadcast.
     """
     channels, pixels = x.shape[1], math.prod(x.shape[2:])
     rows = (pixels // x.shape[-1], x.shape[-1]) if is_large(x.shape, groups) else (pixels,)
@@ -66,7 +71,9 @@ def group_norm(
 
 def stage_large_groups(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program with its large group norms in stages; the same program where there is none."""
-    norms: list[Any] = [node for node in program.graph.nodes if node.target is aten.group_norm.default]
+    norms: list[Any] = [
+        node for node in program.graph.nodes if node.target is aten.group_norm.default
+    ]
     if not any(is_large(node.args[0].meta["val"].shape, node.args[1]) for node in norms):
         return program
     return program.run_decompositions({aten.group_norm.default: group_norm})

@@ -1,7 +1,8 @@
 """Builds TensorRT plans of ONNX graphs, and leaves alone those that nothing changed for.
 
-TensorRT-RTX builds on any machine, with or without a GPU, and one plan of it holds several architectures; TensorRT
-builds for the GPU that is there. Networks are strongly typed: the precision is the graph's own (`good_rt.export.precision`).
+TensorRT-RTX builds on any machine, with or without a GPU, and one plan of it holds several
+architectures; TensorRT builds for the GPU that is there. Networks are strongly typed: the precision
+is the graph's own (`good_rt.export.precision`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from good_rt.files import atomic_path, sha256, write_json
 PRECISIONS = ("fp32", *HALF)
 BATCHES: Range = (1, 8, 32)
 TURING = "sm75"
-"""Left out of the default architectures: it has no bf16, and a plan that holds it is slower on the others."""
+"""Left out of the default architectures: it has no bf16, and a plan that holds it is slower on the
+others."""
 DTYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -49,18 +51,20 @@ DTYPES = {
     TensorProto.INT32: "int32",
     TensorProto.BOOL: "bool",
 }
-"""What TensorRT takes as inputs and gives as outputs. Not double: it would compute it in float32 and not say so."""
+"""What TensorRT takes as inputs and gives as outputs. Not double: it would compute it in float32
+and not say so."""
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """How a plan is built.
 
-    ``architectures`` ("sm89", ...; empty: all that TensorRT-RTX offers from Ampere on, or the present GPU's),
-    ``profile`` the least, usual and largest length of every dynamic dimension by its name, ``library`` one of
-    `LIBRARIES` (None: the first that is installed), ``tf32`` whether float32 may be computed with 10-bit mantissas,
-    ``timing_cache`` a file that TensorRT keeps its kernels' timings in (default: beside the plan; TensorRT-RTX times
-    nothing). Raises GoodRtError when a setting makes no sense.
+    ``architectures`` ("sm89", ...; empty: all that TensorRT-RTX offers from Ampere on, or the
+    present GPU's), ``profile`` the least, usual and largest length of every dynamic dimension by
+    its name, ``library`` one of `LIBRARIES` (None: the first that is installed), ``tf32`` whether
+    float32 may be computed with 10-bit mantissas, ``timing_cache`` a file that TensorRT keeps its
+    kernels' timings in (default: beside the plan; TensorRT-RTX times nothing). Raises GoodRtError
+    when a setting makes no sense.
     """
 
     architectures: tuple[str, ...] = ()
@@ -73,11 +77,14 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise GoodRtError(f"there is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}")
+            raise GoodRtError(
+                f"there is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}"
+            )
         for name, (low, best, high) in self.profile.items():
             if not 1 <= low <= best <= high:
                 raise GoodRtError(
-                    f"the profile of {name!r} is {low}/{best}/{high}; it must be least/usual/largest, from 1"
+                    f"the profile of {name!r} is {low}/{best}/{high}; it must be "
+                    "least/usual/largest, from 1"
                 )
         if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
             raise GoodRtError(f"optimisation levels go from 0 to 5, not {self.optimisation_level}")
@@ -89,27 +96,41 @@ def plan_path(folder: Path, graph: str, config: PlanConfig) -> Path:
 
 
 def build_plans(
-    folder: Path, config: PlanConfig, *, force: bool = False, on_graph: Callable[[str], None] = lambda name: None
+    folder: Path,
+    config: PlanConfig,
+    *,
+    force: bool = False,
+    on_graph: Callable[[str], None] = lambda name: None,
 ) -> dict[str, tuple[PlanInfo, bool]]:
-    """Builds the plans of all graphs in a folder of engines, beside them; as `build_plan` returns them, by graph."""
+    """Builds the plans of all graphs in a folder of engines, beside them; as `build_plan` returns
+    them, by graph."""
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
     plans = {}
     for name, entry in manifest.graphs.items():
         on_graph(name)
-        plans[name] = build_plan(folder / entry.file, config, plan_path(folder, name, config), force=force)
+        plans[name] = build_plan(
+            folder / entry.file, config, plan_path(folder, name, config), force=force
+        )
     return plans
 
 
-def load_plan(onnx_path: Path, config: PlanConfig, plan: Path, *, cuda_graphs: bool = False) -> TensorRTEngine:
-    """The plan of a graph on the present GPU. The one that is there is taken when it runs here and its profile holds
-    that of ``config``; another is built, by the first library that has plans for this GPU.
+def load_plan(
+    onnx_path: Path, config: PlanConfig, plan: Path, *, cuda_graphs: bool = False
+) -> TensorRTEngine:
+    """The plan of a graph on the present GPU. The one that is there is taken when it runs here and
+    its profile holds that of ``config``; another is built, by the first library that has plans for
+    this GPU.
 
-    ``cuda_graphs`` is `TensorRTEngine`'s. Raises GoodRtError when there is no GPU, or the plan cannot be built.
+    ``cuda_graphs`` is `TensorRTEngine`'s. Raises GoodRtError when there is no GPU, or the plan
+    cannot be built.
     """
     architecture = present_architecture()
     if architecture is None:
-        raise GoodRtError("TensorRT's plans run on an NVIDIA GPU, and PyTorch sees none here; ONNX Runtime needs none")
+        raise GoodRtError(
+            "TensorRT's plans run on an NVIDIA GPU, and PyTorch sees none here; ONNX Runtime needs "
+            "none"
+        )
     graph_sha256 = graph_hash(onnx_path, data_files(read_graph(onnx_path)))
     try:
         found = TensorRTEngine(plan, graph_sha256=graph_sha256, cuda_graphs=cuda_graphs)
@@ -117,7 +138,9 @@ def load_plan(onnx_path: Path, config: PlanConfig, plan: Path, *, cuda_graphs: b
         found = None
     if found is None or not _holds(found.info, config):
         library = load_library(config.library, architecture)
-        present = replace(config, architectures=(architecture,) if library.targets else (), library=library.name)
+        present = replace(
+            config, architectures=(architecture,) if library.targets else (), library=library.name
+        )
         build_plan(onnx_path, present, plan)
         found = TensorRTEngine(plan, graph_sha256=graph_sha256, cuda_graphs=cuda_graphs)
     return found
@@ -131,11 +154,15 @@ def _holds(info: PlanInfo, config: PlanConfig) -> bool:
     )
 
 
-def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False) -> tuple[PlanInfo, bool]:
-    """Writes the plan of an ONNX file to ``out``, and what it is beside it; says that, and whether it had to be built.
+def build_plan(
+    onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False
+) -> tuple[PlanInfo, bool]:
+    """Writes the plan of an ONNX file to ``out``, and what it is beside it; says that, and whether
+    it had to be built.
 
-    Raises GoodRtError, leaving ``out`` as it was, when no TensorRT is installed, the file is not valid ONNX, TensorRT
-    does not know an operation (which it names), or an architecture or profile does not fit.
+    Raises GoodRtError, leaving ``out`` as it was, when no TensorRT is installed, the file is not
+    valid ONNX, TensorRT does not know an operation (which it names), or an architecture or profile
+    does not fit.
     """
     library = load_library(config.library)
     architectures = _architectures(library, config)
@@ -184,7 +211,8 @@ def build_plan(onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = 
 
 
 def check_config(config: PlanConfig) -> None:
-    """Raises GoodRtError when no TensorRT is installed, or an architecture is none that it builds for here."""
+    """Raises GoodRtError when no TensorRT is installed, or an architecture is none that it builds
+    for here."""
     _architectures(load_library(config.library), config)
 
 
@@ -194,19 +222,26 @@ def _architectures(library: Library, config: PlanConfig) -> tuple[str, ...]:
         present = present_architecture()
         if present is None:
             raise GoodRtError(
-                f"{library.name} builds plans for the GPU that is there, and there is none; tensorrt-rtx needs none"
+                f"{library.name} builds plans for the GPU that is there, and there is none; "
+                "tensorrt-rtx needs none"
             )
         others = [name for name in config.architectures if name != present]
         if others:
-            raise GoodRtError(f"{library.name} builds plans for the GPU that is there, {present}, not for {others[0]}")
+            raise GoodRtError(
+                f"{library.name} builds plans for the GPU that is there, {present}, not for "
+                f"{others[0]}"
+            )
         return (present,)
     unknown = [name for name in config.architectures if name not in library.targets]
     if unknown:
         raise GoodRtError(
-            f"{library.name} {library.version} has no architecture {unknown[0]!r}; it has {', '.join(library.targets)}"
+            f"{library.name} {library.version} has no architecture {unknown[0]!r}; it has "
+            f"{', '.join(library.targets)}"
         )
     return tuple(
-        name for name in library.targets if (name in config.architectures if config.architectures else name != TURING)
+        name
+        for name in library.targets
+        if (name in config.architectures if config.architectures else name != TURING)
     )
 
 
@@ -228,7 +263,8 @@ def _specs(values: Any, path: Path) -> dict[str, TensorSpec]:
         if kind not in DTYPES:
             name = TensorProto.DataType.Name(kind).lower()
             raise GoodRtError(
-                f"{path}: {value.name!r} is {name}, which TensorRT does not take; it takes {', '.join(DTYPES.values())}"
+                f"{path}: {value.name!r} is {name}, which TensorRT does not take; it takes "
+                f"{', '.join(DTYPES.values())}"
             )
         found[value.name] = TensorSpec(DTYPES[kind], _dimensions(value))
     return found
@@ -236,10 +272,15 @@ def _specs(values: Any, path: Path) -> dict[str, TensorSpec]:
 
 def _profile(model: ModelProto, config: PlanConfig, path: Path) -> dict[str, Range]:
     """The ranges of the dynamic dimensions that the graph's inputs have."""
-    names = {name for value in model.graph.input for name in _dimensions(value) if isinstance(name, str)}
+    names = {
+        name for value in model.graph.input for name in _dimensions(value) if isinstance(name, str)
+    }
     missing = sorted(names - config.profile.keys())
     if missing:
-        raise GoodRtError(f"{path}: dimension {missing[0]!r} is dynamic; give its --profile {missing[0]}=MIN/OPT/MAX")
+        raise GoodRtError(
+            f"{path}: dimension {missing[0]!r} is dynamic; give its --profile "
+            f"{missing[0]}=MIN/OPT/MAX"
+        )
     return {name: config.profile[name] for name in sorted(names)}
 
 
@@ -254,13 +295,20 @@ def _unchanged(out: Path, key: str) -> PlanInfo | None:
 
 
 def _build(
-    onnx_path: Path, model: ModelProto, config: PlanConfig, library: Library, profile: Mapping[str, Range], out: Path
+    onnx_path: Path,
+    model: ModelProto,
+    config: PlanConfig,
+    library: Library,
+    profile: Mapping[str, Range],
+    out: Path,
 ) -> tuple[Any, int]:
     """The plan's bytes, and how many layers its network has."""
     api = library.api
     logger, errors = library.logger()
     builder = api.Builder(logger)
-    flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # no flag: there are no others
+    flag = getattr(
+        api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # no flag: there are no others
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = api.OnnxParser(network, logger)  # holds the weights until the plan is built
     settings = builder.create_builder_config()
@@ -282,13 +330,16 @@ def _build(
             plan = builder.build_serialized_network(network, settings)
     if plan is None:
         reason = errors[-1].splitlines()[0] if errors else "no reason given"
-        raise GoodRtError(f"{onnx_path}: {library.name} {library.version} cannot build its plan: {reason}")
+        raise GoodRtError(
+            f"{onnx_path}: {library.name} {library.version} cannot build its plan: {reason}"
+        )
     return plan, network.num_layers
 
 
 @contextlib.contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """What the library prints, past its logger, goes to standard error: standard output is for a command's JSON."""
+    """What the library prints, past its logger, goes to standard error: standard output is for a
+    command's JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -318,27 +369,37 @@ def _shapes(builder: Any, model: ModelProto, profile: Mapping[str, Range], path:
     for value in model.graph.input:
         shape = _dimensions(value)
         shapes = [
-            tuple(profile[size][place] if isinstance(size, str) else size for size in shape) for place in range(3)
+            tuple(profile[size][place] if isinstance(size, str) else size for size in shape)
+            for place in range(3)
         ]
         try:
             found.set_shape(value.name, *shapes)
         except RuntimeError as error:
-            raise GoodRtError(f"{path}: the profile does not fit input {value.name!r} ({error})") from None
+            raise GoodRtError(
+                f"{path}: the profile does not fit input {value.name!r} ({error})"
+            ) from None
     return found
 
 
 @contextlib.contextmanager
 def _timings(settings: Any, config: PlanConfig, library: Library, out: Path) -> Iterator[None]:
-    """Kernel timings of earlier builds for this one, and this one's for later. TensorRT-RTX takes none."""
+    """Kernel timings of earlier builds for this one, and this one's for later. TensorRT-RTX takes
+    none."""
     if library.targets:
         if config.timing_cache is not None:
-            raise GoodRtError(f"{library.name} times nothing while it builds, and has no timing cache; leave it out")
+            raise GoodRtError(
+                f"{library.name} times nothing while it builds, and has no timing cache; leave it "
+                "out"
+            )
         yield
         return
-    path = config.timing_cache if config.timing_cache is not None else out.parent / "tensorrt.timings"
+    path = (
+        config.timing_cache if config.timing_cache is not None else out.parent / "tensorrt.timings"
+    )
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
-        # damaged, or of another version or GPU, whose timings say nothing of this one: a new one takes its place
+        # damaged, or of another version or GPU, whose timings say nothing of this one: a new one
+        # takes its place
         settings.set_timing_cache(settings.create_timing_cache(b""), ignore_mismatch=False)
     yield
     with atomic_path(path) as temporary:

@@ -32,10 +32,13 @@ OPSET = 20
 def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     """The module as a graph of aten operations whose inputs share one batch size, any from 1.
 
-    ``examples`` are inputs by name, in the module's order. What torch.export raises is left as it is.
+    ``examples`` are inputs by name, in the module's order. What torch.export raises is left as it
+    is.
     """
     arrays, shapes = tuple(examples.values()), torch.export.ShapesCollection()
-    for array in arrays:  # unlike Dim("batch"), DYNAMIC bears with a module that treats large batches apart
+    for (
+        array
+    ) in arrays:  # unlike Dim("batch"), DYNAMIC bears with a module that treats large batches apart
         shapes[array] = {0: torch.export.Dim.DYNAMIC}
     with (
         quiet(),
@@ -58,10 +61,10 @@ def export_onnx(
 ) -> None:
     """Writes the module's graph to ``path``; every input's and output's first axis is "batch".
 
-    ``examples`` are inputs by name, in the module's order, of any batch size. Without ``rewrite`` the exporter's search
-    for patterns is left out, which takes most of the time where nodes are many; what depends on weights alone is then
-    computed here, whatever its size. Raises GoodRtError when the module cannot be exported or the result is not valid
-    ONNX.
+    ``examples`` are inputs by name, in the module's order, of any batch size. Without ``rewrite``
+    the exporter's search for patterns is left out, which takes most of the time where nodes are
+    many; what depends on weights alone is then computed here, whatever its size. Raises GoodRtError
+    when the module cannot be exported or the result is not valid ONNX.
     """
     try:
         with quiet(), torch.no_grad():
@@ -82,7 +85,9 @@ def export_onnx(
                 _fold(program.model)
     except GoodRtError:
         raise
-    except Exception as error:  # the exporter raises many kinds; its first line says which operation it was
+    except (
+        Exception
+    ) as error:  # the exporter raises many kinds; its first line says which operation it was
         raise GoodRtError(f"{path.name} cannot be exported to ONNX: {first_line(error)}") from None
     for node in program.model.graph:
         node.metadata_props.clear()  # where in this machine's files it comes from
@@ -91,7 +96,8 @@ def export_onnx(
 
 
 def _write(model: ir.Model, path: Path) -> None:
-    """The graph, whole or not at all; weights that are beyond what one file may hold go to NAME.data beside it."""
+    """The graph, whole or not at all; weights that are beyond what one file may hold go to
+    NAME.data beside it."""
     weights = (value.const_value for value in model.graph.initializers.values())
     large = sum(tensor.nbytes for tensor in weights if tensor is not None) > LARGEST_FILE
     data = f"{path.name}.data"
@@ -100,14 +106,18 @@ def _write(model: ir.Model, path: Path) -> None:
         try:
             onnx.checker.check_model(temporary, full_check=not large)
         except onnx.checker.ValidationError as error:
-            raise GoodRtError(f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}") from None
+            raise GoodRtError(
+                f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}"
+            ) from None
         if large:
             os.replace(temporary.with_name(data), path.with_name(data))
 
 
 def first_line(error: Exception) -> str:
     """What an error says first, or its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _fold(model: ir.Model) -> None:
@@ -118,7 +128,8 @@ def _fold(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def quiet():  # type: ignore[no-untyped-def]
-    """The exporter prints its progress and warns of its own internals; errors are raised all the same."""
+    """The exporter prints its progress and warns of its own internals; errors are raised all the
+    same."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,8 @@
 """A module together with its vector-Jacobian product, as one graph with a dynamic batch.
 
-Guidance goes back through decoder and UNet; with this they need no autograd, so that any ONNX runtime can run them.
-The module is exported to aten operations, and `good_rt.export.vjp_rules` says how each of them is pulled back.
+Guidance goes back through decoder and UNet; with this they need no autograd, so that any ONNX
+runtime can run them. The module is exported to aten operations, and `good_rt.export.vjp_rules` says
+how each of them is pulled back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ GRADIENT = "gradient"
 
 
 def cotangent_names(outputs: Sequence[str]) -> tuple[str, ...]:
-    """The inputs that hold v: "cotangent" for a module of one output, else one a output, "cotangent_" and its name."""
+    """The inputs that hold v: "cotangent" for a module of one output, else one a output,
+    "cotangent_" and its name."""
     return ("cotangent",) if len(outputs) == 1 else tuple(f"cotangent_{name}" for name in outputs)
 
 
@@ -65,8 +67,11 @@ class VjpModule(nn.Module):
         results = tuple(values[node] for node in _outputs(self.primal.graph))
         return (*results, torch.zeros_like(values[self._wrt]) if gradient is None else gradient)
 
-    def _pull_back(self, node: fx.Node, gradients: Sequence[Gradient | None], found: dict[fx.Node, Any]) -> None:
-        """Takes the node's cotangent out of ``found`` and adds what it gives to the node's arguments."""
+    def _pull_back(
+        self, node: fx.Node, gradients: Sequence[Gradient | None], found: dict[fx.Node, Any]
+    ) -> None:
+        """Takes the node's cotangent out of ``found`` and adds what it gives to the node's
+        arguments."""
         cotangent = found.pop(node)
         if node.target is operator.getitem:  # one of several outputs: its place in their list
             of: Any = node.args[0]
@@ -81,7 +86,9 @@ class VjpModule(nn.Module):
                 continue
             gradient = gradients[place] if place < len(gradients) else None
             if gradient is None:
-                raise NoGradientRuleError(_unknown(node, f" for its argument {place} as it is used here"))
+                raise NoGradientRuleError(
+                    _unknown(node, f" for its argument {place} as it is used here")
+                )
             _accumulate(found, source, gradient(cotangent))
 
 
@@ -103,14 +110,16 @@ def _getitem(values: Sequence[Tensor], place: int) -> tuple[Tensor, Sequence[Gra
 
 
 def _unknown(node: fx.Node, what: str = "") -> str:
-    """What is said of an operation without a rule: its name, and the submodule that it stands in."""
+    """What is said of an operation without a rule: its name, and the submodule that it stands
+    in."""
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
     place = f" (in {modules[-1]})" if modules else ""
     return f"{node.target}{place} has no gradient rule{what}; PyTorch's gradients need none: --gradients torch"
 
 
 def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
-    """The nodes through which the input acts on the outputs. Raises GoodRtError when one of them has no rule."""
+    """The nodes through which the input acts on the outputs. Raises GoodRtError when one of them
+    has no rule."""
     reached = {wrt}
     for node in graph.nodes:
         values = pytree.tree_leaves(node.meta.get("val"))
@@ -126,43 +135,71 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
         if node in reached and any(user.op == "output" or user in active for user in node.users):
             active.add(node)
     for node in graph.nodes:
-        if node in active and node.op == "call_function" and node.target not in {operator.getitem, *RULES}:
+        if (
+            node in active
+            and node.op == "call_function"
+            and node.target not in {operator.getitem, *RULES}
+        ):
             raise NoGradientRuleError(_unknown(node))
     return active
 
 
 FREE_OF_STRIDES = {aten.view.default: aten.reshape.default}
-"""What an operation becomes, since a rule's output may lie in memory in another order than the traced one's."""
-ASSERTIONS = (aten._assert_scalar.default, aten._assert_tensor_metadata.default, aten._assert_async.msg)
+"""What an operation becomes, since a rule's output may lie in memory in another order than the
+traced one's."""
+ASSERTIONS = (
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten._assert_async.msg,
+)
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
 KEPT = (
-    aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default,
-    aten.silu.default, aten.gelu.default, aten.elu.default, aten.softplus.default, aten.leaky_relu.default,
-    aten.linear.default, aten.logsumexp.default, aten.scaled_dot_product_attention.default,
-    aten.upsample_nearest2d.vec, aten.avg_pool2d.default, aten.max_pool2d.default,
+    aten.group_norm.default,
+    aten.layer_norm.default,
+    aten.instance_norm.default,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.elu.default,
+    aten.softplus.default,
+    aten.leaky_relu.default,
+    aten.linear.default,
+    aten.logsumexp.default,
+    aten.scaled_dot_product_attention.default,
+    aten.upsample_nearest2d.vec,
+    aten.avg_pool2d.default,
+    aten.max_pool2d.default,
     aten.detach.default,  # which would become an alias, and that has a gradient
-)  # fmt: skip
-"""Operations that are not taken apart, since their own rule is better than the sum of those of their parts."""
+)
+"""Operations that are not taken apart, since their own rule is better than the sum of those of
+their parts."""
 
 
 def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:
-    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any batch size from 1.
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any
+    batch size from 1.
 
-    ``examples`` are inputs by name, in the module's order. Raises GoodRtError when the module cannot be traced, and one
-    that names the aten operation when the gradient goes through one that has no rule.
+    ``examples`` are inputs by name, in the module's order. Raises GoodRtError when the module
+    cannot be traced, and one that names the aten operation when the gradient goes through one that
+    has no rule.
     """
     if wrt not in examples:
-        raise GoodRtError(f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}")
+        raise GoodRtError(
+            f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}"
+        )
     table = torch.export.default_decompositions()
     for operation in KEPT:
         table.pop(operation, None)  # some have no decomposition in this version of torch
     fused_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
     try:
         with quiet():
             primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds
-        raise GoodRtError(f"{type(module).__name__} cannot be traced: {first_line(error)}") from None
+        raise GoodRtError(
+            f"{type(module).__name__} cannot be traced: {first_line(error)}"
+        ) from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
     for node in list(primal.graph.nodes):
@@ -185,14 +222,24 @@ def export_vjp_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the module with its vector-Jacobian product with respect to the input ``wrt`` as one file.
+    """Writes the module with its vector-Jacobian product with respect to the input ``wrt`` as one
+    file.
 
-    Inputs: `cotangent_names`, then the module's own by name; outputs: ``outputs``, the module's own, then "gradient".
-    Raises GoodRtError, leaving nothing behind, when there is no rule for an operation or the export fails.
+    Inputs: `cotangent_names`, then the module's own by name; outputs: ``outputs``, the module's
+    own, then "gradient". Raises GoodRtError, leaving nothing behind, when there is no rule for an
+    operation or the export fails.
     """
     product = vjp_module(module, examples, wrt)
     with torch.no_grad():
         values = module(*examples.values())
-    cotangents = dict(zip(cotangent_names(outputs), values if isinstance(values, tuple) else (values,), strict=True))
+    cotangents = dict(
+        zip(
+            cotangent_names(outputs),
+            values if isinstance(values, tuple) else (values,),
+            strict=True,
+        )
+    )
     inputs = {**cotangents, **examples}
-    export_onnx(product, inputs, (*outputs, GRADIENT), path, opset=opset, metadata=metadata, rewrite=False)
+    export_onnx(
+        product, inputs, (*outputs, GRADIENT), path, opset=opset, metadata=metadata, rewrite=False
+    )

@@ -1,7 +1,8 @@
-"""How each aten operation is pulled back: one rule an operation, in tensor operations that ONNX runtimes run fast.
+"""How each aten operation is pulled back: one rule an operation, in tensor operations that ONNX
+runtimes run fast.
 
-`good_rt.export.vjp` walks an exported graph and asks here for each operation's output and its gradients; an
-architecture that needs another operation needs one more rule here and nothing else.
+`good_rt.export.vjp` walks an exported graph and asks here for each operation's output and its
+gradients; an architecture that needs another operation needs one more rule here and nothing else.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from good_rt.errors import GoodRtError
 from good_rt.export.staged import group_mean, normalised
 
 Gradient = Callable[[Any], Tensor]
-"""The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not used."""
+"""The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not
+used."""
 Rule = Callable[..., tuple[Any, Sequence[Gradient | None]]]
-"""An operation's arguments -> its output, and a `Gradient` for each of its arguments in order, lists spread out.
+"""An operation's arguments -> its output, and a `Gradient` for each of its arguments in order,
+lists spread out.
 
 Arguments left out at the end, or None, are those the rule has no gradient for.
 """
@@ -33,10 +36,19 @@ Sizes = list[int] | tuple[int, ...]
 aten = torch.ops.aten
 RULES: dict[Any, Rule] = {}
 ZERO_GRADIENT = {
-    aten.detach.default, aten.sign.default, aten.floor.default, aten.ceil.default, aten.round.default,
-    aten.trunc.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
-    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
-}  # fmt: skip
+    aten.detach.default,
+    aten.sign.default,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.round.default,
+    aten.trunc.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+}
 """Operations whose output is constant almost everywhere."""
 
 
@@ -55,7 +67,8 @@ def unbroadcast(gradient: Tensor, operand: Tensor) -> Tensor:
     if not isinstance(operand, Tensor):
         return gradient
     lead = gradient.ndim - operand.ndim
-    # an axis of symbolic length is the batch, which the operand then shares: it is never 1 for one and n for the other
+    # an axis of symbolic length is the batch, which the operand then shares: it is never 1 for one
+    # and n for the other
     axes = [
         axis
         for axis, size in enumerate(operand.shape, lead)
@@ -69,7 +82,8 @@ def unbroadcast(gradient: Tensor, operand: Tensor) -> Tensor:
 
 
 def masked(gradient: Tensor, condition: Tensor) -> Tensor:
-    """A finite gradient where the condition holds, else 0: a product, as ONNX Runtime's Where takes 7 times as long."""
+    """A finite gradient where the condition holds, else 0: a product, as ONNX Runtime's Where takes
+    7 times as long."""
     return gradient * condition.to(gradient.dtype)
 
 
@@ -79,12 +93,18 @@ def like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _inferred(shape: Sequence[Any]) -> list[Any]:
-    """A shape with -1 for its symbolic length if there is just one, which saves runtimes from computing it."""
+    """A shape with -1 for its symbolic length if there is just one, which saves runtimes from
+    computing it."""
     symbolic = [size for size in shape if not isinstance(size, int)]
-    return [size if isinstance(size, int) else -1 for size in shape] if len(symbolic) == 1 else list(shape)
+    return (
+        [size if isinstance(size, int) else -1 for size in shape]
+        if len(symbolic) == 1
+        else list(shape)
+    )
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
+# --- arithmetic
+# -------------------------------------------------------------------------------------------------------
 
 
 @rule(aten.add.Tensor, aten.add.Scalar)
@@ -119,7 +139,9 @@ def _mul(x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient]]:
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def _div(x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient]]:
-    if not isinstance(y, Tensor) and y == 1:  # diffusers divides by an output scale that is nearly always 1
+    if (
+        not isinstance(y, Tensor) and y == 1
+    ):  # diffusers divides by an output scale that is nearly always 1
         return x, (lambda g: g,)
     output = x / y
     return output, (lambda g: unbroadcast(g / y, x), lambda g: unbroadcast(-g * output / y, y))
@@ -149,7 +171,9 @@ def _minimum(x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Gradient]]:
 
 
 @rule(aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default)
-def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> tuple[Tensor, Sequence[Gradient]]:
+def _clamp(
+    x: Tensor, low: float | None = None, high: float | None = None
+) -> tuple[Tensor, Sequence[Gradient]]:
     output = torch.clamp(x, low, high)
     return output, (lambda g: masked(g, output == x),)
 
@@ -173,7 +197,8 @@ def _masked_fill(x: Tensor, mask: Tensor, value: float) -> tuple[Tensor, Sequenc
     return x.masked_fill(mask, value), (lambda g: unbroadcast(masked(g, ~mask), x),)
 
 
-# --- functions of one element -----------------------------------------------------------------------------------------
+# --- functions of one element
+# -----------------------------------------------------------------------------------------
 
 SLOPES: dict[Any, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     # operation: (the function, its derivative from input x and output y)
@@ -220,11 +245,15 @@ def _elu(
     x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
 ) -> tuple[Tensor, Sequence[Gradient]]:
     output = aten.elu.default(x, alpha, scale, input_scale)
-    return output, (lambda g: g * torch.where(x > 0, scale, input_scale * (output + alpha * scale)),)
+    return output, (
+        lambda g: g * torch.where(x > 0, scale, input_scale * (output + alpha * scale)),
+    )
 
 
 @rule(aten.softplus.default)
-def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> tuple[Tensor, Sequence[Gradient]]:
+def _softplus(
+    x: Tensor, beta: float = 1.0, threshold: float = 20.0
+) -> tuple[Tensor, Sequence[Gradient]]:
     return F.softplus(x, beta, threshold), (lambda g: g * torch.sigmoid(x * beta),)
 
 
@@ -246,10 +275,13 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> tuple[Tensor, Sequence[Gra
     square = x * x
     gate = torch.sigmoid(x * (scale + scale * 0.044715 * square))
     output = x * gate
-    return output, (lambda g: g * (gate + (output - output * gate) * (scale + 3 * scale * 0.044715 * square)),)
+    return output, (
+        lambda g: g * (gate + (output - output * gate) * (scale + 3 * scale * 0.044715 * square)),
+    )
 
 
-# --- shapes -----------------------------------------------------------------------------------------------------------
+# --- shapes
+# -----------------------------------------------------------------------------------------------------------
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -280,7 +312,9 @@ def _flip(x: Tensor, axes: Sizes) -> tuple[Tensor, Sequence[Gradient]]:
 
 
 @rule(aten.expand.default)
-def _expand(x: Tensor, shape: Sequence[Any], *, implicit: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
+def _expand(
+    x: Tensor, shape: Sequence[Any], *, implicit: bool = False
+) -> tuple[Tensor, Sequence[Gradient]]:
     return x.expand(shape), (lambda g: unbroadcast(g, x),)
 
 
@@ -290,7 +324,9 @@ def _identity(x: Tensor, *, memory_format: Any = None) -> tuple[Tensor, Sequence
 
 
 @rule(aten._to_copy.default)
-def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> tuple[Tensor, Sequence[Gradient]]:
+def _to_copy(
+    x: Tensor, *, dtype: torch.dtype | None = None, **_: Any
+) -> tuple[Tensor, Sequence[Gradient]]:
     return x.to(dtype or x.dtype), (lambda g: g.to(x.dtype),)
 
 
@@ -300,7 +336,8 @@ def _cat(parts: Sequence[Tensor], axis: int = 0) -> tuple[Tensor, Sequence[Gradi
     for part in parts:
         ends.append(ends[-1] + part.shape[axis])
     return torch.cat(list(parts), axis), [
-        lambda g, start=start, end=end: _slice_of(g, axis, start, end) for start, end in pairwise(ends)
+        lambda g, start=start, end=end: _slice_of(g, axis, start, end)
+        for start, end in pairwise(ends)
     ]
 
 
@@ -313,7 +350,8 @@ def _split(x: Tensor, sizes: Sequence[int], axis: int = 0) -> tuple[Any, Sequenc
     outputs = torch.split(x, list(sizes), axis)
     return outputs, (
         lambda gs: torch.cat(
-            [torch.zeros_like(out) if g is None else g for g, out in zip(gs, outputs, strict=True)], axis
+            [torch.zeros_like(out) if g is None else g for g, out in zip(gs, outputs, strict=True)],
+            axis,
         ),
     )
 
@@ -323,7 +361,8 @@ def _unbind(x: Tensor, axis: int = 0) -> tuple[Any, Sequence[Gradient]]:
     outputs = torch.unbind(x, axis)
     return outputs, (
         lambda gs: torch.stack(
-            [torch.zeros_like(out) if g is None else g for g, out in zip(gs, outputs, strict=True)], axis
+            [torch.zeros_like(out) if g is None else g for g, out in zip(gs, outputs, strict=True)],
+            axis,
         ),
     )
 
@@ -334,7 +373,9 @@ def _slice(
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
     output = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
     size = x.shape[axis]
-    if not isinstance(size, int):  # a slice of the whole batch is no slice; of a part of it would fix its size
+    if not isinstance(
+        size, int
+    ):  # a slice of the whole batch is no slice; of a part of it would fix its size
         whole = not start and step == 1 and (end is None or not isinstance(end, int) or end >= size)
         return (x, (lambda g: g,)) if whole else (output, (None,))
     first, last, _ = slice(start, end).indices(size)
@@ -342,7 +383,8 @@ def _slice(
 
 
 def _scattered(g: Tensor, axis: int, first: int, last: int, step: int, size: int) -> Tensor:
-    """Zeros of ``size`` along the axis with g at first:last:step, as padding: runtimes have no fast scatter."""
+    """Zeros of ``size`` along the axis with g at first:last:step, as padding: runtimes have no fast
+    scatter."""
     if step > 1:
         spread = [*g.shape[: axis + 1], step, *g.shape[axis + 1 :]]
         apart = F.pad(g.unsqueeze(axis + 1), [0, 0] * (g.ndim - axis - 1) + [0, step - 1])
@@ -356,7 +398,9 @@ def _scattered(g: Tensor, axis: int, first: int, last: int, step: int, size: int
 def _select(x: Tensor, axis: int, index: int) -> tuple[Tensor, Sequence[Gradient]]:
     axis, size = axis % x.ndim, x.shape[axis]
     place = index % size if index < 0 else index
-    return x.select(axis, index), (lambda g: _scattered(g.unsqueeze(axis), axis, place, place + 1, 1, size),)
+    return x.select(axis, index), (
+        lambda g: _scattered(g.unsqueeze(axis), axis, place, place + 1, 1, size),
+    )
 
 
 @rule(aten.constant_pad_nd.default)
@@ -364,7 +408,8 @@ def _pad(x: Tensor, padding: Sequence[int], value: float = 0) -> tuple[Tensor, S
     return F.pad(x, list(padding), value=value), (lambda g: F.pad(g, [-size for size in padding]),)
 
 
-# --- reductions -------------------------------------------------------------------------------------------------------
+# --- reductions
+# -------------------------------------------------------------------------------------------------------
 
 
 def _axes(x: Tensor, axes: Any) -> list[int]:
@@ -382,12 +427,15 @@ def _kept(g: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
 
 
 def _spread(g: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Repeats g along the axes to the lengths of x; the others, the batch among them, are left as they are."""
+    """Repeats g along the axes to the lengths of x; the others, the batch among them, are left as
+    they are."""
     return g.expand([x.shape[axis] if axis in axes else -1 for axis in range(x.ndim)])
 
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
-def _sum(x: Tensor, axes: Any = None, keepdim: bool = False, *, dtype: Any = None) -> tuple[Tensor, Sequence[Gradient]]:
+def _sum(
+    x: Tensor, axes: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> tuple[Tensor, Sequence[Gradient]]:
     along = _axes(x, axes)
     return x.sum(along, keepdim=keepdim), (lambda g: _spread(_kept(g, along, keepdim), x, along),)
 
@@ -398,7 +446,9 @@ def _mean(
 ) -> tuple[Tensor, Sequence[Gradient]]:
     along = _axes(x, axes)
     count = math.prod(x.shape[axis] for axis in along)
-    return x.mean(along, keepdim=keepdim), (lambda g: _spread(_kept(g, along, keepdim) * (1 / count), x, along),)
+    return x.mean(along, keepdim=keepdim), (
+        lambda g: _spread(_kept(g, along, keepdim) * (1 / count), x, along),
+    )
 
 
 @rule(aten.amax.default)
@@ -411,8 +461,11 @@ def _amin(x: Tensor, axes: Any = None, keepdim: bool = False) -> tuple[Tensor, S
     return _extreme(x.amin(_axes(x, axes), keepdim=True), x, axes, keepdim)
 
 
-def _extreme(kept: Tensor, x: Tensor, axes: Any, keepdim: bool) -> tuple[Tensor, Sequence[Gradient]]:
-    """The extreme value with its axes kept -> the reduction; equal elements share the gradient, as in torch."""
+def _extreme(
+    kept: Tensor, x: Tensor, axes: Any, keepdim: bool
+) -> tuple[Tensor, Sequence[Gradient]]:
+    """The extreme value with its axes kept -> the reduction; equal elements share the gradient, as
+    in torch."""
     along = _axes(x, axes)
 
     def gradient(g: Tensor) -> Tensor:
@@ -466,14 +519,19 @@ def _log_softmax(x: Tensor, axis: int, half_to_float: bool) -> tuple[Tensor, Seq
 def _logsumexp(x: Tensor, axes: Any, keepdim: bool = False) -> tuple[Tensor, Sequence[Gradient]]:
     along = _axes(x, axes)
     output = torch.logsumexp(x, along, keepdim)
-    return output, (lambda g: torch.exp(x - _kept(output, along, keepdim)) * _kept(g, along, keepdim),)
+    return output, (
+        lambda g: torch.exp(x - _kept(output, along, keepdim)) * _kept(g, along, keepdim),
+    )
 
 
-# --- products ---------------------------------------------------------------------------------------------------------
+# --- products
+# ---------------------------------------------------------------------------------------------------------
 
 
 @rule(aten.linear.default)
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Sequence[Gradient]]:
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Sequence[Gradient]]:
     return F.linear(x, weight, bias), (lambda g: g @ weight,)
 
 
@@ -506,7 +564,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Sequence[Gradient]]:
     if enable_gqa or dropout:
-        raise GoodRtError("aten.scaled_dot_product_attention has no gradient rule with dropout or grouped queries")
+        raise GoodRtError(
+            "aten.scaled_dot_product_attention has no gradient rule with dropout or grouped queries"
+        )
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query @ key.transpose(-2, -1) * factor
     if is_causal:
@@ -541,7 +601,9 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Sequence[Gradient]]:
-    output = aten.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    output = aten.convolution(
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    )
     axes = range(weight.ndim - 2)
     none = [0] * len(axes)
     reach = [dilation[i] * (weight.shape[2 + i] - 1) for i in axes]
@@ -549,8 +611,11 @@ def _convolution(
     def gradient(g: Tensor) -> Tensor:
         if transposed:
             return aten.convolution(g, weight, None, stride, padding, dilation, False, none, groups)
-        if all(step == 1 for step in stride) and all(pad <= size for pad, size in zip(padding, reach, strict=True)):
-            # a plain convolution with the flipped kernel, which runtimes are far faster at than at the transposed one
+        if all(step == 1 for step in stride) and all(
+            pad <= size for pad, size in zip(padding, reach, strict=True)
+        ):
+            # a plain convolution with the flipped kernel, which runtimes are far faster at than at
+            # the transposed one
             flipped = _flipped(weight, groups)
             outer = [size - pad for pad, size in zip(padding, reach, strict=True)]
             return aten.convolution(g, flipped, None, stride, outer, dilation, False, none, groups)
@@ -564,10 +629,13 @@ def _flipped(weight: Tensor, groups: int) -> Tensor:
     """The kernel (in, out / groups, ...) whose convolution is the transposed one of ``weight``."""
     outputs, inputs = weight.shape[:2]
     grouped = weight.reshape(groups, outputs // groups, inputs, *weight.shape[2:]).transpose(1, 2)
-    return grouped.reshape(groups * inputs, outputs // groups, *weight.shape[2:]).flip(list(range(2, weight.ndim)))
+    return grouped.reshape(groups * inputs, outputs // groups, *weight.shape[2:]).flip(
+        list(range(2, weight.ndim))
+    )
 
 
-# --- normalisation ----------------------------------------------------------------------------------------------------
+# --- normalisation
+# ----------------------------------------------------------------------------------------------------
 
 
 @rule(aten.group_norm.default)
@@ -579,15 +647,19 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> tuple[Tensor, Sequence[Gradient]]:
-    """y = γ·r·c + β and dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c with c = x − μ, r = 1/√(σ² + ε), ĝ = γ·r·g.
+    """y = γ·r·c + β and dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c with c = x − μ, r = 1/√(σ² + ε), ĝ =
+    γ·r·g.
 
-    As few passes over the whole, and as few small operations, as there can be: at batch 1 each takes as long as a pass.
+    As few passes over the whole, and as few small operations, as there can be: at batch 1 each
+    takes as long as a pass.
     """
     output, centred, rstd, factor = normalised(x, groups, weight, bias, eps)
 
     def gradient(g: Tensor) -> Tensor:
         g = g.reshape(-1, *centred.shape[1:]) * factor
-        slope = group_mean(g * centred) * rstd * rstd  # rstd² itself would overflow in half precision
+        slope = (
+            group_mean(g * centred) * rstd * rstd
+        )  # rstd² itself would overflow in half precision
         return like(g - (centred * slope + group_mean(g)), x)
 
     return like(output, x), (gradient,)
@@ -636,15 +708,24 @@ def _layer_norm(
 
 @rule(aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
 ) -> tuple[Any, Sequence[Gradient]]:
     scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
     scale = scale.reshape(-1, *[1] * (x.ndim - 2))
     output = F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps)
-    return (output, None, None), (lambda gs: gs[0] * scale,)  # the batch's own statistics are for training alone
+    return (output, None, None), (
+        lambda gs: gs[0] * scale,
+    )  # the batch's own statistics are for training alone
 
 
-# --- resampling -------------------------------------------------------------------------------------------------------
+# --- resampling
+# -------------------------------------------------------------------------------------------------------
 
 
 @rule(aten.upsample_nearest2d.vec)
@@ -655,7 +736,8 @@ def _upsample_nearest(
     height, width = output.shape[2] // x.shape[2], output.shape[3] // x.shape[3]
     if (x.shape[2] * height, x.shape[3] * width) != tuple(output.shape[2:]):
         return output, (None,)
-    # the sum over each block, as a pooling: torch's own backward is a scatter with accumulation, which TensorRT refuses
+    # the sum over each block, as a pooling: torch's own backward is a scatter with accumulation,
+    # which TensorRT refuses
     return output, (lambda g: F.avg_pool2d(g, (height, width)) * (height * width),)
 
 
@@ -669,8 +751,12 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
-    output = F.avg_pool2d(x, kernel, stride or kernel, padding, ceil_mode, count_include_pad, divisor)
-    if (ceil_mode and _cut_off(x, kernel, stride or kernel, padding)) or (any(padding) and not count_include_pad):
+    output = F.avg_pool2d(
+        x, kernel, stride or kernel, padding, ceil_mode, count_include_pad, divisor
+    )
+    if (ceil_mode and _cut_off(x, kernel, stride or kernel, padding)) or (
+        any(padding) and not count_include_pad
+    ):
         return output, (None,)
     channels = x.shape[1]
     weight = torch.full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)), dtype=x.dtype)
@@ -682,7 +768,9 @@ def _avg_pool(
 
 def _cut_off(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
     """Whether a last window reaches beyond the edge, which is all that ``ceil_mode`` is about."""
-    whole = zip(x.shape[2:], [*kernel, *kernel], [*stride, *stride], [*padding, *padding], strict=False)
+    whole = zip(
+        x.shape[2:], [*kernel, *kernel], [*stride, *stride], [*padding, *padding], strict=False
+    )
     return any((size + 2 * pad - width) % step for size, width, step, pad in whole)
 
 
@@ -701,13 +789,18 @@ def _max_pool(
     channels, size, padding = x.shape[1], math.prod(kernel), [*padding, *padding][:2]
     steps, apart = [*(stride or kernel), *(stride or kernel)][:2], [*dilation, *dilation][:2]
     around = [padding[1], padding[1], padding[0], padding[0]]
-    # each window's elements as channels, by a convolution; what is outside is low, yet finite in half precision too
+    # each window's elements as channels, by a convolution; what is outside is low, yet finite in
+    # half precision too
     padded = F.pad(x, around, value=-6e4)
     picks = torch.eye(size, dtype=x.dtype).reshape(size, 1, *kernel).repeat(channels, 1, 1, 1)
-    windows, (spread,) = _convolution(padded, picks, None, steps, [0, 0], apart, False, [0, 0], channels)
+    windows, (spread,) = _convolution(
+        padded, picks, None, steps, [0, 0], apart, False, [0, 0], channels
+    )
     windows = windows.reshape(-1, channels, size, *output.shape[2:])
     places = torch.arange(size).reshape(1, 1, size, 1, 1)
-    chosen = (windows.argmax(2, keepdim=True) == places).to(x.dtype)  # the first of equal ones, as in torch
+    chosen = (windows.argmax(2, keepdim=True) == places).to(
+        x.dtype
+    )  # the first of equal ones, as in torch
 
     def gradient(g: Tensor) -> Tensor:
         shares = (g.unsqueeze(2) * chosen).reshape(-1, channels * size, *output.shape[2:])

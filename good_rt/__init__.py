@@ -1,3 +1,4 @@
-"""good-rt: makes an image classifier know what it was not trained on. Importing it is light; modules load their own."""
+"""good-rt: makes an image classifier know what it was not trained on. Importing it is light;
+modules load their own."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,5 @@
-"""Where models run and what they run on: the device, the processor, its cores, and the versions of what computes.
+"""Where models run and what they run on: the device, the processor, its cores, and the versions of
+what computes.
 
 NOT YET RUN ON A GPU: that nothing is mixed up between two devices is tested on a stand-in for one
 (`tests/support/elsewhere.py`); `benchmarks/gpu_check.sh` runs the tests that need a GPU.
@@ -18,7 +19,15 @@ import torch
 from good_rt.errors import GoodRtError
 
 CPU = torch.device("cpu")
-PACKAGES = ("good-rt", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "numpy")
+PACKAGES = (
+    "good-rt",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "numpy",
+)
 """What the sampler computes with."""
 
 
@@ -39,7 +48,8 @@ def cpu_name() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Python's, and of those that are installed: on a GPU machine onnxruntime is onnxruntime-gpu."""
+    """Python's, and of those that are installed: on a GPU machine onnxruntime is
+    onnxruntime-gpu."""
     found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -50,15 +60,17 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def use_device(name: str) -> torch.device:
     """ "cpu", "cuda" or "cuda:1" as a device; a GPU becomes the current one.
 
-    On it float32 is computed as float32, as the engines and detector.onnx do, and by kernels that give the same again.
-    Raises GoodRtError when there is no such device.
+    On it float32 is computed as float32, as the engines and detector.onnx do, and by kernels that
+    give the same again. Raises GoodRtError when there is no such device.
     """
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise GoodRtError(f"there is no device {name!r}; give cpu, cuda, or cuda:N for one of several GPUs")
+        raise GoodRtError(
+            f"there is no device {name!r}; give cpu, cuda, or cuda:N for one of several GPUs"
+        )
     if device.type == "cpu":
         return CPU
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -66,7 +78,8 @@ def use_device(name: str) -> torch.device:
     if index >= count:
         seen = f"{count} GPU{'s'[: count != 1]}" if count else "no CUDA GPU"
         raise GoodRtError(
-            f"device {name}: PyTorch {torch.__version__} sees {seen} here; leave --device out to run on the CPU, or "
+            f"device {name}: PyTorch {torch.__version__} sees {seen} here; leave --device out to "
+            "run on the CPU, or "
             "install a PyTorch for this machine's CUDA"
         )
     torch.cuda.set_device(index)

@@ -1,4 +1,5 @@
-"""The errors that users see: one line that says what is wrong, where, and what to do; commands exit with code 2."""
+"""The errors that users see: one line that says what is wrong, where, and what to do; commands exit
+with code 2."""
 
 from __future__ import annotations
 
@@ -20,14 +21,19 @@ class NoGradientRuleError(GoodRtError):
 
 
 class NonFiniteError(GoodRtError):
-    """A NaN or infinite value, with the step and the samples where it came up: places in the batch, or indices."""
+    """A NaN or infinite value, with the step and the samples where it came up: places in the batch,
+    or indices."""
 
     def __init__(self, step: int, samples: Sequence[int]) -> None:
         self.step, self.samples = step, tuple(samples)
         where = (
-            f" for sample{'s' if len(self.samples) > 1 else ''} {', '.join(map(str, self.samples))}" if samples else ""
+            f" for sample{'s' if len(self.samples) > 1 else ''} {', '.join(map(str, self.samples))}"
+            if samples
+            else ""
         )
-        super().__init__(f"a value is not finite at step {step}{where}; lower the strength or the learning rate")
+        super().__init__(
+            f"a value is not finite at step {step}{where}; lower the strength or the learning rate"
+        )
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -35,4 +41,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise GoodRtError(f"{module} is missing ({error}); install it with: pip install 'good-rt[{extra}]'") from None
+        raise GoodRtError(
+            f"{module} is missing ({error}); install it with: pip install 'good-rt[{extra}]'"
+        ) from None

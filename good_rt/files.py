@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all: written aside, then renamed; and JSON and hashes with clear errors."""
+"""Files that appear whole or not at all: written aside, then renamed; and JSON and hashes with
+clear errors."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from good_rt.errors import GoodRtError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write a file or folder to; it gets its name when the block succeeds.
+    """A temporary path beside ``path`` to write a file or folder to; it gets its name when the
+    block succeeds.
 
     Raises GoodRtError when the place cannot be written to; nothing is left behind then.
     """
@@ -41,7 +43,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
-    """Keeps other processes' jobs out of a folder meanwhile. Raises GoodRtError when one is at work there already.
+    """Keeps other processes' jobs out of a folder meanwhile. Raises GoodRtError when one is at work
+    there already.
 
     The lock is the process's: it goes with it, however it ends.
     """
@@ -52,7 +55,9 @@ def sole_user(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise GoodRtError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
+        raise GoodRtError(
+            f"another process is at work in {folder}; wait for it, or choose another folder"
+        ) from None
     except OSError as error:
         raise _unwritable(folder, error) from None
     try:
@@ -97,7 +102,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def different_names(found: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> list[str]:
+def different_names(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], within: str = ""
+) -> list[str]:
     """The keys, sorted, at which two JSON objects differ; "a.b" is b within a."""
     names = []
     for name in sorted({*found, *wanted}):

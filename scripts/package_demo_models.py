@@ -1,4 +1,5 @@
-"""Packs what train_demo_models.py made into the package: half precision, diffusers folders, classifier folder.
+"""Packs what train_demo_models.py made into the package: half precision, diffusers folders,
+classifier folder.
 
 python scripts/package_demo_models.py --source build/demo --out good_rt/demo/assets/models
 """
@@ -34,9 +35,13 @@ def main(source: Path, out: Path) -> None:
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # where it was trained is nobody's business
         if kind is AutoencoderTiny:
-            config.pop("block_out_channels")  # diffusers writes it, and warns of it when it reads it
+            config.pop(
+                "block_out_channels"
+            )  # diffusers writes it, and warns of it when it reads it
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(out / "diffusion" / "scheduler")
+    DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(
+        out / "diffusion" / "scheduler"
+    )
     described = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)
     network = SmallResNet()
     network.load_state_dict(load_file(source / "classifier.safetensors"))

@@ -1,4 +1,5 @@
-"""Draws docs/guided.png from a demo's folder: real images, unguided samples, and samples of the same seeds guided.
+"""Draws docs/guided.png from a demo's folder: real images, unguided samples, and samples of the
+same seeds guided.
 
 python scripts/readme_picture.py good-rt-demo
 """
@@ -20,13 +21,18 @@ COLUMNS = 16
 
 @click.command()
 @click.argument("demo", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/guided.png"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("docs/guided.png"), show_default=True
+)
 def main(demo: Path, out: Path) -> None:
     """A row each: one real image a class twice over, then the first samples of every kind."""
     real = assets.load_images("test")
     assert real.labels is not None
     chosen = [np.flatnonzero(real.labels == index % 8)[index // 8] for index in range(COLUMNS)]
-    rows = [real.images[chosen], *(GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in KINDS)]
+    rows = [
+        real.images[chosen],
+        *(GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in KINDS),
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(np.concatenate(rows), COLUMNS, scale=2).save(out)
 

@@ -1,4 +1,5 @@
-"""Writes the tables of README.md and docs/*.md from benchmarks/results, so that they cannot drift; --check compares.
+"""Writes the tables of README.md and docs/*.md from benchmarks/results, so that they cannot drift;
+--check compares.
 
 python scripts/readme_tables.py
 """
@@ -21,7 +22,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def head(*columns: str) -> list[str]:
     """The two lines that a table begins with."""
-    return ["|" + "".join(f" {column} |" if column else " |" for column in columns), "|" + "---|" * len(columns)]
+    return [
+        "|" + "".join(f" {column} |" if column else " |" for column in columns),
+        "|" + "---|" * len(columns),
+    ]
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -29,7 +33,9 @@ def demo(result: dict[str, Any]) -> str:
     seeds = result["figures"]["seeds"].values()
 
     def over_seeds(score: str, model: str, figure: str) -> str:
-        return " ".join(f"{100 * seed['detection'][score][model]['near'][figure]:.1f}" for seed in seeds)
+        return " ".join(
+            f"{100 * seed['detection'][score][model]['near'][figure]:.1f}" for seed in seeds
+        )
 
     lines = [
         f"Held-out classes as near-OOD; seeds {', '.join(result['figures']['seeds'])}, in %.",
@@ -38,7 +44,8 @@ def demo(result: dict[str, Any]) -> str:
     ]
     for score in ("Energy", "k-NN", "Unified"):
         lines += [
-            f"| {score} | {model} | {over_seeds(score, model, 'fpr95')} | {over_seeds(score, model, 'auroc')} |"
+            f"| {score} | {model} | {over_seeds(score, model, 'fpr95')} | "
+            f"{over_seeds(score, model, 'auroc')} |"
             for model in ("before", "control", "trained")
         ]
     scores = next(iter(seeds))["detection"]
@@ -50,13 +57,18 @@ def demo(result: dict[str, Any]) -> str:
     for score, models in scores.items():
         for model in models:
             of_seeds = [seed["detection"][score][model] for seed in seeds]
-            means = (sum(found[name]["fpr95"] for found in of_seeds) / len(of_seeds) for name in sets)
-            lines.append(f"| {score} | {model} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
+            means = (
+                sum(found[name]["fpr95"] for found in of_seeds) / len(of_seeds) for name in sets
+            )
+            lines.append(
+                f"| {score} | {model} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |"
+            )
     return "\n".join([*lines, "", bars(result)])
 
 
 def bars(result: dict[str, Any]) -> str:
-    """Every bar with its value, met or missed; bars of several seeds in one line, each seed's value in turn."""
+    """Every bar with its value, met or missed; bars of several seeds in one line, each seed's value
+    in turn."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for bar in result["bars"]:
         grouped.setdefault(re.sub(r"^seed \d+[:,] ", "", bar["name"]), []).append(bar)
@@ -64,7 +76,13 @@ def bars(result: dict[str, Any]) -> str:
     for name, found in grouped.items():
         values = " ".join(f"{bar['value']:.3g}" for bar in found)
         met = sum(bar["ok"] for bar in found)
-        verdict = "met" if met == len(found) else "**missed**" if met == 0 else f"**missed** by {len(found) - met}"
+        verdict = (
+            "met"
+            if met == len(found)
+            else "**missed**"
+            if met == 0
+            else f"**missed** by {len(found) - met}"
+        )
         lines.append(f"| {name} | {values} | {found[0]['op']} {found[0]['bound']:g} | {verdict} |")
     return "\n".join([*lines, "", made_by(result)])
 
@@ -77,9 +95,15 @@ def made_by(result: dict[str, Any]) -> str:
 
 
 ARCHITECTURES = {
-    "ddpm": "DDPM", "ldm": "LDM", "dit": "DiT", "sd1": "SD 1", "sd2": "SD 2", "sdxl": "SD XL", "sd3": "SD 3",
+    "ddpm": "DDPM",
+    "ldm": "LDM",
+    "dit": "DiT",
+    "sd1": "SD 1",
+    "sd2": "SD 2",
+    "sdxl": "SD XL",
+    "sd3": "SD 3",
     "flux": "Flux",
-}  # fmt: skip
+}
 CLASSIFIERS = {
     "folder": "good-rt's folder",
     "timm": "`timm:NAME`",
@@ -106,7 +130,10 @@ def models(result: dict[str, Any]) -> str:
             refused = {step: said for step, said in row.get(kind, {}).items() if said != "works"}
             missing = "whole way" if kind in row else "not run"
             cells.append(", ".join(f"no {STEPS[step]}" for step in refused) or missing)
-            reasons |= {f"- {CLASSIFIERS[kind]}, {STEPS[step]}: {said}.": None for step, said in refused.items()}
+            reasons |= {
+                f"- {CLASSIFIERS[kind]}, {STEPS[step]}: {said}.": None
+                for step, said in refused.items()
+            }
         lines.append(f"| {CLASSIFIERS[kind]} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *reasons, "", bars(result)])
 
@@ -121,14 +148,20 @@ def tutorial(result: dict[str, Any]) -> str:
         figures = (found[score, model, name] for name in sets)
         cells = (f"{100 * row['fpr95']:.1f} / {100 * row['auroc']:.1f}" for row in figures)
         lines.append(f"| {score} | {model} | {' | '.join(cells)} |")
-    shares = {f"ID accuracy {name}": share for name, share in result["figures"]["id_accuracy"].items()}
-    shares |= {f"ID images refused at α = {alpha}": share for alpha, share in result["figures"]["id_refusal"].items()}
+    shares = {
+        f"ID accuracy {name}": share for name, share in result["figures"]["id_accuracy"].items()
+    }
+    shares |= {
+        f"ID images refused at α = {alpha}": share
+        for alpha, share in result["figures"]["id_refusal"].items()
+    }
     said = "; ".join(f"{name}: {100 * share:.1f} %" for name, share in shares.items())
     return "\n".join([*lines, "", f"FPR at 95 % ID recall / AUROC, in %. {said}."])
 
 
 def sampler(result: dict[str, Any]) -> str:
-    """A row for each setting and batch size, a column for each of its bars; bars of nothing but themselves follow."""
+    """A row for each setting and batch size, a column for each of its bars; bars of nothing but
+    themselves follow."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for bar in result["bars"]:
         subject, _, figure = bar["name"].rpartition(": ")
@@ -147,7 +180,9 @@ def sampler(result: dict[str, Any]) -> str:
     processes = result["figures"].get("processes", {})
     if processes:
         peaks = ", ".join(f"{name} {found['peak_gib']:.2f}" for name, found in processes.items())
-        shown.append(f"Peak memory of a whole process that samples 32 images guided by mu, in GiB: {peaks}.")
+        shown.append(
+            f"Peak memory of a whole process that samples 32 images guided by mu, in GiB: {peaks}."
+        )
     rest = bars({**result, "bars": list(single.values())}).lstrip("\n")
     return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
 
@@ -159,12 +194,22 @@ def _same_images(figures: dict[str, Any]) -> str:
         for case, found in figures.items()
         if case.endswith(("samplers", "light_decoder", "stable_diffusion"))
     }
-    sizes = list(dict.fromkeys(size for model in models.values() for batches in model.values() for size in batches))
-    lines = head("images within 0.001 of the loop's, in %: engines (PyTorch)", *(f"batch {size}" for size in sizes))
+    sizes = list(
+        dict.fromkeys(
+            size for model in models.values() for batches in model.values() for size in batches
+        )
+    )
+    lines = head(
+        "images within 0.001 of the loop's, in %: engines (PyTorch)",
+        *(f"batch {size}" for size in sizes),
+    )
     for title, model in models.items():
         for setting, batches in model.items():
             shares = (batches[size]["same_images"] if size in batches else None for size in sizes)
-            cells = (f"{100 * found['engines']:.0f} ({100 * found['eager']:.0f})" if found else "" for found in shares)
+            cells = (
+                f"{100 * found['engines']:.0f} ({100 * found['eager']:.0f})" if found else ""
+                for found in shares
+            )
             lines.append(f"| {title}{setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -186,7 +231,8 @@ def compiled(result: dict[str, Any]) -> str:
 
 
 def plans(result: dict[str, Any]) -> str:
-    """Every graph's plan for all architectures, and the largest relative error of an output in half precision."""
+    """Every graph's plan for all architectures, and the largest relative error of an output in half
+    precision."""
     figures = result["figures"]
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in figures["plans"]:
@@ -195,9 +241,13 @@ def plans(result: dict[str, Any]) -> str:
     lines = head("graph", "layers", "seconds", "MB", "MB, fp16", "error, fp16", "error, bf16")
     for graph, found in rows.items():
         fp32, fp16 = found["fp32"], found["fp16"]
-        errors = (max(error["rms"] for error in figures["rounding"][graph][half].values()) for half in ("fp16", "bf16"))
+        errors = (
+            max(error["rms"] for error in figures["rounding"][graph][half].values())
+            for half in ("fp16", "bf16")
+        )
         lines.append(
-            f"| {graph} | {fp32['layers']} | {fp32['build_seconds']:.1f} | {fp32['plan_bytes'] / 1e6:.1f} "
+            f"| {graph} | {fp32['layers']} | {fp32['build_seconds']:.1f} | "
+            f"{fp32['plan_bytes'] / 1e6:.1f} "
             f"| {fp16['plan_bytes'] / 1e6:.1f} | {' | '.join(f'{error:.1e}' for error in errors)} |"
         )
     return "\n".join([*lines, "", made_by(result)])
@@ -205,7 +255,9 @@ def plans(result: dict[str, Any]) -> str:
 
 def _bound(rows: dict[str, dict[str, dict[str, Any]]], figure: str) -> str:
     """The bounds of a figure over all rows."""
-    found = dict.fromkeys(f"{row[figure]['op']} {row[figure]['bound']:g}" for row in rows.values() if figure in row)
+    found = dict.fromkeys(
+        f"{row[figure]['op']} {row[figure]['bound']:g}" for row in rows.values() if figure in row
+    )
     return " or ".join(found)
 
 
@@ -220,7 +272,8 @@ COMMANDS = {
     "inspect": "`good-rt inspect`",
     "export": "`good-rt export`, every graph with its gradient, and parity at batch 1",
     "step, torch": "one image in one guided step (ρ and μ), in PyTorch",
-    "step, engines": "the same on engines throughout, loading and the check of their hashes included",
+    "step, engines": "the same on engines throughout, loading and the check of their hashes "
+    "included",
 }
 
 
@@ -228,12 +281,15 @@ def scale(result: dict[str, Any]) -> str:
     """Time and peak memory of each command; then the bars."""
     lines = head("", "cores", "seconds", "peak memory, GiB")
     for name, row in result["figures"]["commands"].items():
-        lines.append(f"| {COMMANDS[name]} | {row['cores']} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |")
+        lines.append(
+            f"| {COMMANDS[name]} | {row['cores']} | {row['seconds']:.0f} | {row['peak_gib']:.1f} |"
+        )
     return "\n".join([*lines, "", bars(result)])
 
 
 def learning_rate(result: dict[str, Any]) -> str:
-    """What each learning rate was judged by, and what came of it on the test sets: means over the seeds, in %."""
+    """What each learning rate was judged by, and what came of it on the test sets: means over the
+    seeds, in %."""
     columns = {
         "held-out accuracy": ("trained", "held_out_accuracy"),
         "FPR on validation": ("trained", "validation_fpr95"),
@@ -243,13 +299,17 @@ def learning_rate(result: dict[str, Any]) -> str:
     }
     lines = head("learning rate", *columns)
     for rate, seeds in result["figures"]["rates"].items():
-        means = (sum(seed[model][name] for seed in seeds.values()) / len(seeds) for model, name in columns.values())
+        means = (
+            sum(seed[model][name] for seed in seeds.values()) / len(seeds)
+            for model, name in columns.values()
+        )
         lines.append(f"| {rate} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
     return "\n".join([*lines, "", made_by(result)])
 
 
 def batches(result: dict[str, Any]) -> str:
-    """How many images are the same in batches of each size as in one batch, by setting in turn, in %."""
+    """How many images are the same in batches of each size as in one batch, by setting in turn, in
+    %."""
     names = {
         "engines": "engines",
         "engines, one thread": "engines opened where one core is allowed, against two",
@@ -259,25 +319,37 @@ def batches(result: dict[str, Any]) -> str:
     }
     figures = result["figures"]
     sizes = list(figures["samplers"]["engines, one thread"]["mu"])
-    lines = head(", ".join(figures["samplers"]["engines"]), *(f"batches of {size}" for size in sizes))
+    lines = head(
+        ", ".join(figures["samplers"]["engines"]), *(f"batches of {size}" for size in sizes)
+    )
     for name, title in names.items():
         settings = figures["samplers"][name].values()
         cells = (
-            ", ".join(f"{100 * rows[size]['identical']:.0f}" for rows in settings if size in rows) for size in sizes
+            ", ".join(f"{100 * rows[size]['identical']:.0f}" for rows in settings if size in rows)
+            for size in sizes
         )
         lines.append(f"| {title} | {' | '.join(cells)} |")
     apart = ", ".join(f"{difference:.1e}" for difference in figures["in_double"].values())
     lines += [
         "",
-        f"In double precision, the sampler's {figures['images']} images differ from the loop's by at most {apart}.",
+        f"In double precision, the sampler's {figures['images']} images differ from the loop's by "
+        f"at most {apart}.",
     ]
     return "\n".join([*lines, "", made_by(result)])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "demo": demo, "learning_rate": learning_rate, "models": models, "tutorial": tutorial, "scale": scale,
-    "sampler": sampler, "light_decoder": sampler, "compile": compiled, "plans": plans, "batches": batches,
-}  # fmt: skip
+    "demo": demo,
+    "learning_rate": learning_rate,
+    "models": models,
+    "tutorial": tutorial,
+    "scale": scale,
+    "sampler": sampler,
+    "light_decoder": sampler,
+    "compile": compiled,
+    "plans": plans,
+    "batches": batches,
+}
 """Result file -> what the documents say of it; any other result is shown as its bars."""
 
 
@@ -289,7 +361,11 @@ def fill(match: re.Match[str]) -> str:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; end with 1 where a document is not what it should be.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; end with 1 where a document is not what it should be.",
+)
 def main(check: bool) -> None:
     """Fills the documents' places between `<!-- results: NAME -->` and `<!-- end -->`."""
     drifted = []
@@ -302,7 +378,9 @@ def main(check: bool) -> None:
                 path.write_text(filled)
     if check and drifted:
         click.echo(
-            f"{', '.join(drifted)}: not what benchmarks/results say; run: python scripts/readme_tables.py", err=True
+            f"{', '.join(drifted)}: not what benchmarks/results say; run: python "
+            "scripts/readme_tables.py",
+            err=True,
         )
         sys.exit(1)
 

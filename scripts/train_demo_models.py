@@ -1,17 +1,19 @@
-"""Trains the demo's classifier, VAE and class-conditional latent UNet from Fashion-MNIST's classes 0 to 7.
+"""Trains the demo's classifier, VAE and class-conditional latent UNet from Fashion-MNIST's classes
+0 to 7.
 
-    python scripts/train_demo_models.py classifier --out build/demo
-    python scripts/train_demo_models.py vae        --out build/demo
-    python scripts/train_demo_models.py unet       --out build/demo     # needs the VAE
-    python scripts/train_demo_models.py longer     --out build/demo     # needs the UNet
-    python scripts/train_demo_models.py decoder    --out build/demo     # needs the VAE and the classifier
-    python scripts/train_demo_models.py denoised   --out build/demo     # needs all of them
-    python scripts/train_demo_models.py light      --out build/demo     # needs the VAE and the classifier
-    python scripts/train_demo_models.py detailed   --out build/demo     # needs the UNet
+    python scripts/train_demo_models.py classifier --out build/demo python
+    scripts/train_demo_models.py vae        --out build/demo python scripts/train_demo_models.py
+    unet       --out build/demo     # needs the VAE python scripts/train_demo_models.py longer
+    --out build/demo     # needs the UNet python scripts/train_demo_models.py decoder    --out
+    build/demo     # needs the VAE and the classifier python scripts/train_demo_models.py denoised
+    --out build/demo     # needs all of them python scripts/train_demo_models.py light      --out
+    build/demo     # needs the VAE and the classifier python scripts/train_demo_models.py detailed
+    --out build/demo     # needs the UNet
 
-Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20, 20, 50, 50, 5, 10,
-10 and 40 minutes. For the shipped models `denoised` was also run once before `longer`, and `detailed` once more, for
-7,500 steps from a rate of 5e-4. `denoised` after `detailed` made the samples no better.
+Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20,
+20, 50, 50, 5, 10, 10 and 40 minutes. For the shipped models `denoised` was also run once before
+`longer`, and `detailed` once more, for 7,500 steps from a rate of 5e-4. `denoised` after `detailed`
+made the samples no better.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from torch import Tensor
 from good_rt.demo.network import SmallResNet
 
 VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (1200, 1e-8, 0.0))
-"""(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal at first; as it
-falls the channels that it had silenced come to carry detail."""
+"""(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal
+at first; as it falls the channels that it had silenced come to carry detail."""
 NULL_CLASS = len(fashion_mnist.CLASSES)
 
 
@@ -50,7 +52,9 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
     rows = moves[:, :1] + torch.arange(32)
     columns = moves[:, 1:] + torch.arange(32)
-    return padded[torch.arange(len(x))[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    return padded[torch.arange(len(x))[:, None, None], 0, rows[:, :, None], columns[:, None, :]][
+        :, None
+    ]
 
 
 @click.group()
@@ -61,10 +65,22 @@ def main() -> None:
 def stage(function: Callable[..., None]) -> click.Command:
     """The options every stage has."""
     options: Iterable[Callable[[Callable[..., None]], Callable[..., None]]] = (
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of checkpoints and models."),
-        click.option("--source", type=click.Path(path_type=Path), default=fashion_mnist.SOURCE, show_default=True),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            required=True,
+            help="Folder of checkpoints and models.",
+        ),
+        click.option(
+            "--source",
+            type=click.Path(path_type=Path),
+            default=fashion_mnist.SOURCE,
+            show_default=True,
+        ),
         click.option("--threads", default=2, show_default=True),
-        click.option("--steps", type=int, help="Optimiser steps; the default is what the shipped model had."),
+        click.option(
+            "--steps", type=int, help="Optimiser steps; the default is what the shipped model had."
+        ),
     )
     for option in options:
         function = option(function)
@@ -79,9 +95,11 @@ def prepare(out: Path, source: Path, threads: int) -> dict[str, tuple[Tensor, Te
 
 
 def erase(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blackens a square of 4 to 12 pixels at a random place in half of the images (random erasing, 1708.04896)."""
+    """Blackens a square of 4 to 12 pixels at a random place in half of the images (random erasing,
+    1708.04896)."""
     side, top, left = (
-        torch.randint(*bounds, (len(x), 1), generator=generator) for bounds in ((4, 13), (0, 28), (0, 28))
+        torch.randint(*bounds, (len(x), 1), generator=generator)
+        for bounds in ((4, 13), (0, 28), (0, 28))
     )
     side = side * (torch.rand(len(x), 1, generator=generator) < 0.5)
     at = torch.arange(32)
@@ -91,22 +109,38 @@ def erase(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @stage
 def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """SmallResNet with SGD, flips, shifts and random erasing, in bfloat16; its weights' moving average is kept."""
+    """SmallResNet with SGD, flips, shifts and random erasing, in bfloat16; its weights' moving
+    average is kept."""
     data = prepare(out, source, threads)
     x, y = data["train"]
     model = SmallResNet().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(
+        model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(erase(augment(x[index], generator), generator))
         return F.cross_entropy(logits.float(), y[index])
 
-    fit("classifier", out, model, optimiser, loss, len(x), 128, steps or 30 * (len(x) // 128), ema=0.999, clip=5.0)
+    fit(
+        "classifier",
+        out,
+        model,
+        optimiser,
+        loss,
+        len(x),
+        128,
+        steps or 30 * (len(x) // 128),
+        ema=0.999,
+        clip=5.0,
+    )
     for name in ("held_out", "test"):
         guess = batches(model, data[name][0]).argmax(1)
         click.echo(f"classifier accuracy on {name}: {(guess == data[name][1]).float().mean():.4f}")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "classifier.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, out / "classifier.safetensors"
+    )
 
 
 @stage
@@ -115,18 +149,30 @@ def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
     data = prepare(out, source, threads)
     x, _ = data["train"]
     model = AutoencoderKL(
-        in_channels=1, out_channels=1, sample_size=32, latent_channels=8, layers_per_block=1, norm_num_groups=8,
-        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3,
+        in_channels=1,
+        out_channels=1,
+        sample_size=32,
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    ).to(memory_format=torch.channels_last)
     for phase, (phase_steps, kl_weight, l1_weight) in enumerate(VAE_PHASES):
         optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
 
-        def loss(index: Tensor, generator: torch.Generator, kl: float = kl_weight, l1: float = l1_weight) -> Tensor:
+        def loss(
+            index: Tensor, generator: torch.Generator, kl: float = kl_weight, l1: float = l1_weight
+        ) -> Tensor:
             batch = augment(x[index], generator)
             posterior = model.encode(batch).latent_dist
             decoded = model.decode(posterior.sample(generator)).sample
-            return F.mse_loss(decoded, batch) + l1 * F.l1_loss(decoded, batch) + kl * posterior.kl().mean()
+            return (
+                F.mse_loss(decoded, batch)
+                + l1 * F.l1_loss(decoded, batch)
+                + kl * posterior.kl().mean()
+            )
 
         fit(f"vae{phase}", out, model, optimiser, loss, len(x), 48, steps or phase_steps, ema=0.995)
         model.train().requires_grad_(True)
@@ -135,7 +181,10 @@ def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
     model.register_to_config(scaling_factor=1 / latents.std().item())
     test = data["test"][0]
     decoded = batches(lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test)
-    click.echo(f"vae test MSE {F.mse_loss(decoded, test):.5f}, latent std by channel {latents.std(dim=(0, 2, 3))}")
+    click.echo(
+        f"vae test MSE {F.mse_loss(decoded, test):.5f}, latent std by channel "
+        f"{latents.std(dim=(0, 2, 3))}"
+    )
     model.save_pretrained(out / "vae")
 
 
@@ -152,7 +201,8 @@ def scaled_latents(vae: AutoencoderKL, x: Tensor) -> Tensor:
 
 
 def perceptual_distance(network: SmallResNet, first: Tensor, second: Tensor) -> Tensor:
-    """Squared difference of the network's feature maps, relative to the second's, summed over its stages."""
+    """Squared difference of the network's feature maps, relative to the second's, summed over its
+    stages."""
     a, b = network.stem(first), network.stem(second)
     total = torch.zeros(())
     for block in network.stages:
@@ -163,7 +213,8 @@ def perceptual_distance(network: SmallResNet, first: Tensor, second: Tensor) -> 
 
 @stage
 def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """Goes on with the VAE's decoder alone, on slightly noisy latents: less blur in what the classifier looks at."""
+    """Goes on with the VAE's decoder alone, on slightly noisy latents: less blur in what the
+    classifier looks at."""
     data = prepare(out, source, threads)
     x, _ = data["train"]
     model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
@@ -191,7 +242,8 @@ def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
 def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
     """A small AutoencoderTiny for the VAE's latents, through whose decoder guidance's gradients go.
 
-    Most of its blocks are where the latents are small: a block at full size would cost as much as 16 of those.
+    Most of its blocks are where the latents are small: a block at full size would cost as much as
+    16 of those.
     """
     data = prepare(out, source, threads)
     x, _ = data["train"]
@@ -199,16 +251,27 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
     latents = scaled_latents(teacher, x)
     network = frozen_classifier(out)
     model = AutoencoderTiny(
-        in_channels=1, out_channels=1, latent_channels=latents.shape[1], encoder_block_out_channels=(8, 8, 8),
-        num_encoder_blocks=(1, 1, 1), decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(4, 1, 0),
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        in_channels=1,
+        out_channels=1,
+        latent_channels=latents.shape[1],
+        encoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        decoder_block_out_channels=(16, 16, 16),
+        num_decoder_blocks=(4, 1, 0),
+    ).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-4)
 
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         batch, z = x[index], latents[index]
         decoded = model.decode(z + 0.05 * torch.randn(z.shape, generator=generator)).sample
-        encoded = F.mse_loss(model.encode(batch).latents, z)  # unused here, but a whole autoencoder is what is saved
-        return F.mse_loss(decoded, batch) + 0.01 * perceptual_distance(network, decoded, batch) + 0.01 * encoded
+        encoded = F.mse_loss(
+            model.encode(batch).latents, z
+        )  # unused here, but a whole autoencoder is what is saved
+        return (
+            F.mse_loss(decoded, batch)
+            + 0.01 * perceptual_distance(network, decoded, batch)
+            + 0.01 * encoded
+        )
 
     fit("light", out, model, optimiser, loss, len(x), 64, steps or 4_000, ema=0.995)
     test = data["test"][0]
@@ -219,27 +282,38 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 @stage
 def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free guidance."""
+    """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free
+    guidance."""
     data = prepare(out, source, threads)
     x, y = data["train"]
     encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
     cache = out / "latents.safetensors"
     if not cache.exists():
-        save_file({"latents": scaled_latents(encoder, torch.cat([x, x.flip(3)])).contiguous()}, cache)
+        save_file(
+            {"latents": scaled_latents(encoder, torch.cat([x, x.flip(3)])).contiguous()}, cache
+        )
     latents = load_file(cache)["latents"]
     labels = torch.cat([y, y])
     channels = latents.shape[1]
     model = UNet2DModel(
-        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(64, 128),
-        down_block_types=("AttnDownBlock2D",) * 2, up_block_types=("AttnUpBlock2D",) * 2, norm_num_groups=16,
-        attention_head_dim=32, num_class_embeds=NULL_CLASS + 1,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("AttnDownBlock2D",) * 2,
+        up_block_types=("AttnUpBlock2D",) * 2,
+        norm_num_groups=16,
+        attention_head_dim=32,
+        num_class_embeds=NULL_CLASS + 1,
+    )
     fit_unet(model, latents, labels, NULL_CLASS, out, out, 96, steps or 7_500)
 
 
 @stage
 def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """Goes on with the UNet, on images as they are: garments face one way, and mirrored ones are no longer wanted."""
+    """Goes on with the UNet, on images as they are: garments face one way, and mirrored ones are no
+    longer wanted."""
     data = prepare(out, source, threads)
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
@@ -254,23 +328,42 @@ def detailed(out: Path, source: Path, threads: int, steps: int | None) -> None:
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
-    fit_unet(model, latents, y, NULL_CLASS, out, out, 96, steps or 12_000, lr=6e-4, name="detailed", details=True)
+    fit_unet(
+        model,
+        latents,
+        y,
+        NULL_CLASS,
+        out,
+        out,
+        96,
+        steps or 12_000,
+        lr=6e-4,
+        name="detailed",
+        details=True,
+    )
 
 
-def denoise_last(unet: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Noises real latents as far as the last ``steps`` of 25 sampling steps begin, and samples from there (CFG 1.2)."""
+def denoise_last(
+    unet: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, labels: Tensor, steps: int
+) -> Tensor:
+    """Noises real latents as far as the last ``steps`` of 25 sampling steps begin, and samples from
+    there (CFG 1.2)."""
     scheduler.set_timesteps(25)
     times = scheduler.timesteps[-steps:]
     z = scheduler.add_noise(z, torch.randn_like(z), times[:1])
     for t in times:
-        wanted, free = unet(z, t, class_labels=labels).sample, unet(z, t, torch.full_like(labels, NULL_CLASS)).sample
+        wanted, free = (
+            unet(z, t, class_labels=labels).sample,
+            unet(z, t, torch.full_like(labels, NULL_CLASS)).sample,
+        )
         z = scheduler.step(free + 1.2 * (wanted - free), t, z, eta=1.0).prev_sample
     return z
 
 
 @stage
 def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
-    """Goes on with the decoder on latents that the UNet denoised, so that it makes up for what the UNet leaves out."""
+    """Goes on with the decoder on latents that the UNet denoised, so that it makes up for what the
+    UNet leaves out."""
     data = prepare(out, source, threads)
     x, y = data["train"]
     model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
@@ -285,7 +378,9 @@ def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
         with torch.no_grad():
             for number, part in enumerate(index.split(250)):
                 latents = model.encode(x[part]).latent_dist.mean * scale
-                parts.append(denoise_last(unet, scheduler, latents, y[part], (2, 2, 3, 4, 5)[number % 5]))
+                parts.append(
+                    denoise_last(unet, scheduler, latents, y[part], (2, 2, 3, 4, 5)[number % 5])
+                )
         save_file({"latents": torch.cat(parts).contiguous(), "index": index}, cache)
     pairs = load_file(cache)
     network = frozen_classifier(out)

@@ -1,6 +1,8 @@
-"""What the tests share: tiny models that are built here, real images out of the shipped sets, and the command line.
+"""What the tests share: tiny models that are built here, real images out of the shipped sets, and
+the command line.
 
-The models are small and hardly trained, so no test may ask more of them than that they compute something.
+The models are small and hardly trained, so no test may ask more of them than that they compute
+something.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from good_rt.export.detector import export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.method.guidance import GuidanceConfig
-from good_rt.workflow.generation import GenerationJob, Generator, GuidanceKind, generate, make_generator
+from good_rt.workflow.generation import (
+    GenerationJob,
+    Generator,
+    GuidanceKind,
+    generate,
+    make_generator,
+)
 from good_rt.workflow.pipeline import detector_for
 
 PARTS = {"train": 400, "held_out": 240, "test": 160}
@@ -64,7 +72,9 @@ def classifier_dir(tmp_path_factory: pytest.TempPathFactory, id_dir: Path) -> Pa
         loss.backward()
         optimiser.step()
     folder = tmp_path_factory.mktemp("classifier")
-    config = ClassifierConfig("small_resnet", assets.CLASSES, channels=1, image_size=32, arguments={"width": 8})
+    config = ClassifierConfig(
+        "small_resnet", assets.CLASSES, channels=1, image_size=32, arguments={"width": 8}
+    )
     save_classifier(Classifier(network.eval(), config), folder)
     return folder
 
@@ -75,16 +85,32 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("latent")
     UNet2DModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, attention_head_dim=8, num_class_embeds=9,
-    ).save_pretrained(folder / "unet")  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        num_class_embeds=9,
+    ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(4, 8, 8), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
-        sample_size=32, scaling_factor=0.8,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    DDIMScheduler(clip_sample=False, timestep_spacing="trailing").save_pretrained(folder / "scheduler")
+        in_channels=1,
+        out_channels=1,
+        latent_channels=4,
+        block_out_channels=(4, 8, 8),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.8,
+    ).save_pretrained(folder / "vae")
+    DDIMScheduler(clip_sample=False, timestep_spacing="trailing").save_pretrained(
+        folder / "scheduler"
+    )
     return folder
 
 
@@ -94,10 +120,16 @@ def pixel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("pixel")
     UNet2DModel(
-        sample_size=32, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        sample_size=32,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
         add_attention=False,
-    ).save_pretrained(folder / "unet")  # fmt: skip
+    ).save_pretrained(folder / "unet")
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     return folder
 
@@ -107,7 +139,9 @@ def classifier(classifier_dir: Path) -> Classifier:
     return load_classifier(classifier_dir)
 
 
-def tiny_job(count: int = 20, guidance: GuidanceKind = "both", batch: int = 10, **settings: Any) -> GenerationJob:
+def tiny_job(
+    count: int = 20, guidance: GuidanceKind = "both", batch: int = 10, **settings: Any
+) -> GenerationJob:
     config = GuidanceConfig(mu=0.3)
     return GenerationJob(count, guidance, config, k=3, batch=batch, **settings)
 
@@ -121,12 +155,15 @@ def make_job() -> Callable[..., GenerationJob]:
 @pytest.fixture(scope="session")
 def generator(model_dir: Path, classifier: Classifier, id_dir: Path) -> Generator:
     """The latent model on PyTorch, with 3 steps."""
-    return make_generator(load_diffusion(model_dir), classifier, IdData(id_dir), tiny_job(), steps=3)
+    return make_generator(
+        load_diffusion(model_dir), classifier, IdData(id_dir), tiny_job(), steps=3
+    )
 
 
 @pytest.fixture(scope="session")
 def generated_dirs(tmp_path_factory: pytest.TempPathFactory, generator: Generator) -> list[Path]:
-    """Two generated sets of 20 images, by image-level and by feature-level guidance. Not to be changed."""
+    """Two generated sets of 20 images, by image-level and by feature-level guidance. Not to be
+    changed."""
     folder = tmp_path_factory.mktemp("generated")
     kinds: tuple[GuidanceKind, ...] = ("img", "feat")
     for kind in kinds:
@@ -135,12 +172,16 @@ def generated_dirs(tmp_path_factory: pytest.TempPathFactory, generator: Generato
 
 
 @pytest.fixture(scope="session")
-def detector_module(classifier: Classifier, id_dir: Path, generated_dirs: list[Path]) -> DetectorModule:
+def detector_module(
+    classifier: Classifier, id_dir: Path, generated_dirs: list[Path]
+) -> DetectorModule:
     return detector_for(classifier, IdData(id_dir), generated_dirs, DetectorConfig(k=3, alpha=0.1))
 
 
 @pytest.fixture(scope="session")
-def detector_path(tmp_path_factory: pytest.TempPathFactory, detector_module: DetectorModule) -> Path:
+def detector_path(
+    tmp_path_factory: pytest.TempPathFactory, detector_module: DetectorModule
+) -> Path:
     """A detector.onnx: grey 32x32, α = 0.1, 120 calibration images. Not to be changed."""
     path = tmp_path_factory.mktemp("detector") / "detector.onnx"
     images = (from_uint8(assets.load_images("test").images[:64]) + 1) / 2
@@ -149,7 +190,9 @@ def detector_path(tmp_path_factory: pytest.TempPathFactory, detector_module: Det
 
 
 @pytest.fixture(scope="session")
-def engines_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path) -> Path:
+def engines_dir(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path
+) -> Path:
     """The exported engines of the latent model and the classifier. Not to be changed."""
     folder = tmp_path_factory.mktemp("export") / "engines"
     export_models(model_dir, classifier_dir, folder, images=real_images(id_dir, 8))
@@ -158,18 +201,31 @@ def engines_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, class
 
 @pytest.fixture(scope="session")
 def gradient_engines_dir(
-    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, generator: Generator
+    tmp_path_factory: pytest.TempPathFactory,
+    model_dir: Path,
+    classifier_dir: Path,
+    generator: Generator,
 ) -> Path:
     """The same with every graph that computes a gradient; takes a minute. Not to be changed."""
     folder = tmp_path_factory.mktemp("gradients") / "engines"
     images = from_uint8(assets.load_images("held_out").images[:8])
-    export_models(model_dir, classifier_dir, folder, images=images, fused=FusedGuidance(generator.bank, tiny_job().k))
+    export_models(
+        model_dir,
+        classifier_dir,
+        folder,
+        images=images,
+        fused=FusedGuidance(generator.bank, tiny_job().k),
+    )
     return folder
 
 
 def real_images(id_dir: Path, count: int) -> torch.Tensor:
     with np.load(id_dir / "held_out.npz") as file:
-        return from_uint8(file["images"][:count, ..., None] if file["images"].ndim == 3 else file["images"][:count])
+        return from_uint8(
+            file["images"][:count, ..., None]
+            if file["images"].ndim == 3
+            else file["images"][:count]
+        )
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +235,8 @@ def mutated() -> Callable[[onnx.ModelProto, int], onnx.ModelProto]:
 
 
 def mutated_graph(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """The model with a few parts of its graph changed, so that protobuf can read it and little else holds."""
+    """The model with a few parts of its graph changed, so that protobuf can read it and little else
+    holds."""
     chance, found = random.Random(seed), onnx.ModelProto()
     found.CopyFrom(model)
     nodes, weights = found.graph.node, found.graph.initializer
@@ -188,7 +245,9 @@ def mutated_graph(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
         node, weight = chance.choice(nodes), chance.choice(weights)
         match chance.randrange(6):
             case 0:
-                node.op_type = chance.choice([other.op_type for other in nodes] + ["Det", "Loop", "Resize", "Einsum"])
+                node.op_type = chance.choice(
+                    [other.op_type for other in nodes] + ["Det", "Loop", "Resize", "Einsum"]
+                )
             case 1 if node.attribute:
                 attribute = chance.choice(node.attribute)
                 attribute.i = chance.choice([0, -1, 2**31, -(2**63)])
@@ -198,7 +257,9 @@ def mutated_graph(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
             case 3:
                 weight.raw_data = weight.raw_data[: chance.randrange(len(weight.raw_data) + 1)]
             case 4:
-                node.input[chance.randrange(len(node.input))] = chance.choice([*names, "", "nowhere"])
+                node.input[chance.randrange(len(node.input))] = chance.choice(
+                    [*names, "", "nowhere"]
+                )
             case _:
                 weight.data_type = chance.randrange(24)
     return found

@@ -1,6 +1,8 @@
-"""Every command and every piece of Python in docs/ runs as it stands there, on small models and a few images.
+"""Every command and every piece of Python in docs/ runs as it stands there, on small models and a
+few images.
 
-The tutorial's are in tests/test_tutorial.py; `good-rt demo` and the installation are run by CI, as the README has them.
+The tutorial's are in tests/test_tutorial.py; `good-rt demo` and the installation are run by CI, as
+the README has them.
 """
 
 from __future__ import annotations
@@ -45,16 +47,23 @@ def commands(page: str) -> list[list[str]]:
 
 @pytest.fixture
 def workplace(
-    model_dir: Path, classifier_dir: Path, detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path,
+    classifier_dir: Path,
+    detector_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """A folder with what the documents speak of, which is the current one: photos/, clf/, ddpm/, detector.onnx."""
+    """A folder with what the documents speak of, which is the current one: photos/, clf/, ddpm/,
+    detector.onnx."""
     data = assets.load_images("test")
     assert data.labels is not None
     for row in range(240):
         path = tmp_path / "photos" / assets.CLASSES[data.labels[row]] / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(data.images[row, ..., 0]).save(path)
-    Image.fromarray(data.images[300, ..., 0]).resize((48, 64)).convert("RGB").save(tmp_path / "photo.jpg")
+    Image.fromarray(data.images[300, ..., 0]).resize((48, 64)).convert("RGB").save(
+        tmp_path / "photo.jpg"
+    )
     (tmp_path / "street").mkdir()
     np.savez(tmp_path / "street" / "street.npz", images=assets.load_images("photos").images[:8])
     shutil.copytree(model_dir, tmp_path / "ddpm")
@@ -75,7 +84,10 @@ def hurry(job: Path) -> None:
 
 def test_every_page_is_run_and_in_the_navigation() -> None:
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert {page for page in pages if commands(page) or blocks(page, "python")} <= ELSEWHERE | {*RUN, *OTHERS}
+    assert {page for page in pages if commands(page) or blocks(page, "python")} <= ELSEWHERE | {
+        *RUN,
+        *OTHERS,
+    }
     assert {page for page in pages if page not in (DOCS.parent / "mkdocs.yml").read_text()} == set()
 
 

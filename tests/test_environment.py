@@ -1,6 +1,7 @@
 """Models elsewhere than on the CPU: nothing is mixed up on the way, and the numbers are the CPU's.
 
-No GPU is needed: `elsewhere.second_device` stands for one as far as places go. What a GPU computes is tested on GPUs.
+No GPU is needed: `elsewhere.second_device` stands for one as far as places go. What a GPU computes
+is tested on GPUs.
 """
 
 from __future__ import annotations
@@ -30,11 +31,19 @@ from good_rt.method.bank import FeatureBank
 from good_rt.method.guidance import GuidanceConfig
 from good_rt.method.training import TrainConfig, TrainingImages, finetune
 from good_rt.workflow import steps as workflow
-from good_rt.workflow.generation import GenerationJob, Generator, generate, make_generator, pick_batch
+from good_rt.workflow.generation import (
+    GenerationJob,
+    Generator,
+    generate,
+    make_generator,
+    pick_batch,
+)
 from good_rt.workflow.pipeline import decoded_images, detector_for
 
 Job = Callable[..., GenerationJob]
-pytestmark = pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*non-meta parameter in the checkpoint"
+)  # here it is copied
 LEVELS = 1
 """How far (of 255) a pixel may differ: inner products and faiss round differently."""
 
@@ -48,7 +57,12 @@ LEVELS = 1
     ],
 )
 def test_guided_images(
-    model_dir: Path, classifier_dir: Path, id_dir: Path, generator: Generator, make_job: Job, config: GuidanceConfig
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    generator: Generator,
+    make_job: Job,
+    config: GuidanceConfig,
 ) -> None:
     job = replace(make_job(6), config=config)
     expected = generator.images(job, [0, 1, 2]).astype(int)
@@ -61,7 +75,9 @@ def test_guided_images(
     assert np.abs(found - expected).max() <= LEVELS
 
 
-def test_a_set_of_images(model_dir: Path, classifier_dir: Path, id_dir: Path, make_job: Job, tmp_path: Path) -> None:
+def test_a_set_of_images(
+    model_dir: Path, classifier_dir: Path, id_dir: Path, make_job: Job, tmp_path: Path
+) -> None:
     job = make_job(4, batch=2)
     with second_device() as device:
         models = load_diffusion(model_dir), load_classifier(classifier_dir)
@@ -70,7 +86,11 @@ def test_a_set_of_images(model_dir: Path, classifier_dir: Path, id_dir: Path, ma
         made = generate(there, job, tmp_path)
         assert len(made.rows()) == 4
         decoded = decoded_images(models[0], made_images := from_uint8(made.images()))
-        assert decoded is not None and decoded.device.type == "cpu" and decoded.shape == made_images.shape
+        assert (
+            decoded is not None
+            and decoded.device.type == "cpu"
+            and decoded.shape == made_images.shape
+        )
 
 
 @pytest.mark.parametrize("name", ["ldm", "dit", "sd1", "sdxl", "sd3", "flux"])
@@ -79,8 +99,12 @@ def test_every_kind_of_condition(
 ) -> None:
     with second_device() as device:
         model, classifier = load(folders, name), load_classifier(classifier_dir)
-        there = make_generator(model, classifier, IdData(id_dir), make_job(), steps=2, device=device)
-        assert there.images(replace(make_job(2), config=GuidanceConfig(rho=0.1)), [0, 1]).shape[0] == 2
+        there = make_generator(
+            model, classifier, IdData(id_dir), make_job(), steps=2, device=device
+        )
+        assert (
+            there.images(replace(make_job(2), config=GuidanceConfig(rho=0.1)), [0, 1]).shape[0] == 2
+        )
 
 
 def test_neighbours_are_the_same_everywhere() -> None:
@@ -105,9 +129,13 @@ def test_training(classifier: Classifier, tmp_path: Path) -> None:
     assert train.labels is not None and val.labels is not None
     ood = from_uint8(assets.load_images("validation").images[:60])
     data = TrainingImages(
-        from_uint8(train.images[:100]), torch.from_numpy(train.labels[:100]), from_uint8(val.images[:40]),
-        torch.from_numpy(val.labels[:40]), ood=ood[:40], val_ood=ood[40:],
-    )  # fmt: skip
+        from_uint8(train.images[:100]),
+        torch.from_numpy(train.labels[:100]),
+        from_uint8(val.images[:40]),
+        torch.from_numpy(val.labels[:40]),
+        ood=ood[:40],
+        val_ood=ood[40:],
+    )
     config = TrainConfig(steps=4, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
     expected = finetune(classifier, data, config)
     with second_device() as device:
@@ -119,11 +147,16 @@ def test_training(classifier: Classifier, tmp_path: Path) -> None:
         home = found.classifier.cpu().state_dict()
     for name, value in expected.classifier.state_dict().items():
         torch.testing.assert_close(home[name], value, rtol=1e-4, atol=1e-5)
-    assert [step.val_accuracy for step in found.history] == [step.val_accuracy for step in expected.history]
+    assert [step.val_accuracy for step in found.history] == [
+        step.val_accuracy for step in expected.history
+    ]
 
 
 def test_a_detector(
-    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], detector_module: DetectorModule
+    classifier: Classifier,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    detector_module: DetectorModule,
 ) -> None:
     with second_device() as device:
         there = copy.deepcopy(classifier).to(device)
@@ -134,7 +167,9 @@ def test_a_detector(
         images = torch.rand(4, 1, 32, 32)
         energy, expected = found(images.to(device))[1], detector_module(images)[1]
         torch.testing.assert_close(energy.cpu(), expected, rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(found.p_values(np.zeros(2)), detector_module.p_values(np.zeros(2)))
+        np.testing.assert_array_equal(
+            found.p_values(np.zeros(2)), detector_module.p_values(np.zeros(2))
+        )
         assert all(value.device.type == "cpu" for value in found.cpu().state_dict().values())
 
 
@@ -150,17 +185,36 @@ def test_the_steps_of_the_commands(
         out = tmp_path / device.type
         with second_device():
             generator, describe = workflow.open_generator(
-                model_dir, classifier_dir, id_dir, make_job(), engines=None, gradients=False, steps=2, cfg_scale=1.0,
+                model_dir,
+                classifier_dir,
+                id_dir,
+                make_job(),
+                engines=None,
+                gradients=False,
+                steps=2,
+                cfg_scale=1.0,
                 device=device,
-            )  # fmt: skip
+            )
             assert generator.device == device
             assert describe.get("device") == {CPU: None, ELSEWHERE: "meta"}[device]
             workflow.run_train(
-                classifier_dir, model_dir, id_dir, generated_dirs, out / "trained", config, device=device
+                classifier_dir,
+                model_dir,
+                id_dir,
+                generated_dirs,
+                out / "trained",
+                config,
+                device=device,
             )
-            data = workflow.open_training(classifier_dir, model_dir, id_dir, generated_dirs, device=device)
-            with pytest.raises(GoodRtError, match="not those of the generated and unguided folders"):
-                workflow.run_train(classifier_dir, model_dir, id_dir, (), out / "trained", config, data=data)
+            data = workflow.open_training(
+                classifier_dir, model_dir, id_dir, generated_dirs, device=device
+            )
+            with pytest.raises(
+                GoodRtError, match="not those of the generated and unguided folders"
+            ):
+                workflow.run_train(
+                    classifier_dir, model_dir, id_dir, (), out / "trained", config, data=data
+                )
             trained = out / "trained" / "classifier"
             detector = DetectorConfig(k=3, alpha=0.1)
             built, _ = workflow.run_build(

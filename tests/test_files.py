@@ -70,7 +70,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, target: str) ->
         with atomic_path(tmp_path / target) as temporary:
             temporary.write_text("a file, even where a folder is")
 
-    with pytest.raises(GoodRtError, match=rf"cannot write .*{target} \(\w.*\); choose another place"):
+    with pytest.raises(
+        GoodRtError, match=rf"cannot write .*{target} \(\w.*\); choose another place"
+    ):
         write()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder"]
     assert list((tmp_path / "folder").iterdir()) == []
@@ -107,19 +109,26 @@ def test_json_there_and_back(tmp_path: Path) -> None:
         (b"[1, 2]", "must hold a JSON object, not a list"),
     ],
 )
-def test_what_is_no_json_object_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_what_is_no_json_object_is_named(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(GoodRtError, match=message):
         read_json(tmp_path / "x.json")
 
 
-def test_a_folder_has_one_job_at_a_time_and_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None:
+def test_a_folder_has_one_job_at_a_time_and_is_free_again_when_its_process_is_killed(
+    tmp_path: Path,
+) -> None:
     hold = (
         "import pathlib, sys, time\nfrom good_rt.files import sole_user\n"
-        "with sole_user(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)"
+        "with sole_user(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    "
+        "time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
         with pytest.raises(GoodRtError, match="another process is at work in"), sole_user(tmp_path):

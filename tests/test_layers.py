@@ -27,7 +27,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def at_import_time(tree: ast.Module) -> Iterator[str]:
-    """What is imported by importing the module: not in functions, and not for type checkers alone."""
+    """What is imported by importing the module: not in functions, and not for type checkers
+    alone."""
     todo: list[ast.AST] = list(tree.body)
     while todo:
         node = todo.pop()
@@ -65,7 +66,9 @@ def test_layers(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
     assert [module for module in imports(tree) if not allowed(folder, module)] == []
     # the folders' own names exist in the repository alone, not where the package is installed
-    assert [module for module in imports(tree) if module.split(".")[0] in {"engines", "export", "cli"}] == []
+    assert [
+        module for module in imports(tree) if module.split(".")[0] in {"engines", "export", "cli"}
+    ] == []
     assert OPTIONAL & {module.split(".")[0] for module in at_import_time(tree)} == set()
 
 
@@ -80,8 +83,11 @@ def test_the_rules_themselves() -> None:
 
 
 def python(code: str, folder: Path) -> str:
-    """What a new interpreter prints; not in the repository, whose folder good_rt/ is only a part of the package."""
-    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=folder)
+    """What a new interpreter prints; not in the repository, whose folder good_rt/ is only a part of
+    the package."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=folder
+    )
     return ran.stdout
 
 
@@ -94,12 +100,17 @@ def test_importing_is_quick_and_light(module: str, tmp_path: Path) -> None:
     runs = [python(code, tmp_path).split() for _ in range(3)]
     assert min(float(run[0]) for run in runs) < 0.3
     loaded = set(runs[0][1:])
-    assert loaded & {"torch", "numpy", "onnxruntime", "diffusers", "onnx", "scipy", "rich", *OPTIONAL} == set()
+    assert (
+        loaded & {"torch", "numpy", "onnxruntime", "diffusers", "onnx", "scipy", "rich", *OPTIONAL}
+        == set()
+    )
 
 
 def test_the_detector_runs_without_the_toolkit(tmp_path: Path) -> None:
     code = (
-        "import sys; import good_rt.detector.runtime, good_rt.cli.detector_score, good_rt.cli.generate, good_rt.cli.demo; "
-        "print({'torch', 'diffusers', 'onnx', 'scipy', 'faiss', 'safetensors', 'sklearn'} & set(sys.modules))"
+        "import sys; import good_rt.detector.runtime, good_rt.cli.detector_score, "
+        "good_rt.cli.generate, good_rt.cli.demo; "
+        "print({'torch', 'diffusers', 'onnx', 'scipy', 'faiss', 'safetensors', 'sklearn'} & "
+        "set(sys.modules))"
     )
     assert python(code, tmp_path) == "set()\n"

@@ -1,4 +1,5 @@
-"""The tutorial's commands run as they stand there, on drawings of noise and after two steps of each training."""
+"""The tutorial's commands run as they stand there, on drawings of noise and after two steps of each
+training."""
 
 from __future__ import annotations
 
@@ -20,10 +21,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 GROUPS = (
-    ("Animals & Nature", "animal-bird"), ("Smileys & Emotion", "face-hat"), ("Flags", "country-flag"),
-    ("Food & Drink", "drink"), ("Objects", "tool"), ("People & Body", "person-role"),
-    ("Animals & Nature", "plant-flower"), ("Travel & Places", "transport-air"), ("Activities", "game"),
-)  # fmt: skip
+    ("Animals & Nature", "animal-bird"),
+    ("Smileys & Emotion", "face-hat"),
+    ("Flags", "country-flag"),
+    ("Food & Drink", "drink"),
+    ("Objects", "tool"),
+    ("People & Body", "person-role"),
+    ("Animals & Nature", "plant-flower"),
+    ("Travel & Places", "transport-air"),
+    ("Activities", "game"),
+)
 QUICK = {
     "count": 10,
     "kinds": '["img"]',
@@ -53,24 +60,39 @@ def package(path: Path, artist: str, seed: int) -> None:
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "png")
                 add(f"img/{artist}/64/{code}.png", file.getvalue())
-                entries.append({"category": group, "subcategory": part, "unified": code, "image": f"{code}.png",
-                                f"has_img_{artist}": number < 26})  # fmt: skip
+                entries.append(
+                    {
+                        "category": group,
+                        "subcategory": part,
+                        "unified": code,
+                        "image": f"{code}.png",
+                        f"has_img_{artist}": number < 26,
+                    }
+                )
         add("emoji.json", json.dumps(entries).encode())
 
 
 @pytest.mark.slow
-def test_the_tutorial(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timm = pytest.importorskip("timm")
     packages, backbone = tmp_path / "packages", tmp_path / "backbone.pth"
     packages.mkdir()
     for seed, artist in enumerate(("google", "twitter")):
         package(packages / f"emoji-datasource-{artist}-16.0.0.tgz", artist, seed)
     torch.save(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict(), backbone)
-    more = {"data": ["--packages", str(packages)], "classifier": ["--steps", "2", "--backbone", str(backbone)],
-            "vae": ["--steps", "2"], "unet": ["--steps", "2"]}  # fmt: skip
+    more = {
+        "data": ["--packages", str(packages)],
+        "classifier": ["--steps", "2", "--backbone", str(backbone)],
+        "vae": ["--steps", "2"],
+        "unet": ["--steps", "2"],
+    }
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    shell = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL))
+    shell = "".join(
+        re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL)
+    )
     lines = shell.replace("\\\n", " ").splitlines()
     ran = []
     for line in lines:

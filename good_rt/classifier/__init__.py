@@ -1,7 +1,9 @@
-"""The user's classifier, wherever it comes from: logits and unit-norm features from images in [-1, 1].
+"""The user's classifier, wherever it comes from: logits and unit-norm features from images in [-1,
+1].
 
-`good_rt.classifier.base` has the one `Classifier` that guidance, training, bank and detector share; the other files say
-how to read one: a file a library. `load_classifier` takes a folder or a spec such as ``timm:resnet18``.
+`good_rt.classifier.base` has the one `Classifier` that guidance, training, bank and detector share;
+the other files say how to read one: a file a library. `load_classifier` takes a folder or a spec
+such as ``timm:resnet18``.
 """
 
 from __future__ import annotations

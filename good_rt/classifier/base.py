@@ -1,7 +1,8 @@
-"""The classifier that every step of the data's way shares: images in [-1, 1] to logits and unit-norm features.
+"""The classifier that every step of the data's way shares: images in [-1, 1] to logits and
+unit-norm features.
 
-The one place that knows a network's preprocessing; guidance, training, bank and detector all call the same
-`Classifier`, so that they see the same features.
+The one place that knows a network's preprocessing; guidance, training, bank and detector all call
+the same `Classifier`, so that they see the same features.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Resize:
-    """How images become what the network takes: to ``size`` pixels a side, then the middle ``crop`` of them."""
+    """How images become what the network takes: to ``size`` pixels a side, then the middle ``crop``
+    of them."""
 
     size: int
     crop: int
@@ -45,21 +47,25 @@ class ClassifierConfig:
     """Of the images, whatever the network's own size is."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
-    """Per channel of the network, of images in [0, 1]; None where the network takes [-1, 1] as it is."""
+    """Per channel of the network, of images in [0, 1]; None where the network takes [-1, 1] as it
+    is."""
     std: tuple[float, ...] | None = None
     input_channels: int | None = None
     """Of the network; None where they are the images'."""
     resize: Resize | None = None
     """None where the network takes the images at their own size."""
     features: str | None = None
-    """The module whose input the features are, where it is not the one that the library's convention names."""
+    """The module whose input the features are, where it is not the one that the library's
+    convention names."""
 
 
 class Classifier(nn.Module):
-    """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N, D).
+    """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N,
+    D).
 
-    ``network`` has timm's two methods: ``forward_features`` gives the penultimate features from what `prepare` makes of
-    the images, ``forward_head`` the logits from them. Feature maps (N, D, h, w) and tokens (N, T, D) are averaged.
+    ``network`` has timm's two methods: ``forward_features`` gives the penultimate features from
+    what `prepare` makes of the images, ``forward_head`` the logits from them. Feature maps (N, D,
+    h, w) and tokens (N, T, D) are averaged.
     """
 
     mean: Tensor | None
@@ -74,36 +80,55 @@ class Classifier(nn.Module):
         self.fingerprint = fingerprint
         mean, std, resize = config.mean, config.std, config.resize
         channels = config.input_channels or config.channels
-        if channels != config.channels and config.channels != 1 and (channels, config.channels) != (1, 3):
+        if (
+            channels != config.channels
+            and config.channels != 1
+            and (channels, config.channels) != (1, 3)
+        ):
             raise GoodRtError(
-                f"the classifier takes images of {channels} channel{'s' if channels > 1 else ''}, these have "
+                f"the classifier takes images of {channels} channel{'s' if channels > 1 else ''}, "
+                "these have "
                 f"{config.channels}; convert them"
             )
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) not in {1, channels}:
-                raise GoodRtError(f"the classifier's {name} has {len(values)} values for {channels} channels")
+                raise GoodRtError(
+                    f"the classifier's {name} has {len(values)} values for {channels} channels"
+                )
         if (mean is None) != (std is None):
             raise GoodRtError("the classifier's mean and std belong together; give both or neither")
-        self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", None if mean is None else torch.tensor(mean).view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", None if std is None else torch.tensor(std).view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1), persistent=False
+        )
         matrix = None
         if resize is not None and config.image_size != resize.crop:
-            matrix = resampling_matrix(config.image_size, resize.size, resize.crop, resize.interpolation)
+            matrix = resampling_matrix(
+                config.image_size, resize.size, resize.crop, resize.interpolation
+            )
         self.register_buffer("resampling", matrix, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size, channels = self.config.image_size, self.config.channels
         if tuple(images.shape[1:]) != (channels, size, size):
             found = tuple(images.shape[1:])
-            raise GoodRtError(f"the classifier takes images of shape {(channels, size, size)}, not {found}")
+            raise GoodRtError(
+                f"the classifier takes images of shape {(channels, size, size)}, not {found}"
+            )
         features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
         return self.network.forward_head(features), F.normalize(as_vectors(features), dim=1)  # type: ignore[operator]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its channels.
+        """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its
+        channels.
 
-        Images that already have the network's size are taken as they are. All of it is linear, and differentiable.
+        Images that already have the network's size are taken as they are. All of it is linear, and
+        differentiable.
         """
         if self.resampling is not None:
             across = F.linear(images, self.resampling)
@@ -118,25 +143,33 @@ class Classifier(nn.Module):
         return images
 
     def for_images(self, channels: int, size: int) -> Classifier:
-        """The same network for images of other channels and size. Raises GoodRtError when it cannot take them."""
+        """The same network for images of other channels and size. Raises GoodRtError when it cannot
+        take them."""
         config = self.config
         if (channels, size) == (config.channels, config.image_size):
             return self
         if config.resize is None:
             own = (config.channels, config.image_size, config.image_size)
-            raise GoodRtError(f"the classifier takes images of shape {own} alone, not {(channels, size, size)}")
+            raise GoodRtError(
+                f"the classifier takes images of shape {own} alone, not {(channels, size, size)}"
+            )
         network_channels = config.input_channels or config.channels
-        config = replace(config, channels=channels, image_size=size, input_channels=network_channels)
+        config = replace(
+            config, channels=channels, image_size=size, input_channels=network_channels
+        )
         digest = hashlib.sha256(f"{self.fingerprint} {channels} {size}".encode()).hexdigest()
         return Classifier(self.network, config, digest).train(self.training).to(self.device)
 
     def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
-        """`for_images` of the shape (C, H, W) that it is asked for only where the classifier resizes at all."""
+        """`for_images` of the shape (C, H, W) that it is asked for only where the classifier
+        resizes at all."""
         if self.config.resize is None:
             return self
         channels, height, width = shape()
         if height != width:
-            raise GoodRtError(f"the classifier takes square images, not {height}x{width}; crop them")
+            raise GoodRtError(
+                f"the classifier takes square images, not {height}x{width}; crop them"
+            )
         return self.for_images(channels, height)
 
     @property
@@ -163,9 +196,12 @@ def as_vectors(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and features (N, D), on the CPU, of any number of images (N, C, H, W) in [-1, 1], in evaluation
-    mode; images elsewhere than the classifier are brought to it, batch by batch."""
+def predict(
+    classifier: Classifier, images: Tensor, batch: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and features (N, D), on the CPU, of any number of images (N, C, H, W) in [-1,
+    1], in evaluation mode; images elsewhere than the classifier are brought to it, batch by
+    batch."""
     training = classifier.training
     batch = batch or min(500, max(1, PIXELS // (images.shape[2] * images.shape[3])))
     classifier.eval()
@@ -173,4 +209,6 @@ def predict(classifier: Classifier, images: Tensor, batch: int | None = None) ->
         found = [classifier(part.to(classifier.device)) for part in images.split(batch)]
     finally:
         classifier.train(training)
-    return torch.cat([logits.cpu() for logits, _ in found]), torch.cat([features.cpu() for _, features in found])
+    return torch.cat([logits.cpu() for logits, _ in found]), torch.cat(
+        [features.cpu() for _, features in found]
+    )

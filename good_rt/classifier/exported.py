@@ -1,7 +1,7 @@
 """Classifiers in a .pt2 file, as `torch.export.save` writes it.
 
-The file is looked through before PyTorch reads it: pickled contents, and names and expressions that are no part of a
-graph, are refused, so that a file from elsewhere runs no code of its own.
+The file is looked through before PyTorch reads it: pickled contents, and names and expressions that
+are no part of a graph, are refused, so that a file from elsewhere runs no code of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,43 @@ TARGET = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+
 """What an operation may be called: PyTorch would look up anything else as well."""
 WORDS = frozenset(
     {
-        "Symbol", "positive", "nonnegative", "integer", "real", "True", "False", "Integer", "Rational", "Float", "Add",
-        "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv", "CeilToInt", "FloorToInt",
-        "TruncToInt", "ToFloat", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Relational", "IntTrueDiv", "FloatTrueDiv",
+        "Symbol",
+        "positive",
+        "nonnegative",
+        "integer",
+        "real",
+        "True",
+        "False",
+        "Integer",
+        "Rational",
+        "Float",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CeilDiv",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "TruncToInt",
+        "ToFloat",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "Relational",
+        "IntTrueDiv",
+        "FloatTrueDiv",
     }
-)  # fmt: skip
-"""What an expression of sizes may hold beside numbers and symbols such as s0: PyTorch evaluates it as Python."""
+)
+"""What an expression of sizes may hold beside numbers and symbols such as s0: PyTorch evaluates it
+as Python."""
 
 
 def open(request: Request) -> Found:
@@ -46,13 +77,17 @@ def open(request: Request) -> Found:
     return found(network, "exported", channels, size or request.input_size, str(path))
 
 
-def found(network: GraphNetwork, architecture: str, channels: int, size: int | None, where: str) -> Found:
+def found(
+    network: GraphNetwork, architecture: str, channels: int, size: int | None, where: str
+) -> Found:
     """What there is to know of a graph."""
     if size is None:
         raise GoodRtError(f"{where} does not say what images it takes; give the size")
     outputs = run(network, example_images(channels, size))
     if outputs.ndim != 2:
-        raise GoodRtError(f"{where} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)")
+        raise GoodRtError(
+            f"{where} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
+        )
     return Found(network, architecture, outputs.shape[1], input_channels=channels, input_size=size)
 
 
@@ -73,7 +108,8 @@ def with_weights(network: GraphNetwork, folder: Path) -> GraphNetwork:
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
-    """A .pt2 file, checked. Raises GoodRtError when it is missing, damaged, or holds what is not read."""
+    """A .pt2 file, checked. Raises GoodRtError when it is missing, damaged, or holds what is not
+    read."""
     if not path.exists():
         raise GoodRtError(f"{path} is missing")
     try:
@@ -84,27 +120,40 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     except Exception as error:  # torch.export raises many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise GoodRtError(
-            f"{path} cannot be read by torch.export.load of torch {torch.__version__} ({reason}); export it again"
+            f"{path} cannot be read by torch.export.load of torch {torch.__version__} ({reason}); "
+            "export it again"
         ) from None
 
 
 def check_archive(path: Path) -> None:
-    """Raises GoodRtError when the file is no archive of torch.export, or could run code when it is read."""
+    """Raises GoodRtError when the file is no archive of torch.export, or could run code when it is
+    read."""
     refuse = f"{path} is not read: "
     try:
         with zipfile.ZipFile(path) as archive:
             files = {name.partition("/")[2]: name for name in archive.namelist()}
             names = [name for name in files if re.fullmatch(r"models/[^/]+\.json", name)]
             if len(names) != 1:
-                raise GoodRtError(f"{refuse}it is no .pt2 file of this PyTorch; write it with torch.export.save")
-            values = [json.loads(archive.read(files[name])) for name in files if name.endswith(".json")]
+                raise GoodRtError(
+                    f"{refuse}it is no .pt2 file of this PyTorch; write it with torch.export.save"
+                )
+            values = [
+                json.loads(archive.read(files[name])) for name in files if name.endswith(".json")
+            ]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise GoodRtError(f"{path} is not a .pt2 file ({error}); write it with torch.export.save") from None
+        raise GoodRtError(
+            f"{path} is not a .pt2 file ({error}); write it with torch.export.save"
+        ) from None
     for key, value in (pair for document in values for pair in _pairs(document)):
         if key == "use_pickle" and value:
-            raise GoodRtError(f"{refuse}it holds pickled values, which can run code; export a network of plain tensors")
+            raise GoodRtError(
+                f"{refuse}it holds pickled values, which can run code; export a network of plain "
+                "tensors"
+            )
         if key == "target" and isinstance(value, str) and not TARGET.fullmatch(value):
-            raise GoodRtError(f"{refuse}it calls {value[:60]!r}, which is no operation of a network")
+            raise GoodRtError(
+                f"{refuse}it calls {value[:60]!r}, which is no operation of a network"
+            )
         if key == "expr_str" and isinstance(value, str) and not _is_size(value):
             raise GoodRtError(f"{refuse}{value[:60]!r} is no expression of sizes")
 
@@ -112,7 +161,9 @@ def check_archive(path: Path) -> None:
 def _is_size(text: str) -> bool:
     """Whether an expression is made of numbers, symbols and arithmetic alone."""
     words = re.findall(r"[A-Za-z_]\w*", text)
-    plain = re.fullmatch(r"[\w\s+\-*/(),.='<>!%&|~]*", text) and not re.search(r"\.\s*[A-Za-z_]", text)
+    plain = re.fullmatch(r"[\w\s+\-*/(),.='<>!%&|~]*", text) and not re.search(
+        r"\.\s*[A-Za-z_]", text
+    )
     return bool(plain) and all(word in WORDS or re.fullmatch(r"[suz]f?\d+", word) for word in words)
 
 

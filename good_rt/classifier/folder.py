@@ -1,6 +1,8 @@
-"""The classifier folder: classifier.json and model.safetensors, and for some sources the file they were read from.
+"""The classifier folder: classifier.json and model.safetensors, and for some sources the file they
+were read from.
 
-`good-rt train` and `good-rt classifier save` write one. A folder is data, whoever made it, and names no code.
+`good-rt train` and `good-rt classifier save` write one. A folder is data, whoever made it, and
+names no code.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from good_rt.files import atomic_path, read_json, sha256, write_json
 
 CONFIG, WEIGHTS = "classifier.json", "model.safetensors"
 ARCHITECTURES = {"small_resnet": "good_rt.demo.network:SmallResNet"}
-"""Name in classifier.json -> module:class, with timm's forward_features and forward_head; beside them the sources'."""
+"""Name in classifier.json -> module:class, with timm's forward_features and forward_head; beside
+them the sources'."""
 
 
 def read_config(folder: Path) -> ClassifierConfig:
@@ -28,13 +31,16 @@ def read_config(folder: Path) -> ClassifierConfig:
     path = folder / CONFIG
     if not path.exists():
         raise GoodRtError(
-            f"{folder} is not a classifier folder: {CONFIG} is missing; `good-rt classifier save` writes one"
+            f"{folder} is not a classifier folder: {CONFIG} is missing; `good-rt classifier save` "
+            "writes one"
         )
     try:
         values = read_json(path)
         values["classes"] = tuple(values["classes"])
         for name in ("mean", "std"):
-            values[name] = None if values.get(name) is None else tuple(float(value) for value in values[name])
+            values[name] = (
+                None if values.get(name) is None else tuple(float(value) for value in values[name])
+            )
         values["resize"] = None if values.get("resize") is None else Resize(**values["resize"])
         return ClassifierConfig(**values)
     except (TypeError, KeyError, ValueError) as error:
@@ -57,20 +63,34 @@ def load_folder(folder: Path) -> Classifier:
         network = source(kind).restore(config, folder)
     else:
         known = ", ".join(
-            [*ARCHITECTURES, *(f"{name}:…" if entry.prefixed else name for name, entry in SOURCES.items())]
+            [
+                *ARCHITECTURES,
+                *(f"{name}:…" if entry.prefixed else name for name, entry in SOURCES.items()),
+            ]
         )
-        raise GoodRtError(f"{path}: unknown architecture {config.architecture!r}; known are {known}")
-    return Classifier(network, config, folder_fingerprint(network, folder)).eval().requires_grad_(False)
+        raise GoodRtError(
+            f"{path}: unknown architecture {config.architecture!r}; known are {known}"
+        )
+    return (
+        Classifier(network, config, folder_fingerprint(network, folder))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def folder_fingerprint(network: nn.Module, folder: Path) -> str:
     """One hash of all of the folder's files that make the classifier."""
-    names = [CONFIG, *([WEIGHTS] if (folder / WEIGHTS).exists() else []), *sorted(getattr(network, "files", {}))]
+    names = [
+        CONFIG,
+        *([WEIGHTS] if (folder / WEIGHTS).exists() else []),
+        *sorted(getattr(network, "files", {})),
+    ]
     return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Writes classifier.json, model.safetensors and what else `load_classifier` needs into ``folder``."""
+    """Writes classifier.json, model.safetensors and what else `load_classifier` needs into
+    ``folder``."""
     from safetensors.torch import save_file
 
     state = library_state(classifier.network)
@@ -91,5 +111,7 @@ def _build(config: ClassifierConfig, path: Path) -> nn.Module:
             in_channels=config.channels, num_classes=len(config.classes), **config.arguments
         )
     except TypeError as error:
-        raise GoodRtError(f"{path}: arguments do not fit architecture {config.architecture!r} ({error})") from None
+        raise GoodRtError(
+            f"{path}: arguments do not fit architecture {config.architecture!r} ({error})"
+        ) from None
     return network

@@ -1,4 +1,5 @@
-"""A classifier that is a graph of aten operations, as torch.export makes it, in two parts at the features."""
+"""A classifier that is a graph of aten operations, as torch.export makes it, in two parts at the
+features."""
 
 from __future__ import annotations
 
@@ -15,18 +16,29 @@ from good_rt.errors import GoodRtError
 
 aten = torch.ops.aten
 
-SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default}
+SOFTMAXES = {
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+}
 TRAINING: dict[Any, int] = {aten.batch_norm.default: 5, aten.dropout.default: 2}
 """The operations that act otherwise in training, and the place of the argument that says so."""
 LAYERS: dict[Any, int] = {
-    aten.linear.default: 0, aten.addmm.default: 1, aten.mm.default: 0, aten.matmul.default: 0, aten.bmm.default: 0,
-    aten.conv2d.default: 0, aten.convolution.default: 0,
-}  # fmt: skip
+    aten.linear.default: 0,
+    aten.addmm.default: 1,
+    aten.mm.default: 0,
+    aten.matmul.default: 0,
+    aten.bmm.default: 0,
+    aten.conv2d.default: 0,
+    aten.convolution.default: 0,
+}
 """The operations that a last layer is, and the place of the features among their arguments."""
 
 
 class GraphNetwork(Network):
-    """``body`` and ``head`` of a graph; with parameters it can be trained, in the mode in which it was exported."""
+    """``body`` and ``head`` of a graph; with parameters it can be trained, in the mode in which it
+    was exported."""
 
     def __init__(self, body: fx.GraphModule, head: fx.GraphModule, layer: str) -> None:
         super().__init__()
@@ -41,7 +53,8 @@ class GraphNetwork(Network):
         return self.head(features)
 
     def _apply(self, *args: Any, **settings: Any) -> GraphNetwork:
-        """Constants that the graph makes are made where its weights go, not where it was exported."""
+        """Constants that the graph makes are made where its weights go, not where it was
+        exported."""
         super()._apply(*args, **settings)  # type: ignore[no-untyped-call]
         weight = next(chain(self.parameters(), self.buffers()), None)
         for part in (self.body, self.head):
@@ -56,23 +69,32 @@ class GraphNetwork(Network):
         return {own: own.partition(".")[2] for own in self.state_dict()}
 
 
-def graph_network(program: torch.export.ExportedProgram, where: str, features: str | None = None) -> GraphNetwork:
-    """An exported program of images (N, C, H, W) -> logits (N, K), parted before its last layer or the one named.
+def graph_network(
+    program: torch.export.ExportedProgram, where: str, features: str | None = None
+) -> GraphNetwork:
+    """An exported program of images (N, C, H, W) -> logits (N, K), parted before its last layer or
+    the one named.
 
-    A softmax at its end is left out, since logits are wanted. Raises GoodRtError when it takes or gives other things,
-    is in training mode, or has no such layer.
+    A softmax at its end is left out, since logits are wanted. Raises GoodRtError when it takes or
+    gives other things, is in training mode, or has no such layer.
     """
     whole = program.module(check_guards=False)
     assert isinstance(whole, fx.GraphModule)
     nodes = list(whole.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
-    outputs = [leaf for leaf in pytree.tree_leaves(whole.graph.output_node().args) if isinstance(leaf, fx.Node)]
+    outputs = [
+        leaf
+        for leaf in pytree.tree_leaves(whole.graph.output_node().args)
+        if isinstance(leaf, fx.Node)
+    ]
     if len(inputs) != 1 or not outputs:
         raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes images alone")
     for node in nodes:
         training = TRAINING.get(node.target)
         if training is not None and len(node.args) > training and node.args[training] is True:
-            raise GoodRtError(f"{where} was exported in training mode; call model.eval() before exporting it")
+            raise GoodRtError(
+                f"{where} was exported in training mode; call model.eval() before exporting it"
+            )
     logits = outputs[0]
     while logits.target in SOFTMAXES:
         logits = logits.args[0]  # type: ignore[assignment]
@@ -88,12 +110,17 @@ def graph_network(program: torch.export.ExportedProgram, where: str, features: s
 
 
 def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int, int | None]:
-    """Channels and, where it is fixed, size of the images. Raises GoodRtError when the batch size is fixed."""
+    """Channels and, where it is fixed, size of the images. Raises GoodRtError when the batch size
+    is fixed."""
     names = program.graph_signature.user_inputs
-    node = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    node = next(
+        node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0]
+    )
     shape = tuple(node.meta["val"].shape)
     if len(shape) != 4 or not isinstance(shape[1], int):
-        raise GoodRtError(f"{where} takes an input of shape {shape}; a classifier takes images (N, C, H, W)")
+        raise GoodRtError(
+            f"{where} takes an input of shape {shape}; a classifier takes images (N, C, H, W)"
+        )
     if isinstance(shape[0], int):
         raise GoodRtError(
             f"{where} takes batches of {shape[0]} alone; export it with a dynamic batch: "
@@ -106,10 +133,13 @@ def _last_layer(logits: fx.Node, where: str) -> fx.Node:
     """The layer that gives the logits, behind what only shapes them."""
     node = logits
     while node.target not in LAYERS:
-        before = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)]
+        before = [
+            source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)
+        ]
         if node.op != "call_function" or len(before) != 1:
             raise GoodRtError(
-                f"{where}: the logits come from {node.name!r}, not from a Linear; name the layer that gives them as "
+                f"{where}: the logits come from {node.name!r}, not from a Linear; name the layer "
+                "that gives them as "
                 "`features`"
             )
         node = before[0]
@@ -121,8 +151,12 @@ def _named(nodes: Iterable[fx.Node], name: str, where: str) -> fx.Node:
     for node in nodes:
         if node.op == "call_function" and (name == node.name or name == _module_of(node)):
             return node
-    known = list(dict.fromkeys(_module_of(node) or node.name for node in nodes if node.target in LAYERS))[-8:]
-    raise GoodRtError(f"{where} has no module or operation {name!r}; its last layers are {', '.join(known)}")
+    known = list(
+        dict.fromkeys(_module_of(node) or node.name for node in nodes if node.target in LAYERS)
+    )[-8:]
+    raise GoodRtError(
+        f"{where} has no module or operation {name!r}; its last layers are {', '.join(known)}"
+    )
 
 
 def _module_of(node: fx.Node) -> str:
@@ -131,7 +165,9 @@ def _module_of(node: fx.Node) -> str:
     return str(paths[-1]).removeprefix("L['self'].") if paths else ""
 
 
-def _part(whole: fx.GraphModule, images: fx.Node, start: fx.Node, end: fx.Node, where: str) -> fx.GraphModule:
+def _part(
+    whole: fx.GraphModule, images: fx.Node, start: fx.Node, end: fx.Node, where: str
+) -> fx.GraphModule:
     """The part of the graph that computes ``end`` from ``start``; its weights are the whole's."""
     needed: set[fx.Node] = set()
     todo = [end]
@@ -146,11 +182,14 @@ def _part(whole: fx.GraphModule, images: fx.Node, start: fx.Node, end: fx.Node, 
     for node in whole.graph.nodes:
         if node not in needed or node is start:
             continue
-        if node.target is aten.sym_size.int and node.args[1] == 0:  # the batch, which all tensors share
+        if (
+            node.target is aten.sym_size.int and node.args[1] == 0
+        ):  # the batch, which all tensors share
             values[node] = graph.call_function(aten.sym_size.int, (values[start], 0))
         elif node is images:
             raise GoodRtError(
-                f"{where}: the logits do not come from the features alone; name another layer as `features`"
+                f"{where}: the logits do not come from the features alone; name another layer as "
+                "`features`"
             )
         else:
             values[node] = graph.node_copy(node, values.__getitem__)

@@ -1,4 +1,5 @@
-"""Importing the optional classifier libraries, and what is said when one is missing or does not fit this PyTorch."""
+"""Importing the optional classifier libraries, and what is said when one is missing or does not fit
+this PyTorch."""
 
 from __future__ import annotations
 
@@ -20,10 +21,14 @@ def library(name: str) -> Any:
         raise GoodRtError(
             f"{name} classifiers need {missing}; install it with: pip install 'good-rt[{EXTRA}]'"
         ) from None
-    except (RuntimeError, AttributeError) as error:  # a torchvision that was built for another PyTorch
+    except (
+        RuntimeError,
+        AttributeError,
+    ) as error:  # a torchvision that was built for another PyTorch
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise GoodRtError(
-            f"{name} cannot be imported ({reason}); install versions of torch and torchvision that belong together"
+            f"{name} cannot be imported ({reason}); install versions of torch and torchvision that "
+            "belong together"
         ) from None
 
 
@@ -39,10 +44,14 @@ def hub_file(repository: str, name: str, spec: str) -> Path:
     try:
         return Path(hf_hub_download(repository, name))
     except RepositoryNotFoundError:
-        raise GoodRtError(f"{spec}: the hub has no repository {repository!r}; check its name") from None
+        raise GoodRtError(
+            f"{spec}: the hub has no repository {repository!r}; check its name"
+        ) from None
     except EntryNotFoundError as error:
         if type(error).__name__ != "LocalEntryNotFoundError":
-            raise GoodRtError(f"{spec}: the repository {repository!r} has no {name}; pickles are not read") from None
+            raise GoodRtError(
+                f"{spec}: the repository {repository!r} has no {name}; pickles are not read"
+            ) from None
         raise GoodRtError(unreachable(spec, repository)) from None
     except Exception:  # what the HTTP libraries raise without a network is of many kinds
         raise GoodRtError(unreachable(spec, repository)) from None
@@ -51,6 +60,7 @@ def hub_file(repository: str, name: str, spec: str) -> Path:
 def unreachable(spec: str, repository: str) -> str:
     """What is said when the hub cannot be reached."""
     return (
-        f"{spec}: {repository!r} is not in the local cache and cannot be fetched from the hub; connect to the network "
+        f"{spec}: {repository!r} is not in the local cache and cannot be fetched from the hub; "
+        "connect to the network "
         "once, or give local weights"
     )

@@ -1,8 +1,8 @@
-"""A PyTorch module of the user's own, ``package.module:attr@weights.safetensors``: the class, a function that makes it,
-or the module itself.
+"""A PyTorch module of the user's own, ``package.module:attr@weights.safetensors``: the class, a
+function that makes it, or the module itself.
 
-This imports code, which is why only a spec can name it, and never a folder: what `good-rt train` makes of such a
-classifier is opened as ``package.module:attr@FOLDER``.
+This imports code, which is why only a spec can name it, and never a folder: what `good-rt train`
+makes of such a classifier is opened as ``package.module:attr@FOLDER``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class OwnParts(Network):
 
 
 def open(request: Request) -> Found:
-    """Imports the module, also from the folder that the command runs in, and puts the weights into it."""
+    """Imports the module, also from the folder that the command runs in, and puts the weights into
+    it."""
     size = getattr(attribute(request.name), "image_size", None) or request.input_size
     if not isinstance(size, int):
         raise GoodRtError(f"{request.name} does not say what images it takes; give the size")
@@ -60,7 +61,8 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     """Always refused: a folder names no code."""
     name = config.architecture.partition(":")[2]
     raise GoodRtError(
-        f"{folder} was made from the code {name}, and a folder cannot have code run; if you trust that code, open it "
+        f"{folder} was made from the code {name}, and a folder cannot have code run; if you trust "
+        "that code, open it "
         f"as {name}@{folder}"
     )
 
@@ -100,7 +102,9 @@ def make(name: str) -> nn.Module:
                 f"{name} cannot be called without arguments ({error}); name a function that can"
             ) from None
     if not isinstance(found, nn.Module):
-        raise GoodRtError(f"{name} is a {type(found).__name__}, not a torch.nn.Module or what makes one")
+        raise GoodRtError(
+            f"{name} is a {type(found).__name__}, not a torch.nn.Module or what makes one"
+        )
     return (copy.deepcopy(found) if shared else found).eval().float()
 
 

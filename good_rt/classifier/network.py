@@ -1,7 +1,9 @@
-"""A library's network in two parts: the body gives the penultimate features, the head the logits from them.
+"""A library's network in two parts: the body gives the penultimate features, the head the logits
+from them.
 
-`Parted` takes any module whose output is that of one of its modules, mostly the last Linear: that module is the head,
-and an identity stands in its place, so that nothing is hooked and training, tracing and gradients go as usual.
+`Parted` takes any module whose output is that of one of its modules, mostly the last Linear: that
+module is the head, and an identity stands in its place, so that nothing is hooked and training,
+tracing and gradients go as usual.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Network(nn.Module):
         self.files = {}
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What `Classifier.prepare` makes, (N, C, H, W) -> features (N, D), (N, T, D) or (N, D, h, w)."""
+        """What `Classifier.prepare` makes, (N, C, H, W) -> features (N, D), (N, T, D) or (N, D, h,
+        w)."""
         raise NotImplementedError
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -51,7 +54,8 @@ class Network(nn.Module):
 class Parted(Network):
     """``model`` without its module ``head``, and that module: the features are the head's input.
 
-    Raises GoodRtError when the model has no such module. `check_parts` says whether the output is really the head's.
+    Raises GoodRtError when the model has no such module. `check_parts` says whether the output is
+    really the head's.
     """
 
     def __init__(self, model: nn.Module, head: str) -> None:
@@ -85,7 +89,8 @@ class Parted(Network):
 
 
 def output_of(value: Any) -> Tensor:
-    """The tensor in what a library's network returns: itself, its ``logits``, or the first of several."""
+    """The tensor in what a library's network returns: itself, its ``logits``, or the first of
+    several."""
     if isinstance(value, Tensor):
         return value
     logits = getattr(value, "logits", None)
@@ -93,11 +98,14 @@ def output_of(value: Any) -> Tensor:
         return logits
     if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
         return value[0]
-    raise GoodRtError(f"the classifier returns a {type(value).__name__}; it must return its logits (N, K)")
+    raise GoodRtError(
+        f"the classifier returns a {type(value).__name__}; it must return its logits (N, K)"
+    )
 
 
 def last_linear(model: nn.Module, images: Tensor) -> str:
-    """The name of the Linear that runs last on example images. Raises GoodRtError when there is none."""
+    """The name of the Linear that runs last on example images. Raises GoodRtError when there is
+    none."""
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
@@ -111,7 +119,8 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
             hook.remove()
     if not ran or not ran[-1]:
         raise GoodRtError(
-            "the classifier has no Linear whose input could be the features; name the module that gives the logits "
+            "the classifier has no Linear whose input could be the features; name the module that "
+            "gives the logits "
             "as `features`"
         )
     return ran[-1]
@@ -119,7 +128,8 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 
 @torch.no_grad()
 def run(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not take them."""
+    """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not
+    take them."""
     return output_of(_tried(model, model, images))
 
 
@@ -137,7 +147,9 @@ def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) 
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         shape = tuple(images.shape[1:])
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise GoodRtError(f"the classifier does not take images of shape {shape} ({reason})") from None
+        raise GoodRtError(
+            f"the classifier does not take images of shape {shape} ({reason})"
+        ) from None
     finally:
         model.train(training)
 
@@ -145,8 +157,8 @@ def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) 
 def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
     """The model in two parts, before its last Linear or the module named ``head``.
 
-    ``images`` are any that it takes, already prepared; the two parts are checked on them. Raises GoodRtError when the
-    model's output is something else than the head's.
+    ``images`` are any that it takes, already prepared; the two parts are checked on them. Raises
+    GoodRtError when the model's output is something else than the head's.
     """
     whole = run(model, images)
     parted = Parted(model, head or last_linear(model, images))
@@ -155,14 +167,19 @@ def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
 
 
 def check_parts(network: Network, images: Tensor, whole: Tensor) -> None:
-    """Raises GoodRtError unless the head on the features gives ``whole``, the logits of the undivided model."""
+    """Raises GoodRtError unless the head on the features gives ``whole``, the logits of the
+    undivided model."""
     if whole.ndim != 2:
-        raise GoodRtError(f"the classifier's output has shape {tuple(whole.shape)}; it must be logits (N, K)")
+        raise GoodRtError(
+            f"the classifier's output has shape {tuple(whole.shape)}; it must be logits (N, K)"
+        )
     logits = run(network, images)
     if logits.shape != whole.shape or not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4):
         raise GoodRtError(
-            f"the classifier's output is not that of {network.features.rpartition(' ')[2]!r} alone; name the module "
-            "that gives the logits as `features`, and let the network return logits, not probabilities"
+            f"the classifier's output is not that of {network.features.rpartition(' ')[2]!r} "
+            "alone; name the module "
+            "that gives the logits as `features`, and let the network return logits, not "
+            "probabilities"
         )
 
 
@@ -173,4 +190,8 @@ def example_images(channels: int, size: int) -> Tensor:
 
 def library_names(network: nn.Module) -> dict[str, str]:
     """`Network.library_names`, for any module."""
-    return network.library_names() if isinstance(network, Network) else {name: name for name in network.state_dict()}
+    return (
+        network.library_names()
+        if isinstance(network, Network)
+        else {name: name for name in network.state_dict()}
+    )

@@ -1,7 +1,8 @@
-"""Classifiers in an ONNX file: converted to PyTorch where every operation is known, else run by ONNX Runtime as it is.
+"""Classifiers in an ONNX file: converted to PyTorch where every operation is known, else run by
+ONNX Runtime as it is.
 
-Converted, the file is like any other network, but for training. As it is, it serves bank, calibration and detector,
-which need no gradient; guidance with it is refused.
+Converted, the file is like any other network, but for training. As it is, it serves bank,
+calibration and detector, which need no gradient; guidance with it is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +22,20 @@ from good_rt.errors import GoodRtError, require
 
 FILE = "model.onnx"
 LAYERS = ("Gemm", "MatMul", "Conv")
-SHAPING = ("Add", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Softmax", "LogSoftmax", "Dropout", "Cast")
-"""What may stand between the last layer and the output; a softmax is left out, since logits are wanted."""
+SHAPING = (
+    "Add",
+    "Identity",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Softmax",
+    "LogSoftmax",
+    "Dropout",
+    "Cast",
+)
+"""What may stand between the last layer and the output; a softmax is left out, since logits are
+wanted."""
 
 
 class ConvertedNetwork(Network):
@@ -53,7 +66,10 @@ class OnnxNetwork(Network):
 
     def __init__(self, body: Any, head: Any, features: str, why: str, parameters: int) -> None:
         super().__init__()
-        self.body_model, self.head_model = body, head  # onnx.ModelProto, which export puts into the detector
+        self.body_model, self.head_model = (
+            body,
+            head,
+        )  # onnx.ModelProto, which export puts into the detector
         self.features = features
         self.why, self.parameter_count = why, parameters
         self._sessions = (_session(body), _session(head))
@@ -61,8 +77,10 @@ class OnnxNetwork(Network):
     def forward_features(self, images: Tensor) -> Tensor:
         if images.requires_grad and torch.is_grad_enabled():
             raise GoodRtError(
-                f"this ONNX classifier has no gradient ({self.why}), so it cannot guide; guide with the network that "
-                "it was made from, or a .pt2 file of it; bank, calibration and detector take it as it is"
+                f"this ONNX classifier has no gradient ({self.why}), so it cannot guide; guide "
+                "with the network that "
+                "it was made from, or a .pt2 file of it; bank, calibration and detector take it as "
+                "it is"
             )
         return _ran(self._sessions[0], images)
 
@@ -82,7 +100,9 @@ def open(request: Request) -> Found:
         raise GoodRtError(f"{path} does not say what images it takes; give the size")
     outputs = run(network, example_images(channels, size))
     if outputs.ndim != 2:
-        raise GoodRtError(f"{path} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)")
+        raise GoodRtError(
+            f"{path} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
+        )
     return Found(network, "onnx", outputs.shape[1], input_channels=channels, input_size=size)
 
 
@@ -94,7 +114,8 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
 def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
     """The network, its channels, and its size where the file fixes one.
 
-    Raises GoodRtError when the file is missing, damaged, or does not turn a batch of images into logits.
+    Raises GoodRtError when the file is missing, damaged, or does not turn a batch of images into
+    logits.
     """
     onnx = require("onnx", "toolkit")
     if not path.is_file():
@@ -104,7 +125,9 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise GoodRtError(f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again") from None
+        raise GoodRtError(
+            f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again"
+        ) from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
@@ -112,9 +135,13 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         raise GoodRtError(f"{path} takes {len(inputs)} inputs; a classifier takes images alone")
     shape = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or shape[1] not in {1, 3}:
-        raise GoodRtError(f"{path} takes an input of shape {shape}; a classifier takes images (N, C, H, W)")
+        raise GoodRtError(
+            f"{path} takes an input of shape {shape}; a classifier takes images (N, C, H, W)"
+        )
     if shape[0] is not None:
-        raise GoodRtError(f"{path} takes batches of {shape[0]} alone; export it with a dynamic batch")
+        raise GoodRtError(
+            f"{path} takes batches of {shape[0]} alone; export it with a dynamic batch"
+        )
     layer, logits = _layer(graph, features, path)
     source, name = layer.input[0], f"the input of {layer.name or layer.op_type}"
     try:
@@ -125,7 +152,9 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         raise GoodRtError(f"{path} cannot be parted at {source!r} ({reason[:120]})") from None
     unknown = sorted({node.op_type for node in graph.node if node.op_type not in OPERATIONS})
     parameters = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
-    as_it_is = OnnxNetwork(body, head, name, f"{unknown[0]} has no conversion" if unknown else "", parameters)
+    as_it_is = OnnxNetwork(
+        body, head, name, f"{unknown[0]} has no conversion" if unknown else "", parameters
+    )
     network: Network = as_it_is
     if not unknown:
         converted = ConvertedNetwork(OnnxGraph(body), OnnxGraph(head), name)
@@ -160,7 +189,9 @@ def _layer(graph: Any, features: str | None, path: Path) -> tuple[Any, str]:
         for node in graph.node:
             if features in {node.name, *node.output}:
                 return node, logits
-        known = ", ".join([node.name or node.output[0] for node in graph.node if node.op_type in LAYERS][-6:])
+        known = ", ".join(
+            [node.name or node.output[0] for node in graph.node if node.op_type in LAYERS][-6:]
+        )
         raise GoodRtError(f"{path} has no node {features!r}; its last layers are {known}")
     name = logits
     while name in made:
@@ -172,7 +203,8 @@ def _layer(graph: Any, features: str | None, path: Path) -> tuple[Any, str]:
             break
         name = before[0]
     raise GoodRtError(
-        f"{path}: no last layer was found before {logits!r}; name the node that gives the logits as `features`"
+        f"{path}: no last layer was found before {logits!r}; name the node that gives the logits "
+        "as `features`"
     )
 
 
@@ -187,7 +219,9 @@ def _session(model: Any) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise GoodRtError(f"ONNX Runtime cannot run the classifier ({reason[:160]})") from None
@@ -195,4 +229,6 @@ def _session(model: Any) -> Any:
 
 def _ran(session: Any, value: Tensor) -> Tensor:
     array = np.ascontiguousarray(value.detach().cpu().numpy(), np.float32)
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: array})[0]).to(value.device)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: array})[0]).to(
+        value.device
+    )

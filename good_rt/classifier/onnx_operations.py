@@ -1,7 +1,9 @@
-"""ONNX operations in PyTorch: one function an operation, for the forms in which image classifiers use them.
+"""ONNX operations in PyTorch: one function an operation, for the forms in which image classifiers
+use them.
 
-`good_rt.classifier.onnx` compares every converted file with ONNX Runtime before it is used; an operation or a form that
-is not here leaves the file as it is. Another operation is one more function.
+`good_rt.classifier.onnx` compares every converted file with ONNX Runtime before it is used; an
+operation or a form that is not here leaves the file as it is. Another operation is one more
+function.
 """
 
 from __future__ import annotations
@@ -46,10 +48,18 @@ OPERATIONS: dict[str, Operation] = {
     "Transpose": lambda x, perm: x.permute(perm),
 }
 SHAPES = {
-    "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "ReduceMean": (1,), "ReduceSum": (1,), "Slice": (1, 2, 3, 4),
-    "Pad": (1,), "Split": (1,), "Clip": (1, 2),
-}  # fmt: skip
-"""The inputs that are numbers or lists of them, not tensors: constants, or computed from a tensor's shape."""
+    "Reshape": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "ReduceMean": (1,),
+    "ReduceSum": (1,),
+    "Slice": (1, 2, 3, 4),
+    "Pad": (1,),
+    "Split": (1,),
+    "Clip": (1, 2),
+}
+"""The inputs that are numbers or lists of them, not tensors: constants, or computed from a tensor's
+shape."""
 
 
 def operation(name: str) -> Callable[[Operation], Operation]:
@@ -70,19 +80,35 @@ def _symmetric(pads: Sequence[int], auto_pad: str) -> tuple[int, int]:
 
 @operation("Conv")
 def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel_shape: Any = None, strides: Sequence[int] = (1, 1),
-    pads: Sequence[int] = (0, 0, 0, 0), dilations: Sequence[int] = (1, 1), group: int = 1, auto_pad: str = "NOTSET",
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel_shape: Any = None,
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+    group: int = 1,
+    auto_pad: str = "NOTSET",
+) -> Tensor:
     if auto_pad == "NOTSET" and list(pads[:2]) != list(pads[2:]):
         x, pads = F.pad(x, (pads[1], pads[3], pads[0], pads[2])), (0, 0, 0, 0)
-    return F.conv2d(x, weight, bias, tuple(strides), _symmetric(pads, auto_pad), tuple(dilations), group)
+    return F.conv2d(
+        x, weight, bias, tuple(strides), _symmetric(pads, auto_pad), tuple(dilations), group
+    )
 
 
 @operation("Gemm")
 def _gemm(
-    x: Tensor, y: Tensor, z: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
     transB: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if transA or alpha != 1 or beta != 1:
         raise NotImplementedError("Gemm with factors")
     return F.linear(x, y if transB else y.T, z)
@@ -90,9 +116,16 @@ def _gemm(
 
 @operation("BatchNormalization")
 def _batch_norm(
-    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, epsilon: float = 1e-5,
-    momentum: float = 0.9, training_mode: int = 0,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> Tensor:
     if training_mode:
         raise NotImplementedError("BatchNormalization in training mode")
     return F.batch_norm(x, mean, variance, scale, bias, False, 0.1, epsilon)
@@ -100,27 +133,53 @@ def _batch_norm(
 
 @operation("LayerNormalization")
 def _layer_norm(
-    x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> Tensor:
-    return F.layer_norm(x, x.shape[axis:] if axis < 0 else x.shape[axis - x.ndim :], scale, bias, epsilon)
+    return F.layer_norm(
+        x, x.shape[axis:] if axis < 0 else x.shape[axis - x.ndim :], scale, bias, epsilon
+    )
 
 
 @operation("MaxPool")
 def _max_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1), pads: Sequence[int] = (0, 0, 0, 0),
-    dilations: Sequence[int] = (1, 1), ceil_mode: int = 0, auto_pad: str = "NOTSET", storage_order: int = 0,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+    ceil_mode: int = 0,
+    auto_pad: str = "NOTSET",
+    storage_order: int = 0,
+) -> Tensor:
     padding = _symmetric(pads, auto_pad)
-    return F.max_pool2d(x, tuple(kernel_shape), tuple(strides), padding, tuple(dilations), bool(ceil_mode))
+    return F.max_pool2d(
+        x, tuple(kernel_shape), tuple(strides), padding, tuple(dilations), bool(ceil_mode)
+    )
 
 
 @operation("AveragePool")
 def _average_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], strides: Sequence[int] = (1, 1), pads: Sequence[int] = (0, 0, 0, 0),
-    ceil_mode: int = 0, count_include_pad: int = 0, auto_pad: str = "NOTSET", dilations: Sequence[int] = (1, 1),
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] = (1, 1),
+) -> Tensor:
     padding = _symmetric(pads, auto_pad)
-    return F.avg_pool2d(x, tuple(kernel_shape), tuple(strides), padding, bool(ceil_mode), bool(count_include_pad))
+    return F.avg_pool2d(
+        x, tuple(kernel_shape), tuple(strides), padding, bool(ceil_mode), bool(count_include_pad)
+    )
 
 
 @operation("Flatten")
@@ -156,7 +215,11 @@ def _unsqueeze(x: Any, axes: Sequence[int]) -> Any:
 
 @operation("ReduceMean")
 def _reduce_mean(
-    x: Tensor, axes: Sequence[int] | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    x: Tensor,
+    axes: Sequence[int] | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
 ) -> Tensor:
     if axes is None:
         raise NotImplementedError("ReduceMean over every axis")
@@ -165,7 +228,11 @@ def _reduce_mean(
 
 @operation("ReduceSum")
 def _reduce_sum(
-    x: Tensor, axes: Sequence[int] | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+    x: Tensor,
+    axes: Sequence[int] | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
 ) -> Tensor:
     if axes is None:
         raise NotImplementedError("ReduceSum over every axis")
@@ -174,7 +241,9 @@ def _reduce_sum(
 
 @operation("Clip")
 def _clip(x: Tensor, low: Any = None, high: Any = None, **limits: float) -> Tensor:
-    return x.clamp(limits.get("min") if low is None else low, limits.get("max") if high is None else high)
+    return x.clamp(
+        limits.get("min") if low is None else low, limits.get("max") if high is None else high
+    )
 
 
 @operation("Shape")
@@ -207,7 +276,11 @@ def _gather(x: Any, index: Any, *, axis: int = 0) -> Any:
 
 @operation("Slice")
 def _slice(
-    x: Any, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int] | None = None
+    x: Any,
+    starts: Sequence[int],
+    ends: Sequence[int],
+    axes: Sequence[int],
+    steps: Sequence[int] | None = None,
 ) -> Any:
     if any(step != 1 for step in steps or ()):
         raise NotImplementedError("Slice with steps")
@@ -254,9 +327,17 @@ class OnnxGraph(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {self._input: x}
         for kind, inputs, outputs, attributes in self._steps:
-            of_shapes = any(name in values and not isinstance(values[name], Tensor) for name in inputs)
-            listed = range(len(inputs)) if of_shapes and kind in {"Concat", "Gather"} else SHAPES.get(kind, ())
-            arguments = [self._argument(name, values, place in listed) for place, name in enumerate(inputs)]
+            of_shapes = any(
+                name in values and not isinstance(values[name], Tensor) for name in inputs
+            )
+            listed = (
+                range(len(inputs))
+                if of_shapes and kind in {"Concat", "Gather"}
+                else SHAPES.get(kind, ())
+            )
+            arguments = [
+                self._argument(name, values, place in listed) for place, name in enumerate(inputs)
+            ]
             result = OPERATIONS[kind](*arguments, **attributes)
             if len(outputs) == 1:
                 values[outputs[0]] = result

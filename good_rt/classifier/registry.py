@@ -1,6 +1,8 @@
-"""Where classifiers come from: the kinds of spec, and the file that reads each. Another source is one more line here.
+"""Where classifiers come from: the kinds of spec, and the file that reads each. Another source is
+one more line here.
 
-Each file has the two functions of `Source`; it is imported when it is asked for, and its library with it.
+Each file has the two functions of `Source`; it is imported when it is asked for, and its library
+with it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from good_rt.classifier.base import ClassifierConfig
 
 @dataclass(frozen=True)
 class Entry:
-    """One kind of spec: the module that reads it, its form for people, and the files that it is known by."""
+    """One kind of spec: the module that reads it, its form for people, and the files that it is
+    known by."""
 
     module: str
     form: str
@@ -31,8 +34,12 @@ SOURCES: dict[str, Entry] = {
     "timm": Entry("good_rt.classifier.timm", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
     "torchvision": Entry("good_rt.classifier.torchvision", "torchvision:NAME@weights.safetensors"),
     "transformers": Entry("good_rt.classifier.transformers", "transformers:FOLDER_OR_NAME"),
-    "exported": Entry("good_rt.classifier.exported", "FILE.pt2", prefixed=False, suffixes=(".pt2",)),
-    "torchscript": Entry("good_rt.classifier.torchscript", "FILE.pt", prefixed=False, suffixes=(".pt", ".ts", ".jit")),
+    "exported": Entry(
+        "good_rt.classifier.exported", "FILE.pt2", prefixed=False, suffixes=(".pt2",)
+    ),
+    "torchscript": Entry(
+        "good_rt.classifier.torchscript", "FILE.pt", prefixed=False, suffixes=(".pt", ".ts", ".jit")
+    ),
     "onnx": Entry("good_rt.classifier.onnx", "FILE.onnx", prefixed=False, suffixes=(".onnx",)),
     "module": Entry("good_rt.classifier.module", "MODULE:ATTR@weights.safetensors", prefixed=False),
 }
@@ -40,7 +47,8 @@ SOURCES: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Request:
-    """A spec taken apart: what comes before the @, the weights after it, and what the caller sets himself."""
+    """A spec taken apart: what comes before the @, the weights after it, and what the caller sets
+    himself."""
 
     name: str
     weights: Path | None = None
@@ -53,7 +61,8 @@ class Request:
 class Found:
     """What a source knows of a classifier. None is what it does not know.
 
-    ``architecture`` and ``arguments`` are what classifier.json keeps, to build the network again from.
+    ``architecture`` and ``arguments`` are what classifier.json keeps, to build the network again
+    from.
     """
 
     network: nn.Module
@@ -81,7 +90,8 @@ class Source(Protocol):
         ...
 
     def restore(self, config: ClassifierConfig, folder: Path) -> nn.Module:
-        """The network of a classifier folder, with its weights. Raises GoodRtError when it cannot."""
+        """The network of a classifier folder, with its weights. Raises GoodRtError when it
+        cannot."""
         ...
 
 

@@ -1,7 +1,8 @@
-"""Resizing as a matrix: PIL's own filters, which the classifier libraries prepare their images with.
+"""Resizing as a matrix: PIL's own filters, which the classifier libraries prepare their images
+with.
 
-Resizing is linear and separable, so that rows · image · rowsᵀ resizes and crops at once, can be differentiated, and
-becomes two plain matrix products in every runtime.
+Resizing is linear and separable, so that rows · image · rowsᵀ resizes and crops at once, can be
+differentiated, and becomes two plain matrix products in every runtime.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ FILTERS = {
 
 
 def resampling_matrix(source: int, size: int, crop: int, interpolation: str) -> Tensor:
-    """(crop, source): takes a line of ``source`` pixels to ``size`` pixels and keeps the middle ``crop`` of them."""
+    """(crop, source): takes a line of ``source`` pixels to ``size`` pixels and keeps the middle
+    ``crop`` of them."""
     if interpolation not in FILTERS:
-        raise GoodRtError(f"unknown interpolation {interpolation!r}; known are {', '.join(FILTERS)}")
+        raise GoodRtError(
+            f"unknown interpolation {interpolation!r}; known are {', '.join(FILTERS)}"
+        )
     if not 0 < crop <= size:
-        raise GoodRtError(f"cannot crop {crop} pixels out of {size}; the size after resizing must be at least as large")
+        raise GoodRtError(
+            f"cannot crop {crop} pixels out of {size}; the size after resizing must be at least as "
+            "large"
+        )
     lines = Image.fromarray(np.eye(source, dtype=np.float32))
     matrix = np.asarray(lines.resize((size, source), FILTERS[interpolation])).T
     first = round((size - crop) / 2)

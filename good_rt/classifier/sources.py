@@ -1,4 +1,5 @@
-"""`load_classifier`: a folder or a spec, such as ``timm:resnet18@weights.safetensors``, to a ready `Classifier`."""
+"""`load_classifier`: a folder or a spec, such as ``timm:resnet18@weights.safetensors``, to a ready
+`Classifier`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
 from good_rt.classifier.folder import CONFIG, WEIGHTS, folder_fingerprint, load_folder, read_config
 from good_rt.classifier.network import example_images, run
 from good_rt.classifier.registry import SOURCES, Found, Request, source
-from good_rt.classifier.weights import PICKLES, load_weights, pickle_refusal, put_weights, weights_hash
+from good_rt.classifier.weights import (
+    PICKLES,
+    load_weights,
+    pickle_refusal,
+    put_weights,
+    weights_hash,
+)
 from good_rt.errors import GoodRtError
 
 FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()))
@@ -41,9 +48,9 @@ class Settings:
 def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classifier:
     """A classifier from a folder or a spec (`FORMS`) -> evaluation mode, no gradients, float32.
 
-    It takes images of the network's own size and channels; `Classifier.for_images` makes it take others. Raises
-    GoodRtError when the spec names nothing that can be read, a library is missing, a file is missing or damaged, or its
-    weights are a pickle, do not fit or are not finite.
+    It takes images of the network's own size and channels; `Classifier.for_images` makes it take
+    others. Raises GoodRtError when the spec names nothing that can be read, a library is missing, a
+    file is missing or damaged, or its weights are a pickle, do not fit or are not finite.
     """
     text, path = str(spec), Path(spec)
     if path.is_dir():
@@ -62,15 +69,20 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
     digest.update(weights_hash(network).encode())
     classifier = Classifier(network, config, digest.hexdigest()).eval()
     channels = config.input_channels or config.channels
-    logits = run(network, example_images(channels, config.resize.crop if config.resize else config.image_size))
+    logits = run(
+        network,
+        example_images(channels, config.resize.crop if config.resize else config.image_size),
+    )
     if logits.ndim != 2 or logits.shape[1] != len(config.classes):
-        raise GoodRtError(f"{text} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} classes")
+        raise GoodRtError(
+            f"{text} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} classes"
+        )
     return classifier
 
 
 def saved_spec(classifier: Classifier, folder: Path) -> Path:
-    """What `load_classifier` opens a classifier by that was saved to a folder: the folder, which can have no code run,
-    after the name of the user's own code where it is of such."""
+    """What `load_classifier` opens a classifier by that was saved to a folder: the folder, which
+    can have no code run, after the name of the user's own code where it is of such."""
     kind, _, name = classifier.config.architecture.partition(":")
     return Path(f"{name}@{folder}") if kind == "module" else folder
 
@@ -84,7 +96,9 @@ def _parse(text: str, settings: Settings) -> tuple[str, Request]:
         return Request(name, given, settings.features, settings.size, settings.channels)
 
     if weights and not Path(weights).exists():
-        raise GoodRtError(f"{weights} does not exist (in {text!r}); give a safetensors file after the @")
+        raise GoodRtError(
+            f"{weights} does not exist (in {text!r}); give a safetensors file after the @"
+        )
     if weights and Path(weights).suffix in PICKLES:
         raise GoodRtError(pickle_refusal(weights))
     prefix, colon, rest = name.partition(":")
@@ -96,7 +110,9 @@ def _parse(text: str, settings: Settings) -> tuple[str, Request]:
     for kind, entry in SOURCES.items():
         if suffix in entry.suffixes:
             if weights:
-                raise GoodRtError(f"{text!r}: a {suffix} file has its weights in it; leave out what follows the @")
+                raise GoodRtError(
+                    f"{text!r}: a {suffix} file has its weights in it; leave out what follows the @"
+                )
             if not Path(name).exists():
                 raise GoodRtError(f"{name} does not exist; give the path of a {suffix} file")
             return kind, request(name)
@@ -105,7 +121,9 @@ def _parse(text: str, settings: Settings) -> tuple[str, Request]:
     if suffix in PICKLES and Path(name).exists():
         raise GoodRtError(pickle_refusal(name))
     if suffix == ".safetensors":
-        raise GoodRtError(f"{text} holds weights alone; say of which network, such as timm:resnet18@{text}")
+        raise GoodRtError(
+            f"{text} holds weights alone; say of which network, such as timm:resnet18@{text}"
+        )
     if weights:
         raise GoodRtError(f"{text!r} is no classifier; known are {', '.join(FORMS)}")
     return "folder", request(name)
@@ -117,7 +135,9 @@ def _config(found: Found, settings: Settings, text: str) -> ClassifierConfig:
         raise GoodRtError(f"{text} does not say what images it takes; give the size")
     classes = settings.classes or found.classes or tuple(f"class {i}" for i in range(found.outputs))
     if len(classes) != found.outputs:
-        raise GoodRtError(f"{text} has {found.outputs} outputs, but {len(classes)} classes are named")
+        raise GoodRtError(
+            f"{text} has {found.outputs} outputs, but {len(classes)} classes are named"
+        )
     own_size = size == found.input_size
     return ClassifierConfig(
         architecture=found.architecture,
@@ -129,7 +149,9 @@ def _config(found: Found, settings: Settings, text: str) -> ClassifierConfig:
         std=settings.std or found.std,
         input_channels=found.input_channels,
         resize=Resize(
-            (found.resize_size if own_size else None) or size, size, settings.interpolation or found.interpolation
+            (found.resize_size if own_size else None) or size,
+            size,
+            settings.interpolation or found.interpolation,
         ),
         features=settings.features,
     )
@@ -139,7 +161,8 @@ def _refuse_settings(settings: Settings, text: str) -> None:
     given = [field.name for field in fields(settings) if getattr(settings, field.name) is not None]
     if given:
         raise GoodRtError(
-            f"{text} has settings of its own; {given[0]} cannot be given with it: change {CONFIG} instead"
+            f"{text} has settings of its own; {given[0]} cannot be given with it: change {CONFIG} "
+            "instead"
         )
 
 
@@ -154,4 +177,8 @@ def _module_folder(name: str, folder: Path) -> Classifier:
     size = config.resize.crop if config.resize else config.image_size
     network: nn.Module = module.parts(module.make(name), channels, size, config.features)
     put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, name)
-    return Classifier(network, config, folder_fingerprint(network, folder)).eval().requires_grad_(False)
+    return (
+        Classifier(network, config, folder_fingerprint(network, folder))
+        .eval()
+        .requires_grad_(False)
+    )

@@ -38,7 +38,9 @@ def summarise(classifier: Classifier) -> Summary:
     config, network = classifier.config, classifier.network
     channels = config.input_channels or config.channels
     size = config.resize.crop if config.resize else config.image_size
-    parameters = getattr(network, "parameter_count", sum(tensor.numel() for tensor in network.parameters()))
+    parameters = getattr(
+        network, "parameter_count", sum(tensor.numel() for tensor in network.parameters())
+    )
     return Summary(
         source=config.architecture,
         parameters=parameters,
@@ -49,7 +51,9 @@ def summarise(classifier: Classifier) -> Summary:
         mean=config.mean,
         std=config.std,
         features=getattr(network, "features", "") or "the network's forward_features",
-        feature_dimension=as_vectors(run_features(network, example_images(channels, size))).shape[1],
+        feature_dimension=as_vectors(run_features(network, example_images(channels, size))).shape[
+            1
+        ],
         trainable=classifier.trainable,
         gradient=classifier.differentiable,
     )

@@ -1,7 +1,8 @@
-"""Classifiers of timm: by a model's name, by a folder with timm's config.json, or by a repository of the hub.
+"""Classifiers of timm: by a model's name, by a folder with timm's config.json, or by a repository
+of the hub.
 
-Features are those of ``forward_head(pre_logits=True)``; size, crop, interpolation, mean and std are those of
-``resolve_model_data_config``.
+Features are those of ``forward_head(pre_logits=True)``; size, crop, interpolation, mean and std are
+those of ``resolve_model_data_config``.
 """
 
 from __future__ import annotations
@@ -38,16 +39,21 @@ class TimmNetwork(Network):
 
 
 def open(request: Request) -> Found:
-    """``NAME``: the pretrained weights, or those of the request; ``FOLDER`` or ``OWNER/NAME``: with its config.json."""
+    """``NAME``: the pretrained weights, or those of the request; ``FOLDER`` or ``OWNER/NAME``: with
+    its config.json."""
     library("timm")
     spec, weights, arguments, classes = f"timm:{request.name}", request.weights, {}, None
     name = request.name
     settings: Mapping[str, Any] = {}
     if Path(name).is_dir() or "/" in name:
         folder = Path(name)
-        settings = read_json(folder / "config.json" if folder.is_dir() else hub_file(name, "config.json", spec))
+        settings = read_json(
+            folder / "config.json" if folder.is_dir() else hub_file(name, "config.json", spec)
+        )
         weights = weights or (
-            folder / "model.safetensors" if folder.is_dir() else hub_file(name, "model.safetensors", spec)
+            folder / "model.safetensors"
+            if folder.is_dir()
+            else hub_file(name, "model.safetensors", spec)
         )
         if not isinstance(settings.get("architecture"), str):
             raise GoodRtError(f"{spec}: its config.json names no timm architecture")
@@ -57,7 +63,9 @@ def open(request: Request) -> Found:
     own = getattr(model, "pretrained_cfg", {})
     if weights is None:
         if not own.get("hf_hub_id"):
-            raise GoodRtError(f"{spec} has no pretrained weights; give yours: {spec}@weights.safetensors")
+            raise GoodRtError(
+                f"{spec} has no pretrained weights; give yours: {spec}@weights.safetensors"
+            )
         weights = hub_file(own["hf_hub_id"], "model.safetensors", spec)
         classes = _imagenet_names(own)
     state = load_weights(weights)
@@ -68,9 +76,15 @@ def open(request: Request) -> Found:
     data = library("timm.data").resolve_data_config(
         pretrained_cfg={**own, **(settings.get("pretrained_cfg") or {})}, model=None, verbose=False
     )
-    channels, size = int(arguments.get("in_chans", data["input_size"][0])), int(data["input_size"][-1])
+    channels, size = (
+        int(arguments.get("in_chans", data["input_size"][0])),
+        int(data["input_size"][-1]),
+    )
     if data["input_size"][1] != data["input_size"][2]:
-        raise GoodRtError(f"{spec} takes images of {data['input_size'][1:]} pixels; only square ones are supported")
+        raise GoodRtError(
+            f"{spec} takes images of {data['input_size'][1:]} pixels; only square ones are "
+            "supported"
+        )
     return Found(
         network=_parts(model, channels, size, request.features),
         architecture=f"timm:{name}",
@@ -94,8 +108,15 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     where = f"{folder / 'classifier.json'}"
     model = _create(name, {**config.arguments, "num_classes": len(config.classes)}, where)
     channels = config.input_channels or config.channels
-    network = _parts(model, channels, config.resize.crop if config.resize else config.image_size, config.features)
-    put_weights(network, load_weights(folder / "model.safetensors"), folder / "model.safetensors", f"timm:{name}")
+    network = _parts(
+        model, channels, config.resize.crop if config.resize else config.image_size, config.features
+    )
+    put_weights(
+        network,
+        load_weights(folder / "model.safetensors"),
+        folder / "model.safetensors",
+        f"timm:{name}",
+    )
     return network
 
 
@@ -103,12 +124,18 @@ def _create(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
     timm = library("timm")
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:4]
-        hint = f"; did you mean {', '.join(close)}?" if close else "; `timm.list_models()` has them all"
+        hint = (
+            f"; did you mean {', '.join(close)}?"
+            if close
+            else "; `timm.list_models()` has them all"
+        )
         raise GoodRtError(f"{where}: timm has no model {name!r}{hint}")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise GoodRtError(f"{where}: timm cannot make {name!r} with {dict(arguments)} ({error})") from None
+        raise GoodRtError(
+            f"{where}: timm cannot make {name!r} with {dict(arguments)} ({error})"
+        ) from None
     return model.eval()
 
 
@@ -120,13 +147,20 @@ def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> 
     network, whole = TimmNetwork(model), run(model, images)
     try:
         check_parts(network, images, whole)
-    except (GoodRtError, AttributeError, TypeError):  # a head of its own form, such as a distilled one
+    except (
+        GoodRtError,
+        AttributeError,
+        TypeError,
+    ):  # a head of its own form, such as a distilled one
         return part(model, images)
     return network
 
 
-def _sizes(settings: Mapping[str, Any], state: Mapping[str, Tensor], spec: str, path: Path) -> dict[str, int]:
-    """The numbers of classes and, where it is not the model's own, of channels that the weights were made for."""
+def _sizes(
+    settings: Mapping[str, Any], state: Mapping[str, Tensor], spec: str, path: Path
+) -> dict[str, int]:
+    """The numbers of classes and, where it is not the model's own, of channels that the weights
+    were made for."""
     head, first = settings.get("classifier"), settings.get("first_conv")
     head, first = (name[0] if isinstance(name, (tuple, list)) else name for name in (head, first))
     of_head = state.get(f"{head}.weight", state.get(f"module.{head}.weight"))
@@ -134,7 +168,11 @@ def _sizes(settings: Mapping[str, Any], state: Mapping[str, Tensor], spec: str, 
         raise GoodRtError(f"{path} lacks '{head}.weight'; it does not belong to {spec}")
     found = {"num_classes": len(of_head)}
     of_first = state.get(f"{first}.weight", state.get(f"module.{first}.weight"))
-    if of_first is not None and of_first.ndim == 4 and of_first.shape[1] != settings["input_size"][0]:
+    if (
+        of_first is not None
+        and of_first.ndim == 4
+        and of_first.shape[1] != settings["input_size"][0]
+    ):
         found["in_chans"] = of_first.shape[1]
     return found
 

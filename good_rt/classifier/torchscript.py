@@ -1,6 +1,8 @@
-"""Classifiers in a TorchScript file, as `torch.jit.save` writes it, converted to a graph when they are opened.
+"""Classifiers in a TorchScript file, as `torch.jit.save` writes it, converted to a graph when they
+are opened.
 
-PyTorch itself has given TorchScript up for torch.export; what it cannot convert is asked for as .pt2.
+PyTorch itself has given TorchScript up for torch.export; what it cannot convert is asked for as
+.pt2.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def open(request: Request) -> Found:
     path = Path(request.name)
     if request.input_size is None:
         raise GoodRtError(
-            f"{path}: a TorchScript file does not say what images it takes; give the size, and save it as a folder "
+            f"{path}: a TorchScript file does not say what images it takes; give the size, and "
+            "save it as a folder "
             "with `good-rt classifier save`"
         )
     network = _read(path, request.input_channels or 3, request.input_size, request.features)
@@ -37,7 +40,10 @@ def open(request: Request) -> Found:
 def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The file in the folder, with the folder's weights."""
     size = config.resize.crop if config.resize else config.image_size
-    return with_weights(_read(folder / FILE, config.input_channels or config.channels, size, config.features), folder)
+    return with_weights(
+        _read(folder / FILE, config.input_channels or config.channels, size, config.features),
+        folder,
+    )
 
 
 def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNetwork:
@@ -50,7 +56,9 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
             if "constants.pkl" in str(error):
                 raise GoodRtError(pickle_refusal(path)) from None
             reason = next(iter(str(error).splitlines()), "unreadable")
-            raise GoodRtError(f"{path} is not a TorchScript file ({reason}); write it with torch.jit.save") from None
+            raise GoodRtError(
+                f"{path} is not a TorchScript file ({reason}); write it with torch.jit.save"
+            ) from None
         try:
             from torch._export.converter import TS2EPConverter
 
@@ -60,9 +68,12 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
         except GoodRtError:
             raise
         except Exception as error:  # the converter raises many kinds
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = next(
+                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+            )
             raise GoodRtError(
-                f"{path} cannot be converted ({reason[:120]}); export the network with torch.export.save to a .pt2 file"
+                f"{path} cannot be converted ({reason[:120]}); export the network with "
+                "torch.export.save to a .pt2 file"
             ) from None
     network = graph_network(program, str(path), features)
     network.files = {FILE: path.read_bytes()}

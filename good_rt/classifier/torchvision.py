@@ -1,6 +1,7 @@
 """Classifiers of torchvision, with weights from a safetensors file: its own are pickles.
 
-Features are the last Linear's input; size, crop, interpolation, mean and std are those of the weights' own transforms.
+Features are the last Linear's input; size, crop, interpolation, mean and std are those of the
+weights' own transforms.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def open(request: Request) -> Found:
     if request.weights is None:
         url = _weights_url(request.name)
         raise GoodRtError(
-            f"{spec}: torchvision publishes its weights as pickles; give a safetensors file: {spec}@FILE. "
+            f"{spec}: torchvision publishes its weights as pickles; give a safetensors file: "
+            f"{spec}@FILE. "
             f"{pickle_refusal(url)}"
             if url
             else f"{spec} needs weights: {spec}@weights.safetensors"
@@ -57,24 +59,44 @@ def open(request: Request) -> Found:
 def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder."""
     name = config.architecture.partition(":")[2]
-    model, _, _ = _create(name, {**config.arguments, "num_classes": len(config.classes)}, str(folder))
+    model, _, _ = _create(
+        name, {**config.arguments, "num_classes": len(config.classes)}, str(folder)
+    )
     size = config.resize.crop if config.resize else config.image_size
-    network = part(model, example_images(config.input_channels or config.channels, size), config.features)
-    put_weights(network, load_weights(folder / "model.safetensors"), folder / "model.safetensors", config.architecture)
+    network = part(
+        model, example_images(config.input_channels or config.channels, size), config.features
+    )
+    put_weights(
+        network,
+        load_weights(folder / "model.safetensors"),
+        folder / "model.safetensors",
+        config.architecture,
+    )
     return network
 
 
-def _create(name: str, arguments: Mapping[str, Any], where: str) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
-    """The model with random weights, the preprocessing of its default weights, and their classes."""
+def _create(
+    name: str, arguments: Mapping[str, Any], where: str
+) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """The model with random weights, the preprocessing of its default weights, and their
+    classes."""
     models = library("torchvision.models")
     if name not in models.list_models(module=models):
-        close = [other for other in models.list_models(module=models) if other.startswith(name[:5])][:4]
-        hint = f"; did you mean {', '.join(close)}?" if close else "; `torchvision.models.list_models()` has them all"
+        close = [
+            other for other in models.list_models(module=models) if other.startswith(name[:5])
+        ][:4]
+        hint = (
+            f"; did you mean {', '.join(close)}?"
+            if close
+            else "; `torchvision.models.list_models()` has them all"
+        )
         raise GoodRtError(f"{where}: torchvision has no classifier {name!r}{hint}")
     try:
         model: nn.Module = models.get_model(name, weights=None, **arguments)
     except (TypeError, ValueError) as error:
-        raise GoodRtError(f"{where}: torchvision cannot make {name!r} with {dict(arguments)} ({error})") from None
+        raise GoodRtError(
+            f"{where}: torchvision cannot make {name!r} with {dict(arguments)} ({error})"
+        ) from None
     weights = models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     preset = {
@@ -89,7 +111,11 @@ def _create(name: str, arguments: Mapping[str, Any], where: str) -> tuple[nn.Mod
 
 def _last_weight(state: Mapping[str, Tensor], head: str) -> Tensor | None:
     """The weight of the head, or of the last layer in it."""
-    names = [name for name in state if name.removeprefix("module.").startswith(f"{head}.") and name.endswith("weight")]
+    names = [
+        name
+        for name in state
+        if name.removeprefix("module.").startswith(f"{head}.") and name.endswith("weight")
+    ]
     return state[names[-1]] if names else None
 
 

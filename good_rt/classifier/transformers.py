@@ -1,7 +1,8 @@
-"""Image classifiers of Hugging Face transformers: a folder of `save_pretrained`, or a repository of the hub.
+"""Image classifiers of Hugging Face transformers: a folder of `save_pretrained`, or a repository of
+the hub.
 
-Features are what goes into the model's classification head, its pooled output; the preprocessing is that of
-preprocessor_config.json.
+Features are what goes into the model's classification head, its pooled output; the preprocessing is
+that of preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.library import hub_file, library
-from good_rt.classifier.network import Parted, check_parts, example_images, last_linear, output_of, run
+from good_rt.classifier.network import (
+    Parted,
+    check_parts,
+    example_images,
+    last_linear,
+    output_of,
+    run,
+)
 from good_rt.classifier.registry import Found, Request
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
 from good_rt.errors import GoodRtError
@@ -32,18 +40,23 @@ def open(request: Request) -> Found:
         return folder / name if folder.is_dir() else hub_file(request.name, name, spec)
 
     if not folder.is_dir() and (folder.exists() or request.name.startswith(("/", "./", "../"))):
-        raise GoodRtError(f"{folder} is not a folder; give one with config.json and model.safetensors")
+        raise GoodRtError(
+            f"{folder} is not a folder; give one with config.json and model.safetensors"
+        )
     values = read_json(file("config.json"))
     if "auto_map" in values:
         raise GoodRtError(
-            f"{spec} names code of its own in config.json, which is not run; only transformers' models are"
+            f"{spec} names code of its own in config.json, which is not run; only transformers' "
+            "models are"
         )
     if folder.is_dir() and request.weights is None and not (folder / "model.safetensors").exists():
         pickles = sorted(folder.glob("pytorch_model*.bin"))
         if pickles:
             raise GoodRtError(pickle_refusal(pickles[0]))
     if request.weights is None:
-        load_weights(file("model.safetensors"))  # for its refusals; transformers knows older names of weights
+        load_weights(
+            file("model.safetensors")
+        )  # for its refusals; transformers knows older names of weights
     model = _pretrained(request.name, spec) if request.weights is None else _create(values, spec)
     preprocessing = _preprocessing(read_json(file("preprocessor_config.json")), spec)
     channels = int(getattr(model.config, "num_channels", 3))
@@ -71,7 +84,12 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     model = _create(config.arguments, str(folder))
     size = config.resize.crop if config.resize else config.image_size
     network = _parts(model, config.input_channels or config.channels, size, config.features)
-    put_weights(network, load_weights(folder / "model.safetensors"), folder / "model.safetensors", config.architecture)
+    put_weights(
+        network,
+        load_weights(folder / "model.safetensors"),
+        folder / "model.safetensors",
+        config.architecture,
+    )
     return network
 
 
@@ -86,7 +104,9 @@ def _create(values: Mapping[str, Any], where: str) -> Any:
     """The model with random weights. Nothing outside transformers itself is imported for it."""
     transformers = library("transformers")
     kind = values.get("model_type")
-    settings = {name: value for name, value in values.items() if name not in {"model_type", "auto_map"}}
+    settings = {
+        name: value for name, value in values.items() if name not in {"model_type", "auto_map"}
+    }
     try:
         config = transformers.AutoConfig.for_model(kind, **settings)
         model = transformers.AutoModelForImageClassification.from_config(
@@ -94,7 +114,9 @@ def _create(values: Mapping[str, Any], where: str) -> Any:
         )
     except (ValueError, TypeError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise GoodRtError(f"{where}: transformers has no image classifier of type {kind!r} ({reason[:120]})") from None
+        raise GoodRtError(
+            f"{where}: transformers has no image classifier of type {kind!r} ({reason[:120]})"
+        ) from None
     return model.eval().float()
 
 
@@ -108,18 +130,27 @@ def _pretrained(name: str, where: str) -> Any:
     logging.disable_progress_bar()
     try:
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True, attn_implementation="eager"
+            name,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            attn_implementation="eager",
         )
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise GoodRtError(f"{where} is not an image classifier that transformers can load ({reason[:160]})") from None
+        raise GoodRtError(
+            f"{where} is not an image classifier that transformers can load ({reason[:160]})"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
-        raise GoodRtError(f"{where}: the weights lack {missing[0]!r}; it is not the checkpoint of an image classifier")
+        raise GoodRtError(
+            f"{where}: the weights lack {missing[0]!r}; it is not the checkpoint of an image "
+            "classifier"
+        )
     return model.eval().float()
 
 
@@ -128,10 +159,16 @@ def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> 
     whole = run(model, images)
     head = features
     if head is None:
-        head = "classifier" if isinstance(getattr(model, "classifier", None), nn.Module) else last_linear(model, images)
+        head = (
+            "classifier"
+            if isinstance(getattr(model, "classifier", None), nn.Module)
+            else last_linear(model, images)
+        )
     parted = TransformersNetwork(model, head)
     check_parts(parted, images, whole)
-    parted.features = f"the pooled output, which is {parted.features}" if features is None else parted.features
+    parted.features = (
+        f"the pooled output, which is {parted.features}" if features is None else parted.features
+    )
     return parted
 
 
@@ -142,7 +179,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(values: Mapping[str, Any], spec: str) -> dict[str, Any]:
-    """preprocessor_config.json in our words. Raises GoodRtError when it asks for what cannot be done."""
+    """preprocessor_config.json in our words. Raises GoodRtError when it asks for what cannot be
+    done."""
     size, crop = _pixels(values.get("size"), spec), _pixels(values.get("crop_size"), spec)
     if size is None:
         raise GoodRtError(f"{spec}: preprocessor_config.json names no size")
@@ -157,14 +195,20 @@ def _preprocessing(values: Mapping[str, Any], spec: str) -> dict[str, Any]:
     if values.get("do_normalize", True) is False:
         mean, std = 0.0, 1.0
     # the processor computes x·factor (− 1), then (· − mean) / std, with x in 0..255
-    scale = 255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
+    scale = (
+        255 * float(values.get("rescale_factor", 1 / 255))
+        if values.get("do_rescale", True)
+        else 255.0
+    )
     offset = 1.0 if values.get("rescale_offset") else 0.0
     means, stds = (tuple(map(float, v if isinstance(v, list) else [v])) for v in (mean, std))
     number = int(values.get("resample", 2))
     return {
         "input_size": crop or resize,
         "resize_size": resize,
-        "interpolation": INTERPOLATIONS[number] if 0 <= number < len(INTERPOLATIONS) else "bilinear",
+        "interpolation": INTERPOLATIONS[number]
+        if 0 <= number < len(INTERPOLATIONS)
+        else "bilinear",
         "mean": tuple((value + offset) / scale for value in means),
         "std": tuple(value / scale for value in stds),
     }
@@ -174,10 +218,15 @@ def _pixels(value: Any, spec: str) -> int | None:
     """A size as one number of pixels: 224, or {"height", "width"}, or {"shortest_edge"}."""
     if value is None or isinstance(value, int):
         return value
-    if isinstance(value, Mapping) and value.get("height") is not None and value.get("height") == value.get("width"):
+    if (
+        isinstance(value, Mapping)
+        and value.get("height") is not None
+        and value.get("height") == value.get("width")
+    ):
         return int(value["height"])
     if isinstance(value, Mapping) and value.get("shortest_edge") is not None:
         return int(value["shortest_edge"])
     raise GoodRtError(
-        f"{spec}: preprocessor_config.json asks for images of size {value}; only square ones are supported"
+        f"{spec}: preprocessor_config.json asks for images of size {value}; only square ones are "
+        "supported"
     )

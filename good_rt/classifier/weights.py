@@ -1,4 +1,5 @@
-"""Weights from safetensors files, and what is said of a pickle, which is never read: it can run code."""
+"""Weights from safetensors files, and what is said of a pickle, which is never read: it can run
+code."""
 
 from __future__ import annotations
 
@@ -15,24 +16,34 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar"})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, its floats as float32. Raises GoodRtError when it is something else or not finite."""
+    """A safetensors file, its floats as float32. Raises GoodRtError when it is something else or
+    not finite."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.exists():
         pickled = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
-        hint = f"; {pickled[0]} is a pickle and is not read: convert it to safetensors" if pickled else ""
+        hint = (
+            f"; {pickled[0]} is a pickle and is not read: convert it to safetensors"
+            if pickled
+            else ""
+        )
         raise GoodRtError(f"{path} is missing{hint}")
     if path.suffix in PICKLES:
         raise GoodRtError(pickle_refusal(path))
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise GoodRtError(f"{path} is not a safetensors file ({error}); save the weights again") from None
+        raise GoodRtError(
+            f"{path} is not a safetensors file ({error}); save the weights again"
+        ) from None
     for name, tensor in state.items():
         if tensor.is_floating_point():
             if not tensor.isfinite().all():
-                raise GoodRtError(f"{path}: weight {name!r} has values that are not finite; train or convert it again")
+                raise GoodRtError(
+                    f"{path}: weight {name!r} has values that are not finite; train or convert it "
+                    "again"
+                )
             state[name] = tensor.float()
     return state
 
@@ -42,18 +53,25 @@ def pickle_refusal(path: Path | str) -> str:
     name = Path(path).name
     target = Path(name).with_suffix(".safetensors")
     return (
-        f"{path} is a pickle, which can run code, and is not read; if you trust it, convert it once to safetensors: "
-        'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v in '
+        f"{path} is a pickle, which can run code, and is not read; if you trust it, convert it "
+        "once to safetensors: "
+        'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
+        "for k, v in "
         f"torch.load('{name}', weights_only=True).items()}}, '{target}')\""
     )
 
 
 def put_weights(
-    network: nn.Module, state: dict[str, Tensor], path: Path, whose: str, described_in: str | None = None
+    network: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    whose: str,
+    described_in: str | None = None,
 ) -> None:
     """Loads a state dict with the library's own names into a network.
 
-    Raises GoodRtError, naming the file and ``whose`` weights it should hold, when names or shapes do not fit.
+    Raises GoodRtError, naming the file and ``whose`` weights it should hold, when names or shapes
+    do not fit.
     """
     names = library_names(network)
     if state and all(name.startswith("module.") for name in state):  # as DataParallel writes them
@@ -61,7 +79,11 @@ def put_weights(
     wanted = set(names.values())
     missing, unexpected = wanted - state.keys(), state.keys() - wanted
     if missing or unexpected:
-        what = f"lacks {min(missing)!r}" if missing else f"has {min(unexpected)!r}, which the network does not"
+        what = (
+            f"lacks {min(missing)!r}"
+            if missing
+            else f"has {min(unexpected)!r}, which the network does not"
+        )
         raise GoodRtError(f"{path} {what}; it does not belong to {whose}")
     try:
         network.load_state_dict({own: state[name] for own, name in names.items()})
@@ -73,7 +95,10 @@ def put_weights(
 def library_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's weights under its library's own names, as safetensors takes them."""
     state = network.state_dict()
-    return {name: state[own].detach().contiguous().clone() for own, name in library_names(network).items()}
+    return {
+        name: state[own].detach().contiguous().clone()
+        for own, name in library_names(network).items()
+    }
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -1,1 +1,2 @@
-"""Settings: every one is declared once, as a dataclass field, and read from options or TOML. No torch."""
+"""Settings: every one is declared once, as a dataclass field, and read from options or TOML. No
+torch."""

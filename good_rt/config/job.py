@@ -1,6 +1,8 @@
-"""A job file: everything from a folder of images and two models to detector.onnx and its report, as settings.
+"""A job file: everything from a folder of images and two models to detector.onnx and its report, as
+settings.
 
-`good-rt init` writes one, `good-rt run` goes through it. Paths are relative to the file; all outputs lie below ``out``.
+`good-rt init` writes one, `good-rt run` goes through it. Paths are relative to the file; all
+outputs lie below ``out``.
 """
 
 from __future__ import annotations
@@ -57,13 +59,16 @@ class ModelsSection:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the engines of UNet and decoder, and in which precision; gradients are always in fp32."""
+    """What runs the engines of UNet and decoder, and in which precision; gradients are always in
+    fp32."""
 
     name: Literal["onnx", "tensorrt"] = "onnx"
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if self.name == "onnx" and self.precision == "bf16":  # ONNX has no convolution in bf16 before opset 22
+        if (
+            self.name == "onnx" and self.precision == "bf16"
+        ):  # ONNX has no convolution in bf16 before opset 22
             raise GoodRtError("the engine onnx computes in fp32 or fp16; bf16 is of tensorrt")
 
     def __str__(self) -> str:
@@ -74,17 +79,21 @@ ONNX = Runtime()
 
 
 def runtime_of(engine: str, precision: Precision | None) -> Runtime | None:
-    """The runtime of an ``engine``; None of "torch". Raises GoodRtError where that is to have a precision."""
+    """The runtime of an ``engine``; None of "torch". Raises GoodRtError where that is to have a
+    precision."""
     if engine == "torch":
         if precision is not None:
-            raise GoodRtError("precision is of the engines onnx and tensorrt; torch computes in float32")
+            raise GoodRtError(
+                "precision is of the engines onnx and tensorrt; torch computes in float32"
+            )
         return None
     return Runtime("tensorrt" if engine == "tensorrt" else "onnx", precision or "fp32")
 
 
 @dataclass(frozen=True)
 class GenerateSection:
-    """[generate]: OOD images of each kind of guidance; the names are those of `good-rt generate`."""
+    """[generate]: OOD images of each kind of guidance; the names are those of `good-rt
+    generate`."""
 
     count: int = 256
     kinds: tuple[Literal["img", "feat", "both"], ...] = ("img", "feat", "both")
@@ -129,14 +138,17 @@ class GenerateSection:
         if self.count < 10 or self.batch < 1 or self.steps < 1 or self.k < 1:
             raise GoodRtError("count must be at least 10; batch, steps and k at least 1")
         if min(self.mu, self.rho) < 0:
-            raise GoodRtError(f"mu is {self.mu:g} and rho {self.rho:g}, but neither may be less than 0")
+            raise GoodRtError(
+                f"mu is {self.mu:g} and rho {self.rho:g}, but neither may be less than 0"
+            )
         if not (self.mu > 0 or self.rho > 0):
             raise GoodRtError("mu and rho are both 0, so nothing is guided; set one")
 
 
 @dataclass(frozen=True)
 class TrainSection:
-    """[train]: fine-tuning with the images of the kinds ``ood``; without them (an empty list) none takes place."""
+    """[train]: fine-tuning with the images of the kinds ``ood``; without them (an empty list) none
+    takes place."""
 
     ood: tuple[Literal["img", "feat", "both"], ...] = ("img",)
     unguided: int = 0
@@ -153,7 +165,9 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.id_batch, self.ood_batch) < 1 or not self.lr > 0:
-            raise GoodRtError("steps, id_batch and ood_batch must be at least 1, and lr greater than 0")
+            raise GoodRtError(
+                "steps, id_batch and ood_batch must be at least 1, and lr greater than 0"
+            )
         if self.unguided < 0:
             raise GoodRtError(f"unguided is {self.unguided}, but counts samples; 0 for none")
 
@@ -170,7 +184,8 @@ class DetectorSection:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What a job file holds. ``folder`` is where it lies; [ood] names test sets that the evaluation alone looks at."""
+    """What a job file holds. ``folder`` is where it lies; [ood] names test sets that the evaluation
+    alone looks at."""
 
     data: DataSection
     models: ModelsSection
@@ -182,17 +197,25 @@ class JobConfig:
     ood: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.out or Path(self.out).is_absolute() or ".." in Path(self.out).parts or Path(self.out) == Path():
+        if (
+            not self.out
+            or Path(self.out).is_absolute()
+            or ".." in Path(self.out).parts
+            or Path(self.out) == Path()
+        ):
             raise GoodRtError(f"out is {self.out!r}, but must be a folder beside the job file")
         unmade = [kind for kind in self.train.ood if kind not in self.generate.kinds]
         if unmade:
             raise GoodRtError(f"train.ood names {unmade[0]!r}, which generate.kinds does not make")
         if self.detector.classifier == "trained" and not self.train.ood:
-            raise GoodRtError('detector.classifier is "trained", but train.ood is empty; make it "before"')
+            raise GoodRtError(
+                'detector.classifier is "trained", but train.ood is empty; make it "before"'
+            )
 
 
 def spec_of(spec: str, place: Callable[[Path], Path | None]) -> Path:
-    """A model's spec with its paths placed elsewhere; what ``place`` knows nothing of stays as it is."""
+    """A model's spec with its paths placed elsewhere; what ``place`` knows nothing of stays as it
+    is."""
     name, at, weights = spec.partition("@")
     kind, colon, rest = name.partition(":")
     placed = (f"{place(Path(part)) or part}" if part else "" for part in (rest, weights))
@@ -208,7 +231,8 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        """Raises GoodRtError that names the line of what is wrong, and the nearest known key of an unknown one."""
+        """Raises GoodRtError that names the line of what is wrong, and the nearest known key of an
+        unknown one."""
         return cls(path, read_settings(path, JobConfig))
 
     @property
@@ -237,10 +261,13 @@ class Job:
         return {name: self._place(value) for name, value in self.config.ood.items()}
 
     def _place(self, value: str, demo: Path | None = None) -> Path:
-        """A path of the file, those in a spec among them (timm:FOLDER, …@WEIGHTS); what is none stays as it is."""
+        """A path of the file, those in a spec among them (timm:FOLDER, …@WEIGHTS); what is none
+        stays as it is."""
         if value == DEMO and demo is not None and not (self.path.parent / value).exists():
             return demo
         inside = self.path.parent / Path(value).expanduser()
         if inside.exists() or ":" not in value:
             return inside
-        return spec_of(value, lambda path: path if (path := self.path.parent / path).exists() else None)
+        return spec_of(
+            value, lambda path: path if (path := self.path.parent / path).exists() else None
+        )

@@ -1,4 +1,5 @@
-"""TOML tables as frozen dataclasses: every key is known, every value of its type, and an error names key and line."""
+"""TOML tables as frozen dataclasses: every key is known, every value of its type, and an error
+names key and line."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def read_settings(path: Path, kind: type[T]) -> T:
-    """A TOML file as ``kind``. Raises GoodRtError that names file and line: of bad TOML, of an unknown key, with the
-    nearest that is known, of a missing one, and of a value of the wrong type."""
+    """A TOML file as ``kind``. Raises GoodRtError that names file and line: of bad TOML, of an
+    unknown key, with the nearest that is known, of a missing one, and of a value of the wrong
+    type."""
     try:
         text = path.read_text()
         values = tomllib.loads(text)
     except OSError as error:
-        raise GoodRtError(f"cannot read {path} ({error.strerror}); write one with `good-rt init`") from None
+        raise GoodRtError(
+            f"cannot read {path} ({error.strerror}); write one with `good-rt init`"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
     return _Reader(path, text).table(kind, values, ())
@@ -50,7 +54,9 @@ class _Reader:
         if missing:
             within = f" in [{'.'.join(place)}]" if place else ""
             raise GoodRtError(f"{self.path}: {missing[0]!r} is missing{within}; add it")
-        found = {key: self.value(types_of[key], value, (*place, key)) for key, value in values.items()}
+        found = {
+            key: self.value(types_of[key], value, (*place, key)) for key, value in values.items()
+        }
         try:
             return kind(**found)
         except GoodRtError as error:
@@ -63,14 +69,20 @@ class _Reader:
             return self.value(next(a for a in arguments if a is not type(None)), value, place)
         if origin is Literal:
             if value not in arguments:
-                raise self.wrong(value, f"one of {', '.join(map(str, arguments))}" + _near(value, arguments), place)
+                raise self.wrong(
+                    value,
+                    f"one of {', '.join(map(str, arguments))}" + _near(value, arguments),
+                    place,
+                )
             return value
         if origin is tuple:
             return self.sequence(arguments, value, place)
         if origin is not None and issubclass(origin, Mapping):
             if not isinstance(value, dict):
                 raise self.wrong(value, "a table", place)
-            return {key: self.value(arguments[1], item, (*place, key)) for key, item in value.items()}
+            return {
+                key: self.value(arguments[1], item, (*place, key)) for key, item in value.items()
+            }
         if is_dataclass(kind):
             if not isinstance(value, dict):
                 raise self.wrong(value, "a table", place)
@@ -81,7 +93,9 @@ class _Reader:
             raise self.wrong(value, KINDS[kind], place)
         return value
 
-    def sequence(self, arguments: Sequence[Any], value: Any, place: tuple[str, ...]) -> tuple[Any, ...]:
+    def sequence(
+        self, arguments: Sequence[Any], value: Any, place: tuple[str, ...]
+    ) -> tuple[Any, ...]:
         """A list: of any length of one type, or of as many values as there are types."""
         if not isinstance(value, list):
             raise self.wrong(value, "a list", place)
@@ -89,7 +103,9 @@ class _Reader:
             return tuple(self.value(arguments[0], item, place) for item in value)
         if len(value) != len(arguments):
             raise self.wrong(value, f"a list of {len(arguments)} values", place)
-        return tuple(self.value(kind, item, place) for kind, item in zip(arguments, value, strict=True))
+        return tuple(
+            self.value(kind, item, place) for kind, item in zip(arguments, value, strict=True)
+        )
 
     def unknown(self, key: str, known: Sequence[str], place: tuple[str, ...]) -> GoodRtError:
         within = f" in [{'.'.join(place)}]" if place else ""
@@ -97,7 +113,9 @@ class _Reader:
         return GoodRtError(f"{self.where((*place, key))}: there is no {key!r}{within}{near}")
 
     def wrong(self, value: Any, expected: str, place: tuple[str, ...]) -> GoodRtError:
-        return GoodRtError(f"{self.where(place)}: {'.'.join(place)} is {value!r}, but must be {expected}")
+        return GoodRtError(
+            f"{self.where(place)}: {'.'.join(place)} is {value!r}, but must be {expected}"
+        )
 
     def where(self, place: tuple[str, ...]) -> str:
         """The file, and the line that a key stands on where it can be found."""

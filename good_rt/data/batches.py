@@ -1,4 +1,5 @@
-"""ID data through the classifier, batch by batch, so that no image stays where only its features are needed."""
+"""ID data through the classifier, batch by batch, so that no image stays where only its features
+are needed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ Images = Tensor | Iterable[Tensor]
 
 
 def id_batches(
-    id_data: IdData, name: str, classifier: Classifier, limit: int | None = None, rows: Sequence[int] | None = None
+    id_data: IdData,
+    name: str,
+    classifier: Classifier,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """A part of the ID data, or its ``rows``, in batches of images (n, C, H, W) in [-1, 1].
 
@@ -28,7 +33,8 @@ def id_batches(
 
 
 def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
-    """The rows of two disjoint halves of a part, as `good_rt.data.id_data.halves` divides the part's images."""
+    """The rows of two disjoint halves of a part, as `good_rt.data.id_data.halves` divides the
+    part's images."""
     rows = id_data.rows(name)
     return rows[::2], rows[1::2]
 

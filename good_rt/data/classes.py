@@ -13,14 +13,16 @@ SHOWN = 5
 def match_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
     """For each class of the data the classifier's output (from 0).
 
-    By name, whatever the case and punctuation; by number, where the data's classes are numbers; in alphabetical order,
-    where the classifier's classes have no names of their own. Raises GoodRtError that says what does not agree.
+    By name, whatever the case and punctuation; by number, where the data's classes are numbers; in
+    alphabetical order, where the classifier's classes have no names of their own. Raises
+    GoodRtError that says what does not agree.
     """
     ours, theirs = [_plain(name) for name in found], [_plain(name) for name in wanted]
     if len(found) != len(wanted):
         kind = "class" if len(found) == 1 else "classes"
         raise GoodRtError(
-            f"{where} has {len(found)} {kind} ({_some(found)}), the classifier {len(wanted)} ({_some(wanted)}); "
+            f"{where} has {len(found)} {kind} ({_some(found)}), the classifier {len(wanted)} "
+            f"({_some(wanted)}); "
             "give the images that the classifier was trained on, or another classifier"
         )
     if len(set(theirs)) == len(theirs) and set(ours) == set(theirs):
@@ -32,7 +34,8 @@ def match_classes(found: Sequence[str], wanted: Sequence[str], where: str) -> li
     unknown = [name for name, plain in zip(found, ours, strict=True) if plain not in theirs]
     missing = [name for name, plain in zip(wanted, theirs, strict=True) if plain not in ours]
     raise GoodRtError(
-        f"{where}: classes {_some(unknown)} are none of the classifier's, which also knows {_some(missing)}; "
+        f"{where}: classes {_some(unknown)} are none of the classifier's, which also knows "
+        f"{_some(missing)}; "
         "name the folders as the classifier's classes, or by its outputs: 0, 1, 2, ..."
     )
 

@@ -1,7 +1,8 @@
-"""A generated set on disk: PNG images, a manifest with one row an image, the job's settings, a contact sheet.
+"""A generated set on disk: PNG images, a manifest with one row an image, the job's settings, a
+contact sheet.
 
-The sampler's batches end here; training and calibration read it. Rows are appended batch by batch, so an interrupted
-job goes on where it stopped.
+The sampler's batches end here; training and calibration read it. Rows are appended batch by batch,
+so an interrupted job goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SHEET_IMAGES = 64
 
 @dataclass(frozen=True)
 class Row:
-    """One generated image: how it was made, and both discrepancies of it and of its unguided twin of the same seed."""
+    """One generated image: how it was made, and both discrepancies of it and of its unguided twin
+    of the same seed."""
 
     index: int
     file: str
@@ -47,7 +49,8 @@ class GeneratedSet:
         self._manifest, self._job = folder / SET_MANIFEST, folder / "job.json"
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's images."""
+        """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's
+        images."""
         changed = self.differences(job)
         if changed:
             raise GoodRtError(
@@ -58,21 +61,29 @@ class GeneratedSet:
             self._mend()
             return
         if self._manifest.exists() and not self._job.exists():
-            raise GoodRtError(f"{self.folder} has a manifest but no job.json; choose another folder, or delete it")
+            raise GoodRtError(
+                f"{self.folder} has a manifest but no job.json; choose another folder, or delete it"
+            )
         try:
             (self.folder / "images").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise GoodRtError(f"cannot write to {self.folder} ({error.strerror}); choose another folder") from None
+            raise GoodRtError(
+                f"cannot write to {self.folder} ({error.strerror}); choose another folder"
+            ) from None
         write_json(self._job, dict(job))
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:
-        """The names of the settings with which the folder's images were made otherwise; none where there are none."""
-        if not self._job.exists() or not self.rows():  # what was begun and made nothing binds to nothing
+        """The names of the settings with which the folder's images were made otherwise; none where
+        there are none."""
+        if (
+            not self._job.exists() or not self.rows()
+        ):  # what was begun and made nothing binds to nothing
             return []
         return different_names(read_json(self._job), json.loads(json.dumps(job)))
 
     def _mend(self) -> None:
-        """Takes away what an interruption left: half-written images, and a last line of the manifest cut short."""
+        """Takes away what an interruption left: half-written images, and a last line of the
+        manifest cut short."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / "images")
         if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
@@ -101,30 +112,41 @@ class GeneratedSet:
         """Writes images (N, H, W, C) and then their rows, so that a row's image is always there."""
         for image, row in zip(images, rows, strict=True):
             with atomic_path(self.folder / row.file) as temporary:
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(temporary, "PNG")
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    temporary, "PNG"
+                )
         with self._manifest.open("a") as file:
             file.writelines(map(_line, rows))
 
     def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
-        """The images (N, H, W, C) of ``rows``, of all by default. Raises GoodRtError where there are none, or one is
-        damaged."""
+        """The images (N, H, W, C) of ``rows``, of all by default. Raises GoodRtError where there
+        are none, or one is damaged."""
         rows = self.rows() if rows is None else rows
         if not rows:
-            raise GoodRtError(f"{self.folder} holds no generated images; make them with `good-rt generate`")
+            raise GoodRtError(
+                f"{self.folder} holds no generated images; make them with `good-rt generate`"
+            )
         folder = (self.folder / "images").resolve()
         loaded = []
         for row in rows:
             path = (self.folder / row.file).resolve()
             if path.parent != folder:
-                raise GoodRtError(f"{self._manifest}: image {row.index} lies outside {folder}; generate the set anew")
+                raise GoodRtError(
+                    f"{self._manifest}: image {row.index} lies outside {folder}; generate the set "
+                    "anew"
+                )
             try:
                 with Image.open(path) as image:
                     channels, size = 1 if image.mode == "L" else 3, (image.height, image.width)
             except OSError as error:
-                raise GoodRtError(f"{path} cannot be read ({error.strerror or error}); generate the set anew") from None
+                raise GoodRtError(
+                    f"{path} cannot be read ({error.strerror or error}); generate the set anew"
+                ) from None
             loaded.append(read_image(path, channels, size))
             if loaded[-1].shape != loaded[0].shape:
-                raise GoodRtError(f"{path} is not of the shape of the other images; generate the set anew")
+                raise GoodRtError(
+                    f"{path} is not of the shape of the other images; generate the set anew"
+                )
         return np.stack(loaded)
 
     def image_shape(self) -> tuple[int, int, int]:
@@ -136,7 +158,9 @@ class GeneratedSet:
         """The first images as one PNG, eight to a row."""
         path = self.folder / CONTACT_SHEET
         with atomic_path(path) as temporary:
-            contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(temporary, "PNG")
+            contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(
+                temporary, "PNG"
+            )
         return path
 
 

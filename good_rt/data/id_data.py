@@ -1,7 +1,8 @@
-"""In-distribution data: labelled images in the parts ``train``, ``held_out`` and ``test``, which share no image.
+"""In-distribution data: labelled images in the parts ``train``, ``held_out`` and ``test``, which
+share no image.
 
-``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it standardises, fits the
-gate and calibrates; ``test`` is looked at by the evaluation alone.
+``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it
+standardises, fits the gate and calibrates; ``test`` is looked at by the evaluation alone.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class IdData:
-    """Any source of labelled images, or the splits.json of one; each part is read when it is asked for.
+    """Any source of labelled images, or the splits.json of one; each part is read when it is asked
+    for.
 
-    A source that no splits.json divides is divided by `good_rt.data.splits` with its defaults. ``classes`` are the
-    classifier's: their names, or their number where the data's labels are numbers as well.
+    A source that no splits.json divides is divided by `good_rt.data.splits` with its defaults.
+    ``classes`` are the classifier's: their names, or their number where the data's labels are
+    numbers as well.
     """
 
     folder: Path
@@ -58,25 +61,32 @@ class IdData:
         return Splits.read(self.folder / FILE) if (self.folder / FILE).exists() else None
 
     def labels(self, classes: int | Sequence[str]) -> dict[int, int]:
-        """The classifier's output for each label of the data. Raises GoodRtError when they do not agree."""
+        """The classifier's output for each label of the data. Raises GoodRtError when they do not
+        agree."""
         found = {entry.label for entry in self.source.entries}
         number = classes if isinstance(classes, int) else len(classes)
         if None in found:
-            raise GoodRtError(f"{self._place(None)} has no labels; give a folder for each class, or an array `labels`")
+            raise GoodRtError(
+                f"{self._place(None)} has no labels; give a folder for each class, or an array "
+                "`labels`"
+            )
         known = [label for label in found if label is not None]
         if self.source.classes is not None and not isinstance(classes, int):
             outputs = match_classes(self.source.classes, classes, str(self.source.path))
             return {label: outputs[label] for label in known}
         if min(known) < 0 or max(known) >= number:
             raise GoodRtError(
-                f"{self._place(min(known) if min(known) < 0 else max(known))}: labels run from {min(known)} to "
+                f"{self._place(min(known) if min(known) < 0 else max(known))}: labels run from "
+                f"{min(known)} to "
                 f"{max(known)}, the classifier has {number} classes (from 0)"
             )
         if len(known) < number:
             missing = next(label for label in range(number) if label not in found)
             raise GoodRtError(
-                f"{self.source.path} has images of {len(known)} of the classifier's {number} classes, none of class "
-                f"{missing}; give images of every class that it was trained on, or another classifier"
+                f"{self.source.path} has images of {len(known)} of the classifier's {number} "
+                "classes, none of class "
+                f"{missing}; give images of every class that it was trained on, or another "
+                "classifier"
             )
         return {label: label for label in known}
 
@@ -91,13 +101,25 @@ class IdData:
         if not rows:
             if self.source.kind == "npz":
                 raise GoodRtError(f"{self.source.path / name}.npz does not exist; {NPZ_HINT}")
-            raise GoodRtError(f"{self.source.path} has no images for the part {name}; add some, or split it again")
-        return rows if limit is None or limit >= len(rows) else [rows[i] for i in _spaced(len(rows), limit)]
+            raise GoodRtError(
+                f"{self.source.path} has no images for the part {name}; add some, or split it again"
+            )
+        return (
+            rows
+            if limit is None or limit >= len(rows)
+            else [rows[i] for i in _spaced(len(rows), limit)]
+        )
 
     def part(
-        self, name: str, classes: int | Sequence[str], channels: int, size: int, limit: int | None = None
+        self,
+        name: str,
+        classes: int | Sequence[str],
+        channels: int,
+        size: int,
+        limit: int | None = None,
     ) -> LabelledImages:
-        """One part as the classifier takes it, at most ``limit`` images evenly spaced; all in memory.
+        """One part as the classifier takes it, at most ``limit`` images evenly spaced; all in
+        memory.
 
         Raises GoodRtError that names what does not fit.
         """
@@ -119,7 +141,8 @@ class IdData:
         rows: Sequence[int] | None = None,
         batch: int = BATCH,
     ) -> Iterator[LabelledImages]:
-        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in memory.
+        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in
+        memory.
 
         Without ``classes`` no labels are given.
         """
@@ -131,26 +154,36 @@ class IdData:
             images.append(image)
             done.append(row)
             if len(images) == batch or len(done) == len(wanted):
-                yield LabelledImages(np.stack(images), self._labels_of(done[-len(images) :], outputs))
+                yield LabelledImages(
+                    np.stack(images), self._labels_of(done[-len(images) :], outputs)
+                )
                 images = []
 
-    def _checked(self, classes: int | Sequence[str] | None, channels: int, size: int) -> dict[int, int] | None:
+    def _checked(
+        self, classes: int | Sequence[str] | None, channels: int, size: int
+    ) -> dict[int, int] | None:
         """`labels`, and arrays of another shape are refused before they are read."""
         if isinstance(self.source, NpzSource):
             self.source.check_shape(channels, size)
         return None if classes is None else self.labels(classes)
 
-    def _decoded(self, rows: Sequence[int], channels: int, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _decoded(
+        self, rows: Sequence[int], channels: int, size: int
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         for item in self.source.items(rows):
             try:
                 image = item.image(channels, size)
             except GoodRtError as error:
-                raise GoodRtError(f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}") from None
+                raise GoodRtError(
+                    f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}"
+                ) from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
             yield item.row, image
 
-    def _labels_of(self, rows: Sequence[int], outputs: dict[int, int] | None) -> NDArray[np.int64] | None:
+    def _labels_of(
+        self, rows: Sequence[int], outputs: dict[int, int] | None
+    ) -> NDArray[np.int64] | None:
         if outputs is None:
             return None
         labels = [self.source.entries[row].label for row in rows]
@@ -169,7 +202,8 @@ def _splits(folder: Path, listing: str) -> Splits:
 
 
 def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDArray[np.uint8]:
-    """At most ``limit`` images of any source, evenly spaced, whatever their classes: (N, size, size, channels).
+    """At most ``limit`` images of any source, evenly spaced, whatever their classes: (N, size,
+    size, channels).
 
     Images of .npz files must have that shape, others are converted and resized.
     """
@@ -180,7 +214,8 @@ def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDA
 
 
 def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """Two disjoint halves, every other image each: one standardises and fits the gate, one calibrates the p-value."""
+    """Two disjoint halves, every other image each: one standardises and fits the gate, one
+    calibrates the p-value."""
     return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
 
 

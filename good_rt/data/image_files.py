@@ -17,19 +17,23 @@ from good_rt.errors import GoodRtError
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
 """Larger files and images are refused unread: a small file can unpack to gigabytes."""
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 MODES = {1: "L", 3: "RGB"}
 SET_MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
 """Files of a generated set, beside its folder of images."""
 
 
-def read_image(path: Path, channels: int, size: tuple[int, int], fit: bool = False) -> NDArray[np.uint8]:
+def read_image(
+    path: Path, channels: int, size: tuple[int, int], fit: bool = False
+) -> NDArray[np.uint8]:
     """An image file as (H, W, C) uint8 with 1 (grey) or 3 (RGB) channels and ``size`` (H, W).
 
-    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8, CMYK becomes RGB;
-    of an animation the first picture is taken. With ``fit`` the image is converted to the channels and resized
-    (Lanczos); without, it must have them. Raises GoodRtError that names the file when it is missing, damaged, too
-    large, or does not fit.
+    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8,
+    CMYK becomes RGB; of an animation the first picture is taken. With ``fit`` the image is
+    converted to the channels and resized (Lanczos); without, it must have them. Raises GoodRtError
+    that names the file when it is missing, damaged, too large, or does not fit.
     """
     with _named(str(path)):
         if path.stat().st_size > MAX_BYTES:
@@ -48,7 +52,8 @@ def decode_image(
 
 
 def image_header(content: bytes, name: str) -> tuple[int, int, str]:
-    """Width, height and Pillow's mode of an image file's bytes, without decoding it: (W, H) before EXIF orientation."""
+    """Width, height and Pillow's mode of an image file's bytes, without decoding it: (W, H) before
+    EXIF orientation."""
     with _named(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content)) as file:
@@ -73,15 +78,22 @@ def _named(name: str) -> Iterator[None]:
     except GoodRtError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged files
-        raise GoodRtError(f"{name} is a damaged image ({str(error) or type(error).__name__})") from None
+        raise GoodRtError(
+            f"{name} is a damaged image ({str(error) or type(error).__name__})"
+        ) from None
 
 
-def _decode(file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, int], fit: bool) -> NDArray[np.uint8]:
+def _decode(
+    file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, int], fit: bool
+) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own remarks; the pixel bound below is ours
         with Image.open(file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise GoodRtError(f"{name} has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS}; refused")
+                raise GoodRtError(
+                    f"{name} has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS}; "
+                    "refused"
+                )
             image = _plain(ImageOps.exif_transpose(opened))
     mode, (height, width) = MODES[channels], size
     if fit:
@@ -90,10 +102,14 @@ def _decode(file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, 
             image = image.resize((width, height), Image.Resampling.LANCZOS)
     if image.mode != mode:
         names = {"L": "grey", "RGB": "RGB"}
-        raise GoodRtError(f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit")
+        raise GoodRtError(
+            f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit"
+        )
     if image.size != (width, height):
         found = f"{image.width}x{image.height}"
-        raise GoodRtError(f"{name} has {found} pixels, {width}x{height} are expected; resize it, or use --fit")
+        raise GoodRtError(
+            f"{name} has {found} pixels, {width}x{height} are expected; resize it, or use --fit"
+        )
     return np.asarray(image, np.uint8).reshape(height, width, channels)
 
 
@@ -106,7 +122,9 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         coloured = image.convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured).convert("RGB")
+        flat = Image.alpha_composite(
+            Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured
+        ).convert("RGB")
         return flat.convert("L") if image.mode in {"1", "L", "LA"} else flat
     return image.convert("L" if image.mode in {"1", "L"} else "RGB")
 
@@ -118,12 +136,15 @@ def visible(path: Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """The image files anywhere in a folder, in order; of a generated set not its contact sheet."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and visible(p) and p.is_file())
+    found = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and visible(p) and p.is_file()
+    )
     return [p for p in found if p.name != CONTACT_SHEET or not p.with_name(SET_MANIFEST).exists()]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and the image files in the folders, in order. Raises GoodRtError where there is nothing."""
+    """The files, and the image files in the folders, in order. Raises GoodRtError where there is
+    nothing."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():

@@ -1,5 +1,5 @@
-"""Images with labels as they lie on disk: uint8 in .npz files. Light (numpy alone), so that the demo's images can be
-read without the toolkit; good_rt.data.id_data turns them into tensors.
+"""Images with labels as they lie on disk: uint8 in .npz files. Light (numpy alone), so that the
+demo's images can be read without the toolkit; good_rt.data.id_data turns them into tensors.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ class LabelledImages:
 
     def take(self, index: slice | NDArray[np.int64]) -> LabelledImages:
         """The chosen images with their labels."""
-        return LabelledImages(self.images[index], None if self.labels is None else self.labels[index])
+        return LabelledImages(
+            self.images[index], None if self.labels is None else self.labels[index]
+        )
 
 
 def load_npz(path: Path) -> LabelledImages:
-    """Reads ``images`` (N, H, W) or (N, H, W, C) uint8 and optional ``labels`` from an .npz file; never unpickles.
+    """Reads ``images`` (N, H, W) or (N, H, W, C) uint8 and optional ``labels`` from an .npz file;
+    never unpickles.
 
     Raises GoodRtError that names the file when it is missing, damaged or holds something else.
     """
@@ -38,11 +41,18 @@ def load_npz(path: Path) -> LabelledImages:
             images = file["images"]
             labels = file["labels"].astype(np.int64) if "labels" in file else None
     except FileNotFoundError:
-        raise GoodRtError(f"{path} does not exist; give an .npz file with uint8 images (N, H, W[, C])") from None
+        raise GoodRtError(
+            f"{path} does not exist; give an .npz file with uint8 images (N, H, W[, C])"
+        ) from None
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files
-        raise GoodRtError(f"{path} is not an .npz file of images ({type(error).__name__}: {error})") from None
+        raise GoodRtError(
+            f"{path} is not an .npz file of images ({type(error).__name__}: {error})"
+        ) from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
-        raise GoodRtError(f"{path}: images must be uint8 (N, H, W[, C]) with N > 0, not {images.dtype} {images.shape}")
+        raise GoodRtError(
+            f"{path}: images must be uint8 (N, H, W[, C]) with N > 0, not {images.dtype} "
+            f"{images.shape}"
+        )
     if labels is not None and labels.shape != (len(images),):
         raise GoodRtError(f"{path}: {len(images)} images but labels of shape {labels.shape}")
     return LabelledImages(images if images.ndim == 4 else images[..., None], labels)

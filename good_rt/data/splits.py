@@ -1,7 +1,8 @@
-"""Which image is for what: train, held_out or test, by a hash of its content, recorded in splits.json.
+"""Which image is for what: train, held_out or test, by a hash of its content, recorded in
+splits.json.
 
-Copies have one content, so they land in one part by construction, and only the first of them is used. Where the data
-comes in parts already, those are kept, and a copy in two of them is an error.
+Copies have one content, so they land in one part by construction, and only the first of them is
+used. Where the data comes in parts already, those are kept, and a copy in two of them is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ CHECK_SIZE = 8
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Shares of the parts that are not train; the seed of the hash; whether bad images are left out or an error."""
+    """Shares of the parts that are not train; the seed of the hash; whether bad images are left out
+    or an error."""
 
     held_out: float = 0.2
     test: float = 0.2
@@ -36,9 +38,14 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for name in ("held_out", "test"):
             if not 0 < getattr(self, name) < 1:
-                raise GoodRtError(f"the share {name} must be between 0 and 1, not {getattr(self, name)}")
+                raise GoodRtError(
+                    f"the share {name} must be between 0 and 1, not {getattr(self, name)}"
+                )
         if self.held_out + self.test >= 1:
-            raise GoodRtError(f"the shares held_out and test leave nothing to train: {self.held_out} + {self.test}")
+            raise GoodRtError(
+                f"the shares held_out and test leave nothing to train: {self.held_out} + "
+                f"{self.test}"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class File:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a source whose listing is ``listing``; ``rows`` of ``files`` are the source's rows.
+    """The parts of a source whose listing is ``listing``; ``rows`` of ``files`` are the source's
+    rows.
 
     ``skipped`` says what was left out and why. ``given`` is whether the source came in parts.
     """
@@ -69,10 +77,14 @@ class Splits:
     skipped: tuple[str, ...] = field(default=())
 
     def rows(self, part: str) -> list[int]:
-        """The source's rows of a part, copies left out: as they come where the parts were given, else shuffled by hash,
-        so that any share of them is a fair one."""
+        """The source's rows of a part, copies left out: as they come where the parts were given,
+        else shuffled by hash, so that any share of them is a fair one."""
         found = [row for row, file in self.files.items() if file.part == part and not file.copy]
-        return found if self.given else sorted(found, key=lambda row: _rank(self.files[row].digest, self.config.seed))
+        return (
+            found
+            if self.given
+            else sorted(found, key=lambda row: _rank(self.files[row].digest, self.config.seed))
+        )
 
     @property
     def sizes(self) -> str:
@@ -90,34 +102,54 @@ class Splits:
     def class_name(self, label: int | None) -> str:
         if label is None:
             return "none"
-        return self.classes[label] if self.classes is not None and 0 <= label < len(self.classes) else str(label)
+        return (
+            self.classes[label]
+            if self.classes is not None and 0 <= label < len(self.classes)
+            else str(label)
+        )
 
     @property
     def fingerprint(self) -> str:
         """One hash of every content with its label and part."""
-        return hash_of(f"{file.digest} {file.label} {file.part} {file.copy}" for file in self.files.values())
+        return hash_of(
+            f"{file.digest} {file.label} {file.part} {file.copy}" for file in self.files.values()
+        )
 
     def write(self, path: Path) -> None:
         """As splits.json; the source's path is relative to it."""
         place = os.path.relpath(self.source.resolve(), path.resolve().parent)
-        write_json(path, {
-            "format": FORMAT,
-            "source": {"path": place, "kind": self.kind, "listing": self.listing, "fingerprint": self.fingerprint},
-            "config": asdict(self.config),
-            "given": self.given,
-            "classes": None if self.classes is None else list(self.classes),
-            "counts": self.counts(),
-            "copies": sum(file.copy for file in self.files.values()),
-            "skipped": list(self.skipped),
-            "files": {str(row): [f.name, f.label, f.part, f.digest, f.copy] for row, f in self.files.items()},
-        })  # fmt: skip
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "source": {
+                    "path": place,
+                    "kind": self.kind,
+                    "listing": self.listing,
+                    "fingerprint": self.fingerprint,
+                },
+                "config": asdict(self.config),
+                "given": self.given,
+                "classes": None if self.classes is None else list(self.classes),
+                "counts": self.counts(),
+                "copies": sum(file.copy for file in self.files.values()),
+                "skipped": list(self.skipped),
+                "files": {
+                    str(row): [f.name, f.label, f.part, f.digest, f.copy]
+                    for row, f in self.files.items()
+                },
+            },
+        )
 
     @classmethod
     def read(cls, path: Path) -> Splits:
         """Raises GoodRtError when the file is missing, damaged, or of another version."""
         values = read_json(path)
         if values.get("format") != FORMAT:
-            raise GoodRtError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT}; split again")
+            raise GoodRtError(
+                f"{path} has format {values.get('format')!r}, this version reads {FORMAT}; split "
+                "again"
+            )
         try:
             source, classes = values["source"], values["classes"]
             files = {int(row): File(*file) for row, file in values["files"].items()}
@@ -134,20 +166,25 @@ class Splits:
                 skipped=tuple(values["skipped"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GoodRtError(f"{path} is damaged ({type(error).__name__}: {error}); split again") from None
+            raise GoodRtError(
+                f"{path} is damaged ({type(error).__name__}: {error}); split again"
+            ) from None
 
     def check_listing(self, source: Source) -> None:
         """Raises GoodRtError when the source is not the one that was split any more."""
         if source.listing != self.listing:
             raise GoodRtError(
-                f"{source.path} has changed since it was split (files came, went, or have another size); "
+                f"{source.path} has changed since it was split (files came, went, or have another "
+                "size); "
                 "split it again with `good-rt split`"
             )
 
     def check_content(self, item: Item) -> None:
         """Raises GoodRtError when an image's content is not what was split."""
         if item.digest() != self.files[item.row].digest:
-            raise GoodRtError(f"{item.name} has changed since it was split; split again with `good-rt split`")
+            raise GoodRtError(
+                f"{item.name} has changed since it was split; split again with `good-rt split`"
+            )
 
 
 def make_splits(
@@ -160,10 +197,11 @@ def make_splits(
 ) -> Splits:
     """Reads every image once, hashes it, and puts it into a part.
 
-    Each class is divided by itself, in the order of the hashes, so that the same images always give the same parts.
-    ``check`` also decodes every image, so that a bad one is found now; with ``config.skip_bad`` it is left out.
-    Images that ``before`` knows keep their part when the data has grown. Raises GoodRtError that names what is wrong:
-    a bad image, one in two classes, one in two given parts, a class of fewer than three images.
+    Each class is divided by itself, in the order of the hashes, so that the same images always give
+    the same parts. ``check`` also decodes every image, so that a bad one is found now; with
+    ``config.skip_bad`` it is left out. Images that ``before`` knows keep their part when the data
+    has grown. Raises GoodRtError that names what is wrong: a bad image, one in two classes, one in
+    two given parts, a class of fewer than three images.
     """
     skipped: list[str] = []
     digests: dict[int, str] = {}
@@ -194,7 +232,13 @@ def make_splits(
     known = {} if before is None else {file.digest: file.part for file in before.files.values()}
     chosen = _given(source, copies, config) if given else _chosen(source, copies, config, known)
     files = {
-        row: File(source.entries[row].name, source.entries[row].label, chosen[digest], digest, row != group[0])
+        row: File(
+            source.entries[row].name,
+            source.entries[row].label,
+            chosen[digest],
+            digest,
+            row != group[0],
+        )
         for digest, group in copies.items()
         for row in group
     }
@@ -233,7 +277,9 @@ def _rank(digest: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest()
 
 
-def _by_label(source: Source, copies: Mapping[str, list[int]], seed: int) -> dict[int | None, list[str]]:
+def _by_label(
+    source: Source, copies: Mapping[str, list[int]], seed: int
+) -> dict[int | None, list[str]]:
     """The distinct contents of each class, in the order of their hashes."""
     found: dict[int | None, list[str]] = {}
     for digest, group in sorted(copies.items(), key=lambda item: _rank(item[0], seed)):
@@ -244,9 +290,13 @@ def _by_label(source: Source, copies: Mapping[str, list[int]], seed: int) -> dic
 def _chosen(
     source: Source, copies: Mapping[str, list[int]], config: SplitConfig, known: Mapping[str, str]
 ) -> dict[str, str]:
-    """Parts by content: every class first gives one image to each part, then to the part that lacks most, in the class
-    and, where that is even, in all classes."""
-    shares = {"train": 1 - config.held_out - config.test, "held_out": config.held_out, "test": config.test}
+    """Parts by content: every class first gives one image to each part, then to the part that lacks
+    most, in the class and, where that is even, in all classes."""
+    shares = {
+        "train": 1 - config.held_out - config.test,
+        "held_out": config.held_out,
+        "test": config.test,
+    }
     chosen: dict[str, str] = {}
     everywhere = dict.fromkeys(PARTS, 0)
 
@@ -255,9 +305,12 @@ def _chosen(
 
     for label, digests in _by_label(source, copies, config.seed).items():
         if len(digests) < len(PARTS):
-            name = source.classes[label] if source.classes is not None and label is not None else label
+            name = (
+                source.classes[label] if source.classes is not None and label is not None else label
+            )
             raise GoodRtError(
-                f"{source.path}: class {name!r} has {len(digests)} different image{'s'[: len(digests) != 1]}; at least "
+                f"{source.path}: class {name!r} has {len(digests)} different "
+                f"image{'s'[: len(digests) != 1]}; at least "
                 f"{len(PARTS)} are needed, one to train with, one held out, one to test"
             )
         counts = dict.fromkeys(PARTS, 0)
@@ -281,8 +334,8 @@ def _chosen(
 
 
 def _given(source: Source, copies: Mapping[str, list[int]], config: SplitConfig) -> dict[str, str]:
-    """The parts that the data came in. Where there is one beside train, its half becomes the part that is missing;
-    .npz files are as they are called."""
+    """The parts that the data came in. Where there is one beside train, its half becomes the part
+    that is missing; .npz files are as they are called."""
     chosen = {digest: source.entries[group[0]].part or "train" for digest, group in copies.items()}
     found = set(chosen.values())
     missing = [part for part in PARTS if part not in found]

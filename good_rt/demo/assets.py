@@ -1,6 +1,8 @@
-"""Where the demo's shipped files lie, and how its images are read: the ID parts, the OOD test sets, the validation set.
+"""Where the demo's shipped files lie, and how its images are read: the ID parts, the OOD test sets,
+the validation set.
 
-scripts/make_demo_data.py writes the images, assets/data/LICENCES.md says whose they are. Light: numpy alone.
+scripts/make_demo_data.py writes the images, assets/data/LICENCES.md says whose they are. Light:
+numpy alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ GRADIENT_DECODER = MODELS / "gradient_decoder"
 CLASSIFIER = MODELS / "classifier"
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")
-"""The names of the ID labels 0 to 7. Fashion-MNIST's 8 (bag) and 9 (ankle boot) are the OOD test set ``near``."""
+"""The names of the ID labels 0 to 7. Fashion-MNIST's 8 (bag) and 9 (ankle boot) are the OOD test
+set ``near``."""
 
 ID_SETS = ("train", "held_out", "test")
 OOD_TEST_SETS = ("near", "mnist", "emoji", "photos", "textures")
@@ -30,7 +33,8 @@ VALIDATION_SET = "validation"
 
 
 def load_images(name: str) -> LabelledImages:
-    """One of the shipped sets: images uint8 (N, 32, 32, 1) in [0, 255], labels int64 (N,) for Fashion-MNIST, else None.
+    """One of the shipped sets: images uint8 (N, 32, 32, 1) in [0, 255], labels int64 (N,) for
+    Fashion-MNIST, else None.
 
     Raises GoodRtError for another name, or when the file is missing or damaged.
     """

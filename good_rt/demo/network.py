@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a (projected) shortcut (He et al., arXiv 1512.03385, Fig. 2)."""
+    """Two 3x3 convolutions with batch norm and a (projected) shortcut (He et al., arXiv 1512.03385,
+    Fig. 2)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -21,7 +22,8 @@ class ResidualBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +34,8 @@ class ResidualBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A ResNet of three stages whose last feature map is average-pooled to ``4 * width`` features.
 
-    The method names follow timm: ``forward_features`` gives the penultimate features, ``forward_head`` the logits.
+    The method names follow timm: ``forward_features`` gives the penultimate features,
+    ``forward_head`` the logits.
     """
 
     def __init__(self, in_channels: int = 1, width: int = 32, num_classes: int = 8) -> None:

@@ -1,7 +1,8 @@
 """The detector as one PyTorch module: image in, every score and the decision out.
 
-It is built from the classifier, the feature bank and the calibration, and is what `good_rt.export.detector` writes as
-detector.onnx; `good_rt.detector.runtime` runs that file without PyTorch.
+It is built from the classifier, the feature bank and the calibration, and is what
+`good_rt.export.detector` writes as detector.onnx; `good_rt.detector.runtime` runs that file without
+PyTorch.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ class Discrepancies:
 
 
 def measure(
-    classifier: Classifier, bank: FeatureBank, images: Images, config: DetectorConfig = DetectorConfig()
+    classifier: Classifier,
+    bank: FeatureBank,
+    images: Images,
+    config: DetectorConfig = DetectorConfig(),
 ) -> Discrepancies:
-    """Both discrepancies of images (N, C, H, W) in [-1, 1], whole or in batches, that are not in the bank."""
+    """Both discrepancies of images (N, C, H, W) in [-1, 1], whole or in batches, that are not in
+    the bank."""
     logits, features = outputs(classifier, images)
     return Discrepancies(
         logits.numpy(),
@@ -55,10 +60,11 @@ def measure(
 
 
 class DetectorModule(nn.Module):
-    """images (N, C, H, W) float32 in [0, 1] -> `good_rt.detector.runtime.OUTPUTS` in their order, each with leading axis N.
+    """images (N, C, H, W) float32 in [0, 1] -> `good_rt.detector.runtime.OUTPUTS` in their order,
+    each with leading axis N.
 
-    The k nearest bank rows are found by their inner product; the distance to the k-th is then computed exactly, since
-    √(2−2·q·b) loses half the digits for near neighbours.
+    The k nearest bank rows are found by their inner product; the distance to the k-th is then
+    computed exactly, since √(2−2·q·b) loses half the digits for near neighbours.
     """
 
     bank: Tensor
@@ -108,7 +114,9 @@ class DetectorModule(nn.Module):
         feature = (distance - u.distance_mean) / u.distance_std
         if abs(u.c) < 1e-6:
             return (1 - u.pi) * image + u.pi * feature
-        terms = torch.stack([math.log1p(-u.pi) + u.c * image, math.log(u.pi) + u.c * feature], dim=1)
+        terms = torch.stack(
+            [math.log1p(-u.pi) + u.c * image, math.log(u.pi) + u.c * feature], dim=1
+        )
         return torch.logsumexp(terms, dim=1) / u.c
 
 
@@ -120,12 +128,14 @@ def build_detector(
     ood_images: Sequence[Tensor],
     config: DetectorConfig = DetectorConfig(),
 ) -> DetectorModule:
-    """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD images by kind.
+    """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD
+    images by kind.
 
-    All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on ``fit_images``
-    against ``ood_images``, each kind with the same weight: of the kind that a classifier was trained with, and of which
-    there may be most, its energy alone tells. Without any it weighs both discrepancies alike. The p-value is calibrated
-    on ``calibration_images`` alone, with the finished score, so that its guarantee holds.
+    All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on
+    ``fit_images`` against ``ood_images``, each kind with the same weight: of the kind that a
+    classifier was trained with, and of which there may be most, its energy alone tells. Without any
+    it weighs both discrepancies alike. The p-value is calibrated on ``calibration_images`` alone,
+    with the finished score, so that its guarantee holds.
     """
     _, features = outputs(classifier, bank_images)
     bank = FeatureBank(features)
@@ -137,5 +147,7 @@ def build_detector(
     else:
         score = unified.mean_score(known.energy, known.knn_distance)
     held_out = measure(classifier, bank, calibration_images, config)
-    module = DetectorModule(classifier, bank, score, score(held_out.energy, held_out.knn_distance), config)
+    module = DetectorModule(
+        classifier, bank, score, score(held_out.energy, held_out.knn_distance), config
+    )
     return module.eval().to(classifier.device)

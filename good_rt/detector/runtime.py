@@ -1,6 +1,7 @@
 """detector.onnx at work: scores images with numpy and ONNX Runtime alone.
 
-`good_rt.export.detector` writes the file; what it needs to know of itself stands in the file's metadata.
+`good_rt.export.detector` writes the file; what it needs to know of itself stands in the file's
+metadata.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Scores:
 class Detector:
     """A detector.onnx, ready to score.
 
-    ``alpha`` sets another share of ID inputs that may be refused. Raises GoodRtError when the file is missing, damaged,
-    or no detector of ours, or alpha is not one that its calibration can hold.
+    ``alpha`` sets another share of ID inputs that may be refused. Raises GoodRtError when the file
+    is missing, damaged, or no detector of ours, or alpha is not one that its calibration can hold.
     """
 
     def __init__(self, path: Path | str, alpha: float | None = None, threads: int = 0) -> None:
@@ -80,7 +81,9 @@ class Detector:
         self.path = path = Path(path)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            raise GoodRtError(f"{path} {what}; give a detector.onnx, which `good-rt detector build` makes")
+            raise GoodRtError(
+                f"{path} {what}; give a detector.onnx, which `good-rt detector build` makes"
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong is raised, in one line
@@ -88,40 +91,62 @@ class Detector:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", (str(error).splitlines() or ["unreadable"])[0])
-            raise GoodRtError(f"{path} is damaged or no ONNX file ({first}); build it again") from None
+            first = re.sub(
+                r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
+                "",
+                (str(error).splitlines() or ["unreadable"])[0],
+            )
+            raise GoodRtError(
+                f"{path} is damaged or no ONNX file ({first}); build it again"
+            ) from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:
             raise GoodRtError(
-                f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt detector build`"
+                f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt "
+                "detector build`"
             )
         try:
             self.info = DetectorInfo.from_json(metadata[METADATA_KEY])
         except (ValueError, TypeError, KeyError) as error:
-            raise GoodRtError(f"{path} is a detector that cannot be read ({error}); build it again") from None
+            raise GoodRtError(
+                f"{path} is a detector that cannot be read ({error}); build it again"
+            ) from None
         self.alpha = self.info.alpha if alpha is None else alpha
         smallest = 1 / (self.info.calibration_size + 1)
         if not smallest <= self.alpha < 1:
-            raise GoodRtError(f"alpha must be at least {smallest:.3g} for this detector, and below 1; not {self.alpha}")
+            raise GoodRtError(
+                f"alpha must be at least {smallest:.3g} for this detector, and below 1; not "
+                f"{self.alpha}"
+            )
 
     def score(self, images: NDArray[np.uint8], batch: int = 64) -> Scores:
-        """Scores images (N, H, W, C) uint8. Raises GoodRtError when they do not fit or an output is not finite."""
+        """Scores images (N, H, W, C) uint8. Raises GoodRtError when they do not fit or an output is
+        not finite."""
         expected = (self.info.image_size, self.info.image_size, self.info.channels)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[1:] != expected
+            or len(images) == 0
+        ):
             raise GoodRtError(
-                f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} {images.shape}"
+                f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} "
+                f"{images.shape}"
             )
         parts = []
         for first in range(0, len(images), batch):
             pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
             parts.append(self._session.run(list(OUTPUTS), {"images": pixels}))
-        found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)}
+        found = {
+            name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)
+        }
         wrong = ~np.isfinite(found["logits"]).all(axis=1)
         for name in ("energy", "knn_distance", "score", "p_value"):
             wrong |= ~np.isfinite(found[name])
         if wrong.any():
             raise GoodRtError(
-                f"{self.path} gives a value that is not finite (image {np.flatnonzero(wrong)[0]} of {len(images)}); "
+                f"{self.path} gives a value that is not finite (image {np.flatnonzero(wrong)[0]} "
+                f"of {len(images)}); "
                 "its weights or its calibration are damaged: build it again"
             )
         return Scores(

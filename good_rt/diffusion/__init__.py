@@ -1,8 +1,9 @@
-"""Diffusion models from diffusers folders, each as one network, a noise process, a condition and a decoder.
+"""Diffusion models from diffusers folders, each as one network, a noise process, a condition and a
+decoder.
 
-`load_diffusion` picks the adapter of the network's class; whatever the architecture, denoiser, engines, guidance and
-sampler see the same few things. Another architecture is one file with a `Family`, its entry in `load.FAMILIES`, and a
-test.
+`load_diffusion` picks the adapter of the network's class; whatever the architecture, denoiser,
+engines, guidance and sampler see the same few things. Another architecture is one file with a
+`Family`, its entry in `load.FAMILIES`, and a test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Autoencoders of latent models as two modules: images to latents as the network sees them, and back.
+"""Autoencoders of latent models as two modules: images to latents as the network sees them, and
+back.
 
-`AutoencoderKL` is what most models ship, `VQModel` what the first latent models did, and `AutoencoderTiny` a light one
-that also stands in for another's decoder where gradients go through it.
+`AutoencoderKL` is what most models ship, `VQModel` what the first latent models did, and
+`AutoencoderTiny` a light one that also stands in for another's decoder where gradients go through
+it.
 """
 
 from __future__ import annotations
@@ -18,19 +20,23 @@ CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 class DecoderModule(nn.Module):
-    """latents (N, C, H, W), scaled as the network sees them -> images (N, c, H', W') in about [-1, 1]."""
+    """latents (N, C, H, W), scaled as the network sees them -> images (N, c, H', W') in about [-1,
+    1]."""
 
     def __init__(self, vae: nn.Module, scaling_factor: float, shift: float = 0.0) -> None:
         super().__init__()
         self.vae, self.scaling_factor, self.shift = vae, scaling_factor, shift
 
     def forward(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode(latents / self.scaling_factor + self.shift, return_dict=False)[0]  # type: ignore[operator]
+        images: Tensor = self.vae.decode(
+            latents / self.scaling_factor + self.shift, return_dict=False
+        )[0]  # type: ignore[operator]
         return images
 
 
 class EncoderModule(nn.Module):
-    """images (N, c, H', W') in [-1, 1] -> latents (N, C, H, W), the posterior's mean scaled as the network sees it."""
+    """images (N, c, H', W') in [-1, 1] -> latents (N, C, H, W), the posterior's mean scaled as the
+    network sees it."""
 
     def __init__(self, vae: nn.Module, scaling_factor: float, shift: float = 0.0) -> None:
         super().__init__()
@@ -44,7 +50,8 @@ class EncoderModule(nn.Module):
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Both halves, and the shapes between which they work: an image is ``factor`` times as high as its latents."""
+    """Both halves, and the shapes between which they work: an image is ``factor`` times as high as
+    its latents."""
 
     encoder: EncoderModule
     decoder: DecoderModule
@@ -58,7 +65,8 @@ class Autoencoder:
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """Raises GoodRtError as `load_diffusers_part` does, and for latents with statistics, which are not known here."""
+    """Raises GoodRtError as `load_diffusers_part` does, and for latents with statistics, which are
+    not known here."""
     vae = load_diffusers_part(folder, CLASSES)
     latent_channels, image_channels, factor = shapes_of(vae.config, folder)
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
@@ -69,9 +77,13 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 def shapes_of(config: dict[str, object], folder: Path) -> tuple[int, int, int]:
-    """A config -> latent channels, image channels, and how many times larger an image is than its latents."""
+    """A config -> latent channels, image channels, and how many times larger an image is than its
+    latents."""
     if config.get("latents_mean") is not None:
-        raise GoodRtError(f"{folder}: latents_mean and latents_std are not known to good-rt; use another autoencoder")
+        raise GoodRtError(
+            f"{folder}: latents_mean and latents_std are not known to good-rt; use another "
+            "autoencoder"
+        )
     blocks = config.get("decoder_block_out_channels") or config.get("block_out_channels")
     latents, images = config.get("latent_channels"), config.get("out_channels")
     assert isinstance(blocks, list | tuple) and isinstance(latents, int) and isinstance(images, int)

@@ -1,4 +1,5 @@
-"""What a diffusion model is, whatever its architecture; and what an architecture has to say of itself."""
+"""What a diffusion model is, whatever its architecture; and what an architecture has to say of
+itself."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import torch
 from torch import nn
 
 from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
-from good_rt.diffusion.conditioning import TEMPLATE, ClassLabels, Conditioner, Conditioning, TextPrompts
+from good_rt.diffusion.conditioning import (
+    TEMPLATE,
+    ClassLabels,
+    Conditioner,
+    Conditioning,
+    TextPrompts,
+)
 from good_rt.diffusion.process import DiscreteProcess, Process
 from good_rt.errors import GoodRtError
 from good_rt.method.schedule import FloatArray
@@ -25,10 +32,11 @@ Shape = tuple[int, int, int]
 class DiffusionModel:
     """A diffusion model as PyTorch modules, its noise process, and what conditions it.
 
-    ``unet`` is the network, (sample (N, C, H, W), timestep (N,) float32, *condition) -> prediction (N, C, H, W), be it
-    a UNet or a transformer. ``sample_shape`` (C, H, W) is what it denoises, ``image_shape`` what comes out; for a pixel
-    model they agree, and ``encoder`` and ``decoder`` are None. ``light_decoder`` stands in for the decoder where
-    gradients go through it. ``conditioner`` is None for an unconditional model.
+    ``unet`` is the network, (sample (N, C, H, W), timestep (N,) float32, *condition) -> prediction
+    (N, C, H, W), be it a UNet or a transformer. ``sample_shape`` (C, H, W) is what it denoises,
+    ``image_shape`` what comes out; for a pixel model they agree, and ``encoder`` and ``decoder``
+    are None. ``light_decoder`` stands in for the decoder where gradients go through it.
+    ``conditioner`` is None for an unconditional model.
     """
 
     unet: nn.Module
@@ -52,7 +60,9 @@ class DiffusionModel:
         """The (steps + 1,) σ that the model's own scheduler visits."""
         return self.process.sigmas(steps)
 
-    def conditioning(self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)) -> Conditioning | None:
+    def conditioning(
+        self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)
+    ) -> Conditioning | None:
         """The table of what these classes are to the network; None for an unconditional model."""
         return None if self.conditioner is None else self.conditioner(classes, templates)
 
@@ -93,10 +103,12 @@ class DiffusionModel:
 
 
 class Family(ABC):
-    """One architecture: how its config is read and its network called. Registered in `good_rt.diffusion.load`.
+    """One architecture: how its config is read and its network called. Registered in
+    `good_rt.diffusion.load`.
 
-    ``classes`` are diffusers' names of its networks, ``about`` what it is for people. A network that predicts twice its
-    input's channels has learned its variance too, which is split off (Nichol & Dhariwal, arXiv 2102.09672).
+    ``classes`` are diffusers' names of its networks, ``about`` what it is for people. A network
+    that predicts twice its input's channels has learned its variance too, which is split off
+    (Nichol & Dhariwal, arXiv 2102.09672).
     """
 
     classes: ClassVar[tuple[str, ...]]
@@ -110,7 +122,9 @@ class Family(ABC):
         """(C, H, W) that the network denoises. Raises GoodRtError where its config does not say."""
         size = config.get("sample_size")
         if size is None:
-            raise GoodRtError("the network's config has no sample_size, so that its images have no size; set it")
+            raise GoodRtError(
+                "the network's config has no sample_size, so that its images have no size; set it"
+            )
         height, width = (size, size) if isinstance(size, int) else size
         return config["in_channels"], height, width
 
@@ -120,15 +134,19 @@ class Family(ABC):
 
     @abstractmethod
     def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
-        """The network as (sample, timestep (N,) float32, *condition) -> prediction of the sample's shape."""
+        """The network as (sample, timestep (N,) float32, *condition) -> prediction of the sample's
+        shape."""
 
     @abstractmethod
-    def conditioner(self, config: Mapping[str, Any], folder: Path, image_shape: Shape) -> Conditioner | None:
+    def conditioner(
+        self, config: Mapping[str, Any], folder: Path, image_shape: Shape
+    ) -> Conditioner | None:
         """What conditions the network; nothing is loaded yet."""
 
     @abstractmethod
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The condition's inputs in the module's order, each with its shape for one image; labels are integers."""
+        """The condition's inputs in the module's order, each with its shape for one image; labels
+        are integers."""
 
     def text_parts(self, folder: Path) -> tuple[str, ...]:
         """The names of the parts that prompts need."""
@@ -136,11 +154,14 @@ class Family(ABC):
 
 
 def predicted_channels(config: Mapping[str, Any]) -> int:
-    """The channels of the prediction itself, which come first. Raises GoodRtError when there is another number."""
+    """The channels of the prediction itself, which come first. Raises GoodRtError when there is
+    another number."""
     inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if outputs not in (inputs, 2 * inputs):
         raise GoodRtError(
-            f"the network takes {inputs} channels and gives {outputs}, which is neither the prediction nor the "
-            "prediction with its variance; models with further inputs, such as inpainting, are not run"
+            f"the network takes {inputs} channels and gives {outputs}, which is neither the "
+            "prediction nor the "
+            "prediction with its variance; models with further inputs, such as inpainting, are not "
+            "run"
         )
     return int(inputs)

@@ -1,7 +1,8 @@
-"""Flux: a flow-matching transformer on latents packed two by two, with rotary positions and a pooled text embedding.
+"""Flux: a flow-matching transformer on latents packed two by two, with rotary positions and a
+pooled text embedding.
 
-The guidance-distilled kind takes the guidance's strength as an input, which is the value of its own pipeline here;
-classifier-free guidance comes on top, if it is asked for.
+The guidance-distilled kind takes the guidance's strength as an input, which is the value of its own
+pipeline here; classifier-free guidance comes on top, if it is asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ GUIDANCE = 3.5
 
 
 class FluxModule(nn.Module):
-    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D), pooled (N, P)[, guidance (N,)]) -> velocity."""
+    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D), pooled (N, P)[, guidance
+    (N,)]) -> velocity."""
 
     positions: Tensor
 
@@ -35,19 +37,37 @@ class FluxModule(nn.Module):
         self.transformer, self.shape = transformer, shape
         rows, columns = (torch.arange(size // 2) for size in shape[1:])
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
-        self.register_buffer("positions", torch.cat([torch.zeros(len(grid), 1), grid], 1).float(), persistent=False)
+        self.register_buffer(
+            "positions", torch.cat([torch.zeros(len(grid), 1), grid], 1).float(), persistent=False
+        )
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor | None = None
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         channels, height, width = self.shape
-        packed = sample.reshape(-1, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        packed = sample.reshape(-1, channels, height // 2, 2, width // 2, 2).permute(
+            0, 2, 4, 1, 3, 5
+        )
         packed = packed.reshape(-1, (height // 2) * (width // 2), 4 * channels)
         words = self.positions.new_zeros(context.shape[1], 3)
         output: Tensor = self.transformer(
-            packed, context, pooled, timestep / 1000, self.positions, words, guidance, return_dict=False
+            packed,
+            context,
+            pooled,
+            timestep / 1000,
+            self.positions,
+            words,
+            guidance,
+            return_dict=False,
         )[0]
-        output = output.reshape(-1, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        output = output.reshape(-1, height // 2, width // 2, channels, 2, 2).permute(
+            0, 3, 1, 4, 2, 5
+        )
         return output.reshape(-1, channels, height, width)
 
 
@@ -64,16 +84,23 @@ class Flux(Family):
         super().check(config, folder)
         for part in ("text_encoder", "text_encoder_2"):
             if not (folder / part).is_dir():
-                raise GoodRtError(f"{folder} has no {part}/, which its prompts need; take the whole model folder")
+                raise GoodRtError(
+                    f"{folder} has no {part}/, which its prompts need; take the whole model folder"
+                )
 
     def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
         return FluxModule(network, shape)
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        shapes = {"context": (T5_TOKENS, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+        shapes = {
+            "context": (T5_TOKENS, config["joint_attention_dim"]),
+            "pooled": (config["pooled_projection_dim"],),
+        }
         return {**shapes, "guidance": ()} if config["guidance_embeds"] else shapes
 
-    def conditioner(self, config: Mapping[str, Any], folder: Path, image_shape: Shape) -> Conditioner | None:
+    def conditioner(
+        self, config: Mapping[str, Any], folder: Path, image_shape: Shape
+    ) -> Conditioner | None:
         return TextPrompts(partial(encode_both, folder, config["guidance_embeds"]))
 
     def text_parts(self, folder: Path) -> tuple[str, ...]:
@@ -81,8 +108,12 @@ class Flux(Family):
 
 
 def encode_both(folder: Path, guided: bool, prompts: list[str]) -> dict[str, Tensor]:
-    """T5's last hidden state, CLIP's pooled embedding, and the guidance's strength where the network takes it."""
-    pooled, context = encode(folder, "", prompts, CLIP).pooled, encode(folder, "_2", prompts, T5, T5_TOKENS).last
+    """T5's last hidden state, CLIP's pooled embedding, and the guidance's strength where the
+    network takes it."""
+    pooled, context = (
+        encode(folder, "", prompts, CLIP).pooled,
+        encode(folder, "_2", prompts, T5, T5_TOKENS).last,
+    )
     assert pooled is not None
     found = {"context": context, "pooled": pooled}
     return {**found, "guidance": torch.full((len(prompts),), GUIDANCE)} if guided else found

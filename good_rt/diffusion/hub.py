@@ -1,4 +1,5 @@
-"""A model's folder on this machine: the one that is named, or a copy of a repository on the Hugging Face hub."""
+"""A model's folder on this machine: the one that is named, or a copy of a repository on the Hugging
+Face hub."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ NOT_READ = ("*.fp16.*", "*.bf16.*", "*non_ema*", "safety_checker/*")
 
 
 def local_folder(model: Path) -> Path:
-    """``model`` itself where it exists or can only be a path; else owner/name, downloaded by huggingface_hub.
+    """``model`` itself where it exists or can only be a path; else owner/name, downloaded by
+    huggingface_hub.
 
     Raises GoodRtError when it is no folder here and cannot be downloaded.
     """
@@ -24,16 +26,22 @@ def local_folder(model: Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise GoodRtError(
-            f"{name} is no folder here, and huggingface_hub, which could download it, is not installed; give the path "
+            f"{name} is no folder here, and huggingface_hub, which could download it, is not "
+            "installed; give the path "
             "of a diffusers folder"
         ) from None
     try:
         return Path(
-            snapshot_download(name, allow_patterns=list(FILES), ignore_patterns=list(NOT_READ), etag_timeout=10)
+            snapshot_download(
+                name, allow_patterns=list(FILES), ignore_patterns=list(NOT_READ), etag_timeout=10
+            )
         )
     except Exception as error:  # no network, no such repository, no permission: one of many kinds
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise GoodRtError(
-            f"{name} is no folder here, and cannot be downloaded from the hub ({reason.rstrip('.')}); give the path of "
+            f"{name} is no folder here, and cannot be downloaded from the hub "
+            f"({reason.rstrip('.')}); give the path of "
             "a diffusers folder"
         ) from None

@@ -1,6 +1,8 @@
-"""What a model folder is and what good-rt makes of it, read from configs and weight files' headers alone.
+"""What a model folder is and what good-rt makes of it, read from configs and weight files' headers
+alone.
 
-Nothing of a model's weights is loaded, so that the largest is inspected at once, on a machine that could not run it.
+Nothing of a model's weights is loaded, so that the largest is inspected at once, on a machine that
+could not run it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the folder: its class, number of weights, their stored types and the bytes on disk."""
+    """One part of the folder: its class, number of weights, their stored types and the bytes on
+    disk."""
 
     name: str
     class_name: str
@@ -53,10 +56,12 @@ class ExportedGraph:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model. ``problems`` are why it cannot be run, each in one line; none: it can.
+    """What is known of a model. ``problems`` are why it cannot be run, each in one line; none: it
+    can.
 
-    ``weights_bytes`` are those of network and autoencoder in memory; ``activation_bytes`` what a gradient through the
-    network keeps for each image of a batch (an upper estimate: the outputs of all its layers).
+    ``weights_bytes`` are those of network and autoencoder in memory; ``activation_bytes`` what a
+    gradient through the network keeps for each image of a batch (an upper estimate: the outputs of
+    all its layers).
     """
 
     folder: str
@@ -95,18 +100,33 @@ class _Problems(list[str]):
 
 
 def inspect_model(
-    model: Path, *, image_size: int | None = None, image_shape: Shape | None = None, classes: int | None = None
+    model: Path,
+    *,
+    image_size: int | None = None,
+    image_shape: Shape | None = None,
+    classes: int | None = None,
 ) -> Inspection:
     """Raises GoodRtError when the folder holds no diffusion model at all.
 
-    With a classifier's ``image_shape`` and number of ``classes``, what does not fit it is a problem too.
+    With a classifier's ``image_shape`` and number of ``classes``, what does not fit it is a problem
+    too.
     """
     layout = Layout.of(model)
     problems = _Problems()
     family = problems.attempt(lambda: layout.family)
-    names = {"network": layout.network} | ({} if layout.autoencoder is None else {"autoencoder": layout.autoencoder})
-    parts = {name: part for name, folder in names.items() if (part := problems.attempt(lambda f=folder: part_of(f)))}  # type: ignore[misc]
-    texts = [] if family is None else [n for n in family.text_parts(layout.folder) if n.startswith("text_encoder")]
+    names = {"network": layout.network} | (
+        {} if layout.autoencoder is None else {"autoencoder": layout.autoencoder}
+    )
+    parts = {
+        name: part
+        for name, folder in names.items()
+        if (part := problems.attempt(lambda f=folder: part_of(f)))
+    }  # type: ignore[misc]
+    texts = (
+        []
+        if family is None
+        else [n for n in family.text_parts(layout.folder) if n.startswith("text_encoder")]
+    )
     for name in texts:
         if (found := problems.attempt(lambda n=name: part_of(layout.folder / n))) is not None:  # type: ignore[misc]
             parts[name] = found
@@ -120,14 +140,27 @@ def inspect_model(
     if family is not None and network is not None:
         problems.attempt(lambda: family.check(config, layout.folder))
         problems.extend(_missing_text(layout.folder, family))
-        shape, out = problems.attempt(lambda: _shapes(layout, family, config, image_size)) or (None, None)
+        shape, out = problems.attempt(lambda: _shapes(layout, family, config, image_size)) or (
+            None,
+            None,
+        )
         tokens = 1 if shape is None else (shape[1] // family.patch) * (shape[2] // family.patch)
-        process = problems.attempt(lambda: load_process(layout.scheduler, tokens, family.even_levels))
+        process = problems.attempt(
+            lambda: load_process(layout.scheduler, tokens, family.even_levels)
+        )
         condition, free, labels = _condition(family, config, layout.folder, out or (0, 0, 0))
-        module = None if shape is None else problems.attempt(lambda: family.module(network, config, shape))
+        module = (
+            None
+            if shape is None
+            else problems.attempt(lambda: family.module(network, config, shape))
+        )
         shapes_of_condition = family.condition_shapes(config)
         inputs += tuple(shapes_of_condition)
-        activations = None if module is None or shape is None else layer_outputs(module, shape, shapes_of_condition)
+        activations = (
+            None
+            if module is None or shape is None
+            else layer_outputs(module, shape, shapes_of_condition)
+        )
         problems.extend(_misfits(out, image_shape, labels, classes))
     return Inspection(
         folder=str(layout.folder),
@@ -141,14 +174,16 @@ def inspect_model(
         guidance_free=free,
         learned_variance=config.get("out_channels") == 2 * config.get("in_channels", 0),
         graphs=_graphs(parts, inputs),
-        weights_bytes=FLOAT * sum(parts[name].parameters for name in ("network", "autoencoder") if name in parts),
+        weights_bytes=FLOAT
+        * sum(parts[name].parameters for name in ("network", "autoencoder") if name in parts),
         activation_bytes=None if activations is None else FLOAT * activations,
         problems=tuple(problems),
     )
 
 
 def part_of(folder: Path) -> Part:
-    """A part from its config and the headers of its weight files. Raises GoodRtError when they cannot be read."""
+    """A part from its config and the headers of its weight files. Raises GoodRtError when they
+    cannot be read."""
     _, files = weight_files(folder)
     count, types = 0, set()
     for path in files:
@@ -156,12 +191,17 @@ def part_of(folder: Path) -> Part:
             count += size
             types.add(dtype)
     return Part(
-        folder.name, class_name(folder), count, tuple(sorted(types)), sum(path.stat().st_size for path in files)
+        folder.name,
+        class_name(folder),
+        count,
+        tuple(sorted(types)),
+        sum(path.stat().st_size for path in files),
     )
 
 
 def header(path: Path) -> dict[str, tuple[str, int]]:
-    """Type and size of every tensor of a safetensors file, from its header: a length of 8 bytes, then JSON.
+    """Type and size of every tensor of a safetensors file, from its header: a length of 8 bytes,
+    then JSON.
 
     Raises GoodRtError when it is damaged.
     """
@@ -169,9 +209,15 @@ def header(path: Path) -> dict[str, tuple[str, int]]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             value = json.loads(file.read(min(length, 100_000_000)))
-        return {name: (str(entry["dtype"]), math.prod(entry["shape"])) for name, entry in value.items() if name != META}
+        return {
+            name: (str(entry["dtype"]), math.prod(entry["shape"]))
+            for name, entry in value.items()
+            if name != META
+        }
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GoodRtError(f"{path} is not a safetensors file ({type(error).__name__}); download it again") from None
+        raise GoodRtError(
+            f"{path} is not a safetensors file ({type(error).__name__}); download it again"
+        ) from None
 
 
 def _pipeline(folder: Path) -> str | None:
@@ -181,17 +227,26 @@ def _pipeline(folder: Path) -> str | None:
 
 def _missing_text(folder: Path, family: Family) -> list[str]:
     parts = family.text_parts(folder)
-    missing = [name for name in parts if name.startswith("tokenizer") and not (folder / name).is_dir()]
-    problems = [f"{folder} has no {name}/, which its prompts need; take the whole model folder" for name in missing]
+    missing = [
+        name for name in parts if name.startswith("tokenizer") and not (folder / name).is_dir()
+    ]
+    problems = [
+        f"{folder} has no {name}/, which its prompts need; take the whole model folder"
+        for name in missing
+    ]
     if parts:
         import importlib.util
 
         if importlib.util.find_spec("transformers") is None:
-            problems.append("prompts need transformers; install it with: pip install 'good-rt[toolkit]'")
+            problems.append(
+                "prompts need transformers; install it with: pip install 'good-rt[toolkit]'"
+            )
     return problems
 
 
-def _shapes(layout: Layout, family: Family, config: Mapping[str, Any], image_size: int | None) -> tuple[Shape, Shape]:
+def _shapes(
+    layout: Layout, family: Family, config: Mapping[str, Any], image_size: int | None
+) -> tuple[Shape, Shape]:
     """What is denoised, and what comes out."""
     shape = family.sample_shape(config)
     if layout.autoencoder is None:
@@ -200,8 +255,12 @@ def _shapes(layout: Layout, family: Family, config: Mapping[str, Any], image_siz
     name = class_name(layout.autoencoder)
     if name not in autoencoder.CLASSES:
         known = ", ".join(autoencoder.CLASSES)
-        raise GoodRtError(f"{layout.autoencoder} holds a {name}, which good-rt does not run; it runs {known}")
-    latents, channels, factor = autoencoder.shapes_of(empty_part(layout.autoencoder).config, layout.autoencoder)
+        raise GoodRtError(
+            f"{layout.autoencoder} holds a {name}, which good-rt does not run; it runs {known}"
+        )
+    latents, channels, factor = autoencoder.shapes_of(
+        empty_part(layout.autoencoder).config, layout.autoencoder
+    )
     check_channels(layout.folder, latents, shape[0])
     shape = shape if image_size is None else resized(shape, image_size, factor, family.patch)
     return shape, (channels, factor * shape[1], factor * shape[2])
@@ -220,10 +279,14 @@ def _condition(
     return None, False, None
 
 
-def _misfits(out: Shape | None, image_shape: Shape | None, labels: int | None, classes: int | None) -> list[str]:
+def _misfits(
+    out: Shape | None, image_shape: Shape | None, labels: int | None, classes: int | None
+) -> list[str]:
     problems = []
     if out is not None and image_shape is not None and out != image_shape:
-        problems.append(f"it makes images of shape {out}, the classifier takes {image_shape}; both must agree")
+        problems.append(
+            f"it makes images of shape {out}, the classifier takes {image_shape}; both must agree"
+        )
     if labels is not None and classes is not None and labels < classes:
         problems.append(f"the diffusion model knows {labels} classes, the classifier {classes}")
     return problems
@@ -233,7 +296,10 @@ def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[Exporte
     graphs = []
     if "network" in parts:
         size = FLOAT * parts["network"].parameters
-        graphs += [ExportedGraph("unet", inputs, size), ExportedGraph("unet_vjp", ("cotangent", *inputs), size)]
+        graphs += [
+            ExportedGraph("unet", inputs, size),
+            ExportedGraph("unet_vjp", ("cotangent", *inputs), size),
+        ]
     if "autoencoder" in parts:
         size = FLOAT * parts["autoencoder"].parameters
         graphs += [
@@ -245,8 +311,11 @@ def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[Exporte
 
 
 @torch.no_grad()
-def layer_outputs(module: nn.Module, shape: Shape, condition: Mapping[str, tuple[int, ...]]) -> int | None:
-    """How many numbers all layers of a network put out for one image; None where it cannot be told without weights."""
+def layer_outputs(
+    module: nn.Module, shape: Shape, condition: Mapping[str, tuple[int, ...]]
+) -> int | None:
+    """How many numbers all layers of a network put out for one image; None where it cannot be told
+    without weights."""
     total = 0
 
     def hear(layer: nn.Module, given: Any, output: Any) -> None:
@@ -254,14 +323,24 @@ def layer_outputs(module: nn.Module, shape: Shape, condition: Mapping[str, tuple
         if isinstance(output, torch.Tensor):
             total += output.numel()
 
-    handles = [layer.register_forward_hook(hear) for layer in module.modules() if not list(layer.children())]
+    handles = [
+        layer.register_forward_hook(hear)
+        for layer in module.modules()
+        if not list(layer.children())
+    ]
     try:
         with torch.device("meta"):
             arrays = [torch.empty(1, *shape), torch.empty(1)]
             for name, size in condition.items():
-                arrays.append(torch.zeros(1, *size, dtype=torch.int64 if name == "class_labels" else torch.float32))
+                arrays.append(
+                    torch.zeros(
+                        1, *size, dtype=torch.int64 if name == "class_labels" else torch.float32
+                    )
+                )
             module.to("meta")(*arrays)
-    except Exception:  # a network that asks for values, of which there are none; an estimate is not worth an error
+    except (
+        Exception
+    ):  # a network that asks for values, of which there are none; an estimate is not worth an error
         return None
     finally:
         for handle in handles:

@@ -1,7 +1,9 @@
-"""From a folder, as diffusers saves it, to a `DiffusionModel`: which parts it has, and the family of its network.
+"""From a folder, as diffusers saves it, to a `DiffusionModel`: which parts it has, and the family
+of its network.
 
-Parts lie in folders of their own (unet/ or transformer/, scheduler/, vae/, text_encoder/, …, with or without a
-model_index.json); an unconditional UNet may lie beside its scheduler_config.json in the folder itself.
+Parts lie in folders of their own (unet/ or transformer/, scheduler/, vae/, text_encoder/, …, with
+or without a model_index.json); an unconditional UNet may lie beside its scheduler_config.json in
+the folder itself.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from good_rt.diffusion.unet import UNet
 from good_rt.errors import GoodRtError
 
 FAMILIES: dict[str, Family] = {
-    name: family for family in (UNet(), DiT(), StableDiffusion(), Sd3(), Flux()) for name in family.classes
+    name: family
+    for family in (UNet(), DiT(), StableDiffusion(), Sd3(), Flux())
+    for name in family.classes
 }
 """The family of each class of network, by the _class_name of its config.json."""
 
@@ -47,7 +51,9 @@ class Layout:
         name = self.class_name
         if name not in FAMILIES:
             known = ", ".join(FAMILIES)
-            raise GoodRtError(f"{self.network} holds a {name}, which good-rt does not run; it runs {known}")
+            raise GoodRtError(
+                f"{self.network} holds a {name}, which good-rt does not run; it runs {known}"
+            )
         return FAMILIES[name]
 
     @classmethod
@@ -58,13 +64,16 @@ class Layout:
         network = next((place for place in places if (place / "config.json").exists()), None)
         if network is None:
             raise GoodRtError(
-                f"{folder} is not a diffusers folder: unet/config.json is missing, and transformer/config.json; give "
+                f"{folder} is not a diffusers folder: unet/config.json is missing, and "
+                "transformer/config.json; give "
                 "one as `save_pretrained` writes it, or a model's name on the hub"
             )
         scheduler = folder / "scheduler" / "scheduler_config.json"
         if network == folder and (folder / "scheduler_config.json").exists():
             scheduler = folder / "scheduler_config.json"
-        autoencoder = next((folder / name for name in ("vae", "vqvae") if (folder / name).is_dir()), None)
+        autoencoder = next(
+            (folder / name for name in ("vae", "vqvae") if (folder / name).is_dir()), None
+        )
         return cls(folder, network, scheduler, autoencoder)
 
     def files(self) -> dict[str, Path]:
@@ -80,10 +89,11 @@ def load_diffusion(
 ) -> DiffusionModel:
     """Reads a model folder; a name on the Hugging Face hub is downloaded where there is a network.
 
-    ``gradient_decoder`` is the folder of a light autoencoder (AutoencoderTiny) that stands in for the decoder where
-    gradients go through it. ``image_size`` makes square images of that size, for networks that bear with other sizes
-    than their own. Raises GoodRtError when a part is missing, damaged, pickled, of a class that no family runs, or not
-    finite, or when the parts do not fit together.
+    ``gradient_decoder`` is the folder of a light autoencoder (AutoencoderTiny) that stands in for
+    the decoder where gradients go through it. ``image_size`` makes square images of that size, for
+    networks that bear with other sizes than their own. Raises GoodRtError when a part is missing,
+    damaged, pickled, of a class that no family runs, or not finite, or when the parts do not fit
+    together.
     """
     layout = Layout.of(folder)
     family = layout.family
@@ -101,9 +111,14 @@ def load_diffusion(
     image_shape = sample_shape if autoencoder is None else autoencoder.image_shape(sample_shape)
     if gradient_decoder is not None and autoencoder is None:
         raise GoodRtError(
-            f"{layout.folder} is a pixel model, which has no decoder that {gradient_decoder} could stand in for"
+            f"{layout.folder} is a pixel model, which has no decoder that {gradient_decoder} could "
+            "stand in for"
         )
-    light = None if gradient_decoder is None else _light_decoder(gradient_decoder, sample_shape, image_shape)
+    light = (
+        None
+        if gradient_decoder is None
+        else _light_decoder(gradient_decoder, sample_shape, image_shape)
+    )
     tokens = (sample_shape[1] // family.patch) * (sample_shape[2] // family.patch)
     facts = [] if image_size is None else [f"image size {image_size}"]
     parts = layout.files() | ({} if gradient_decoder is None else {"light": gradient_decoder})
@@ -121,13 +136,16 @@ def load_diffusion(
 
 
 def resized(shape: Shape, image_size: int, factor: int, patch: int = 1) -> Shape:
-    """The sample's shape for square images of another size, ``factor`` times the sample's, in whole patches.
+    """The sample's shape for square images of another size, ``factor`` times the sample's, in whole
+    patches.
 
     Raises GoodRtError for a size that cannot be.
     """
     side = image_size // factor
     if side < 1 or image_size % (factor * patch):
-        raise GoodRtError(f"the image size must be a multiple of {factor * patch}, not {image_size}")
+        raise GoodRtError(
+            f"the image size must be a multiple of {factor * patch}, not {image_size}"
+        )
     return shape[0], side, side
 
 
@@ -135,7 +153,8 @@ def check_channels(folder: Path, latent: int, taken: int) -> None:
     """Raises GoodRtError when an autoencoder is another network's."""
     if latent != taken:
         raise GoodRtError(
-            f"{folder}: the VAE has {latent} latent channels, the UNet takes {taken}; they do not belong together"
+            f"{folder}: the VAE has {latent} latent channels, the UNet takes {taken}; they do not "
+            "belong together"
         )
 
 
@@ -144,7 +163,8 @@ def _light_decoder(folder: Path, sample_shape: Shape, image_shape: Shape) -> Dec
     check_channels(folder, light.latent_channels, sample_shape[0])
     if light.image_shape(sample_shape) != image_shape:
         raise GoodRtError(
-            f"{folder} decodes to images of shape {light.image_shape(sample_shape)}, the model's own decoder to "
+            f"{folder} decodes to images of shape {light.image_shape(sample_shape)}, the model's "
+            "own decoder to "
             f"{image_shape}; both must agree"
         )
     return light.decoder

@@ -1,7 +1,8 @@
-"""One part of a model folder (network, autoencoder, text encoder) read from local files, in safetensors alone.
+"""One part of a model folder (network, autoencoder, text encoder) read from local files, in
+safetensors alone.
 
-Weights may be stored in half precision, in several files or as a variant ("NAME.fp16.safetensors"); in memory they are
-float32. No code of the folder is run.
+Weights may be stored in half precision, in several files or as a variant ("NAME.fp16.safetensors");
+in memory they are float32. No code of the folder is run.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def class_name(folder: Path) -> str:
-    """The class that a part's config.json names. Raises GoodRtError when it cannot be read or names none."""
+    """The class that a part's config.json names. Raises GoodRtError when it cannot be read or names
+    none."""
     config = read_json(folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if not isinstance(name, str):
-        raise GoodRtError(f"{folder / 'config.json'} names no class; save the part again with save_pretrained")
+        raise GoodRtError(
+            f"{folder / 'config.json'} names no class; save the part again with save_pretrained"
+        )
     return name
 
 
@@ -42,14 +46,19 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
         variants.setdefault(stem.partition(".")[2] or None, []).append(path)
     if not variants:
         pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
-        hint = f"; {pickled[0]} is a pickle and is not read: save it with safe_serialization=True" if pickled else ""
+        hint = (
+            f"; {pickled[0]} is a pickle and is not read: save it with safe_serialization=True"
+            if pickled
+            else ""
+        )
         raise GoodRtError(f"{folder} has no .safetensors weights{hint}")
     variant = None if None in variants else sorted(filter(None, variants))[0]
     return variant, variants[variant]
 
 
 def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
-    """The part as a module of this diffusers or transformers class: float32, in evaluation mode, without gradients.
+    """The part as a module of this diffusers or transformers class: float32, in evaluation mode,
+    without gradients.
 
     Raises GoodRtError when its weights are missing, pickled, damaged, incomplete, or not finite.
     """
@@ -71,22 +80,29 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
     missing = sorted(found["missing_keys"])
     if missing:  # the libraries would leave them random
         raise GoodRtError(
-            f"{folder} lacks the weight {missing[0]!r} ({len(missing)} missing in all); its config.json is another's"
+            f"{folder} lacks the weight {missing[0]!r} ({len(missing)} missing in all); its "
+            "config.json is another's"
         )
     model = model.float().eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise GoodRtError(f"{folder}: weight {name!r} has values that are not finite; train or convert it again")
+            raise GoodRtError(
+                f"{folder}: weight {name!r} has values that are not finite; train or convert it "
+                "again"
+            )
     return model
 
 
 def load_diffusers_part(folder: Path, classes: Sequence[str]) -> Any:
-    """A part of one of these diffusers classes. Raises GoodRtError for another, and as `load_part` does."""
+    """A part of one of these diffusers classes. Raises GoodRtError for another, and as `load_part`
+    does."""
     import diffusers
 
     name = class_name(folder)
     if name not in classes:
-        raise GoodRtError(f"{folder} holds a {name}, which good-rt does not run; it runs {', '.join(classes)}")
+        raise GoodRtError(
+            f"{folder} holds a {name}, which good-rt does not run; it runs {', '.join(classes)}"
+        )
     return load_part(getattr(diffusers, name), folder, low_cpu_mem_usage=False)
 
 
@@ -100,16 +116,21 @@ def empty_part(folder: Path) -> Any:
         try:
             return getattr(diffusers, name).from_config(read_json(folder / "config.json"))
         except Exception as error:
-            raise GoodRtError(f"{folder / 'config.json'} does not make a {name} ({_first(error)})") from None
+            raise GoodRtError(
+                f"{folder / 'config.json'} does not make a {name} ({_first(error)})"
+            ) from None
 
 
 def _first(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on loading, which are not about anything that a user can change."""
+    """Without the libraries' remarks on loading, which are not about anything that a user can
+    change."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -127,7 +148,8 @@ def quiet() -> Iterator[None]:
 
 
 def fingerprint(folders: Mapping[str, Path], *facts: object) -> str:
-    """One hash of all configs, vocabularies and weights of the parts by name, and of whatever else decides the result.
+    """One hash of all configs, vocabularies and weights of the parts by name, and of whatever else
+    decides the result.
 
     A part that is a file counts as that file.
     """

@@ -1,7 +1,9 @@
-"""The noise process that a network was trained on, from its scheduler's config: levels of σ and the denoiser for them.
+"""The noise process that a network was trained on, from its scheduler's config: levels of σ and the
+denoiser for them.
 
-Two kinds are known: discrete timesteps with ᾱ (all of DDPM's family, whatever sampler the config names), and flow
-matching. Both give the sampler the same: an array of σ, and x̂0 = denoise(y, σ, labels).
+Two kinds are known: discrete timesteps with ᾱ (all of DDPM's family, whatever sampler the config
+names), and flow matching. Both give the sampler the same: an array of σ, and x̂0 = denoise(y, σ,
+labels).
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class Process(Protocol):
         ...
 
     def levels(self, count: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(count,) timesteps of trained levels from the noisiest to the cleanest, and of each the signal's and noise's
-        factor in what the network sees."""
+        """(count,) timesteps of trained levels from the noisiest to the cleanest, and of each the
+        signal's and noise's factor in what the network sees."""
         ...
 
     def denoiser(
@@ -67,7 +69,8 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class DiscreteProcess:
-    """Timesteps 0 … T−1 with ᾱ (T,): x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al., arXiv 2006.11239, Eq. 4)."""
+    """Timesteps 0 … T−1 with ᾱ (T,): x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al., arXiv 2006.11239, Eq.
+    4)."""
 
     alphas_cumprod: FloatArray
     prediction_type: str = "epsilon"
@@ -81,11 +84,17 @@ class DiscreteProcess:
         return f"{len(self.alphas_cumprod)} discrete timesteps, {self.prediction_type}"
 
     def sigmas(self, steps: int) -> FloatArray:
-        return ddim_sigmas(self.alphas_cumprod, steps, self.spacing, self.steps_offset, self.final_alpha_cumprod)
+        return ddim_sigmas(
+            self.alphas_cumprod, steps, self.spacing, self.steps_offset, self.final_alpha_cumprod
+        )
 
     def levels(self, count: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         # rounded in float32, as torch.linspace counts
-        timesteps = np.linspace(len(self.alphas_cumprod) - 1, 0, count, dtype=np.float32).round().astype(np.float64)
+        timesteps = (
+            np.linspace(len(self.alphas_cumprod) - 1, 0, count, dtype=np.float32)
+            .round()
+            .astype(np.float64)
+        )
         alphas = self.alphas_cumprod[timesteps.astype(int)]
         return timesteps, np.sqrt(alphas), np.sqrt(1 - alphas)
 
@@ -100,18 +109,26 @@ class DiscreteProcess:
         cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
         return DiscreteDenoiser(
-            network, self.alphas_cumprod, self.prediction_type, null_class, cfg_scale, cfg_sigma_max, self.clip,
-            differentiable=differentiable, condition=condition,
-        )  # fmt: skip
+            network,
+            self.alphas_cumprod,
+            self.prediction_type,
+            null_class,
+            cfg_scale,
+            cfg_sigma_max,
+            self.clip,
+            differentiable=differentiable,
+            condition=condition,
+        )
 
 
 @dataclass(frozen=True)
 class FlowProcess:
-    """x_t = (1−s) x_0 + s n with s in [0, 1] (Lipman et al., arXiv 2210.02747; Esser et al., arXiv 2403.03206).
+    """x_t = (1−s) x_0 + s n with s in [0, 1] (Lipman et al., arXiv 2210.02747; Esser et al., arXiv
+    2403.03206).
 
-    ``config`` is a FlowMatchEulerDiscreteScheduler's. ``tokens``, the length of the network's image sequence, decides
-    on a dynamic shift. With ``even`` the levels before the shift are 1, …, 1/steps, as Flux's own pipeline has them;
-    else the scheduler's.
+    ``config`` is a FlowMatchEulerDiscreteScheduler's. ``tokens``, the length of the network's image
+    sequence, decides on a dynamic shift. With ``even`` the levels before the shift are 1, …,
+    1/steps, as Flux's own pipeline has them; else the scheduler's.
     """
 
     config: Mapping[str, Any]
@@ -120,7 +137,11 @@ class FlowProcess:
 
     @property
     def about(self) -> str:
-        shift = "dynamic shift" if self.config["use_dynamic_shifting"] else f"shift {self.config['shift']:g}"
+        shift = (
+            "dynamic shift"
+            if self.config["use_dynamic_shifting"]
+            else f"shift {self.config['shift']:g}"
+        )
         return f"flow matching, {shift}"
 
     @property
@@ -168,7 +189,8 @@ class FlowProcess:
 
 
 def load_process(path: Path, tokens: int, even: bool = False) -> Process:
-    """The process of a scheduler_config.json, whatever sampler it names, with that sampler's defaults.
+    """The process of a scheduler_config.json, whatever sampler it names, with that sampler's
+    defaults.
 
     Raises GoodRtError when the config is damaged, or of a process that is neither of the two.
     """
@@ -176,30 +198,45 @@ def load_process(path: Path, tokens: int, even: bool = False) -> Process:
 
     settings = read_json(path)
     name = settings.get("_class_name", "DDIMScheduler")
-    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
+    kind = (
+        getattr(diffusers, name, None)
+        if isinstance(name, str) and name.endswith("Scheduler")
+        else None
+    )
     if kind is None:
-        raise GoodRtError(f"{path} names {name!r}, which is no scheduler of diffusers {diffusers.__version__}")
+        raise GoodRtError(
+            f"{path} names {name!r}, which is no scheduler of diffusers {diffusers.__version__}"
+        )
     with quiet():
         try:
             scheduler = kind.from_config(settings)
         except (TypeError, ValueError, NotImplementedError, ImportError) as error:
-            raise GoodRtError(f"{path} is not a scheduler's config that can be used ({error})") from None
+            raise GoodRtError(
+                f"{path} is not a scheduler's config that can be used ({error})"
+            ) from None
     config = scheduler.config
     if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
         if config.invert_sigmas:
-            raise GoodRtError(f"{path}: good-rt does not run inverted flow matching (invert_sigmas)")
+            raise GoodRtError(
+                f"{path}: good-rt does not run inverted flow matching (invert_sigmas)"
+            )
         return FlowProcess(dict(config), tokens, even)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise GoodRtError(
-            f"{path} holds a {name}, whose noise good-rt does not know; it knows schedulers with discrete timesteps "
+            f"{path} holds a {name}, whose noise good-rt does not know; it knows schedulers with "
+            "discrete timesteps "
             "(DDPM, DDIM, PNDM, Euler, DPM-Solver, …) and FlowMatchEulerDiscreteScheduler"
         )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
-        raise GoodRtError(f"{path}: unknown prediction type {prediction!r}; known are {', '.join(PREDICTIONS)}")
+        raise GoodRtError(
+            f"{path}: unknown prediction type {prediction!r}; known are {', '.join(PREDICTIONS)}"
+        )
     if config.get("thresholding"):
-        raise GoodRtError(f"{path}: good-rt does not run dynamic thresholding; set thresholding to false")
+        raise GoodRtError(
+            f"{path}: good-rt does not run dynamic thresholding; set thresholding to false"
+        )
     return DiscreteProcess(
         alphas_cumprod=np.maximum(alphas.double().numpy(), SMALLEST_ALPHA),
         prediction_type=prediction,

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5: a transformer of joint image and text tokens, by flow matching (arXiv 2403.03206)."""
+"""Stable Diffusion 3 and 3.5: a transformer of joint image and text tokens, by flow matching (arXiv
+2403.03206)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ T5_TOKENS = 256
 
 
 class Sd3Module(nn.Module):
-    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D), pooled (N, P)) -> velocity (N, C, H, W)."""
+    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D), pooled (N, P)) -> velocity
+    (N, C, H, W)."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -40,26 +42,36 @@ class Sd3(Family):
         super().check(config, folder)
         for part in ("text_encoder", "text_encoder_2"):
             if not (folder / part).is_dir():
-                raise GoodRtError(f"{folder} has no {part}/, which its prompts need; take the whole model folder")
+                raise GoodRtError(
+                    f"{folder} has no {part}/, which its prompts need; take the whole model folder"
+                )
 
     def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
         return Sd3Module(network)
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         tokens = CLIP_TOKENS + T5_TOKENS
-        return {"context": (tokens, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+        return {
+            "context": (tokens, config["joint_attention_dim"]),
+            "pooled": (config["pooled_projection_dim"],),
+        }
 
-    def conditioner(self, config: Mapping[str, Any], folder: Path, image_shape: Shape) -> Conditioner | None:
+    def conditioner(
+        self, config: Mapping[str, Any], folder: Path, image_shape: Shape
+    ) -> Conditioner | None:
         return TextPrompts(partial(encode_three, folder, config["joint_attention_dim"]))
 
     def text_parts(self, folder: Path) -> tuple[str, ...]:
         suffixes = ("", "_2", "_3") if (folder / "text_encoder_3").is_dir() else ("", "_2")
-        return tuple(f"{part}{suffix}" for suffix in suffixes for part in ("text_encoder", "tokenizer"))
+        return tuple(
+            f"{part}{suffix}" for suffix in suffixes for part in ("text_encoder", "tokenizer")
+        )
 
 
 def encode_three(folder: Path, width: int, prompts: list[str]) -> dict[str, Tensor]:
-    """Both CLIP's last hidden states but one, side by side, then T5's, one after the other (zeros where it is left out,
-    as the model was trained to do without); and both pooled embeddings, side by side."""
+    """Both CLIP's last hidden states but one, side by side, then T5's, one after the other (zeros
+    where it is left out, as the model was trained to do without); and both pooled embeddings, side
+    by side."""
     clips = [encode(folder, suffix, prompts, CLIP) for suffix in ("", "_2")]
     hidden = torch.cat([clip.penultimate for clip in clips if clip.penultimate is not None], -1)
     if (folder / "text_encoder_3").is_dir():

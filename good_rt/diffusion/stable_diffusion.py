@@ -1,6 +1,7 @@
 """Stable Diffusion 1, 2 and XL: UNet2DConditionModel, which attends to the embedding of a text.
 
-XL (Podell et al., arXiv 2307.01952) reads two encoders, and is told a pooled embedding and the image's size as well.
+XL (Podell et al., arXiv 2307.01952) reads two encoders, and is told a pooled embedding and the
+image's size as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from good_rt.files import read_json
 
 
 class TextUNetModule(nn.Module):
-    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D)[, pooled (N, P), time_ids (N, 6)]) -> output."""
+    """(sample (N, C, H, W), timestep (N,) float32, context (N, L, D)[, pooled (N, P), time_ids (N,
+    6)]) -> output."""
 
     def __init__(self, unet: nn.Module, channels: int | None = None) -> None:
         super().__init__()
@@ -36,7 +38,9 @@ class TextUNetModule(nn.Module):
         time_ids: Tensor | None = None,
     ) -> Tensor:
         added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
-        output: Tensor = self.unet(sample, timestep, context, added_cond_kwargs=added, return_dict=False)[0]
+        output: Tensor = self.unet(
+            sample, timestep, context, added_cond_kwargs=added, return_dict=False
+        )[0]
         return output if self.channels is None else output[:, : self.channels]
 
 
@@ -47,13 +51,19 @@ class StableDiffusion(Family):
     def check(self, config: Mapping[str, Any], folder: Path) -> None:
         super().check(config, folder)
         for name, known in (
-            ("addition_embed_type", (None, "text_time")), ("class_embed_type", (None,)), ("num_class_embeds", (None,)),
-            ("encoder_hid_dim_type", (None,)), ("time_embedding_type", ("positional",)),
-        ):  # fmt: skip
+            ("addition_embed_type", (None, "text_time")),
+            ("class_embed_type", (None,)),
+            ("num_class_embeds", (None,)),
+            ("encoder_hid_dim_type", (None,)),
+            ("time_embedding_type", ("positional",)),
+        ):
             if config[name] not in known:
                 raise GoodRtError(f"{folder}: {name} {config[name]!r} is not run by good-rt")
         if not (folder / "text_encoder").is_dir():
-            raise GoodRtError(f"{folder} has no text_encoder/, which its prompts need; take the whole model folder")
+            raise GoodRtError(
+                f"{folder} has no text_encoder/, which its prompts need; take the whole model "
+                "folder"
+            )
 
     def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
         channels = predicted_channels(config)
@@ -61,18 +71,27 @@ class StableDiffusion(Family):
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         width = config["cross_attention_dim"]
-        shapes: dict[str, tuple[int, ...]] = {"context": (CLIP_TOKENS, width if isinstance(width, int) else width[0])}
+        shapes: dict[str, tuple[int, ...]] = {
+            "context": (CLIP_TOKENS, width if isinstance(width, int) else width[0])
+        }
         if config["addition_embed_type"] is not None:
-            pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+            pooled = (
+                config["projection_class_embeddings_input_dim"]
+                - 6 * config["addition_time_embed_dim"]
+            )
             shapes |= {"pooled": (pooled,), "time_ids": (6,)}
         return shapes
 
-    def conditioner(self, config: Mapping[str, Any], folder: Path, image_shape: Shape) -> Conditioner | None:
+    def conditioner(
+        self, config: Mapping[str, Any], folder: Path, image_shape: Shape
+    ) -> Conditioner | None:
         if config["addition_embed_type"] is None:
             return TextPrompts(partial(encode_one, folder))
         index = folder / "model_index.json"
         zeroed = index.exists() and read_json(index).get("force_zeros_for_empty_prompt", True)
-        return TextPrompts(partial(encode_two, folder, image_shape), ("context", "pooled") if zeroed else ())
+        return TextPrompts(
+            partial(encode_two, folder, image_shape), ("context", "pooled") if zeroed else ()
+        )
 
     def text_parts(self, folder: Path) -> tuple[str, ...]:
         two = (folder / "text_encoder_2").is_dir()
@@ -85,9 +104,14 @@ def encode_one(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
 
 
 def encode_two(folder: Path, image_shape: Shape, prompts: list[str]) -> dict[str, Tensor]:
-    """XL: both encoders' last hidden state but one, the second's pooled embedding, and (size, crop, size)."""
+    """XL: both encoders' last hidden state but one, the second's pooled embedding, and (size, crop,
+    size)."""
     first, second = (encode(folder, suffix, prompts, CLIP) for suffix in ("", "_2"))
-    assert first.penultimate is not None and second.penultimate is not None and second.pooled is not None
+    assert (
+        first.penultimate is not None
+        and second.penultimate is not None
+        and second.pooled is not None
+    )
     sizes = torch.tensor([*image_shape[1:], 0, 0, *image_shape[1:]], dtype=torch.float32)
     return {
         "context": torch.cat([first.penultimate, second.penultimate], -1),

@@ -1,6 +1,8 @@
-"""Prompts to embeddings, by the text encoders and tokenizers of the model's own folder; transformers is needed here.
+"""Prompts to embeddings, by the text encoders and tokenizers of the model's own folder;
+transformers is needed here.
 
-An encoder is loaded, run once over all prompts and let go of, so that the largest of them is in memory alone.
+An encoder is loaded, run once over all prompts and let go of, so that the largest of them is in
+memory alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class Encoded:
-    """P prompts: last hidden state (P, L, D); of CLIP also the one before it, and the pooled embedding (P, D')."""
+    """P prompts: last hidden state (P, L, D); of CLIP also the one before it, and the pooled
+    embedding (P, D')."""
 
     last: Tensor
     penultimate: Tensor | None = None
@@ -33,36 +36,58 @@ class Encoded:
 
 @torch.no_grad()
 def encode(
-    folder: Path, suffix: str, prompts: list[str], classes: tuple[str, ...], longest: int | None = None
+    folder: Path,
+    suffix: str,
+    prompts: list[str],
+    classes: tuple[str, ...],
+    longest: int | None = None,
 ) -> Encoded:
-    """The prompts by text_encoder{suffix} and tokenizer{suffix}, padded to the length that the encoder was made for.
+    """The prompts by text_encoder{suffix} and tokenizer{suffix}, padded to the length that the
+    encoder was made for.
 
-    ``longest`` bounds that length. Raises GoodRtError when a part is missing, or not of the ``classes``.
+    ``longest`` bounds that length. Raises GoodRtError when a part is missing, or not of the
+    ``classes``.
     """
     transformers = require("transformers", "toolkit")
     part = folder / f"text_encoder{suffix}"
     if not part.is_dir():
-        raise GoodRtError(f"{folder} has no {part.name}/, which its prompts need; take the whole model folder")
+        raise GoodRtError(
+            f"{folder} has no {part.name}/, which its prompts need; take the whole model folder"
+        )
     name = class_name(part)
     if name not in classes:
-        raise GoodRtError(f"{part} holds a {name}, which good-rt does not run; it runs {', '.join(classes)}")
+        raise GoodRtError(
+            f"{part} holds a {name}, which good-rt does not run; it runs {', '.join(classes)}"
+        )
     tokenizer = load_tokenizer(folder / f"tokenizer{suffix}")
     model = load_part(getattr(transformers, name), part)
     config = model.config
-    lengths = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), longest]
+    lengths = [
+        tokenizer.model_max_length,
+        getattr(config, "max_position_embeddings", None),
+        longest,
+    ]
     length = min(value for value in lengths if value)
     if length > 10**6:
-        raise GoodRtError(f"{folder / f'tokenizer{suffix}'} does not say how long prompts may be (model_max_length)")
+        raise GoodRtError(
+            f"{folder / f'tokenizer{suffix}'} does not say how long prompts may be "
+            "(model_max_length)"
+        )
     found = []
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         tokens = tokenizer(
-            prompts[first : first + PROMPTS_AT_ONCE], padding="max_length", max_length=length, truncation=True,
+            prompts[first : first + PROMPTS_AT_ONCE],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
             return_tensors="pt",
-        )  # fmt: skip
+        )
         mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
         output = model(tokens.input_ids, attention_mask=mask, output_hidden_states=name in CLIP)
         found.append(_encoded(output, name))
-    return Encoded(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)))  # type: ignore[arg-type]
+    return Encoded(
+        *(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True))
+    )  # type: ignore[arg-type]
 
 
 def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -73,13 +98,21 @@ def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | No
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder, without code of its own. Raises GoodRtError when it cannot be loaded."""
+    """The tokenizer of a local folder, without code of its own. Raises GoodRtError when it cannot
+    be loaded."""
     transformers = require("transformers", "toolkit")
     if not folder.is_dir():
-        raise GoodRtError(f"{folder.parent} has no {folder.name}/, which its prompts need; take the whole model folder")
+        raise GoodRtError(
+            f"{folder.parent} has no {folder.name}/, which its prompts need; take the whole model "
+            "folder"
+        )
     with quiet():
         try:
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # transformers raises many kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise GoodRtError(f"{folder} is not a tokenizer that can be loaded ({reason})") from None
+            raise GoodRtError(
+                f"{folder} is not a tokenizer that can be loaded ({reason})"
+            ) from None

@@ -1,7 +1,9 @@
-"""Sinusoidal embeddings of timesteps whose frequencies are constants, so that every runtime has PyTorch's.
+"""Sinusoidal embeddings of timesteps whose frequencies are constants, so that every runtime has
+PyTorch's.
 
-diffusers computes them anew at each call. A runtime's exp differs in the last bit, and a timestep of 1000 (Flux embeds
-its guidance as 3500) makes that an error of 1e-4 in the angle: larger than all others of an exported graph together.
+diffusers computes them anew at each call. A runtime's exp differs in the last bit, and a timestep
+of 1000 (Flux embeds its guidance as 3500) makes that an error of 1e-4 in the angle: larger than all
+others of an exported graph together.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from torch import Tensor, nn
 
 
 class FixedTimesteps(nn.Module):
-    """timesteps (N,) -> embedding (N, channels): diffusers' `Timesteps`, bit for bit (Vaswani et al., 1706.03762)."""
+    """timesteps (N,) -> embedding (N, channels): diffusers' `Timesteps`, bit for bit (Vaswani et
+    al., 1706.03762)."""
 
     frequencies: Tensor
 
-    def __init__(self, channels: int, flip: bool, shift: float, scale: float = 1, period: int = 10000) -> None:
+    def __init__(
+        self, channels: int, flip: bool, shift: float, scale: float = 1, period: int = 10000
+    ) -> None:
         super().__init__()
         half = channels // 2
         exponent = -math.log(period) * torch.arange(half, dtype=torch.float32) / (half - shift)
@@ -42,6 +47,9 @@ def fix_timesteps(network: Any) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, Timesteps):
                 fixed = FixedTimesteps(
-                    child.num_channels, child.flip_sin_to_cos, child.downscale_freq_shift, child.scale
+                    child.num_channels,
+                    child.flip_sin_to_cos,
+                    child.downscale_freq_shift,
+                    child.scale,
                 )
                 setattr(module, name, fixed)

@@ -1,1 +1,2 @@
-"""How well scores tell in-distribution from out-of-distribution images: metrics, results, report."""
+"""How well scores tell in-distribution from out-of-distribution images: metrics, results,
+report."""

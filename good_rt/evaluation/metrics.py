@@ -1,7 +1,9 @@
-"""How well a score tells out-of-distribution (OOD) images from in-distribution (ID) ones, with intervals.
+"""How well a score tells out-of-distribution (OOD) images from in-distribution (ID) ones, with
+intervals.
 
-Everything here takes plain numpy scores where higher means more OOD, so it stands at the end of the data's way and
-needs no torch. Tied scores are handled exactly: all curves have one point per distinct score.
+Everything here takes plain numpy scores where higher means more OOD, so it stands at the end of the
+data's way and needs no torch. Tied scores are handled exactly: all curves have one point per
+distinct score.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 RECALL_PERCENT = 95
-"""The recall at which both false positive rates are taken, in percent: an integer keeps the rank exact."""
+"""The recall at which both false positive rates are taken, in percent: an integer keeps the rank
+exact."""
 
 LOWER_IS_BETTER = frozenset({"fpr95", "fpr95_ood"})
 
 _BLOCK = 1 << 20
-"""Resampled counts held at once: arrays of 8 MB, which numpy lays on huge pages, so that most of the time is not spent
-on page faults (measured: half the time of blocks that fit a core's cache)."""
+"""Resampled counts held at once: arrays of 8 MB, which numpy lays on huge pages, so that most of
+the time is not spent on page faults (measured: half the time of blocks that fit a core's cache)."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,27 @@ def detection_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> DetectionM
     Raises GoodRtError when either is empty, not a vector, or holds a value that is not finite.
     """
     id_groups, ood_groups, groups = _groups(id_scores, ood_scores)
-    values = _from_counts(np.bincount(id_groups, minlength=groups), np.bincount(ood_groups, minlength=groups))
+    values = _from_counts(
+        np.bincount(id_groups, minlength=groups), np.bincount(ood_groups, minlength=groups)
+    )
     return DetectionMetrics(*map(float, values))
 
 
 def bootstrap(
-    id_scores: ArrayLike, ood_scores: ArrayLike, *, resamples: int = 200, seed: int, level: float = 0.95
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    *,
+    resamples: int = 200,
+    seed: int,
+    level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals (low, high) of every figure of `DetectionMetrics`, by name.
 
-    ID and OOD images are resampled apart, each with replacement. The scores are sorted once: a resample is then only
-    a count for each distinct score, which is exact and costs O(N + M). The draws depend on the seed and the set sizes
-    alone, so that rows with one seed are resampled alike and can be compared. With perfectly separated scores the
-    interval has no width, as a bootstrap cannot see what the sample does not hold.
+    ID and OOD images are resampled apart, each with replacement. The scores are sorted once: a
+    resample is then only a count for each distinct score, which is exact and costs O(N + M). The
+    draws depend on the seed and the set sizes alone, so that rows with one seed are resampled alike
+    and can be compared. With perfectly separated scores the interval has no width, as a bootstrap
+    cannot see what the sample does not hold.
 
     Raises GoodRtError as `detection_metrics` does, and when there is no resample.
     """
@@ -80,7 +91,9 @@ def bootstrap(
     id_rng, ood_rng = (np.random.default_rng((seed, stream)) for stream in (0, 1))
     block = max(1, _BLOCK // groups)
     values = [
-        _from_counts(_resample(id_groups, groups, rows, id_rng), _resample(ood_groups, groups, rows, ood_rng))
+        _from_counts(
+            _resample(id_groups, groups, rows, id_rng), _resample(ood_groups, groups, rows, ood_rng)
+        )
         for rows in (min(block, resamples - start) for start in range(0, resamples, block))
     ]
     low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -88,10 +101,11 @@ def bootstrap(
 
 
 def roc_points(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Floats, Floats]:
-    """The ROC curve with ID as the positive class: (share of OOD accepted, share of ID accepted), both (G + 1,).
+    """The ROC curve with ID as the positive class: (share of OOD accepted, share of ID accepted),
+    both (G + 1,).
 
-    One point per distinct score, from (0, 0), nothing accepted, to (1, 1); `DetectionMetrics.fpr95` is the first
-    abscissa whose ordinate reaches 0.95.
+    One point per distinct score, from (0, 0), nothing accepted, to (1, 1); `DetectionMetrics.fpr95`
+    is the first abscissa whose ordinate reaches 0.95.
     """
     id_groups, ood_groups, groups = _groups(id_scores, ood_scores)
     ood_accepted, id_accepted = (
@@ -109,12 +123,16 @@ def recall_threshold(id_scores: ArrayLike) -> float:
 
 
 def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of Clopper and Pearson (1934) for a share, from `count` of `n` independent trials.
+    """The exact interval of Clopper and Pearson (1934) for a share, from `count` of `n` independent
+    trials.
 
-    It covers the true share with at least probability `level`. Raises GoodRtError unless 0 <= count <= n and n > 0.
+    It covers the true share with at least probability `level`. Raises GoodRtError unless 0 <= count
+    <= n and n > 0.
     """
     if not (n > 0 and 0 <= count <= n):
-        raise GoodRtError(f"a binomial interval needs 0 <= count <= n with n > 0, not {count} of {n}")
+        raise GoodRtError(
+            f"a binomial interval needs 0 <= count <= n with n > 0, not {count} of {n}"
+        )
     from scipy.special import betaincinv  # heavy, and comes with scikit-learn
 
     tail = (1 - level) / 2
@@ -124,17 +142,27 @@ def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, f
 
 
 def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
-    """‖μ₁−μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of two sets of features (N, D) and (M, D) (Heusel et al., arXiv 1706.08500).
+    """‖μ₁−μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of two sets of features (N, D) and (M, D) (Heusel et al.,
+    arXiv 1706.08500).
 
-    The trace of the root is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric. Raises
-    GoodRtError when a set has fewer than two rows, or both have different columns.
+    The trace of the root is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is
+    symmetric. Raises GoodRtError when a set has fewer than two rows, or both have different
+    columns.
     """
     sets = [np.asarray(features, np.float64) for features in (first, second)]
-    if any(features.ndim != 2 or len(features) < 2 for features in sets) or sets[0].shape[1] != sets[1].shape[1]:
+    if (
+        any(features.ndim != 2 or len(features) < 2 for features in sets)
+        or sets[0].shape[1] != sets[1].shape[1]
+    ):
         shapes = " and ".join(str(features.shape) for features in sets)
-        raise GoodRtError(f"the Fréchet distance takes (N, D) and (M, D) features of at least two rows, not {shapes}")
+        raise GoodRtError(
+            "the Fréchet distance takes (N, D) and (M, D) features of at least two rows, not "
+            f"{shapes}"
+        )
     means = [features.mean(0) for features in sets]
-    covariances = [np.cov(features, rowvar=False).reshape(features.shape[1], -1) for features in sets]
+    covariances = [
+        np.cov(features, rowvar=False).reshape(features.shape[1], -1) for features in sets
+    ]
     values, vectors = np.linalg.eigh(covariances[0])
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     roots = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0))
@@ -143,11 +171,14 @@ def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def metrics_from(values: dict[str, Any]) -> DetectionMetrics:
-    """Figures by name, as a JSON file holds them; raises GoodRtError when one is missing or not a number."""
+    """Figures by name, as a JSON file holds them; raises GoodRtError when one is missing or not a
+    number."""
     try:
         return DetectionMetrics(**{name: float(values[name]) for name in METRICS})
     except (KeyError, TypeError, ValueError) as error:
-        raise GoodRtError(f"detection metrics need the numbers {', '.join(METRICS)}, not {values!r}") from error
+        raise GoodRtError(
+            f"detection metrics need the numbers {', '.join(METRICS)}, not {values!r}"
+        ) from error
 
 
 def mean_metrics(rows: list[DetectionMetrics]) -> DetectionMetrics:
@@ -158,32 +189,38 @@ def mean_metrics(rows: list[DetectionMetrics]) -> DetectionMetrics:
 def _checked(scores: ArrayLike, what: str) -> Floats:
     array = np.asarray(scores, np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise GoodRtError(f"the {what} scores must be a vector of at least one number, not of shape {array.shape}")
+        raise GoodRtError(
+            f"the {what} scores must be a vector of at least one number, not of shape {array.shape}"
+        )
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
         raise GoodRtError(
-            f"{bad.size} of {array.size} {what} scores are not finite (the first: {array[bad[0]]} at {bad[0]}): "
+            f"{bad.size} of {array.size} {what} scores are not finite (the first: {array[bad[0]]} "
+            f"at {bad[0]}): "
             "look at the images and weights that they come from"
         )
     return array
 
 
 def _groups(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Counts, Counts, int]:
-    """Each score's place, (N,) and (M,), among the distinct scores in rising order, and the number of those."""
+    """Each score's place, (N,) and (M,), among the distinct scores in rising order, and the number
+    of those."""
     id_array, ood_array = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
     distinct, places = np.unique(np.concatenate([id_array, ood_array]), return_inverse=True)
     return places[: id_array.size], places[id_array.size :], distinct.size
 
 
 def _resample(members: Counts, groups: int, rows: int, rng: np.random.Generator) -> Counts:
-    """Counts (rows, groups) of as many draws with replacement as there are members, anew in each row."""
+    """Counts (rows, groups) of as many draws with replacement as there are members, anew in each
+    row."""
     draws = members[rng.integers(members.size, size=(rows, members.size), dtype=np.uint32)]
     draws += groups * np.arange(rows)[:, None]
     return np.bincount(draws.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
 def _from_counts(ids: Counts, oods: Counts) -> Floats:
-    """Counts (..., G) of ID and OOD at each distinct score, rising -> the figures (..., 5) in the order of METRICS."""
+    """Counts (..., G) of ID and OOD at each distinct score, rising -> the figures (..., 5) in the
+    order of METRICS."""
     ids_up, oods_up = ids.cumsum(-1), oods.cumsum(-1)
     n, m = ids_up[..., -1:], oods_up[..., -1:]
     # Twice the Mann-Whitney U is a whole number, so that ties cost no rounding.
@@ -200,8 +237,8 @@ def _from_counts(ids: Counts, oods: Counts) -> Floats:
 def _aupr(positives: Counts, true_positives: Counts, false_positives: Counts) -> Floats:
     """Trapezoids under precision against recall, from cumulated counts in the order of acceptance.
 
-    The curve starts at recall 0 and precision 1. The least float makes the precision 1 where a resample has accepted
-    nothing yet, and is lost in rounding everywhere else.
+    The curve starts at recall 0 and precision 1. The least float makes the precision 1 where a
+    resample has accepted nothing yet, and is lost in rounding everywhere else.
     """
     least = np.finfo(np.float64).tiny
     precision = (true_positives + least) / (true_positives + false_positives + least)
@@ -215,9 +252,12 @@ def _dot(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _false_positives(true_positives: Counts, false_positives: Counts) -> Floats:
-    """Share of the negatives accepted where the positives' recall first reaches 95 %, from cumulated counts."""
+    """Share of the negatives accepted where the positives' recall first reaches 95 %, from
+    cumulated counts."""
     first = np.argmax(true_positives >= _rank(int(true_positives[..., -1].flat[0])), axis=-1)
-    return np.take_along_axis(false_positives, first[..., None], -1)[..., 0] / false_positives[..., -1]
+    return (
+        np.take_along_axis(false_positives, first[..., None], -1)[..., 0] / false_positives[..., -1]
+    )
 
 
 def _rank(n: int) -> int:

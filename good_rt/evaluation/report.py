@@ -1,7 +1,9 @@
-"""The report: one self-contained HTML file that shows a run's pictures, its figures and how they came about.
+"""The report: one self-contained HTML file that shows a run's pictures, its figures and how they
+came about.
 
-It stands at the very end of the data's way and only draws what it is given. Plots are inline SVG whose colours are CSS
-variables, so that they follow the reader's light or dark setting; nothing is loaded from anywhere.
+It stands at the very end of the data's way and only draws what it is given. Plots are inline SVG
+whose colours are CSS variables, so that they follow the reader's light or dark setting; nothing is
+loaded from anywhere.
 """
 
 from __future__ import annotations
@@ -75,11 +77,12 @@ class Sheet:
 class ReportData:
     """What the report shows. Texts are plain: they are escaped.
 
-    `score` and `near` name the score that the plots and headline figures are about, and the OOD set that the headline
-    figures are about; `scores` maps model -> score -> `ScoredSets`, as `evaluate_scores` takes it, and needs `score`
-    alone. The headline is the shipped model's, beside all others; the histograms show it beside the first, which stands
-    for "before". `models` may say of each what it is. `training` holds (step, cross-entropy, binary cross-entropy), and
-    may be empty.
+    `score` and `near` name the score that the plots and headline figures are about, and the OOD set
+    that the headline figures are about; `scores` maps model -> score -> `ScoredSets`, as
+    `evaluate_scores` takes it, and needs `score` alone. The headline is the shipped model's, beside
+    all others; the histograms show it beside the first, which stands for "before". `models` may say
+    of each what it is. `training` holds (step, cross-entropy, binary cross-entropy), and may be
+    empty.
     """
 
     title: str
@@ -97,20 +100,27 @@ class ReportData:
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Writes the HTML file aside, then renames it; raises as `render_report`, and when `path` can't be written."""
+    """Writes the HTML file aside, then renames it; raises as `render_report`, and when `path` can't
+    be written."""
     html = render_report(data)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def render_report(data: ReportData) -> str:
-    """The report's HTML. Raises GoodRtError when `score` or `near` names nothing in the evaluation or the scores."""
+    """The report's HTML. Raises GoodRtError when `score` or `near` names nothing in the evaluation
+    or the scores."""
     evaluation = data.evaluation
     for model in evaluation.models:
         if data.score not in data.scores.get(model, {}):
-            raise GoodRtError(f"the report is to draw the score {data.score!r} of model {model!r}, but lacks it")
+            raise GoodRtError(
+                f"the report is to draw the score {data.score!r} of model {model!r}, but lacks it"
+            )
         if missing := set(evaluation.ood_sets) - set(data.scores[model][data.score].ood):
-            raise GoodRtError(f"the report lacks the scores {data.score!r} of model {model!r} on {sorted(missing)}")
+            raise GoodRtError(
+                f"the report lacks the scores {data.score!r} of model {model!r} on "
+                f"{sorted(missing)}"
+            )
     source = resources.files("good_rt").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -129,7 +139,8 @@ def render_report(data: ReportData) -> str:
 
 @dataclass(frozen=True)
 class _Card:
-    """A headline figure of the shipped model: its label, the value, the first model's (or nothing), explanations."""
+    """A headline figure of the shipped model: its label, the value, the first model's (or nothing),
+    explanations."""
 
     label: str
     value: str
@@ -163,7 +174,9 @@ def _headline(data: ReportData) -> list[_Card]:
         refusal = evaluation.id_refusal[-1]
         promised = f"promised at α = {refusal.alpha:g}: at most {100 * refusal.alpha:g}"
         interval_text = _interval(refusal.share.low, refusal.share.high)
-        cards.append(_Card("ID images refused", _percent(refusal.share.rate), "", (promised, interval_text)))
+        cards.append(
+            _Card("ID images refused", _percent(refusal.share.rate), "", (promised, interval_text))
+        )
     return cards
 
 
@@ -176,7 +189,13 @@ def _picture(sheet: Sheet) -> dict[str, Any]:
         raise GoodRtError(f"the report's sheet {sheet.title!r} is not a PNG")
     width, height = (int.from_bytes(sheet.png[start : start + 4], "big") for start in (16, 20))
     uri = "data:image/png;base64," + base64.b64encode(sheet.png).decode("ascii")
-    return {"title": sheet.title, "caption": sheet.caption, "uri": uri, "width": width, "height": height}
+    return {
+        "title": sheet.title,
+        "caption": sheet.caption,
+        "uri": uri,
+        "width": width,
+        "height": height,
+    }
 
 
 @dataclass(frozen=True)
@@ -187,9 +206,13 @@ class _Cell:
 
 
 def _table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
-    """One figure of all rows: a column an OOD set and one for the mean, a row a score and model, grouped by score."""
+    """One figure of all rows: a column an OOD set and one for the mean, a row a score and model,
+    grouped by score."""
     columns = [*evaluation.ood_sets, MEAN]
-    best = {column: _percent(getattr(evaluation.best(metric, column).metrics, metric)) for column in columns}
+    best = {
+        column: _percent(getattr(evaluation.best(metric, column).metrics, metric))
+        for column in columns
+    }
 
     def cell(model: str, score: str, column: str) -> _Cell:
         row = evaluation.row(model, score, column)
@@ -200,7 +223,14 @@ def _table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
 
     pairs = dict.fromkeys((row.score, row.model) for row in evaluation.rows)
     groups = [
-        (score, [(model, [cell(model, score, column) for column in columns]) for s, model in pairs if s == score])
+        (
+            score,
+            [
+                (model, [cell(model, score, column) for column in columns])
+                for s, model in pairs
+                if s == score
+            ],
+        )
         for score in evaluation.scores
     ]
     title, note = _TABLES[metric]
@@ -226,7 +256,8 @@ def _set_plots(data: ReportData, ood_set: str) -> dict[str, Any]:
 
 
 def _histograms(scored: Mapping[str, ScoredSets], ood_set: str, score: str) -> Markup:
-    """One panel a model: ID against one OOD set, with the threshold at 95 % ID recall and what it lets through."""
+    """One panel a model: ID against one OOD set, with the threshold at 95 % ID recall and what it
+    lets through."""
     figure, panels = _figure(3.6, 1.45 * len(scored), rows=len(scored))
     for axes, (model, sets) in zip(panels, scored.items(), strict=True):
         ids, oods = sets.id, sets.ood[ood_set]
@@ -239,7 +270,9 @@ def _histograms(scored: Mapping[str, ScoredSets], ood_set: str, score: str) -> M
         threshold = recall_threshold(ids)
         axes.axvline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
         accepted = _percent(float(np.mean(oods <= threshold)))
-        axes.set_title(model, loc="left", fontsize=9, color=_INK, fontweight="bold", parse_math=False)
+        axes.set_title(
+            model, loc="left", fontsize=9, color=_INK, fontweight="bold", parse_math=False
+        )
         axes.set_title(f"{accepted} % of OOD accepted", loc="right", fontsize=9, color=_MUTED)
         axes.set_yticks([])
         axes.set_ylim(bottom=0)
@@ -250,7 +283,8 @@ def _histograms(scored: Mapping[str, ScoredSets], ood_set: str, score: str) -> M
 
 
 def _limits(*sets: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Bounds that hold at least 99 % of each set; what lies beyond is drawn in the outermost bins."""
+    """Bounds that hold at least 99 % of each set; what lies beyond is drawn in the outermost
+    bins."""
     ends = [np.quantile(values, [0.005, 0.995]) for values in sets]
     low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
     return (low, high) if high > low else (low - 0.5, low + 0.5)
@@ -262,11 +296,16 @@ def _roc(scored: Mapping[str, ScoredSets], ood_set: str) -> Markup:
     axes.axhline(95, color=_LINE, linewidth=0.8)
     for index, sets in enumerate(scored.values()):
         ood_accepted, id_accepted = roc_points(sets.id, sets.ood[ood_set])
-        # A step for every score is more than a screen shows: the points nearest to 400 even steps along the curve.
+        # A step for every score is more than a screen shows: the points nearest to 400 even steps
+        # along the curve.
         along = np.linspace(0, 2, 401)
-        keep = np.unique(np.searchsorted(ood_accepted + id_accepted, along).clip(max=ood_accepted.size - 1))
+        keep = np.unique(
+            np.searchsorted(ood_accepted + id_accepted, along).clip(max=ood_accepted.size - 1)
+        )
         style = _style(index, len(scored))
-        line = axes.plot(100 * ood_accepted[keep], 100 * id_accepted[keep], color=_MODELS[style], linewidth=1.5)[0]
+        line = axes.plot(
+            100 * ood_accepted[keep], 100 * id_accepted[keep], color=_MODELS[style], linewidth=1.5
+        )[0]
         line.set_dashes(_DASHES[style])
     axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="OOD accepted, %", ylabel="ID accepted, %")
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -275,7 +314,8 @@ def _roc(scored: Mapping[str, ScoredSets], ood_set: str) -> Markup:
 
 
 def _style(index: int, models: int) -> int:
-    """Which colour and dashes a model's line has: the last model's are the first, strongest ones."""
+    """Which colour and dashes a model's line has: the last model's are the first, strongest
+    ones."""
     return (models - 1 - index) % len(_MODELS)
 
 
@@ -289,7 +329,9 @@ def _legend(models: Sequence[str]) -> list[tuple[str, str, str]]:
 def _training_plots(training: Sequence[tuple[float, float, float]]) -> list[Markup]:
     steps, *losses = np.asarray(training, np.float64).T
     plots = []
-    for values, name in zip(losses, ("Cross-entropy of ID images", "Energy regulariser (BCE)"), strict=True):
+    for values, name in zip(
+        losses, ("Cross-entropy of ID images", "Energy regulariser (BCE)"), strict=True
+    ):
         figure, (axes,) = _figure(3.6, 2.1)
         axes.plot(steps, values, color=_MODELS[0], linewidth=1.3)
         axes.set_title(name, loc="left", fontsize=9, color=_INK)
@@ -318,7 +360,8 @@ def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Ax
 
 
 def _svg(figure: Figure, label: str) -> Markup:
-    """The figure as inline SVG: real text in the page's font, CSS variables for colours, and ids of its own."""
+    """The figure as inline SVG: real text in the page's font, CSS variables for colours, and ids of
+    its own."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -334,4 +377,6 @@ def _svg(figure: Figure, label: str) -> Markup:
     view = re.search(r'viewBox="[\d. -]*"', svg)
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     head = Markup('<svg class="plot" role="img" aria-label="{}" ').format(label)
-    return head + Markup(f"{view.group() if view else ''}>") + Markup(re.sub(r"\s*\n\s*", " ", body))
+    return (
+        head + Markup(f"{view.group() if view else ''}>") + Markup(re.sub(r"\s*\n\s*", " ", body))
+    )

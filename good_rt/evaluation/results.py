@@ -1,7 +1,9 @@
-"""The evaluation: every score of every model on every OOD set, as one value that tables, JSON and the report share.
+"""The evaluation: every score of every model on every OOD set, as one value that tables, JSON and
+the report share.
 
-It is computed from plain numpy score arrays at the end of the data's way; whoever made the scores, no torch is needed
-here. A row is one score of one model on one OOD set, or that score's plain mean over the sets.
+It is computed from plain numpy score arrays at the end of the data's way; whoever made the scores,
+no torch is needed here. A row is one score of one model on one OOD set, or that score's plain mean
+over the sets.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ MEAN = "mean over sets"
 
 @dataclass(frozen=True)
 class ScoredSets:
-    """One score of one model, higher = more OOD: of the ID test images (N,), and by name of each OOD set (M,)."""
+    """One score of one model, higher = more OOD: of the ID test images (N,), and by name of each
+    OOD set (M,)."""
 
     id: NDArray[np.floating[Any]]
     ood: Mapping[str, NDArray[np.floating[Any]]]
@@ -41,7 +44,8 @@ class ScoredSets:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """The figures of one score of one model ("before", "control", "trained", …) on one OOD set or on `MEAN`.
+    """The figures of one score of one model ("before", "control", "trained", …) on one OOD set or
+    on `MEAN`.
 
     `intervals` holds 95 % bootstrap intervals (low, high) by figure; a mean row has none.
     """
@@ -79,7 +83,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Refusal:
-    """How many ID test images a detector refuses when it promises to refuse at most a share alpha of them."""
+    """How many ID test images a detector refuses when it promises to refuse at most a share alpha
+    of them."""
 
     alpha: float
     share: Share
@@ -92,7 +97,8 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, the ID accuracy of each model, and the ID refusal of the shipped model's detector at each alpha."""
+    """All rows, the ID accuracy of each model, and the ID refusal of the shipped model's detector
+    at each alpha."""
 
     rows: tuple[EvaluationRow, ...]
     shipped: str
@@ -118,7 +124,9 @@ class Evaluation:
         for row in self.rows:
             if (row.model, row.score, row.ood_set) == (model, score, ood_set):
                 return row
-        raise GoodRtError(f"the evaluation has no row of model {model!r}, score {score!r}, OOD set {ood_set!r}")
+        raise GoodRtError(
+            f"the evaluation has no row of model {model!r}, score {score!r}, OOD set {ood_set!r}"
+        )
 
     def best(self, metric: str, ood_set: str = MEAN) -> EvaluationRow:
         """The row with the best value of one figure on one OOD set, the first of equals."""
@@ -139,7 +147,8 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_json`, also after a way through JSON text; raises GoodRtError when it is not one."""
+        """The inverse of `to_json`, also after a way through JSON text; raises GoodRtError when it
+        is not one."""
         try:
             rows = tuple(
                 EvaluationRow(
@@ -147,16 +156,23 @@ class Evaluation:
                     str(row["score"]),
                     str(row["ood_set"]),
                     metrics_from(row["metrics"]),
-                    {str(name): (float(low), float(high)) for name, (low, high) in row["intervals"].items()},
+                    {
+                        str(name): (float(low), float(high))
+                        for name, (low, high) in row["intervals"].items()
+                    },
                 )
                 for row in value["rows"]
             )
             shipped = str(value["shipped"])
             accuracy = {str(model): Share(**share) for model, share in value["id_accuracy"].items()}
-            refusal = tuple(Refusal(float(one["alpha"]), Share(**one["share"])) for one in value["id_refusal"])
+            refusal = tuple(
+                Refusal(float(one["alpha"]), Share(**one["share"])) for one in value["id_refusal"]
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
-            raise GoodRtError(f"this is not an evaluation that good-rt wrote ({problem}): run it again") from error
+            raise GoodRtError(
+                f"this is not an evaluation that good-rt wrote ({problem}): run it again"
+            ) from error
         return cls(rows, shipped, accuracy, refusal)
 
 
@@ -169,11 +185,12 @@ def evaluate_scores(
     resamples: int = 200,
     seed: int = 0,
 ) -> Evaluation:
-    """Measures model -> score -> `ScoredSets`, in the order given, with a mean row after each score's sets.
+    """Measures model -> score -> `ScoredSets`, in the order given, with a mean row after each
+    score's sets.
 
-    ``shipped`` None is the last model. All rows share the seed, so that sets of one size are resampled alike in every
-    row. Raises GoodRtError when there is nothing to measure, scores of one model and another have different OOD sets,
-    or a value is not finite (named).
+    ``shipped`` None is the last model. All rows share the seed, so that sets of one size are
+    resampled alike in every row. Raises GoodRtError when there is nothing to measure, scores of one
+    model and another have different OOD sets, or a value is not finite (named).
     """
     jobs = [
         (model, score, ood_set, sets.id, values)
@@ -183,29 +200,41 @@ def evaluate_scores(
     ]
     _check_same_sets(scores_by_model)
 
-    def measure(model: str, score: str, ood_set: str, ids: ArrayLike, oods: ArrayLike) -> EvaluationRow:
+    def measure(
+        model: str, score: str, ood_set: str, ids: ArrayLike, oods: ArrayLike
+    ) -> EvaluationRow:
         try:
             metrics = detection_metrics(ids, oods)
-            return EvaluationRow(model, score, ood_set, metrics, bootstrap(ids, oods, resamples=resamples, seed=seed))
+            return EvaluationRow(
+                model, score, ood_set, metrics, bootstrap(ids, oods, resamples=resamples, seed=seed)
+            )
         except GoodRtError as error:
-            raise GoodRtError(f"model {model!r}, score {score!r}, OOD set {ood_set!r}: {error}") from error
+            raise GoodRtError(
+                f"model {model!r}, score {score!r}, OOD set {ood_set!r}: {error}"
+            ) from error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy leaves the lock while it counts
         measured = list(pool.map(measure, *zip(*jobs, strict=True)))
     shipped = list(scores_by_model)[-1] if shipped is None else shipped
-    return Evaluation(tuple(_with_means(measured)), shipped, dict(id_accuracy or {}), tuple(id_refusal))
+    return Evaluation(
+        tuple(_with_means(measured)), shipped, dict(id_accuracy or {}), tuple(id_refusal)
+    )
 
 
 def _check_same_sets(scores_by_model: Mapping[str, Mapping[str, ScoredSets]]) -> None:
     names = {
-        (model, score): sorted(sets.ood) for model, scores in scores_by_model.items() for score, sets in scores.items()
+        (model, score): sorted(sets.ood)
+        for model, scores in scores_by_model.items()
+        for score, sets in scores.items()
     }
     if not names or not all(names.values()):
         raise GoodRtError("an evaluation needs at least one model with one score on one OOD set")
     (first, expected), *others = names.items()
     for key, found in others:
         if found != expected:
-            raise GoodRtError(f"{key} and {first} must have the same OOD sets, not {found} and {expected}")
+            raise GoodRtError(
+                f"{key} and {first} must have the same OOD sets, not {found} and {expected}"
+            )
 
 
 def _with_means(rows: Sequence[EvaluationRow]) -> Iterable[EvaluationRow]:

@@ -1,8 +1,9 @@
 """The feature bank: unit-norm penultimate features of in-distribution images, searched by faiss.
 
-It gives the k-NN distance (Sun et al., arXiv 2204.06507) in two ways: as a score, and as a differentiable
-discrepancy that guidance climbs. Both search without gradient, then compute the found distance exactly. A score is of
-the true neighbours; guidance, which searches at every step, may take the nearest of a large bank's nearest clusters.
+It gives the k-NN distance (Sun et al., arXiv 2204.06507) in two ways: as a score, and as a
+differentiable discrepancy that guidance climbs. Both search without gradient, then compute the
+found distance exactly. A score is of the true neighbours; guidance, which searches at every step,
+may take the nearest of a large bank's nearest clusters.
 """
 
 from __future__ import annotations
@@ -25,31 +26,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGE = 20_000
-"""Rows beyond which an approximate search looks into clusters (an inverted file) instead of at every row."""
+"""Rows beyond which an approximate search looks into clusters (an inverted file) instead of at
+every row."""
 CLUSTERS_PROBED = 8
 """Of 4√M; at M = 100,000 that is 0.6 % of the rows."""
 SPARE = 8
-"""Candidates beyond the k-th that are ranked again by exact distance: faiss' expanded ‖q‖²+‖b‖²−2q·b rounds."""
+"""Candidates beyond the k-th that are ranked again by exact distance: faiss' expanded
+‖q‖²+‖b‖²−2q·b rounds."""
 
 
 class FeatureBank:
-    """M unit-norm features (M, D) float32 on the CPU; queries may be on any device, and are searched for there.
+    """M unit-norm features (M, D) float32 on the CPU; queries may be on any device, and are
+    searched for there.
 
-    Neighbours are ordered by exact Euclidean distance, ties by the lower row, so that duplicates in the bank count
-    as often as they are there and a search is deterministic. Distances lie in [0, 2].
+    Neighbours are ordered by exact Euclidean distance, ties by the lower row, so that duplicates in
+    the bank count as often as they are there and a search is deterministic. Distances lie in [0,
+    2].
 
     Raises GoodRtError when the features are not a finite (M, D) matrix of unit rows.
     """
 
     def __init__(self, features: Tensor) -> None:
         if features.ndim != 2 or len(features) == 0:
-            raise GoodRtError(f"a feature bank needs an (M, D) matrix with M > 0, not shape {tuple(features.shape)}")
+            raise GoodRtError(
+                "a feature bank needs an (M, D) matrix with M > 0, not shape "
+                f"{tuple(features.shape)}"
+            )
         norms = torch.linalg.vector_norm(features.float(), dim=1)
         wrong = (~((norms - 1).abs() < 1e-3)).nonzero()
         if len(wrong):
             row = int(wrong[0])
             raise GoodRtError(
-                f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the features first"
+                f"feature {row} of the bank has norm {norms[row]:.4g}, not 1: normalise the "
+                "features first"
             )
         self.features = features.detach().float().cpu().contiguous()
         self._copies: dict[torch.device, Tensor] = {}
@@ -69,9 +78,15 @@ class FeatureBank:
     def _inverted_file(self) -> Any:
         import faiss
 
-        index: Any = faiss.index_factory(self.features.shape[1], f"IVF{4 * math.isqrt(len(self))},Flat")
+        index: Any = faiss.index_factory(
+            self.features.shape[1], f"IVF{4 * math.isqrt(len(self))},Flat"
+        )
         # seconds instead of minutes; better clusters would find hardly nearer rows
-        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 5, 1, 40
+        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = (
+            5,
+            1,
+            40,
+        )
         index.train(self.features.numpy())
         index.add(self.features.numpy())
         index.nprobe = CLUSTERS_PROBED
@@ -90,10 +105,13 @@ class FeatureBank:
         queries = queries.detach().float()
         if queries.device.type == "cpu":
             return torch.from_numpy(self._found(queries.contiguous().numpy(), count, approximate))
-        # of unit-norm rows, the nearest have the largest inner products; a GPU has them all in one matrix product
+        # of unit-norm rows, the nearest have the largest inner products; a GPU has them all in one
+        # matrix product
         return (queries @ self._on(queries.device).T).topk(count, dim=1).indices
 
-    def _found(self, queries: NDArray[np.float32], count: int, approximate: bool) -> NDArray[np.int64]:
+    def _found(
+        self, queries: NDArray[np.float32], count: int, approximate: bool
+    ) -> NDArray[np.int64]:
         """The candidates by faiss."""
         if not (approximate and len(self) > LARGE):
             return self._index.search(queries, count)[1]
@@ -115,14 +133,17 @@ class FeatureBank:
     ) -> tuple[Tensor, Tensor]:
         """(N, D) queries -> distances (N, k) and bank rows (N, k) int64, nearest first.
 
-        ``exclude`` (N,) int64 names for each query one bank row that does not count: itself, when the queries come
-        from the bank. ``approximate`` may miss neighbours in a bank of more than `LARGE` rows; the distances are those
-        of the rows it gives. Raises GoodRtError when the bank has fewer than k rows that count.
+        ``exclude`` (N,) int64 names for each query one bank row that does not count: itself, when
+        the queries come from the bank. ``approximate`` may miss neighbours in a bank of more than
+        `LARGE` rows; the distances are those of the rows it gives. Raises GoodRtError when the bank
+        has fewer than k rows that count.
         """
         self.check_k(k, excluded=exclude is not None)
         wanted = min(len(self), k + SPARE + (exclude is not None))
         found = self._candidates(queries, wanted, approximate)
-        rows = found.sort(dim=1).values  # by row first: the stable sort below then breaks ties by row
+        rows = found.sort(
+            dim=1
+        ).values  # by row first: the stable sort below then breaks ties by row
         distances = torch.linalg.vector_norm(queries[:, None] - self._rows(rows, queries), dim=2)
         if exclude is not None:
             distances = distances.masked_fill(rows == exclude[:, None], torch.inf)
@@ -130,9 +151,11 @@ class FeatureBank:
         return distances[:, :k], rows.gather(1, order)[:, :k]
 
     def distance(self, queries: Tensor, k: int, *, approximate: bool = False) -> Tensor:
-        """(N, D) queries -> (N,) distance to the k-th nearest feature, differentiable in the queries.
+        """(N, D) queries -> (N,) distance to the k-th nearest feature, differentiable in the
+        queries.
 
-        The gradient is the unit vector away from that neighbour; at distance 0 it is 0. ``approximate``: see `search`.
+        The gradient is the unit vector away from that neighbour; at distance 0 it is 0.
+        ``approximate``: see `search`.
         """
         _, rows = self.search(queries, k, approximate=approximate)
         return torch.linalg.vector_norm(queries - self._rows(rows[:, -1], queries), dim=1)
@@ -150,11 +173,14 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: Path) -> FeatureBank:
-        """Reads what `save` wrote. Raises GoodRtError when the file is missing or something else."""
+        """Reads what `save` wrote. Raises GoodRtError when the file is missing or something
+        else."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return cls(load_file(path)["features"])
         except (OSError, KeyError, SafetensorError) as error:
-            raise GoodRtError(f"{path} is not a feature bank ({error}); make it again with `good-rt train`") from None
+            raise GoodRtError(
+                f"{path} is not a feature bank ({error}); make it again with `good-rt train`"
+            ) from None

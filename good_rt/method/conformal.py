@@ -1,7 +1,8 @@
 """The decision: a split-conformal p-value of a score among those of held-out ID images.
 
-With n calibration scores exchangeable with the ID inputs to come, P(p ≤ α) ≤ α: at most a share α of ID inputs is
-refused (Vovk et al., Algorithmic Learning in a Random World; Bates et al., arXiv 2104.08279, Sec. 2).
+With n calibration scores exchangeable with the ID inputs to come, P(p ≤ α) ≤ α: at most a share α
+of ID inputs is refused (Vovk et al., Algorithmic Learning in a Random World; Bates et al., arXiv
+2104.08279, Sec. 2).
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from numpy.typing import NDArray
 from good_rt.errors import GoodRtError
 
 
-def conformal_p_value(calibration: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """p = (1 + #{calibration ≥ score})/(n + 1): (n,) and (N,) scores, higher = more OOD -> (N,) in (0, 1].
+def conformal_p_value(
+    calibration: NDArray[np.floating], scores: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """p = (1 + #{calibration ≥ score})/(n + 1): (n,) and (N,) scores, higher = more OOD -> (N,) in
+    (0, 1].
 
     Raises GoodRtError when there is no calibration score or one that is not finite.
     """
     if len(calibration) == 0 or not np.isfinite(calibration).all():
-        raise GoodRtError("calibration needs at least one score, all finite; check the held-out ID images")
+        raise GoodRtError(
+            "calibration needs at least one score, all finite; check the held-out ID images"
+        )
     ordered = np.sort(calibration)
     below = np.searchsorted(ordered, scores, side="left")
     return (1 + len(ordered) - below) / (len(ordered) + 1)
@@ -36,16 +42,20 @@ def check_alpha(alpha: float, calibration_size: int) -> None:
     if not allows(alpha, calibration_size):
         needed = int(np.ceil(1 / alpha)) - 1
         raise GoodRtError(
-            f"alpha {alpha} needs at least {needed} calibration images, there are {calibration_size}; "
+            f"alpha {alpha} needs at least {needed} calibration images, there are "
+            f"{calibration_size}; "
             "with fewer, nothing would ever be refused"
         )
 
 
-def refusal_interval(alpha: float, calibration_size: int, test_size: int, level: float = 0.95) -> tuple[float, float]:
+def refusal_interval(
+    alpha: float, calibration_size: int, test_size: int, level: float = 0.95
+) -> tuple[float, float]:
     """The share of ID test images that chance lets a detector refuse at α, with this probability.
 
-    The threshold is that of the calibration images at hand, so the refusals of n test images are beta-binomial with
-    k = ⌊α(n_cal+1)⌋ and n_cal+1−k: wider than a binomial of probability α (Bates et al., arXiv 2104.08279, Sec. 2).
+    The threshold is that of the calibration images at hand, so the refusals of n test images are
+    beta-binomial with k = ⌊α(n_cal+1)⌋ and n_cal+1−k: wider than a binomial of probability α (Bates
+    et al., arXiv 2104.08279, Sec. 2).
     """
     from scipy.stats import betabinom
 

@@ -1,7 +1,8 @@
-"""x̂0 = denoise(y, σ, labels): one signature for every diffusion model, whatever its network predicts.
+"""x̂0 = denoise(y, σ, labels): one signature for every diffusion model, whatever its network
+predicts.
 
-Here alone y and σ are turned into what the network was trained on (x_t and a timestep). The sampler sees only
-this signature, and the vector-Jacobian product that variance guidance needs.
+Here alone y and σ are turned into what the network was trained on (x_t and a timestep). The sampler
+sees only this signature, and the vector-Jacobian product that variance guidance needs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from good_rt.errors import GoodRtError
 from good_rt.method.schedule import FloatArray, alpha_cumprod_of, sigma_of
 
 Network = Callable[..., Tensor]
-"""(sample (N, C, H, W), timestep (N,) float32, *condition (N, …)) -> (N, C, H, W); without condition where labels are
-None."""
+"""(sample (N, C, H, W), timestep (N,) float32, *condition (N, …)) -> (N, C, H, W); without
+condition where labels are None."""
 
 Condition = Callable[[Tensor], tuple[Tensor, ...]]
 """labels (N,) int64 -> the network's further inputs, (N, …) each."""
@@ -38,7 +39,8 @@ class Denoiser(Protocol):
         ...
 
     def vjp(self, y: Tensor, sigma: float, labels: Tensor | None) -> tuple[Tensor, PullBack]:
-        """x̂0 and v -> (∂x̂0/∂y)ᵀ v, which is called once at most. Raises GoodRtError where there is no gradient."""
+        """x̂0 and v -> (∂x̂0/∂y)ᵀ v, which is called once at most. Raises GoodRtError where there
+        is no gradient."""
         ...
 
 
@@ -48,7 +50,8 @@ def x0_from_noise(output: Tensor, y: Tensor, sigma: float) -> Tensor:
 
 
 def x0_from_velocity(output: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """v-prediction (Salimans & Ho, arXiv 2202.00512, App. D): x̂0 = √ᾱ x_t − √(1−ᾱ) v̂ = (y/√(1+σ²) − σ v̂)/√(1+σ²)."""
+    """v-prediction (Salimans & Ho, arXiv 2202.00512, App. D): x̂0 = √ᾱ x_t − √(1−ᾱ) v̂ = (y/√(1+σ²)
+    − σ v̂)/√(1+σ²)."""
     scale = (1 + sigma**2) ** -0.5
     return scale * (scale * y - sigma * output)
 
@@ -84,14 +87,16 @@ def remembered(condition: Condition) -> Condition:
 
 
 class NetworkDenoiser:
-    """What denoisers of one network share: classifier-free guidance in one batch, clipping, and going back through it.
+    """What denoisers of one network share: classifier-free guidance in one batch, clipping, and
+    going back through it.
 
-    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp` goes back through:
-    a PyTorch network, or an engine with its VJP engine (`good_rt.engines.autograd`). ``condition`` turns labels into the
-    network's further inputs. ``cfg_scale`` w gives x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv
-    2207.12598, Eq. 6); ``null_class`` is the label ∅. It acts at σ ≤ ``cfg_sigma_max`` alone: in more noise it costs
-    diversity and gains nothing (Kynkäänniemi et al., arXiv 2404.07724). ``clip`` bounds x̂0 to [−clip, clip], as pixel
-    models' schedulers ask for.
+    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp`
+    goes back through: a PyTorch network, or an engine with its VJP engine
+    (`good_rt.engines.autograd`). ``condition`` turns labels into the network's further inputs.
+    ``cfg_scale`` w gives x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598, Eq.
+    6); ``null_class`` is the label ∅. It acts at σ ≤ ``cfg_sigma_max`` alone: in more noise it
+    costs diversity and gains nothing (Kynkäänniemi et al., arXiv 2404.07724). ``clip`` bounds x̂0
+    to [−clip, clip], as pixel models' schedulers ask for.
     """
 
     network: Network
@@ -105,7 +110,8 @@ class NetworkDenoiser:
     def __post_init__(self) -> None:
         if self.cfg_scale != 1 and self.null_class is None:
             raise GoodRtError(
-                f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an unconditional class; "
+                f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an "
+                "unconditional class; "
                 "use scale 1"
             )
 
@@ -128,7 +134,8 @@ class NetworkDenoiser:
     def vjp(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> tuple[Tensor, PullBack]:
         if self.differentiable is None:
             raise GoodRtError(
-                "variance guidance (rho > 0) goes back through the UNet, and this engine has no gradient; "
+                "variance guidance (rho > 0) goes back through the UNet, and this engine has no "
+                "gradient; "
                 "set rho to 0 or use the PyTorch engine"
             )
         with torch.enable_grad():
@@ -146,7 +153,9 @@ class NetworkDenoiser:
         else:
             assert self.null_class is not None  # checked at construction
             both = torch.cat([labels, torch.full_like(labels, self.null_class)])
-            with_class, without = network(torch.cat([x, x]), torch.cat([t, t]), *self.condition(both)).chunk(2)
+            with_class, without = network(
+                torch.cat([x, x]), torch.cat([t, t]), *self.condition(both)
+            ).chunk(2)
             output = without + self.cfg_scale * (with_class - without)
         x0 = self.estimate(output, y, sigma)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
@@ -170,7 +179,8 @@ class DiscreteDenoiser(NetworkDenoiser):
         if self.prediction not in PREDICTIONS:
             known = ", ".join(PREDICTIONS)
             raise GoodRtError(
-                f"unknown prediction type {self.prediction!r} in the scheduler's config; known are {known}"
+                f"unknown prediction type {self.prediction!r} in the scheduler's config; known are "
+                f"{known}"
             )
         super().__post_init__()
 
@@ -189,7 +199,8 @@ class DiscreteDenoiser(NetworkDenoiser):
 
 @dataclass(frozen=True)
 class FlowDenoiser(NetworkDenoiser):
-    """A network trained by flow matching: x_t = (1−s) x_0 + s n, and it predicts v = n − x_0 at the timestep s·T.
+    """A network trained by flow matching: x_t = (1−s) x_0 + s n, and it predicts v = n − x_0 at the
+    timestep s·T.
 
     In σ-space y = x_t/(1−s) and σ = s/(1−s), so s = σ/(1+σ). The rest is `NetworkDenoiser`'s.
     """

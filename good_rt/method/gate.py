@@ -1,8 +1,9 @@
-"""The unified score: one number out of energy and k-NN distance, by a gate that is learned once and for all.
+"""The unified score: one number out of energy and k-NN distance, by a gate that is learned once and
+for all.
 
-Both discrepancies are standardised on held-out ID data; the gate is fitted on ID against generated OOD images, so that
-a single image can be scored and no test set is looked at (GOOD, arXiv 2510.17131, Sec. 3.4, takes its weight from each
-whole test set instead).
+Both discrepancies are standardised on held-out ID data; the gate is fitted on ID against generated
+OOD images, so that a single image can be scored and no test set is looked at (GOOD, arXiv
+2510.17131, Sec. 3.4, takes its weight from each whole test set instead).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class UnifiedScore:
-    """u(a) = w(a)·a_feat + (1−w(a))·a_img of the standardised discrepancies a = (energy, k-NN distance).
+    """u(a) = w(a)·a_feat + (1−w(a))·a_img of the standardised discrepancies a = (energy, k-NN
+    distance).
 
-    The gate is w(a) = log(1−π+π·exp(cδ))/(cδ) with δ = a_feat − a_img, so that
-    u = log((1−π)e^{c·a_img} + π e^{c·a_feat})/c, a soft maximum (c > 0) or minimum (c < 0). Hence w lies in (0, 1), u
-    increases in both discrepancies (∂u/∂a_feat is a softmax weight, ∂u/∂a_img the other), and c → 0 is the fixed
-    weight π.
+    The gate is w(a) = log(1−π+π·exp(cδ))/(cδ) with δ = a_feat − a_img, so that u =
+    log((1−π)e^{c·a_img} + π e^{c·a_feat})/c, a soft maximum (c > 0) or minimum (c < 0). Hence w
+    lies in (0, 1), u increases in both discrepancies (∂u/∂a_feat is a softmax weight, ∂u/∂a_img the
+    other), and c → 0 is the fixed weight π.
     """
 
     energy_mean: float
@@ -40,7 +42,9 @@ class UnifiedScore:
         image, feature = self.standardise(energy, distance)
         return combine(image, feature, self.pi, self.c)
 
-    def standardise(self, energy: FloatArray, distance: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def standardise(
+        self, energy: FloatArray, distance: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
         """a_img and a_feat: mean 0 and standard deviation 1 on the ID data it was fitted on."""
         return (
             (np.asarray(energy, np.float64) - self.energy_mean) / self.energy_std,
@@ -54,18 +58,25 @@ class UnifiedScore:
 def combine(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
     """u of the standardised discrepancies, each (N,)."""
     if abs(c) < 1e-6:  # the first two terms in c; without the second, the fit could not leave c = 0
-        return (1 - pi) * image + pi * feature + 0.5 * c * pi * (1 - pi) * np.square(feature - image)
+        return (
+            (1 - pi) * image + pi * feature + 0.5 * c * pi * (1 - pi) * np.square(feature - image)
+        )
     return np.logaddexp(np.log1p(-pi) + c * image, np.log(pi) + c * feature) / c
 
 
 def gate(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
     """w(a) in (0, 1), each (N,); π where both discrepancies agree."""
     delta = feature - image
-    return np.where(np.abs(c * delta) < 1e-6, pi, (combine(image, feature, pi, c) - image) / np.where(delta, delta, 1))
+    return np.where(
+        np.abs(c * delta) < 1e-6,
+        pi,
+        (combine(image, feature, pi, c) - image) / np.where(delta, delta, 1),
+    )
 
 
 def mean_score(id_energy: FloatArray, id_distance: FloatArray) -> UnifiedScore:
-    """The mean of both discrepancies, standardised on ID (N,): the gate where there are no OOD images to fit it on.
+    """The mean of both discrepancies, standardised on ID (N,): the gate where there are no OOD
+    images to fit it on.
 
     Raises GoodRtError when there are fewer than 2 values, or they are not finite or without spread.
     """
@@ -73,7 +84,10 @@ def mean_score(id_energy: FloatArray, id_distance: FloatArray) -> UnifiedScore:
     means = float(np.mean(id_energy)), float(np.mean(id_distance))
     stds = float(np.std(id_energy)), float(np.std(id_distance))
     if min(stds) <= 0:
-        raise GoodRtError("energy or k-NN distance is the same for all ID images; the classifier or bank is degenerate")
+        raise GoodRtError(
+            "energy or k-NN distance is the same for all ID images; the classifier or bank is "
+            "degenerate"
+        )
     return UnifiedScore(means[0], stds[0], means[1], stds[1], 0.5, 0.0)
 
 
@@ -84,11 +98,12 @@ def fit(
     ood_distance: FloatArray,
     ood_weights: FloatArray | None = None,
 ) -> UnifiedScore:
-    """Fits standardisation on ID, then π and c by maximum likelihood of P(OOD) = sigmoid(s·u + b), s > 0.
+    """Fits standardisation on ID, then π and c by maximum likelihood of P(OOD) = sigmoid(s·u + b),
+    s > 0.
 
-    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are, and of the OOD side each
-    image that of ``ood_weights``, or all the same. Raises GoodRtError when a side is empty, not finite or without
-    spread.
+    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are, and of
+    the OOD side each image that of ``ood_weights``, or all the same. Raises GoodRtError when a side
+    is empty, not finite or without spread.
     """
     from scipy.optimize import minimize
 
@@ -102,8 +117,8 @@ def fit(
         pi, scale = 1 / (1 + np.exp(-logit)), np.exp(log_scale)
         id_logit = scale * combine(id_image, id_feature, pi, c) + bias
         ood_logit = scale * combine(ood_image, ood_feature, pi, c) + bias
-        # a weak pull to π = ½, c = 0 keeps the problem well-posed where one discrepancy separates perfectly, as energy
-        # does after a training with images of these kinds
+        # a weak pull to π = ½, c = 0 keeps the problem well-posed where one discrepancy separates
+        # perfectly, as energy does after a training with images of these kinds
         ridge = 1e-2 * (logit**2 + c**2 + log_scale**2)
         ood_loss = np.average(np.logaddexp(0, -ood_logit), weights=ood_weights)
         return float(np.logaddexp(0, id_logit).mean() + ood_loss + ridge)
@@ -117,4 +132,7 @@ def fit(
 def _check(arrays: Mapping[str, FloatArray]) -> None:
     for name, values in arrays.items():
         if len(values) < 2 or not np.isfinite(values).all():
-            raise GoodRtError(f"the unified score needs at least 2 finite {name}; got {len(values)}, check the images")
+            raise GoodRtError(
+                f"the unified score needs at least 2 finite {name}; got {len(values)}, check the "
+                "images"
+            )

@@ -1,6 +1,8 @@
-"""The gradients of guided diffusion: Monte-Carlo smoothing, mean guidance and the limits on their size.
+"""The gradients of guided diffusion: Monte-Carlo smoothing, mean guidance and the limits on their
+size.
 
-Equations of GOOD (arXiv 2510.17131) after TFG (Ye et al., arXiv 2409.15761, Alg. 1); `good_rt.method.sampler` takes the steps.
+Equations of GOOD (arXiv 2510.17131) after TFG (Ye et al., arXiv 2409.15761, Alg. 1);
+`good_rt.method.sampler` takes the steps.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ Decoder = Callable[[Tensor], Tensor]
 class GuidanceConfig:
     """How strongly, when and how often the sampler follows ∇ℓ̃.
 
-    With ``step="unit"`` each sample's gradient is scaled to root mean square 1, so that ``rho`` and ``mu`` are in units
-    of the latents' spread and mean the same for every classifier; with "raw" they multiply the gradient itself.
+    With ``step="unit"`` each sample's gradient is scaled to root mean square 1, so that ``rho`` and
+    ``mu`` are in units of the latents' spread and mean the same for every classifier; with "raw"
+    they multiply the gradient itself.
     """
 
     rho: float = 0.0
@@ -46,27 +49,39 @@ class GuidanceConfig:
     """M, Monte-Carlo samples of the smoothing."""
     step: Literal["unit", "raw"] = "unit"
     clip: float | None = None
-    """Largest Euclidean norm of a sample's gradient, for ``step="raw"``; "unit" steps have a fixed norm."""
+    """Largest Euclidean norm of a sample's gradient, for ``step="raw"``; "unit" steps have a fixed
+    norm."""
     span: tuple[float, float] = (0.0, 1.0)
     """The part of the trajectory that is guided: from and to, as shares of the steps taken."""
     every: int = 1
-    """Guides every n-th step of the span alone; the steps between cost what an unguided one does."""
+    """Guides every n-th step of the span alone; the steps between cost what an unguided one
+    does."""
     band: tuple[float, float] | None = None
-    """(low, high) of ℓ: full strength below low, none above high, linear between, so that samples stay images."""
+    """(low, high) of ℓ: full strength below low, none above high, linear between, so that samples
+    stay images."""
 
     def __post_init__(self) -> None:
         for name in ("rho", "mu", "sigma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise GoodRtError(f"guidance's {name} must be a finite number of at least 0, not {getattr(self, name)}")
+                raise GoodRtError(
+                    f"guidance's {name} must be a finite number of at least 0, not "
+                    f"{getattr(self, name)}"
+                )
         for name in ("n_recur", "n_iter", "n_mc", "every"):
             if getattr(self, name) < 1:
-                raise GoodRtError(f"guidance's {name} must be at least 1, not {getattr(self, name)}")
+                raise GoodRtError(
+                    f"guidance's {name} must be at least 1, not {getattr(self, name)}"
+                )
         if self.clip is not None and not self.clip > 0:
             raise GoodRtError(f"guidance's clip must be greater than 0, not {self.clip}")
         if not 0 <= self.span[0] < self.span[1] <= 1:
-            raise GoodRtError(f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}")
+            raise GoodRtError(
+                f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}"
+            )
         if self.band is not None and not self.band[0] < self.band[1]:
-            raise GoodRtError(f"guidance's band must be (low, high) with low < high, not {self.band}")
+            raise GoodRtError(
+                f"guidance's band must be (low, high) with low < high, not {self.band}"
+            )
 
     @property
     def active(self) -> bool:
@@ -80,25 +95,30 @@ class GuidanceConfig:
 
 
 def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | None) -> Tensor:
-    """ℓ̃(x) = log mean_{j≤M} exp ℓ(x + σ_t δ_j): images (N, C, H, W), noise δ (M, N, C, H, W) -> (N,).
+    """ℓ̃(x) = log mean_{j≤M} exp ℓ(x + σ_t δ_j): images (N, C, H, W), noise δ (M, N, C, H, W) ->
+    (N,).
 
     Without noise it is ℓ(x) itself. (TFG, arXiv 2409.15761, "implicit dynamics".)
     """
     if noise is None:
         return guidance(images)
     samples = (images + width * noise).flatten(0, 1)
-    return torch.logsumexp(guidance(samples).unflatten(0, noise.shape[:2]), dim=0) - math.log(len(noise))
+    return torch.logsumexp(guidance(samples).unflatten(0, noise.shape[:2]), dim=0) - math.log(
+        len(noise)
+    )
 
 
 @runtime_checkable
 class LatentGuidance(Protocol):
-    """A guidance of latents that brings its own gradient, as an engine of decoder and classifier together does."""
+    """A guidance of latents that brings its own gradient, as an engine of decoder and classifier
+    together does."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
 
     def value_and_gradient(self, latents: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """latents (N, C, H, W), what is added to the decoded images (N, c, H', W') -> ℓ (N,), ∇ℓ (N, C, H, W)."""
+        """latents (N, C, H, W), what is added to the decoded images (N, c, H', W') -> ℓ (N,), ∇ℓ
+        (N, C, H, W)."""
         ...
 
 
@@ -111,8 +131,9 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """ℓ̃(D(x̂0)) (N,) and ∇_{x̂0} ℓ̃(D(x̂0)), of the shape of x̂0 (N, C, H, W).
 
-    ``draw`` makes the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no smoothing. Autograd
-    goes through decoder and guidance, unless the guidance brings its own gradient.
+    ``draw`` makes the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no
+    smoothing. Autograd goes through decoder and guidance, unless the guidance brings its own
+    gradient.
     """
     if isinstance(guidance, LatentGuidance):
         return _smoothed_from_parts(guidance, x0, width, draw)
@@ -127,22 +148,26 @@ def value_and_gradient(
 def _smoothed_from_parts(
     guidance: LatentGuidance, x0: Tensor, width: float, draw: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """ℓ̃ and ∇ℓ̃ = Σ_j softmax_j(ℓ_j) ∇ℓ_j from every Monte-Carlo sample's own value and gradient."""
+    """ℓ̃ and ∇ℓ̃ = Σ_j softmax_j(ℓ_j) ∇ℓ_j from every Monte-Carlo sample's own value and
+    gradient."""
     nothing = x0.new_zeros(len(x0), *guidance.image_shape)
     if draw is None:
         return guidance.value_and_gradient(x0, nothing)
     parts = [guidance.value_and_gradient(x0, offset) for offset in width * draw(nothing)]
     values, gradients = (torch.stack(part) for part in zip(*parts, strict=True))
     total = torch.logsumexp(values, dim=0)
-    # not values.softmax: even of one value it wakes PyTorch's threads, which spin for milliseconds beside the engine
+    # not values.softmax: even of one value it wakes PyTorch's threads, which spin for milliseconds
+    # beside the engine
     weights = (values - total).exp()[:, :, None, None, None]
     return total - math.log(len(values)), (weights * gradients).sum(dim=0)
 
 
 def limited(gradient: Tensor, value: Tensor, config: GuidanceConfig, step: int) -> Tensor:
-    """The gradient (N, C, H, W) after clipping by norm, scaling and the band on ℓ (N,), each sample by itself.
+    """The gradient (N, C, H, W) after clipping by norm, scaling and the band on ℓ (N,), each sample
+    by itself.
 
-    Raises NonFiniteError that names the step and the samples of a NaN or infinite value or gradient.
+    Raises NonFiniteError that names the step and the samples of a NaN or infinite value or
+    gradient.
     """
     flat = gradient.flatten(1)
     wrong = ~(flat.isfinite().all(dim=1) & value.isfinite())

@@ -1,7 +1,8 @@
 """The guided sampler: DDIM in σ-space with variance guidance, mean guidance and recurrence.
 
-One short generator that reads like the algorithm (GOOD, arXiv 2510.17131; TFG, arXiv 2409.15761, Alg. 1). It is pure:
-the same seeds give the same images, whatever the batch they are in, as far as the networks do.
+One short generator that reads like the algorithm (GOOD, arXiv 2510.17131; TFG, arXiv 2409.15761,
+Alg. 1). It is pure: the same seeds give the same images, whatever the batch they are in, as far as
+the networks do.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ from torch import Tensor
 from good_rt.errors import NonFiniteError
 from good_rt.method.denoiser import Denoiser
 from good_rt.method.discrepancy import Guidance
-from good_rt.method.guidance import Decoder, GuidanceConfig, LatentGuidance, limited, value_and_gradient
+from good_rt.method.guidance import (
+    Decoder,
+    GuidanceConfig,
+    LatentGuidance,
+    limited,
+    value_and_gradient,
+)
 from good_rt.method.schedule import FloatArray, alpha_cumprod_of, smoothing_widths, strengths
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the sampler leaves: its index, y (N, C, H, W) at noise level σ, x̂0 and ℓ̃ before guidance."""
+    """What one step of the sampler leaves: its index, y (N, C, H, W) at noise level σ, x̂0 and ℓ̃
+    before guidance."""
 
     index: int
     sigma: float
@@ -33,14 +41,20 @@ class Step:
 
 def sample_seeds(job_seed: int, indices: Sequence[int]) -> list[int]:
     """One seed a sample, of the job's seed and the sample's index alone."""
-    return [int(np.random.SeedSequence((job_seed, index)).generate_state(1, np.uint64)[0] >> 1) for index in indices]
+    return [
+        int(np.random.SeedSequence((job_seed, index)).generate_state(1, np.uint64)[0] >> 1)
+        for index in indices
+    ]
 
 
 class Noise:
-    """Standard normal noise in which each sample has a stream of its own, so it does not depend on the batch."""
+    """Standard normal noise in which each sample has a stream of its own, so it does not depend on
+    the batch."""
 
     def __init__(self, seeds: Sequence[int], stream: int) -> None:
-        states = (np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0] for seed in seeds)
+        states = (
+            np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0] for seed in seeds
+        )
         self._generators = [torch.Generator().manual_seed(int(state >> 1)) for state in states]
 
     def __call__(self, like: Tensor) -> Tensor:
@@ -49,10 +63,14 @@ class Noise:
         return torch.stack(drawn).to(like)
 
 
-def ddim_step(y: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise) -> Tensor:
-    """DDIM_η(y, x̂0, σ_t → σ_{t−1}) (Song et al., arXiv 2010.02502, Eq. 12 and 16, divided by √ᾱ_{t−1}).
+def ddim_step(
+    y: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise
+) -> Tensor:
+    """DDIM_η(y, x̂0, σ_t → σ_{t−1}) (Song et al., arXiv 2010.02502, Eq. 12 and 16, divided by
+    √ᾱ_{t−1}).
 
-    σ_up² = η² σ_{t−1}² (σ_t² − σ_{t−1}²)/σ_t² is fresh noise, the rest of σ_{t−1}² keeps its direction.
+    σ_up² = η² σ_{t−1}² (σ_t² − σ_{t−1}²)/σ_t² is fresh noise, the rest of σ_{t−1}² keeps its
+    direction.
     """
     up = eta * sigma_next * np.sqrt(sigma**2 - sigma_next**2) / sigma
     down = np.sqrt(max(sigma_next**2 - up**2, 0.0))
@@ -76,10 +94,10 @@ def sample_steps(
 ) -> Iterator[Step]:
     """Yields every step of the guided sampler; the last one's y, over √(1 + σ²), are the latents.
 
-    ``shape`` (C, H, W) is one latent's, ``labels`` (N,) int64 its classes, ``sigmas`` (T + 1,) falls to the last level,
-    ``strength`` (N,) multiplies ρ and μ of each sample. ``device`` is where the models are; the noise is the same on
-    every one.
-    Raises NonFiniteError that names step and samples of a value that is not finite.
+    ``shape`` (C, H, W) is one latent's, ``labels`` (N,) int64 its classes, ``sigmas`` (T + 1,)
+    falls to the last level, ``strength`` (N,) multiplies ρ and μ of each sample. ``device`` is
+    where the models are; the noise is the same on every one. Raises NonFiniteError that names step
+    and samples of a value that is not finite.
     """
     trajectory, renoising, smoothing = (Noise(seeds, stream) for stream in range(3))
     rho = strengths(sigmas, config.rho, config.rho_schedule)
@@ -94,7 +112,9 @@ def sample_steps(
     x = trajectory(torch.empty((len(seeds), *shape), dtype=dtype, device=device))
     labels = None if labels is None else labels.to(device)
     y = x * float(np.sqrt(1 + sigmas[0] ** 2))
-    for t, (sigma, sigma_next) in enumerate(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)):
+    for t, (sigma, sigma_next) in enumerate(
+        zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)
+    ):
         root_alpha = float(np.sqrt(alpha_cumprod_of(sigma)))
         for recurrence in range(config.n_recur):
             guided = guidance is not None and config.guides(t, len(mu))
@@ -114,7 +134,9 @@ def sample_steps(
                     push = factor * rho[t] / root_alpha * limited(through_unet, value, config, t)
                 for iteration in range(config.n_iter if mu[t] > 0 else 0):
                     if iteration > 0:  # the first gradient, at Δ = 0, is the one above
-                        _, gradient = value_and_gradient(guidance, decoder, x0 + shift, width[t], draw)
+                        _, gradient = value_and_gradient(
+                            guidance, decoder, x0 + shift, width[t], draw
+                        )
                     shift = shift + factor * mu[t] * limited(gradient, value, config, t)
             y_next = ddim_step(y, x0, sigma, sigma_next, eta, trajectory) + shift + push
             if recurrence + 1 < config.n_recur:
@@ -140,10 +162,22 @@ def sample(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The latents (N, C, H, W) at the end of `sample_steps`; decode and clamp them to see images."""
+    """The latents (N, C, H, W) at the end of `sample_steps`; decode and clamp them to see
+    images."""
     steps = sample_steps(
-        denoiser, decoder, guidance, sigmas, config, seeds, shape, labels, eta, strength, dtype, device
-    )  # fmt: skip
+        denoiser,
+        decoder,
+        guidance,
+        sigmas,
+        config,
+        seeds,
+        shape,
+        labels,
+        eta,
+        strength,
+        dtype,
+        device,
+    )
     for step in steps:
         last = step
     return last.y / float(np.sqrt(1 + last.sigma**2))

@@ -1,7 +1,7 @@
 """Noise schedules as arrays of σ, and the schedules of guidance strength over them.
 
-A schedule is a decreasing float64 array; the sampler walks it from the first value to the last. In σ-space,
-y = x_t / √ᾱ_t and σ_t = √((1−ᾱ_t)/ᾱ_t), so that ᾱ_t = 1 / (1 + σ_t²).
+A schedule is a decreasing float64 array; the sampler walks it from the first value to the last. In
+σ-space, y = x_t / √ᾱ_t and σ_t = √((1−ᾱ_t)/ᾱ_t), so that ᾱ_t = 1 / (1 + σ_t²).
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ def alpha_cumprod_of(sigma: FloatArray | float) -> FloatArray:
     return 1 / (1 + np.square(np.asarray(sigma, np.float64)))
 
 
-def timesteps(train_steps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> NDArray[np.int64]:
-    """The (steps,) timesteps, falling, that diffusers' schedulers visit (Lin et al., arXiv 2305.08891, Tab. 2).
+def timesteps(
+    train_steps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0
+) -> NDArray[np.int64]:
+    """The (steps,) timesteps, falling, that diffusers' schedulers visit (Lin et al., arXiv
+    2305.08891, Tab. 2).
 
     Raises GoodRtError when ``steps`` is not between 1 and ``train_steps``.
     """
@@ -49,15 +52,18 @@ def ddim_sigmas(
     offset: int = 0,
     final_alpha_cumprod: float = 1.0,
 ) -> FloatArray:
-    """(T,) ᾱ of the trained model -> (steps + 1,) σ, from the noisiest to σ of ``final_alpha_cumprod`` (0 for 1.0)."""
+    """(T,) ᾱ of the trained model -> (steps + 1,) σ, from the noisiest to σ of
+    ``final_alpha_cumprod`` (0 for 1.0)."""
     visited = alphas_cumprod[timesteps(len(alphas_cumprod), steps, spacing, offset)]
     return sigma_of(np.append(visited, final_alpha_cumprod).astype(np.float64))
 
 
 def strengths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
-    """(T + 1,) σ -> (T,) strengths ρ_t = ρ̄·T·s_t/Σs, whose mean is ``mean`` (TFG, arXiv 2409.15761, Sec. 4.2).
+    """(T + 1,) σ -> (T,) strengths ρ_t = ρ̄·T·s_t/Σs, whose mean is ``mean`` (TFG, arXiv
+    2409.15761, Sec. 4.2).
 
-    s_t is 1 − ᾱ_t/ᾱ_{t−1} ("decrease": strong at first, like β), ᾱ_t/ᾱ_{t−1} ("increase") or 1 ("constant").
+    s_t is 1 − ᾱ_t/ᾱ_{t−1} ("decrease": strong at first, like β), ᾱ_t/ᾱ_{t−1} ("increase") or 1
+    ("constant").
     """
     alphas = alpha_cumprod_of(sigmas)
     ratio = alphas[:-1] / alphas[1:]
@@ -68,6 +74,8 @@ def strengths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
 def smoothing_widths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
     """(T + 1,) σ -> (T,) smoothing widths σ_t = σ̄·√(1−ᾱ_t) ("decrease") or σ̄ ("constant")."""
     if trend == "increase":
-        raise GoodRtError('the smoothing width knows the trends "decrease" and "constant", not "increase"')
+        raise GoodRtError(
+            'the smoothing width knows the trends "decrease" and "constant", not "increase"'
+        )
     noise = np.sqrt(1 - alpha_cumprod_of(sigmas[:-1]))
     return mean * (noise if trend == "decrease" else np.ones_like(noise))

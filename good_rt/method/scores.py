@@ -1,7 +1,8 @@
 """OOD scores that need a classifier's logits alone: the established peers of the unified score.
 
-They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance is in `good_rt.method.bank`,
-the unified score in `good_rt.method.gate`; `good_rt.evaluation.metrics` measures them all.
+They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance
+is in `good_rt.method.bank`, the unified score in `good_rt.method.gate`;
+`good_rt.evaluation.metrics` measures them all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ LOGIT_SCORES: dict[str, Callable[[ArrayLike], Scores]] = {}
 
 
 def logit_score(name: str) -> Callable[[Score], Score]:
-    """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one more row."""
+    """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one
+    more row."""
 
     def enter(function: Score) -> Score:
         LOGIT_SCORES[name] = function
@@ -33,10 +35,11 @@ def logit_score(name: str) -> Callable[[Score], Score]:
 
 @logit_score("MSP")
 def msp(logits: ArrayLike) -> Scores:
-    """1 − max_c softmax(f)_c, one minus the maximum softmax probability (Hendrycks & Gimpel, arXiv 1610.02136).
+    """1 − max_c softmax(f)_c, one minus the maximum softmax probability (Hendrycks & Gimpel, arXiv
+    1610.02136).
 
-    Computed as s / (1 + s) with s = Σ_{c ≠ argmax} exp(f_c − max f), which keeps the order of confident images that
-    1 − softmax would round to one tie at 0. In [0, 1).
+    Computed as s / (1 + s) with s = Σ_{c ≠ argmax} exp(f_c − max f), which keeps the order of
+    confident images that 1 − softmax would round to one tie at 0. In [0, 1).
     """
     falling = np.sort(_checked(logits), axis=1)[:, ::-1]
     others: Scores = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
@@ -67,5 +70,8 @@ def _checked(logits: ArrayLike) -> Scores:
         raise GoodRtError(f"logits must be of shape (images, classes), not {array.shape}")
     bad = np.flatnonzero(~np.isfinite(array).all(1))
     if bad.size:
-        raise GoodRtError(f"the logits of {bad.size} of {len(array)} images are not finite (the first: image {bad[0]})")
+        raise GoodRtError(
+            f"the logits of {bad.size} of {len(array)} images are not finite (the first: image "
+            f"{bad[0]})"
+        )
     return array

@@ -1,8 +1,9 @@
 """Fine-tuning the classifier with generated OOD images, so that its energy tells ID from OOD.
 
-L = CE(ID) + w·BCE(sigmoid(g(−energy)), is ID) with a learned head g, as in VOS (Du et al., arXiv 2202.01197, Eq. 6) and
-GOOD (arXiv 2510.17131). Part of the ID images comes out of the VAE's decoder, reconstructed or sampled without
-guidance, since the network would otherwise learn that "looks generated" means OOD.
+L = CE(ID) + w·BCE(sigmoid(g(−energy)), is ID) with a learned head g, as in VOS (Du et al., arXiv
+2202.01197, Eq. 6) and GOOD (arXiv 2510.17131). Part of the ID images comes out of the VAE's
+decoder, reconstructed or sampled without guidance, since the network would otherwise learn that
+"looks generated" means OOD.
 """
 
 from __future__ import annotations
@@ -41,15 +42,18 @@ class TrainConfig:
     weight: float = 3.0
     """w, weight of the energy regulariser."""
     bfloat16: bool = False
-    """Whether the network runs in bfloat16 (its weights stay in float32): half the time on CPUs that have it."""
+    """Whether the network runs in bfloat16 (its weights stay in float32): half the time on CPUs
+    that have it."""
     decoded_share: float = 0.5
-    """Share of the ID batch that comes out of a decoder: reconstructions, unguided samples, or half of it each, as far
-    as they are given."""
+    """Share of the ID batch that comes out of a decoder: reconstructions, unguided samples, or half
+    of it each, as far as they are given."""
     averaging: float = 0.98
-    """Decay of the moving average of the weights, which is what is validated and kept; 0 for the weights alone."""
+    """Decay of the moving average of the weights, which is what is validated and kept; 0 for the
+    weights alone."""
     interpolation: float = 0.4
-    """How much of the way from the classifier as it was to the trained weights is gone. Weights in between keep more
-    of the accuracy, and tell OOD images better, than those at the end (Wortsman et al., arXiv 2109.01903)."""
+    """How much of the way from the classifier as it was to the trained weights is gone. Weights in
+    between keep more of the accuracy, and tell OOD images better, than those at the end (Wortsman
+    et al., arXiv 2109.01903)."""
     seed: int = 0
     evaluate_every: int = 150
     """Steps between two looks at the held-out images, which also write the checkpoint."""
@@ -61,9 +65,9 @@ class TrainConfig:
 class TrainingImages:
     """What the fine-tuning sees; images (N, C, H, W) in [-1, 1], labels (N,) int64.
 
-    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be absent (the control);
-    ``unguided`` are what ``ood`` would be but for the guidance, and are ID. ``val_*`` are held out: they choose the
-    state that is kept, and are never trained on.
+    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be
+    absent (the control); ``unguided`` are what ``ood`` would be but for the guidance, and are ID.
+    ``val_*`` are held out: they choose the state that is kept, and are never trained on.
     """
 
     images: Tensor
@@ -105,9 +109,11 @@ class TrainResult:
 
 
 class EnergyHead(nn.Module):
-    """g: −energy (N,) -> logit (N,) that the sample is ID: affine with a slope above 0: lower energy is more ID.
+    """g: −energy (N,) -> logit (N,) that the sample is ID: affine with a slope above 0: lower
+    energy is more ID.
 
-    A head with hidden units, as VOS has it, may call a band of energies ID, and then the energy is no score any more.
+    A head with hidden units, as VOS has it, may call a band of energies ID, and then the energy is
+    no score any more.
     """
 
     def __init__(self, middle: float = 0.0) -> None:
@@ -132,11 +138,14 @@ RETREATS = (1.0, 0.75, 0.5, 0.25)
 
 
 def has_bfloat16(device: torch.device = CPU) -> bool:
-    """Whether this CPU, or this GPU, multiplies in bfloat16; where it does not, bfloat16 is slower than float32."""
+    """Whether this CPU, or this GPU, multiplies in bfloat16; where it does not, bfloat16 is slower
+    than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+    return device.type == "cpu" and bool(
+        found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16")
+    )
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -148,8 +157,10 @@ def check_trainable(classifier: Classifier) -> None:
     """Raises GoodRtError when there are no weights to train."""
     if not classifier.trainable:
         raise GoodRtError(
-            f"the classifier ({classifier.config.architecture}) cannot be trained: its weights are frozen in a file "
-            "that is made for running; train it from its library's own weights, such as timm:NAME@weights.safetensors"
+            f"the classifier ({classifier.config.architecture}) cannot be trained: its weights are "
+            "frozen in a file "
+            "that is made for running; train it from its library's own weights, such as "
+            "timm:NAME@weights.safetensors"
         )
 
 
@@ -160,16 +171,17 @@ def finetune(
     checkpoint: Path | None = None,
     on_step: Callable[[TrainStep], None] = lambda step: None,
 ) -> TrainResult:
-    """Fine-tunes a copy of the classifier and returns the last state that kept the accuracy on the held-out images.
+    """Fine-tunes a copy of the classifier and returns the last state that kept the accuracy on the
+    held-out images.
 
     It works where the classifier is; the images may be elsewhere.
 
-    A state keeps it when it lost at most ``max_accuracy_drop``; the held-out loss says less, since it no longer falls
-    while detection still improves. A state's weights are those ``interpolation`` of the way from the classifier it came
-    from, or less far where the accuracy lost more.
-    With ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError when no state
-    kept the accuracy or the checkpoint is damaged or of another run, and NonFiniteError that names the step of a loss
-    that is not finite.
+    A state keeps it when it lost at most ``max_accuracy_drop``; the held-out loss says less, since
+    it no longer falls while detection still improves. A state's weights are those ``interpolation``
+    of the way from the classifier it came from, or less far where the accuracy lost more. With
+    ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError
+    when no state kept the accuracy or the checkpoint is damaged or of another run, and
+    NonFiniteError that names the step of a loss that is not finite.
     """
     check_trainable(classifier)
     torch.manual_seed(config.seed)
@@ -208,7 +220,8 @@ def finetune(
         on_step(done)
     if state.kept_step == 0:
         raise GoodRtError(
-            f"training failed: held-out ID accuracy fell from {before:.4f} by more than {config.max_accuracy_drop} in "
+            f"training failed: held-out ID accuracy fell from {before:.4f} by more than "
+            f"{config.max_accuracy_drop} in "
             "every state looked at; lower --lr or the regulariser's --weight"
         )
     kept = state.kept.eval().requires_grad_(False)
@@ -218,7 +231,9 @@ def finetune(
 def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
     """The classifier whose weights lie at this share of the way from start to end."""
     found = copy.deepcopy(end)
-    for target, origin in zip(found.state_dict().values(), start.state_dict().values(), strict=True):
+    for target, origin in zip(
+        found.state_dict().values(), start.state_dict().values(), strict=True
+    ):
         if target.is_floating_point():
             target.lerp_(origin, 1 - share)
     return found
@@ -227,7 +242,9 @@ def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
 def _middle(classifier: Classifier, data: TrainingImages) -> float:
     """Half-way between the mean −energies of held-out ID and OOD images, where the head starts."""
     images = [data.val_images] if data.val_ood is None else [data.val_images, data.val_ood]
-    return sum(float(torch.logsumexp(predict(classifier, part)[0], dim=1).mean()) for part in images) / len(images)
+    return sum(
+        float(torch.logsumexp(predict(classifier, part)[0], dim=1).mean()) for part in images
+    ) / len(images)
 
 
 @dataclass
@@ -247,7 +264,8 @@ class _Progress:
         self.history: list[TrainStep] = []
 
     def save(self, folder: Path, job: Mapping[str, Any]) -> None:
-        """Tensors as safetensors, the rest as JSON in their metadata; one rename makes the checkpoint whole."""
+        """Tensors as safetensors, the rest as JSON in their metadata; one rename makes the
+        checkpoint whole."""
         import json
 
         from safetensors.torch import save_file
@@ -262,10 +280,15 @@ class _Progress:
         meta = {"job": job, "scalars": scalars, "history": [asdict(step) for step in self.history]}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "checkpoint.safetensors") as temporary:
-            save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"good_rt": json.dumps(meta)})
+            save_file(
+                {k: v.contiguous().clone() for k, v in tensors.items()},
+                temporary,
+                {"good_rt": json.dumps(meta)},
+            )
 
     def load(self, folder: Path, job: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint of the same settings, classifier and images; without one it starts anew."""
+        """Goes on from a checkpoint of the same settings, classifier and images; without one it
+        starts anew."""
         import json
 
         from safetensors import SafetensorError, safe_open
@@ -281,7 +304,8 @@ class _Progress:
             raise GoodRtError(f"{path} is damaged ({error}); delete it to start anew") from None
         if different := different_names(meta.get("job", {}), job):
             raise GoodRtError(
-                f"{path} is of another training (different: {', '.join(different)}); choose another place, or delete "
+                f"{path} is of another training (different: {', '.join(different)}); choose "
+                "another place, or delete "
                 "it to start anew"
             )
 
@@ -312,8 +336,11 @@ def _fingerprint(tensors: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _id_batch(data: TrainingImages, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """ID images (id_batch, C, H, W) and their labels (id_batch,); those that come out of a decoder are the first."""
+def _id_batch(
+    data: TrainingImages, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """ID images (id_batch, C, H, W) and their labels (id_batch,); those that come out of a decoder
+    are the first."""
     index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
     images, labels = data.images[index], data.labels[index]
     made = [
@@ -322,13 +349,17 @@ def _id_batch(data: TrainingImages, config: TrainConfig, generator: torch.Genera
         if source is not None and known is not None
     ]
     rows = torch.arange(round(config.decoded_share * config.id_batch))
-    for (source, known), part in zip(made, rows.tensor_split(len(made)) if made else (), strict=True):
+    for (source, known), part in zip(
+        made, rows.tensor_split(len(made)) if made else (), strict=True
+    ):
         at = index[part] % len(source)
         images[part], labels[part] = source[at], known[at]
     return images, labels
 
 
-def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> tuple[float, float | None]:
+def _train_step(
+    state: _Progress, data: TrainingImages, config: TrainConfig
+) -> tuple[float, float | None]:
     """One optimiser step on a batch that depends on seed and step alone; returns CE and BCE."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
     cosine = 0.5 * (1 + math.cos(math.pi * state.step / config.steps))
@@ -337,7 +368,12 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
 
     images, labels = _id_batch(data, config, generator)
     if data.ood is not None:
-        images = torch.cat([images, data.ood[torch.randint(len(data.ood), (config.ood_batch,), generator=generator)]])
+        images = torch.cat(
+            [
+                images,
+                data.ood[torch.randint(len(data.ood), (config.ood_batch,), generator=generator)],
+            ]
+        )
     state.model.train()
     device = state.model.device
     images = augment(images, generator).to(device, memory_format=torch.channels_last)
@@ -352,14 +388,17 @@ def _train_step(state: _Progress, data: TrainingImages, config: TrainConfig) -> 
     state.optimiser.step()
     state.step += 1
     decay = min(config.averaging, state.step / (9 + state.step))
-    for target, weight in zip(state.average.state_dict().values(), state.model.state_dict().values(), strict=True):
+    for target, weight in zip(
+        state.average.state_dict().values(), state.model.state_dict().values(), strict=True
+    ):
         if target.is_floating_point():
             target.lerp_(weight, 1 - decay)  # batch norm's running statistics as well
     return ce.item(), None if bce is None else bce.item()
 
 
 def _losses(logits: Tensor, head: EnergyHead, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """CE of the leading rows, which are ID, and BCE of all where there are more rows than labels: those are OOD."""
+    """CE of the leading rows, which are ID, and BCE of all where there are more rows than labels:
+    those are OOD."""
     count = len(labels)
     ce = F.cross_entropy(logits[:count], labels)
     if count == len(logits):
@@ -369,15 +408,19 @@ def _losses(logits: Tensor, head: EnergyHead, labels: Tensor) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def _validate(model: Classifier, head: EnergyHead, data: TrainingImages, config: TrainConfig) -> tuple[float, float]:
-    """Loss and ID accuracy on the held-out images; ID and OOD have the same weight in the regulariser."""
+def _validate(
+    model: Classifier, head: EnergyHead, data: TrainingImages, config: TrainConfig
+) -> tuple[float, float]:
+    """Loss and ID accuracy on the held-out images; ID and OOD have the same weight in the
+    regulariser."""
     model.eval()
     logits, _ = predict(model, data.val_images)
     loss = F.cross_entropy(logits, data.val_labels)
     if data.val_ood is not None:
         ood_logits, _ = predict(model, data.val_ood)
         is_id, is_ood = (
-            head(torch.logsumexp(found, dim=1).to(head.middle.device)).cpu() for found in (logits, ood_logits)
+            head(torch.logsumexp(found, dim=1).to(head.middle.device)).cpu()
+            for found in (logits, ood_logits)
         )
         loss = loss + config.weight * 0.5 * (F.softplus(-is_id).mean() + F.softplus(is_ood).mean())
     return float(loss), accuracy(logits, data.val_labels)

@@ -1,7 +1,8 @@
-"""Generating OOD images: a job's settings, and the loop that runs the guided sampler batch by batch into a folder.
+"""Generating OOD images: a job's settings, and the loop that runs the guided sampler batch by batch
+into a folder.
 
-An image depends on job seed and index alone (and on the batch size by rounding), so an interrupted job goes on and
-gives the same set.
+An image depends on job seed and index alone (and on the batch size by rounding), so an interrupted
+job goes on and gives the same set.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class GenerationJob:
     guidance: GuidanceKind = "both"
     config: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(mu=0.1))
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Factors of ρ and μ that the images take in turn, so that a set reaches from near to far OOD."""
+    """Factors of ρ and μ that the images take in turn, so that a set reaches from near to far
+    OOD."""
     k: int = 10
     temperature: float = 1.0
     eta: float = 1.0
@@ -68,9 +70,13 @@ class GenerationJob:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch < 1:
-            raise GoodRtError(f"count and batch must be at least 1, not {self.count} and {self.batch}")
+            raise GoodRtError(
+                f"count and batch must be at least 1, not {self.count} and {self.batch}"
+            )
         if not self.strengths or not all(0 <= strength < math.inf for strength in self.strengths):
-            raise GoodRtError(f"strengths must be one or more numbers of at least 0, not {self.strengths}")
+            raise GoodRtError(
+                f"strengths must be one or more numbers of at least 0, not {self.strengths}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,9 +86,10 @@ class GenerationJob:
 class Generator:
     """The models a job runs on, whatever runtime is behind them.
 
-    ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance differentiates. ``fused``
-    is the engine of decoder, classifier and bank together that takes its place, where there is one. ``conditioning`` is
-    what the classes are to the network, None for an unconditional one. ``device`` is where all of them are.
+    ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance
+    differentiates. ``fused`` is the engine of decoder, classifier and bank together that takes its
+    place, where there is one. ``conditioning`` is what the classes are to the network, None for an
+    unconditional one. ``device`` is where all of them are.
     """
 
     denoiser: Denoiser
@@ -97,10 +104,14 @@ class Generator:
     fused: Callable[..., tuple[Tensor, ...]] | None = None
     device: torch.device = CPU
 
-    def images(self, job: GenerationJob, indices: list[int], guided: bool = True) -> NDArray[np.uint8]:
-        """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided twins.
+    def images(
+        self, job: GenerationJob, indices: list[int], guided: bool = True
+    ) -> NDArray[np.uint8]:
+        """The job's images (N, H, W, C) at these indices; ``guided=False`` gives their unguided
+        twins.
 
-        Raises NonFiniteError that names step and indices, and GoodRtError when what the decoder gives is not finite.
+        Raises NonFiniteError that names step and indices, and GoodRtError when what the decoder
+        gives is not finite.
         """
         guidance: Guidance | LatentGuidance | None = None
         config = replace(job.config, rho=0.0, mu=0.0)
@@ -128,7 +139,8 @@ class Generator:
         if wrong.any():
             index = indices[int(wrong.nonzero()[0])]
             raise GoodRtError(
-                f"the decoder gives a value that is not finite for image {index}; its weights are damaged, or it "
+                f"the decoder gives a value that is not finite for image {index}; its weights are "
+                "damaged, or it "
                 "overflows in half precision: take --precision bf16 or fp32"
             )
         return to_uint8(images)
@@ -138,15 +150,23 @@ class Generator:
         lam = LAMBDA[job.guidance]
         if self.fused is not None:
             config = self.classifier.config
-            return EngineGuidance(self.fused, self.scales, lam, (config.channels, config.image_size, config.image_size))
-        return ClassifierGuidance(self.classifier, self.bank, self.scales, lam, job.k, job.temperature)
+            return EngineGuidance(
+                self.fused,
+                self.scales,
+                lam,
+                (config.channels, config.image_size, config.image_size),
+            )
+        return ClassifierGuidance(
+            self.classifier, self.bank, self.scales, lam, job.k, job.temperature
+        )
 
     def labels(self, indices: list[int]) -> Tensor:
         """The classes of the images, in turn: (N,) int64."""
         return torch.tensor(indices) % len(self.classifier.config.classes)
 
     def rows(self, indices: list[int]) -> Tensor | None:
-        """The conditioning's rows of the images, (N,) int64: the classes in turn, and each one's prompts in turn."""
+        """The conditioning's rows of the images, (N,) int64: the classes in turn, and each one's
+        prompts in turn."""
         if self.conditioning is None:
             return None
         turn = torch.tensor(indices) // len(self.classifier.config.classes)
@@ -158,14 +178,19 @@ class Generator:
         return job.strengths[index % len(job.strengths)]
 
     def discrepancies(self, images: NDArray[np.uint8], job: GenerationJob) -> tuple[Tensor, Tensor]:
-        """Energy and distance to the k-th neighbour of images (N, H, W, C), (N,) each, on the CPU."""
+        """Energy and distance to the k-th neighbour of images (N, H, W, C), (N,) each, on the
+        CPU."""
         logits, features = predict(self.classifier, from_uint8(images))
         return image_level(logits, job.temperature), feature_level(features, self.bank, job.k)
 
 
 def set_settings(job: GenerationJob, twins: bool, describe: Mapping[str, Any]) -> dict[str, Any]:
     """What job.json says of a set: all but the count, since a finished one may be extended."""
-    return {**{name: value for name, value in job.to_json().items() if name != "count"}, "twins": twins, **describe}
+    return {
+        **{name: value for name, value in job.to_json().items() if name != "count"},
+        "twins": twins,
+        **describe,
+    }
 
 
 def generate(
@@ -177,12 +202,13 @@ def generate(
     describe: dict[str, Any] | None = None,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> GeneratedSet:
-    """Runs the job into ``out``, going on where an interrupted run stopped, and writes the contact sheet.
+    """Runs the job into ``out``, going on where an interrupted run stopped, and writes the contact
+    sheet.
 
-    ``twins`` also samples each image's unguided twin of the same seed, for the manifest's "before" columns.
-    ``describe`` names the models in job.json, so that a folder is not continued with others. ``on_images`` hears how
-    many images are done. Raises GoodRtError when ``out`` belongs to another job, has another process at work in it, or
-    cannot be written.
+    ``twins`` also samples each image's unguided twin of the same seed, for the manifest's "before"
+    columns. ``describe`` names the models in job.json, so that a folder is not continued with
+    others. ``on_images`` hears how many images are done. Raises GoodRtError when ``out`` belongs to
+    another job, has another process at work in it, or cannot be written.
     """
     out_set = GeneratedSet(out)
     with sole_user(out):
@@ -193,13 +219,19 @@ def generate(
 
 
 def _fill(
-    out_set: GeneratedSet, generator: Generator, job: GenerationJob, twins: bool, on_images: Callable[[int], None]
+    out_set: GeneratedSet,
+    generator: Generator,
+    job: GenerationJob,
+    twins: bool,
+    on_images: Callable[[int], None],
 ) -> None:
     """Samples the job's images that the set lacks."""
     done = {row.index for row in out_set.rows()}
     on_images(len([index for index in done if index < job.count]))
     for first in range(0, job.count, job.batch):
-        indices = list(range(first, first + job.batch))  # a whole batch always, so that its bytes never change
+        indices = list(
+            range(first, first + job.batch)
+        )  # a whole batch always, so that its bytes never change
         wanted = [i for i, index in enumerate(indices) if index < job.count and index not in done]
         if not wanted:
             continue
@@ -232,7 +264,8 @@ def _fill(
 
 
 def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -> int:
-    """The batch size with the most denoised latents a second, found by timing sizes that double from 8."""
+    """The batch size with the most denoised latents a second, found by timing sizes that double
+    from 8."""
     best, best_rate, size = 1, 0.0, min(8, count)
     while size <= min(largest, max(count, 1)):
         y = torch.zeros(size, *generator.shape, device=generator.device)
@@ -268,16 +301,17 @@ def make_generator(
 
     The modules that are used are taken to ``device``, in place; engines have to be there already.
 
-    Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch modules. The bank
-    is made of the ID data's training part, the scales of its held-out part. ``prompts`` are templates with {} in the
-    place of a class's name, for models that text conditions. Raises GoodRtError when model and classifier do not fit
-    together.
+    Gradients go through VJP engines where ``engines`` holds them, else through the retained PyTorch
+    modules. The bank is made of the ID data's training part, the scales of its held-out part.
+    ``prompts`` are templates with {} in the place of a class's name, for models that text
+    conditions. Raises GoodRtError when model and classifier do not fit together.
     """
     config = classifier.config
     image_shape = (config.channels, config.image_size, config.image_size)
     if model.image_shape != image_shape:
         raise GoodRtError(
-            f"the diffusion model makes images of shape {model.image_shape}, the classifier takes {image_shape}; "
+            f"the diffusion model makes images of shape {model.image_shape}, the classifier takes "
+            f"{image_shape}; "
             "both must agree"
         )
     classifier.to(device)
@@ -294,7 +328,9 @@ def make_generator(
         if model.decoder is not None:
             decode = engine_function(engines["vae_decoder"], "images")
         if "decoder_backward" in engines:
-            decode_with_gradient = VjpPair(engines["decoder_forward"], engines["decoder_backward"]).function
+            decode_with_gradient = VjpPair(
+                engines["decoder_forward"], engines["decoder_backward"]
+            ).function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")
     for used in (unet, differentiable, decode, decode_with_gradient):
@@ -304,7 +340,11 @@ def make_generator(
     if conditioning is not None:
         further = {"condition": remembered(conditioning), "null_class": conditioning.null}
     denoiser = model.process.denoiser(
-        unet, differentiable=differentiable, cfg_scale=cfg_scale, cfg_sigma_max=cfg_sigma_max, **further
+        unet,
+        differentiable=differentiable,
+        cfg_scale=cfg_scale,
+        cfg_sigma_max=cfg_sigma_max,
+        **further,
     )
     bank = feature_bank(classifier, id_data, bank_size)
     known, _ = half_rows(id_data, "held_out")
@@ -331,7 +371,8 @@ def feature_bank(classifier: Classifier, id_data: IdData, size: int = BANK_SIZE)
 
 
 def engine_function(engine: Engine, *outputs: str) -> Callable[..., Any]:
-    """An engine as a function of its inputs in their order, giving one output or a tuple of several."""
+    """An engine as a function of its inputs in their order, giving one output or a tuple of
+    several."""
     names = tuple(engine.inputs)
 
     def run(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -1,4 +1,5 @@
-"""A first job file for images and models that lie somewhere: what is there, whether it fits, settings for its size."""
+"""A first job file for images and models that lie somewhere: what is there, whether it fits,
+settings for its size."""
 
 from __future__ import annotations
 
@@ -28,13 +29,15 @@ from good_rt.workflow.pipeline import check_models
 PROBED = 200
 """Images whose size is looked at."""
 HELD_OUT = (0.3, 0.4)
-"""Larger shares of the held-out part, of which the first that calibrates α is taken where the default does not."""
+"""Larger shares of the held-out part, of which the first that calibrates α is taken where the
+default does not."""
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `good-rt init` found: the images divided, their sizes, and what the models take and make."""
+    """What `good-rt init` found: the images divided, their sizes, and what the models take and
+    make."""
 
     images: Path
     classifier: Path
@@ -63,12 +66,22 @@ class Findings:
         copies = sum(file.copy for file in self.splits.files.values())
         made = "latent" if self.latent else "pixel"
         raised = self.splits.config.held_out != SplitConfig.held_out and not self.splits.given
-        share = f" (a share of {self.splits.config.held_out:g}, for α = {ALPHA:g})" if raised else ""
-        condition = ", class-conditional" if self.conditional else ", which follows prompts" if self.text else ""
+        share = (
+            f" (a share of {self.splits.config.held_out:g}, for α = {ALPHA:g})" if raised else ""
+        )
+        condition = (
+            ", class-conditional"
+            if self.conditional
+            else ", which follows prompts"
+            if self.text
+            else ""
+        )
         return [
-            f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes ({self.splits.kind}, "
+            f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes "
+            f"({self.splits.kind}, "
             f"{self.sizes}), {copies} copies; {self.splits.sizes}{share}",
-            f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, {self.config.channels} "
+            f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, "
+            f"{self.config.channels} "
             f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
             f"diffusion:  a {made} model{condition}, of the same images",
         ]
@@ -85,7 +98,8 @@ def inspect(
     image_size: int | None = None,
     on_item: Callable[[int], None] = lambda count: None,
 ) -> Findings:
-    """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and what to do.
+    """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and
+    what to do.
 
     ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
     """
@@ -98,9 +112,17 @@ def inspect(
     for path in (ood or {}).values():
         open_source(path)
     config = SplitConfig(skip_bad=skip_bad)
-    splits = data.splits if data.record is not None else make_splits(data.source, config, check=True, on_item=on_item)
+    splits = (
+        data.splits
+        if data.record is not None
+        else make_splits(data.source, config, check=True, on_item=on_item)
+    )
     for share in HELD_OUT:
-        if len(splits.rows("held_out")) // 2 >= round(1 / ALPHA) - 1 or splits.given or data.record is not None:
+        if (
+            len(splits.rows("held_out")) // 2 >= round(1 / ALPHA) - 1
+            or splits.given
+            or data.record is not None
+        ):
             break
         config = SplitConfig(held_out=share, skip_bad=skip_bad)
         splits = make_splits(data.source, config)
@@ -110,10 +132,14 @@ def inspect(
     except GoodRtError:
         used = sum(not file.copy for file in splits.files.values())
         raise GoodRtError(
-            f"{images} has {used} images, of which {calibration} would calibrate the detector, and alpha {ALPHA} needs "
-            f"{round(1 / ALPHA) - 1}: at least 100 images that the classifier was not trained on would do; add images"
+            f"{images} has {used} images, of which {calibration} would calibrate the detector, and "
+            f"alpha {ALPHA} needs "
+            f"{round(1 / ALPHA) - 1}: at least 100 images that the classifier was not trained on "
+            "would do; add images"
         ) from None
-    null_class = model.num_class_embeds is not None and model.num_class_embeds > len(classes.classes)
+    null_class = model.num_class_embeds is not None and model.num_class_embeds > len(
+        classes.classes
+    )
     return Findings(
         images=images,
         classifier=classifier,
@@ -155,21 +181,21 @@ def _sizes(source: Source) -> str:
 
 
 def job_text(found: Findings, out: Path) -> str:
-    """The job file: every setting that matters with what it does, chosen for the number and size of the images."""
+    """The job file: every setting that matters with what it does, chosen for the number and size of
+    the images."""
     train, config = found.count("train"), found.splits.config
     count = min(max(-(-train // 8 // 32) * 32, 128), 1024)
     batch = 32 if found.config.image_size <= 64 else 8
     steps = TrainConfig.steps if train >= 2000 else 200
-    # half of the held-out images validate; fewer than two of them are no loss that can be told from chance
+    # half of the held-out images validate; fewer than two of them are no loss that can be told from
+    # chance
     drop = max(0.005, round(2 / max(1, found.count("held_out") // 2), 3))
 
     def quoted(path: Path, demo: Path | None = None) -> str:
         return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
 
     if found.trainable:
-        trained = (
-            'ood = ["img"]  # kinds to fine-tune the classifier with; [] for none (and detector.classifier = "before")'
-        )
+        trained = 'ood = ["img"]  # kinds to fine-tune the classifier with; [] for none (and detector.classifier = "before")'
     else:
         trained = "ood = []  # no fine-tuning: the weights in this classifier's file are frozen"
 
@@ -178,17 +204,21 @@ def job_text(found: Findings, out: Path) -> str:
         variant += f"gradient_decoder = {quoted(found.gradient_decoder)}  # gradients go through this light one\n"
     if found.image_size is not None:
         variant += f"image_size = {found.image_size}  # another than the diffusion model's own\n"
-    prompts = f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
+    prompts = (
+        f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
+    )
 
     counts = "\n".join(
-        f"#   {name}: " + ", ".join(f"{parts.get(name, 0)} {part}" for part, parts in found.splits.counts().items())
+        f"#   {name}: "
+        + ", ".join(f"{parts.get(name, 0)} {part}" for part, parts in found.splits.counts().items())
         for name in sorted({name for parts in found.splits.counts().values() for name in parts})
     )
     ood = "".join(f"{json.dumps(name)} = {quoted(path)}\n" for name, path in found.ood.items())
     given = "# They come in parts already, which are kept.\n" if found.splits.given else ""
     return f"""\
-# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it, and goes on where it stopped.
-# Paths are relative to this file. What may be set, and its default, is in good-rt's docs/jobs.md.
+# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it, and goes on
+# where it stopped. Paths are relative to this file. What may be set, and its default, is in
+# good-rt's docs/jobs.md.
 
 out = {json.dumps(out.stem)}  # folder of everything that is made, beside this file
 seed = 0
@@ -233,14 +263,20 @@ alpha = {ALPHA}  # share of in-distribution inputs that may be refused
 bank_size = {min(10_000, train)}
 
 [ood]
-# Test sets of real OOD images, for the evaluation alone: name = "path", of any kind that [data] takes.
-# Without one, the evaluation takes generated images that nothing was trained on, which says less.
+# Test sets of real OOD images, for the evaluation alone: name = "path", of any kind that [data]
+# takes. Without one, the evaluation takes generated images that nothing was trained on, which says
+# less.
 {ood or '# street = "street/"' + chr(10)}"""
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """Relative to the job file's folder when it lies below it, else absolute; so are the paths in a spec."""
+    """Relative to the job file's folder when it lies below it, else absolute; so are the paths in a
+    spec."""
     if not path.exists():
-        return str(spec_of(str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None))
+        return str(
+            spec_of(
+                str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None
+            )
+        )
     place = os.path.relpath(path.resolve(), folder.resolve())
     return str(path.resolve()) if place.startswith("..") else Path(place).as_posix()

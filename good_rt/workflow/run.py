@@ -1,7 +1,9 @@
-"""A job file from end to end: split, export, generate, train, build, evaluate; what is done already is skipped.
+"""A job file from end to end: split, export, generate, train, build, evaluate; what is done already
+is skipped.
 
-Every step has a key, a hash of its settings and of the fingerprints of what it reads; state.json keeps it. A killed run
-goes on: generated images batch by batch, the training from its last checkpoint.
+Every step has a key, a hash of its settings and of the fingerprints of what it reads; state.json
+keeps it. A killed run goes on: generated images batch by batch, the training from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ MODELS = {
     "trained": "fine-tuned with generated images",
 }
 TEST_SHARE = 5
-"""Where there are no OOD test sets, one is generated of this part of the images of a kind, from other seeds."""
+"""Where there are no OOD test sets, one is generated of this part of the images of a kind, from
+other seeds."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class RunResult:
 
 
 def run_job_file(path: Path, bars: Bars = NO_BARS, device: torch.device = CPU) -> RunResult:
-    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what does not fit,
-    before anything long begins."""
+    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what
+    does not fit, before anything long begins."""
     job = Job.read(path)
     run = _Run(job, bars, device)
     run.check()
@@ -102,7 +105,8 @@ class _Run:
     device: torch.device = CPU
     steps: list[StepDone] = field(default_factory=list)
     built: dict[str, DetectorModule] = field(default_factory=dict)
-    """The detector that this run has built, by its classifier: the evaluation need not build it again."""
+    """The detector that this run has built, by its classifier: the evaluation need not build it
+    again."""
 
     def __post_init__(self) -> None:
         self.out, self.config = self.job.out, self.job.config
@@ -124,7 +128,8 @@ class _Run:
                 check_trainable(self.classifier)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f'{error}; or set train.ood = [], train.control = false and detector.classifier = "before" in '
+                    f"{error}; or set train.ood = [], train.control = false and "
+                    'detector.classifier = "before" in '
                     f"{self.job.path}"
                 ) from None
         with self._named("data.images"):
@@ -153,12 +158,20 @@ class _Run:
         guided: dict[str, Path] = {kind: made[kind] for kind in self.config.generate.kinds}
         detector = self._build(classifiers[self.config.detector.classifier], guided)
         evaluation = self._evaluate(classifiers, guided, detector, made.get("test"))
-        return RunResult(detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps))
+        return RunResult(
+            detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps)
+        )
 
     def _step(
-        self, name: str, key: str, files: Sequence[Path], work: Callable[[], object], stale: Sequence[Path] = ()
+        self,
+        name: str,
+        key: str,
+        files: Sequence[Path],
+        work: Callable[[], object],
+        stale: Sequence[Path] = (),
     ) -> None:
-        """Does one step unless it is done; ``stale`` is taken away first when it was begun with other inputs."""
+        """Does one step unless it is done; ``stale`` is taken away first when it was begun with
+        other inputs."""
         if self.state.is_done(name, key):
             self.steps.append(StepDone(name, True, 0.0))
             return
@@ -184,7 +197,10 @@ class _Run:
     @property
     def variant(self) -> dict[str, Any]:
         """What the job has of the diffusion model other than its folder has."""
-        return {"gradient_decoder": self.job.gradient_decoder, "image_size": self.config.models.image_size}
+        return {
+            "gradient_decoder": self.job.gradient_decoder,
+            "image_size": self.config.models.image_size,
+        }
 
     @cached_property
     def splits(self) -> Splits:
@@ -212,14 +228,18 @@ class _Run:
             check_alpha(config.detector.alpha, calibration)
         except GoodRtError as error:
             raise GoodRtError(
-                f"{self.job.images}: {error} (half of the held-out part); add images, or raise data.held_out or "
+                f"{self.job.images}: {error} (half of the held-out part); add images, or raise "
+                "data.held_out or "
                 f"detector.alpha in {self.job.path}"
             ) from None
         data.rows("test")
         bank = min(len(data.rows("train")), config.detector.bank_size)
         for name, k in (("generate.k", config.generate.k), ("detector.k", config.detector.k)):
             if k > bank:
-                raise GoodRtError(f"{name} is {k}, but the feature bank has {bank} images; lower it in {self.job.path}")
+                raise GoodRtError(
+                    f"{name} is {k}, but the feature bank has {bank} images; lower it in "
+                    f"{self.job.path}"
+                )
 
     def _export(self) -> None:
         generate = self.config.generate
@@ -234,21 +254,46 @@ class _Run:
             key,
             [folder / "manifest.json"],
             lambda: run_export(
-                self.job.diffusion, self.job.classifier, self.splits_path, folder, self.bars, gradients=gradients,
-                k=generate.k, **self.variant,
+                self.job.diffusion,
+                self.job.classifier,
+                self.splits_path,
+                folder,
+                self.bars,
+                gradients=gradients,
+                k=generate.k,
+                **self.variant,
             ),
-        )  # fmt: skip
+        )
 
     def generation(self, kind: Any, count: int | None = None) -> GenerationJob:
-        """The generation of one kind of guidance, as the job file has it; ``count`` images where that is another."""
+        """The generation of one kind of guidance, as the job file has it; ``count`` images where
+        that is another."""
         g = self.config.generate
         count = g.count if count is None else count
         guidance = GuidanceConfig(
-            rho=g.rho, mu=g.mu, sigma=g.sigma, rho_schedule=g.schedule, mu_schedule=g.schedule, n_recur=g.n_recur,
-            n_iter=g.n_iter, n_mc=g.n_mc, step=g.step, clip=g.clip, span=g.span, every=g.every, band=g.band,
-        )  # fmt: skip
+            rho=g.rho,
+            mu=g.mu,
+            sigma=g.sigma,
+            rho_schedule=g.schedule,
+            mu_schedule=g.schedule,
+            n_recur=g.n_recur,
+            n_iter=g.n_iter,
+            n_mc=g.n_mc,
+            step=g.step,
+            clip=g.clip,
+            span=g.span,
+            every=g.every,
+            band=g.band,
+        )
         return GenerationJob(
-            count, kind, guidance, g.strengths, k=g.k, eta=g.eta, seed=self.config.seed, batch=min(g.batch, count)
+            count,
+            kind,
+            guidance,
+            g.strengths,
+            k=g.k,
+            eta=g.eta,
+            seed=self.config.seed,
+            batch=min(g.batch, count),
         )
 
     @cached_property
@@ -277,20 +322,31 @@ class _Run:
         """What job.json says of a set's models and data."""
         g = self.config.generate
         found = describe_generation(
-            self.model, self.classifier, runtime=g.runtime, gradients=g.gradients == "engine", steps=g.steps,
-            cfg_scale=g.cfg, cfg_sigma_max=g.cfg_sigma_max, prompts=g.prompts, device=self.device,
-        )  # fmt: skip
+            self.model,
+            self.classifier,
+            runtime=g.runtime,
+            gradients=g.gradients == "engine",
+            steps=g.steps,
+            cfg_scale=g.cfg,
+            cfg_sigma_max=g.cfg_sigma_max,
+            prompts=g.prompts,
+            device=self.device,
+        )
         return {**found, "data": self.splits.fingerprint}
 
     @cached_property
     def sets(self) -> dict[str, GenerationJob]:
         """Every set that is generated, by its folder's name."""
         config = self.config
-        found: dict[str, GenerationJob] = {kind: self.generation(kind) for kind in config.generate.kinds}
+        found: dict[str, GenerationJob] = {
+            kind: self.generation(kind) for kind in config.generate.kinds
+        }
         if config.train.ood and config.train.unguided:
             found["none"] = self.generation("none", config.train.unguided)
         if not self.job.ood:
-            job = self.generation(config.generate.kinds[-1], max(config.generate.count // TEST_SHARE, 5))
+            job = self.generation(
+                config.generate.kinds[-1], max(config.generate.count // TEST_SHARE, 5)
+            )
             found["test"] = replace(job, seed=job.seed + 1)
         return found
 
@@ -298,7 +354,8 @@ class _Run:
         return self.out / "generated" / name
 
     def _settings(self, name: str) -> dict[str, Any]:
-        """What job.json says of a set; one that is whole is taken whatever device it was made on."""
+        """What job.json says of a set; one that is whole is taken whatever device it was made
+        on."""
         settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
         if self._is_whole(name):
             made = read_json(self._set_folder(name) / "job.json")
@@ -309,13 +366,16 @@ class _Run:
     def _is_whole(self, name: str) -> bool:
         """Whether all images of a set are there, of whatever settings."""
         folder = self._set_folder(name)
-        return (folder / "job.json").exists() and len(GeneratedSet(folder).rows()) >= self.sets[name].count
+        return (folder / "job.json").exists() and len(GeneratedSet(folder).rows()) >= self.sets[
+            name
+        ].count
 
     def _set_key(self, name: str) -> str:
         return key_of(self._settings(name), self.sets[name].count)
 
     def _check_sets(self) -> None:
-        """Whether images of other settings are in the way, of any set: they cost hours, so they are not taken away."""
+        """Whether images of other settings are in the way, of any set: they cost hours, so they are
+        not taken away."""
         changed: dict[str, list[str]] = {}
         for name in self.sets:
             found = GeneratedSet(self._set_folder(name)).differences(self._settings(name))
@@ -324,9 +384,12 @@ class _Run:
         if changed:
             folders = " and ".join(str(self._set_folder(name)) for name in changed)
             names = ", ".join(sorted({setting for found in changed.values() for setting in found}))
-            holds, those = ("holds", "that folder") if len(changed) == 1 else ("hold", "those folders")
+            holds, those = (
+                ("holds", "that folder") if len(changed) == 1 else ("hold", "those folders")
+            )
             raise GoodRtError(
-                f"{folders} {holds} images of another job (different: {names}); delete {those} to make them anew, or "
+                f"{folders} {holds} images of another job (different: {names}); delete {those} to "
+                "make them anew, or "
                 f"set another `out` in {self.job.path}"
             )
 
@@ -335,7 +398,12 @@ class _Run:
 
         def work() -> None:
             run_job(
-                self._generator, self.describe, self.sets[name], folder, self.bars, twins=self.config.generate.twins
+                self._generator,
+                self.describe,
+                self.sets[name],
+                folder,
+                self.bars,
+                twins=self.config.generate.twins,
             )
 
         self._step(f"generate {name}", self._set_key(name), [folder / SET_MANIFEST], work)
@@ -345,10 +413,17 @@ class _Run:
         """The folders of all classifiers that are compared: before, control, trained."""
         t = self.config.train
         config = TrainConfig(
-            steps=t.steps, id_batch=t.id_batch, ood_batch=t.ood_batch, lr=t.lr, weight=t.weight,
-            decoded_share=t.decoded_share, interpolation=t.interpolation, max_accuracy_drop=t.max_drop,
-            bfloat16=has_bfloat16(self.device), seed=self.config.seed,
-        )  # fmt: skip
+            steps=t.steps,
+            id_batch=t.id_batch,
+            ood_batch=t.ood_batch,
+            lr=t.lr,
+            weight=t.weight,
+            decoded_share=t.decoded_share,
+            interpolation=t.interpolation,
+            max_accuracy_drop=t.max_drop,
+            bfloat16=has_bfloat16(self.device),
+            seed=self.config.seed,
+        )
         found = {"before": self.job.classifier}
         runs: dict[str, list[Path]] = {"control": []} if t.control else {}
         if t.ood:
@@ -359,24 +434,33 @@ class _Run:
 
         @cache
         def data() -> TrainingImages:
-            """Both trainings' images, of which each takes its own: decoding is long where images are large."""
+            """Both trainings' images, of which each takes its own: decoding is long where images
+            are large."""
             ood = runs.get("trained", [])
-            return open_training(*models, ood, self.bars, samples, image_size=size, device=self.device)
+            return open_training(
+                *models, ood, self.bars, samples, image_size=size, device=self.device
+            )
 
         for name, ood in runs.items():
             folder = self.out / name
             unguided = samples if ood else []  # the control is without any generated images
             sets = [_manifest(path) for path in (*ood, *unguided)]
-            key = key_of(asdict(config) | {"bfloat16": None}, sets, self.models_key, self.splits.fingerprint)
+            key = key_of(
+                asdict(config) | {"bfloat16": None}, sets, self.models_key, self.splits.fingerprint
+            )
 
-            def work(ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder) -> None:
+            def work(
+                ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder
+            ) -> None:
                 run_train(
                     *models, ood, folder, config, self.bars, unguided, size, self.device,
                     data=data() if ood else data().control,
                 )  # fmt: skip
 
             weights = folder / "classifier" / "model.safetensors"
-            self._step(f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder])
+            self._step(
+                f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder]
+            )
             found[name] = saved_spec(self.classifier, folder / "classifier")
         return found
 
@@ -397,7 +481,13 @@ class _Run:
         def work() -> None:
             name, bank_size = self.config.detector.classifier, self.config.detector.bank_size
             self.built[name], _ = run_build(
-                classifier, self.splits_path, sets, out, self.detector_config, bank_size, self.device
+                classifier,
+                self.splits_path,
+                sets,
+                out,
+                self.detector_config,
+                bank_size,
+                self.device,
             )
 
         self._step("detector", key, [out], work)
@@ -408,33 +498,52 @@ class _Run:
         g, t = self.config.generate, self.config.train
         strengths = ", ".join(f"{factor:g}" for factor in g.strengths)
         return {
-            "job": str(self.job.path), "seed": str(self.config.seed),
+            "job": str(self.job.path),
+            "seed": str(self.config.seed),
             "images": f"{self.job.images} ({self.splits.sizes})",
             "generated": f"{g.count} of each of {', '.join(g.kinds)}",
-            "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg {g.cfg:g}",
-            "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID" if t.ood else "none",
-        }  # fmt: skip
+            "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg "
+            f"{g.cfg:g}",
+            "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID"
+            if t.ood
+            else "none",
+        }
 
     def _evaluate(
-        self, classifiers: Mapping[str, Path], generated: Mapping[str, Path], detector: Path, test: Path | None
+        self,
+        classifiers: Mapping[str, Path],
+        generated: Mapping[str, Path],
+        detector: Path,
+        test: Path | None,
     ) -> Evaluation:
-        """Measures on the job's OOD test sets; where it has none, on the generated images in ``test``."""
+        """Measures on the job's OOD test sets; where it has none, on the generated images in
+        ``test``."""
         ood = self.job.ood
         shape = self.classifier.config.channels, self.classifier.config.image_size
         key = key_of(
             asdict(self.config.detector),
             {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
             {name: _manifest(path) for name, path in generated.items()},
-            _manifest(test) if test else {name: (str(path), open_source(path).listing) for name, path in ood.items()},
+            _manifest(test)
+            if test
+            else {name: (str(path), open_source(path).listing) for name, path in ood.items()},
             self.splits.fingerprint,
         )
-        note = "" if ood else (
-            " The job names no OOD test sets: “generated” are guided images of other seeds than those trained with, "
-            "so these figures say little of what the detector does with real OOD images; name some in [ood]."
-        )  # fmt: skip
+        note = (
+            ""
+            if ood
+            else (
+                " The job names no OOD test sets: “generated” are guided images of other seeds "
+                "than those trained with, "
+                "so these figures say little of what the detector does with real OOD images; name "
+                "some in [ood]."
+            )
+        )
 
         def work() -> None:
-            sets: Sets = {"generated": GeneratedSet(test).images()} if test else load_test_sets(ood, *shape)
+            sets: Sets = (
+                {"generated": GeneratedSet(test).images()} if test else load_test_sets(ood, *shape)
+            )
             page = Page(
                 title=f"good-rt: {self.job.images.resolve().name}",
                 summary=f"{Page.summary}{note}",
@@ -443,10 +552,19 @@ class _Run:
                 files={"detector": str(detector)},
             )
             run_evaluate(
-                classifiers, self.splits_path, list(generated.values()), sets, self.detector_config, self.out,
-                self.bars, page, self.config.detector.bank_size, self.config.detector.classifier, self.device,
+                classifiers,
+                self.splits_path,
+                list(generated.values()),
+                sets,
+                self.detector_config,
+                self.out,
+                self.bars,
+                page,
+                self.config.detector.bank_size,
+                self.config.detector.classifier,
+                self.device,
                 self.built,
-            )  # fmt: skip
+            )
 
         files = [self.out / "evaluation.json", self.out / "report.html"]
         self._step("evaluate", key, files, work)
@@ -455,4 +573,6 @@ class _Run:
 
 def _manifest(folder: Path) -> str:
     """What a generated set holds: its rows, and the settings that made it."""
-    return key_of(read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()])
+    return key_of(
+        read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()]
+    )

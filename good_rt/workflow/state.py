@@ -1,4 +1,5 @@
-"""What a job has done: state.json in its folder, with each step's key (settings and inputs) and its files' hashes."""
+"""What a job has done: state.json in its folder, with each step's key (settings and inputs) and its
+files' hashes."""
 
 from __future__ import annotations
 
@@ -22,14 +23,17 @@ def key_of(*values: object) -> str:
 
 @dataclass(frozen=True)
 class JobState:
-    """The record in a job's folder; a step is done when its key is the same and its files are as they were left."""
+    """The record in a job's folder; a step is done when its key is the same and its files are as
+    they were left."""
 
     folder: Path
 
     def _steps(self) -> dict[str, Any]:
         path = self.folder / STATE
         steps = read_json(path).get("steps") if path.exists() else {}
-        if not isinstance(steps, dict) or not all(isinstance(entry, dict) for entry in steps.values()):
+        if not isinstance(steps, dict) or not all(
+            isinstance(entry, dict) for entry in steps.values()
+        ):
             raise GoodRtError(f"{path} is damaged; delete it, and what is done is looked at anew")
         return steps
 

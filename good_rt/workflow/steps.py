@@ -1,6 +1,7 @@
 """The steps that commands and the demo share: paths in, results out, with progress bars.
 
-Each is a few calls of the library; whoever writes Python instead of typing commands copies them from here.
+Each is a few calls of the library; whoever writes Python instead of typing commands copies them
+from here.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ from good_rt.export.manifest import Manifest, checked_graphs, load_engines
 from good_rt.export.parity import BATCHES
 from good_rt.files import read_json, sole_user, write_json
 from good_rt.method.guidance import GuidanceConfig
-from good_rt.method.training import TrainConfig, TrainingImages, TrainResult, check_trainable, finetune
+from good_rt.method.training import (
+    TrainConfig,
+    TrainingImages,
+    TrainResult,
+    check_trainable,
+    finetune,
+)
 from good_rt.workflow.generation import (
     BANK_SIZE,
     GenerationJob,
@@ -65,9 +72,15 @@ PARITY_IMAGES = 512
 TRAINING = "training.json"
 ENGINES = ("unet", "vae_decoder")
 GRADIENT_ENGINES = (
-    *ENGINES, "unet_forward", "unet_backward", "decoder_forward", "decoder_backward", "guidance_vjp",
-)  # fmt: skip
-"""The graphs that sampling runs, without and with gradients by engines; a pixel model lacks those of the decoder."""
+    *ENGINES,
+    "unet_forward",
+    "unet_backward",
+    "decoder_forward",
+    "decoder_backward",
+    "guidance_vjp",
+)
+"""The graphs that sampling runs, without and with gradients by engines; a pixel model lacks those
+of the decoder."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 GUIDANCE_TEXTS = {
     "none": ("Unguided", "What the diffusion model makes by itself."),
@@ -80,20 +93,25 @@ GUIDANCE_TEXTS = {
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says beside its figures; ``also`` are folders of images to show that no gate was fitted on."""
+    """What a report says beside its figures; ``also`` are folders of images to show that no gate
+    was fitted on."""
 
     title: str = "OOD detection, measured"
-    summary: str = "How well each score of each classifier tells in-distribution test images from OOD images."
+    summary: str = (
+        "How well each score of each classifier tells in-distribution test images from OOD images."
+    )
     models: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     also: Sequence[Path] = ()
 
 
-def run_split(source_path: Path, out: Path, config: SplitConfig, bars: Bars = NO_BARS, *, check: bool = True) -> Splits:
-    """Divides a source of images and records it as the splits.json ``out``; images that are in it already keep their
-    part as long as shares and seed are the same, and a source that comes with a splits.json keeps that. ``check``
-    decodes every image: a bad one is named."""
+def run_split(
+    source_path: Path, out: Path, config: SplitConfig, bars: Bars = NO_BARS, *, check: bool = True
+) -> Splits:
+    """Divides a source of images and records it as the splits.json ``out``; images that are in it
+    already keep their part as long as shares and seed are the same, and a source that comes with a
+    splits.json keeps that. ``check`` decodes every image: a bad one is named."""
     data = IdData(source_path)
     if data.record is not None:
         splits = data.splits
@@ -131,10 +149,11 @@ def run_export(
 
     ``opset`` and tolerances that are None are those of the export that is there, or the defaults.
 
-    ``gradients`` also exports the graphs that guidance can differentiate with, for this k and temperature; through the
-    decoder in the folder ``gradient_decoder`` where one is given, and with ``bank_size`` features. ``image_size`` is
-    `load_diffusion`'s. Where an operation has no gradient rule, ``on_no_rule`` hears of it, and the other graphs are
-    exported; without it that is an error.
+    ``gradients`` also exports the graphs that guidance can differentiate with, for this k and
+    temperature; through the decoder in the folder ``gradient_decoder`` where one is given, and with
+    ``bank_size`` features. ``image_size`` is `load_diffusion`'s. Where an operation has no gradient
+    rule, ``on_no_rule`` hears of it, and the other graphs are exported; without it that is an
+    error.
     """
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier).fitted(
@@ -142,14 +161,32 @@ def run_export(
         )
     id_data = IdData(id_dir)
     images = id_part(id_data, "held_out", classifier, 32).images
-    fused = FusedGuidance(feature_bank(classifier, id_data, bank_size), k, temperature) if gradients else None
-    with bars.task("checking engines, exporting those that are missing", 7 if gradients else 4) as advance:
+    fused = (
+        FusedGuidance(feature_bank(classifier, id_data, bank_size), k, temperature)
+        if gradients
+        else None
+    )
+    with bars.task(
+        "checking engines, exporting those that are missing", 7 if gradients else 4
+    ) as advance:
         export = partial(
-            export_models, model_dir, classifier, out, images=from_uint8(images), opset=opset, relative=relative,
-            absolute=absolute, batches=batches, force=force, gradient_decoder=gradient_decoder, image_size=image_size,
+            export_models,
+            model_dir,
+            classifier,
+            out,
+            images=from_uint8(images),
+            opset=opset,
+            relative=relative,
+            absolute=absolute,
+            batches=batches,
+            force=force,
+            gradient_decoder=gradient_decoder,
+            image_size=image_size,
             on_graph=lambda name: advance(1),
-            on_damage=lambda reason: bars.note(f"engines are made anew: {reason.removesuffix('; export again')}"),
-        )  # fmt: skip
+            on_damage=lambda reason: bars.note(
+                f"engines are made anew: {reason.removesuffix('; export again')}"
+            ),
+        )
         try:
             return export(fused=fused)
         except NoGradientRuleError as error:
@@ -160,24 +197,37 @@ def run_export(
 
 
 def run_plans(
-    folder: Path, config: PlanConfig, bars: Bars = NO_BARS, *, graph: Path | None = None, force: bool = False
+    folder: Path,
+    config: PlanConfig,
+    bars: Bars = NO_BARS,
+    *,
+    graph: Path | None = None,
+    force: bool = False,
 ) -> dict[str, tuple[PlanInfo, bool]]:
-    """Builds the TensorRT plan of every engine in ``folder``, or of the ONNX file ``graph`` alone, into it."""
+    """Builds the TensorRT plan of every engine in ``folder``, or of the ONNX file ``graph`` alone,
+    into it."""
     from good_rt.export.tensorrt import build_plan, build_plans, plan_path
 
     if graph is not None:
         with bars.task(f"building the plan of {graph.name}", None):
-            return {graph.stem: build_plan(graph, config, plan_path(folder, graph.stem, config), force=force)}
+            return {
+                graph.stem: build_plan(
+                    graph, config, plan_path(folder, graph.stem, config), force=force
+                )
+            }
     with bars.task("building TensorRT plans", len(Manifest.read(folder).graphs)) as advance:
         return build_plans(folder, config, force=force, on_graph=lambda name: advance(1))
 
 
 def check_runtime(runtime: Runtime, device: torch.device) -> None:
-    """Raises GoodRtError when what is to run engines there is not installed, or has no such precision."""
+    """Raises GoodRtError when what is to run engines there is not installed, or has no such
+    precision."""
     if runtime.name == "onnx":
         check_providers(providers_for(device))
         if runtime.precision != "fp32" and device.type == "cpu":
-            raise GoodRtError(f"ONNX Runtime computes in {runtime.precision} on a GPU alone: add --device cuda")
+            raise GoodRtError(
+                f"ONNX Runtime computes in {runtime.precision} on a GPU alone: add --device cuda"
+            )
         return
     from good_rt.engines.tensorrt import load_library, present_architecture
 
@@ -205,12 +255,13 @@ def open_generator(
     device: torch.device = CPU,
     runtime: Runtime = ONNX,
 ) -> tuple[Generator, dict[str, Any]]:
-    """The models that jobs run on, and what job.json says of them; exports into ``engines`` first where needed.
+    """The models that jobs run on, and what job.json says of them; exports into ``engines`` first
+    where needed.
 
-    With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves every job of the same
-    k and temperature. ``prompts`` are templates of a class's prompt, for models that text conditions;
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s. ``runtime`` runs the engines; TensorRT's plans are
-    for batches of up to the job's.
+    With ``gradients`` engines compute the gradients too, else PyTorch does. One generator serves
+    every job of the same k and temperature. ``prompts`` are templates of a class's prompt, for
+    models that text conditions; ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
+    ``runtime`` runs the engines; TensorRT's plans are for batches of up to the job's.
     """
     if engines is not None:
         check_runtime(runtime, device)  # before the work of exporting
@@ -220,16 +271,31 @@ def open_generator(
     loaded: Mapping[str, Engine] | None = None
     if engines is not None:
         run_export(
-            model_dir, classifier, id_dir, engines, bars, gradients=gradients, k=job.k, temperature=job.temperature,
-            gradient_decoder=gradient_decoder, image_size=image_size, bank_size=bank_size,
-        )  # fmt: skip
+            model_dir,
+            classifier,
+            id_dir,
+            engines,
+            bars,
+            gradients=gradients,
+            k=job.k,
+            temperature=job.temperature,
+            gradient_decoder=gradient_decoder,
+            image_size=image_size,
+            bank_size=bank_size,
+        )
         pixels = model.decoder is None
-        names = [name for name in (GRADIENT_ENGINES if gradients else ENGINES) if not (pixels and "decoder" in name)]
+        names = [
+            name
+            for name in (GRADIENT_ENGINES if gradients else ENGINES)
+            if not (pixels and "decoder" in name)
+        ]
         if runtime.name == "onnx":
             precisions = dict.fromkeys(ENGINES, runtime.precision)
             loaded = load_engines(engines, source, names, device=device, precisions=precisions)
         else:
-            loaded = _load_plans(engines, source, names, runtime.precision, job.batch, cfg_scale != 1, bars)
+            loaded = _load_plans(
+                engines, source, names, runtime.precision, job.batch, cfg_scale != 1, bars
+            )
     with bars.task("building the feature bank", None):
         generator = make_generator(
             model,
@@ -245,24 +311,43 @@ def open_generator(
             device=device,
         )
     describe = describe_generation(
-        model, classifier, runtime=None if engines is None else runtime, gradients=gradients, steps=steps,
-        cfg_scale=cfg_scale, cfg_sigma_max=cfg_sigma_max, bank_size=bank_size, prompts=prompts, device=device,
-    )  # fmt: skip
+        model,
+        classifier,
+        runtime=None if engines is None else runtime,
+        gradients=gradients,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        cfg_sigma_max=cfg_sigma_max,
+        bank_size=bank_size,
+        prompts=prompts,
+        device=device,
+    )
     return generator, describe
 
 
 def _load_plans(
-    folder: Path, source: Mapping[str, str], names: Sequence[str], precision: str, batch: int, pairs: bool, bars: Bars
+    folder: Path,
+    source: Mapping[str, str],
+    names: Sequence[str],
+    precision: str,
+    batch: int,
+    pairs: bool,
+    bars: Bars,
 ) -> Mapping[str, Engine]:
-    """The engines as TensorRT plans for batches of that size, of the UNet twice that where classes come in ``pairs``
-    with none; gradients lose too much in half precision, and stay in float32."""
+    """The engines as TensorRT plans for batches of that size, of the UNet twice that where classes
+    come in ``pairs`` with none; gradients lose too much in half precision, and stay in float32."""
     from good_rt.export.tensorrt import PlanConfig, load_plan, plan_path
 
     graphs, found = checked_graphs(folder, source, names), {}
-    with bars.task("loading TensorRT plans, building those that are missing", len(graphs)) as advance:
+    with bars.task(
+        "loading TensorRT plans, building those that are missing", len(graphs)
+    ) as advance:
         for name, entry in graphs.items():
             size = 2 * batch if pairs and name.startswith("unet") else batch
-            config = PlanConfig(precision=precision if name in ENGINES else "fp32", profile={"batch": (1, size, size)})
+            config = PlanConfig(
+                precision=precision if name in ENGINES else "fp32",
+                profile={"batch": (1, size, size)},
+            )
             found[name] = load_plan(folder / entry.file, config, plan_path(folder, name, config))
             advance(1)
     return found
@@ -281,11 +366,17 @@ def describe_generation(
     bank_size: int = BANK_SIZE,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """What job.json says of the models that `open_generator` opens with these settings; no ``runtime`` is PyTorch."""
+    """What job.json says of the models that `open_generator` opens with these settings; no
+    ``runtime`` is PyTorch."""
     found = {
-        "model": model.fingerprint, "classifier": classifier.fingerprint, "engine": str(runtime or "torch"),
-        "gradients": "engine" if gradients else "torch", "steps": steps, "cfg_scale": cfg_scale, "bank_size": bank_size,
-    }  # fmt: skip
+        "model": model.fingerprint,
+        "classifier": classifier.fingerprint,
+        "engine": str(runtime or "torch"),
+        "gradients": "engine" if gradients else "torch",
+        "steps": steps,
+        "cfg_scale": cfg_scale,
+        "bank_size": bank_size,
+    }
     if cfg_sigma_max < math.inf:
         found["cfg_sigma_max"] = cfg_sigma_max
     if device.type != "cpu":
@@ -303,13 +394,16 @@ def run_job(
     twins: bool,
     auto_batch: bool = False,
 ) -> GeneratedSet:
-    """Generates ``job.count`` images into ``out``; ``auto_batch`` finds the batch size by timing."""
+    """Generates ``job.count`` images into ``out``; ``auto_batch`` finds the batch size by
+    timing."""
     if auto_batch:
         # an interrupted job goes on with the size that it began with
         settings = out / "job.json"
         begun = read_json(settings).get("batch") if settings.exists() else None
         job = replace(job, batch=begun or pick_batch(generator, job.count))
-    with bars.task(f"sampling, guidance {job.guidance}, batches of {job.batch}", job.count) as advance:
+    with bars.task(
+        f"sampling, guidance {job.guidance}, batches of {job.batch}", job.count
+    ) as advance:
         return generate(generator, job, out, twins=twins, describe=describe, on_images=advance)
 
 
@@ -327,23 +421,37 @@ def run_sampler_bench(
     device: torch.device = CPU,
     plans: Sequence[Precision] = (),
 ) -> dict[str, Any]:
-    """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and engines' gradients.
+    """Seconds of the sampler's variants by batch size, and of a step's parts with PyTorch's and
+    engines' gradients.
 
     ``plans`` are precisions of TensorRT plans, a further variant each.
     """
     job = GenerationJob(max(batches), config=config, batch=max(batches))
     generators = {
         name: open_generator(
-            model_dir, classifier_dir, id_dir, job, engines=folder, gradients=gradients, steps=steps, cfg_scale=1.0,
-            bars=bars, gradient_decoder=gradient_decoder, device=device, runtime=runtime,
+            model_dir,
+            classifier_dir,
+            id_dir,
+            job,
+            engines=folder,
+            gradients=gradients,
+            steps=steps,
+            cfg_scale=1.0,
+            bars=bars,
+            gradient_decoder=gradient_decoder,
+            device=device,
+            runtime=runtime,
         )[0]
         for name, folder, gradients, runtime in (
-            *((f"TensorRT {kind} throughout", engines, True, Runtime("tensorrt", kind)) for kind in plans),
+            *(
+                (f"TensorRT {kind} throughout", engines, True, Runtime("tensorrt", kind))
+                for kind in plans
+            ),
             ("engines throughout", engines, True, ONNX),
             ("engines, PyTorch gradients", engines, False, ONNX),
             ("PyTorch alone", None, False, ONNX),
         )
-    }  # fmt: skip
+    }
     found: dict[str, Any] = {
         "machine": {**describe(device), "cores": len(cores()), "kernels": library() is not None},
         "steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {},
@@ -354,16 +462,27 @@ def run_sampler_bench(
         guided: dict[str, Work] = {
             name: partial(generator.images, job, indices) for name, generator in generators.items()
         }
-        return {"unguided": partial(generators["engines throughout"].images, job, indices, guided=False), **guided}
+        return {
+            "unguided": partial(
+                generators["engines throughout"].images, job, indices, guided=False
+            ),
+            **guided,
+        }
 
     for batch in batches:
-        with bars.task(f"sampling batches of {batch}", (repeats + 1) * (len(generators) + 1)) as advance:
-            found["seconds"][str(batch)] = side_by_side(variants(batch), repeats, lambda name: advance(1))
+        with bars.task(
+            f"sampling batches of {batch}", (repeats + 1) * (len(generators) + 1)
+        ) as advance:
+            found["seconds"][str(batch)] = side_by_side(
+                variants(batch), repeats, lambda name: advance(1)
+            )
         with bars.task(f"a step's parts, batches of {batch}", None):
             found["parts"][str(batch)] = {
                 name: {
                     part: float(np.median(seconds))
-                    for part, seconds in side_by_side(step_parts(generator, job, batch), repeats).items()
+                    for part, seconds in side_by_side(
+                        step_parts(generator, job, batch), repeats
+                    ).items()
                 }
                 for name, generator in generators.items()
             }
@@ -381,12 +500,15 @@ def open_training(
     image_size: int | None = None,
     device: torch.device = CPU,
 ) -> TrainingImages:
-    """What `run_train` trains with: ID images, what the model's autoencoder makes of them, and generated ones."""
+    """What `run_train` trains with: ID images, what the model's autoencoder makes of them, and
+    generated ones."""
     model = load_diffusion(model_dir, image_size=image_size)
     classifier = load_classifier(classifier_dir).fitted(lambda: model.image_shape)
     check_trainable(classifier)  # before the work of decoding
     with bars.task("decoding ID images", None):
-        return training_images(classifier.to(device), IdData(id_dir), generated, model.to(device), unguided)
+        return training_images(
+            classifier.to(device), IdData(id_dir), generated, model.to(device), unguided
+        )
 
 
 def run_train(
@@ -403,17 +525,27 @@ def run_train(
     *,
     data: TrainingImages | None = None,
 ) -> TrainResult:
-    """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and out/training.json.
+    """Fine-tunes the classifier (without ``generated``: the control); writes out/classifier and
+    out/training.json.
 
-    ``image_size`` is `load_diffusion`'s, as the images were generated with. ``data`` is what `open_training` gives
-    for these folders, or its ``control``, where several trainings share it. Raises GoodRtError when it has other kinds
-    of images than the arguments name.
+    ``image_size`` is `load_diffusion`'s, as the images were generated with. ``data`` is what
+    `open_training` gives for these folders, or its ``control``, where several trainings share it.
+    Raises GoodRtError when it has other kinds of images than the arguments name.
     """
     data = data or open_training(
-        classifier_dir, model_dir, id_dir, generated, bars, unguided, image_size=image_size, device=device
+        classifier_dir,
+        model_dir,
+        id_dir,
+        generated,
+        bars,
+        unguided,
+        image_size=image_size,
+        device=device,
     )
     if (data.ood is not None, data.unguided is not None) != (bool(generated), bool(unguided)):
-        raise GoodRtError("the images to train with are not those of the generated and unguided folders named")
+        raise GoodRtError(
+            "the images to train with are not those of the generated and unguided folders named"
+        )
     shape = tuple(data.images.shape[1:])
     classifier = load_classifier(classifier_dir).fitted(lambda: shape).to(device)
     task = bars.task("training" if generated else "training the control", config.steps)
@@ -435,10 +567,15 @@ def run_train(
     return result
 
 
-def open_classifier(spec: Path, generated: Sequence[Path], device: torch.device = CPU) -> Classifier:
-    """A classifier for the images of generated sets: one whose network has another size resizes them."""
+def open_classifier(
+    spec: Path, generated: Sequence[Path], device: torch.device = CPU
+) -> Classifier:
+    """A classifier for the images of generated sets: one whose network has another size resizes
+    them."""
     classifier = load_classifier(spec)
-    return (classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier).to(device)
+    return (
+        classifier.fitted(GeneratedSet(generated[0]).image_shape) if generated else classifier
+    ).to(device)
 
 
 def run_build(
@@ -450,12 +587,14 @@ def run_build(
     bank_size: int = BANK_SIZE,
     device: torch.device = CPU,
 ) -> tuple[DetectorModule, DetectorParity]:
-    """Builds the detector, with the classifier on ``device``, and writes it as one ONNX file, which is checked against
-    PyTorch on held-out images."""
+    """Builds the detector, with the classifier on ``device``, and writes it as one ONNX file, which
+    is checked against PyTorch on held-out images."""
     classifier, id_data = open_classifier(classifier_dir, generated, device), IdData(id_dir)
     detector = detector_for(classifier, id_data, generated, config, bank_size)
     known, _ = half_rows(id_data, "held_out")
-    images = (torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1) / 2
+    images = (
+        torch.cat(list(id_batches(id_data, "held_out", classifier, rows=known[:PARITY_IMAGES]))) + 1
+    ) / 2
     training = "generated OOD images" if _trained_with(classifier_dir) else "none"
     return detector, export_detector(detector, out, images, training=training)
 
@@ -474,10 +613,11 @@ def run_evaluate(
     device: torch.device = CPU,
     built: Mapping[str, DetectorModule] | None = None,
 ) -> Evaluation:
-    """Evaluates every classifier with a detector of its own; writes out/evaluation.json and out/report.html.
+    """Evaluates every classifier with a detector of its own; writes out/evaluation.json and
+    out/report.html.
 
-    ``shipped`` names the classifier whose detector is handed out, by default the last; ``built`` are detectors of
-    these classifiers, images and settings that are there already.
+    ``shipped`` names the classifier whose detector is handed out, by default the last; ``built``
+    are detectors of these classifiers, images and settings that are there already.
     """
     id_data = IdData(id_dir)
     detectors = {}
@@ -485,7 +625,13 @@ def run_evaluate(
         for name, folder in classifiers.items():
             found = (built or {}).get(name)
             if found is None:
-                found = detector_for(open_classifier(folder, generated, device), id_data, generated, config, bank_size)
+                found = detector_for(
+                    open_classifier(folder, generated, device),
+                    id_data,
+                    generated,
+                    config,
+                    bank_size,
+                )
             detectors[name] = found
             advance(1)
     with bars.task("scoring the test sets", None):
@@ -499,7 +645,10 @@ def run_evaluate(
         score="Unified",
         near=next(iter(sets)),
         scores=scores,
-        sheets=_sheets(id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images, [*page.also, *generated]),
+        sheets=_sheets(
+            id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images,
+            [*page.also, *generated],
+        ),
         training=_training_curve(list(classifiers.values())[-1]),
         models=page.models,
         settings={**page.settings, "k": str(config.k), "alpha": str(config.alpha)},
@@ -514,13 +663,19 @@ def run_evaluate(
 def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet]:
     """Contact sheets of ID images and of every generated set."""
     sheets = [
-        Sheet.of("In-distribution", contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS), "Held-out ID images.")
+        Sheet.of(
+            "In-distribution",
+            contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS),
+            "Held-out ID images.",
+        )
     ]
     for folder in folders:
         made = GeneratedSet(folder)
         rows, images = made.rows(), made.images()
         title, caption = GUIDANCE_TEXTS[rows[0].guidance]
-        energy, distance = (np.mean([getattr(row, name) for row in rows]) for name in ("energy", "knn_distance"))
+        energy, distance = (
+            np.mean([getattr(row, name) for row in rows]) for name in ("energy", "knn_distance")
+        )
         caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
         sheets.append(Sheet.of(title, contact_sheet(images[:SHEET_IMAGES], SHEET_COLUMNS), caption))
     return sheets
@@ -528,18 +683,22 @@ def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet
 
 def _training_file(classifier: Path) -> Path:
     """Where training.json lies of a classifier that `run_train` wrote."""
-    folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])  # of the user's own code
+    folder = (
+        classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
+    )  # of the user's own code
     return folder.parent / TRAINING
 
 
 def _trained_with(classifier_dir: Path) -> list[str]:
-    """The folders of generated images behind a classifier; none of one that came from elsewhere, or is a control."""
+    """The folders of generated images behind a classifier; none of one that came from elsewhere, or
+    is a control."""
     path = _training_file(classifier_dir)
     return list(read_json(path).get("generated", ())) if path.exists() else []
 
 
 def _training_curve(classifier_dir: Path) -> list[tuple[float, float, float]]:
-    """(step, CE, BCE) of the fine-tuning behind a classifier folder; empty where it had none with OOD images."""
+    """(step, CE, BCE) of the fine-tuning behind a classifier folder; empty where it had none with
+    OOD images."""
     path = _training_file(classifier_dir)
     if not path.exists():
         return []
@@ -554,7 +713,8 @@ def installed_versions() -> dict[str, str]:
 
 
 def load_test_sets(paths: Mapping[str, Path], channels: int, size: int) -> Sets:
-    """OOD test sets from any source of images, by name, as a classifier of these channels and size takes them."""
+    """OOD test sets from any source of images, by name, as a classifier of these channels and size
+    takes them."""
     return {name: unlabelled(path, channels, size) for name, path in paths.items()}
 
 

@@ -1,4 +1,5 @@
-"""Tiny classifiers of every source, with random weights: each as a spec, and as the bare library computes it."""
+"""Tiny classifiers of every source, with random weights: each as a spec, and as the bare library
+computes it."""
 
 from __future__ import annotations
 
@@ -32,9 +33,14 @@ class Plain(nn.Module):
     def __init__(self, head_bias: bool = True) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.GELU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, 2, 1),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         self.fc = nn.Linear(12, CLASSES, bias=head_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,14 +48,17 @@ class Plain(nn.Module):
 
 
 def settle(model: nn.Module, size: int) -> nn.Module:
-    """Random weights under which an image matters, with batch norm's statistics of real images; in evaluation mode."""
+    """Random weights under which an image matters, with batch norm's statistics of real images; in
+    evaluation mode."""
     torch.manual_seed(3)
     for tensor in model.parameters():
         if tensor.ndim > 1:
             nn.init.normal_(tensor, 0, (1 / tensor[0].numel()) ** 0.5)
         else:
             nn.init.uniform_(tensor, 0.5, 1.5)
-    images = F.interpolate(from_uint8(assets.load_images("train").images[:32]), (size, size), mode="bilinear")
+    images = F.interpolate(
+        from_uint8(assets.load_images("train").images[:32]), (size, size), mode="bilinear"
+    )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -109,7 +118,9 @@ def torchvision_source(folder: Path) -> Source:
     taken: list[Tensor] = []
 
     def features(x: Tensor) -> Tensor:
-        hook = model.fc.register_forward_hook(lambda module, inputs, output: taken.append(inputs[0]))
+        hook = model.fc.register_forward_hook(
+            lambda module, inputs, output: taken.append(inputs[0])
+        )
         model(x)
         hook.remove()
         return taken.pop()
@@ -131,15 +142,26 @@ def transformers_source(folder: Path) -> Source:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=48,
+        patch_size=16,
         num_labels=CLASSES,
-    )  # fmt: skip
+    )
     model: Any = settle(transformers.ViTForImageClassification(config), 48)
     model.save_pretrained(folder / "vit")
     preprocessing = {
-        "do_resize": True, "size": {"height": 48, "width": 48}, "resample": 3, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25],
-    }  # fmt: skip
+        "do_resize": True,
+        "size": {"height": 48, "width": 48},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.3, 0.25],
+    }
     (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return Source(
         f"transformers:{folder / 'vit'}",
@@ -266,7 +288,8 @@ def every_source(request: pytest.FixtureRequest, source: Callable[[str], Source]
 def every_classifier(
     request: pytest.FixtureRequest, source: Callable[[str], Source], classifier: Classifier
 ) -> tuple[str, Classifier]:
-    """Each kind of classifier in turn: its name, and one for the demo's images. "folder" is one that good-rt wrote."""
+    """Each kind of classifier in turn: its name, and one for the demo's images. "folder" is one
+    that good-rt wrote."""
     if request.param == "folder":
         return request.param, classifier
     return request.param, source(request.param).load()

@@ -1,6 +1,8 @@
-"""Every architecture with every kind of classifier, the whole way: guided images, fine-tuning, detector.onnx, scores.
+"""Every architecture with every kind of classifier, the whole way: guided images, fine-tuning,
+detector.onnx, scores.
 
-What becomes of each step is recorded as a property of the test; `benchmarks/models.py` makes a table of them.
+What becomes of each step is recorded as a property of the test; `benchmarks/models.py` makes a
+table of them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ PARTS = {"train": 40, "held_out": 60, "test": 24}
 NEAR = assets.load_images("near").images[:12]
 WORKS = "works"
 REFUSED = {"torchscript": {"train"}, "onnx": {"train"}, "opaque onnx": {"generate", "train"}}
-"""Kind of classifier -> the steps that are not for it: files with frozen weights, and one without a gradient."""
+"""Kind of classifier -> the steps that are not for it: files with frozen weights, and one without a
+gradient."""
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +83,18 @@ def test_the_whole_way(
     trained, training = classifier, WORKS
     if "train" not in refused:
         trained = finetune(classifier, images, config).classifier
-        assert not torch.allclose(predict(trained, images.val_images)[0], predict(classifier, images.val_images)[0])
+        assert not torch.allclose(
+            predict(trained, images.val_images)[0], predict(classifier, images.val_images)[0]
+        )
     else:
         training = refusal(lambda: finetune(classifier, images, config))
     record_property("train", training)
 
     module = detector_for(trained, data, [ood.folder], DetectorConfig(k=3, alpha=0.1))
     pixels = assets.load_images("test").images[: PARTS["test"]]
-    parity = export_detector(module, tmp_path / "detector.onnx", (from_uint8(pixels) + 1) / 2, training="none")
+    parity = export_detector(
+        module, tmp_path / "detector.onnx", (from_uint8(pixels) + 1) / 2, training="none"
+    )
     assert max(parity.max_relative.values()) < 1e-4
     detector = Detector(tmp_path / "detector.onnx")
     scores = [detector.score(part).score for part in (pixels, NEAR)]

@@ -1,4 +1,5 @@
-"""Classifier folders: saved and loaded alike, preprocessing as written in them, and each kind of damage by name."""
+"""Classifier folders: saved and loaded alike, preprocessing as written in them, and each kind of
+damage by name."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, predict, save_classifier
+from good_rt.classifier import (
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    predict,
+    save_classifier,
+)
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
@@ -53,7 +60,9 @@ def test_mean_and_std_are_of_images_in_0_to_1(classifier: Classifier) -> None:
     assert torch.allclose(given, classifier.network((IMAGES * 0.5 + 0.5 - 0.3) / 0.25), atol=1e-4)
 
 
-def test_predicting_does_not_depend_on_the_batch_and_leaves_the_mode(classifier: Classifier) -> None:
+def test_predicting_does_not_depend_on_the_batch_and_leaves_the_mode(
+    classifier: Classifier,
+) -> None:
     whole, parts = predict(classifier, IMAGES), predict(classifier, IMAGES, batch=5)
     for ours, theirs in zip(whole, parts, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -65,13 +74,17 @@ def test_predicting_does_not_depend_on_the_batch_and_leaves_the_mode(classifier:
 
 
 def test_images_of_another_shape_are_refused(classifier: Classifier) -> None:
-    with pytest.raises(GoodRtError, match=r"takes images of shape \(1, 32, 32\), not \(3, 32, 32\)"):
+    with pytest.raises(
+        GoodRtError, match=r"takes images of shape \(1, 32, 32\), not \(3, 32, 32\)"
+    ):
         classifier(IMAGES.expand(-1, 3, -1, -1))
 
 
 def test_half_precision_is_read_as_float32(folder: Path) -> None:
     path = folder / "model.safetensors"
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}, path)
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}, path
+    )
     assert {p.dtype for p in load_classifier(folder).parameters()} == {torch.float32}
 
 
@@ -108,25 +121,48 @@ def pickled(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, r"clf is not a classifier folder: classifier\.json is missing"),
     "no config": (lambda f: (f / "classifier.json").unlink(), r"classifier\.json is missing"),
-    "config no JSON": (lambda f: (f / "classifier.json").write_text("{"), r"classifier\.json is not valid JSON"),
+    "config no JSON": (
+        lambda f: (f / "classifier.json").write_text("{"),
+        r"classifier\.json is not valid JSON",
+    ),
     "no classes": (edit(lambda v: v.pop("classes")), r"is not a classifier's config \('classes'\)"),
     "unknown setting": (edit(lambda v: v.update(depth=3)), r"is not a classifier's config .*depth"),
     "unknown architecture": (
         edit(lambda v: v.update(architecture="os:system")),
         "unknown architecture 'os:system'; known are small_resnet",
     ),
-    "arguments": (edit(lambda v: v.update(arguments={"depth": 3})), "arguments do not fit architecture"),
-    "other width": (edit(lambda v: v.update(arguments={"width": 16})), r"does not fit classifier\.json: size mismatch"),
+    "arguments": (
+        edit(lambda v: v.update(arguments={"depth": 3})),
+        "arguments do not fit architecture",
+    ),
+    "other width": (
+        edit(lambda v: v.update(arguments={"width": 16})),
+        r"does not fit classifier\.json: size mismatch",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing$"),
-    "pickle": (pickled, r"is missing; model\.pt is a pickle and is not read: convert it to safetensors"),
+    "pickle": (
+        pickled,
+        r"is missing; model\.pt is a pickle and is not read: convert it to safetensors",
+    ),
     "truncated": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:1000]),
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes()[:1000]
+        ),
         "is not a safetensors file",
     ),
-    "NaN": (reweigh(lambda s: s["head.weight"].view(-1)[3:4].fill_(torch.nan)), "weight 'head.weight' has values that"),
-    "inf": (reweigh(lambda s: s["stem.1.running_var"][:1].fill_(torch.inf)), "weight 'stem.1.running_var'"),
+    "NaN": (
+        reweigh(lambda s: s["head.weight"].view(-1)[3:4].fill_(torch.nan)),
+        "weight 'head.weight' has values that",
+    ),
+    "inf": (
+        reweigh(lambda s: s["stem.1.running_var"][:1].fill_(torch.inf)),
+        "weight 'stem.1.running_var'",
+    ),
     "lacks one": (reweigh(lambda s: s.pop("head.bias")), "lacks 'head.bias'; it does not belong"),
-    "one too many": (reweigh(lambda s: s.update(tail=torch.ones(1))), "has 'tail', which the network does not"),
+    "one too many": (
+        reweigh(lambda s: s.update(tail=torch.ones(1))),
+        "has 'tail', which the network does not",
+    ),
 }
 
 

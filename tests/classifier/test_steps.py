@@ -1,4 +1,5 @@
-"""Every source on the data's way: bank, guided sampling, fine-tuning, detector.onnx, gradient engine."""
+"""Every source on the data's way: bank, guided sampling, fine-tuning, detector.onnx, gradient
+engine."""
 
 from __future__ import annotations
 
@@ -48,9 +49,16 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
     found = {}
     for mu in (0.0, 0.3):
         images = sample(
-            shrink, lambda z: z, guidance if mu else None, sigmas, GuidanceConfig(mu=mu), sample_seeds(0, [0, 1]),
-            (1, 32, 32), None, 0.0,
-        )  # fmt: skip
+            shrink,
+            lambda z: z,
+            guidance if mu else None,
+            sigmas,
+            GuidanceConfig(mu=mu),
+            sample_seeds(0, [0, 1]),
+            (1, 32, 32),
+            None,
+            0.0,
+        )
         with torch.no_grad():
             found[mu] = guidance(images)
     assert (found[0.3] > found[0.0]).all()
@@ -58,8 +66,12 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
 
 def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: Path) -> None:
     classifier = every_source.load()
-    module = build_detector(classifier, ID[:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2))
-    images = (from_uint8(assets.load_images("test").images[:40]) + 1) / 2  # none that it was calibrated on: a tie
+    module = build_detector(
+        classifier, ID[:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2)
+    )
+    images = (
+        from_uint8(assets.load_images("test").images[:40]) + 1
+    ) / 2  # none that it was calibrated on: a tie
     parity = export_detector(module, tmp_path / "detector.onnx", images, training="none")
     assert max(parity.max_relative.values()) < 1e-4
     detector = Detector(tmp_path / "detector.onnx")
@@ -76,9 +88,16 @@ def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_pat
         pytest.skip("no gradient")
     bank = FeatureBank(predict(classifier, ID[:20])[1])
     module = GuidanceModule(None, classifier, bank, k=2).eval()
-    latents = ID[30:32] + 0.05 * torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    latents = ID[30:32] + 0.05 * torch.randn(
+        2, 1, 32, 32, generator=torch.Generator().manual_seed(0)
+    )
     weight = torch.full((2,), 0.5)
-    inputs = {"latents": latents, "offset": torch.zeros_like(latents), "image_weight": weight, "feature_weight": weight}
+    inputs = {
+        "latents": latents,
+        "offset": torch.zeros_like(latents),
+        "image_weight": weight,
+        "feature_weight": weight,
+    }
     export_vjp_onnx(module, inputs, "latents", ("value",), tmp_path / "guidance.onnx")
     found = OnnxRuntimeEngine(tmp_path / "guidance.onnx")(cotangent=torch.ones(2), **inputs)
     leaf = latents.clone().requires_grad_(True)
@@ -88,7 +107,9 @@ def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_pat
     assert float((found["gradient"] - expected).norm() / expected.norm()) < 0.01
 
 
-def test_fine_tuning_changes_the_weights_and_the_folder_keeps_them(every_source: Any, tmp_path: Path) -> None:
+def test_fine_tuning_changes_the_weights_and_the_folder_keeps_them(
+    every_source: Any, tmp_path: Path
+) -> None:
     classifier = every_source.load()
     data = TrainingImages(ID[:20], LABELS[:20], ID[20:], LABELS[20:], None, OOD[:6], OOD[6:])
     config = TrainConfig(steps=2, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
@@ -105,12 +126,17 @@ def test_fine_tuning_changes_the_weights_and_the_folder_keeps_them(every_source:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_every_step_prepares_an_image_alike(every_source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the network is given for one image: in the bank, in guidance, in training, in the detector."""
+def test_every_step_prepares_an_image_alike(
+    every_source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the network is given for one image: in the bank, in guidance, in training, in the
+    detector."""
     classifier = every_source.load()
     given: list[Tensor] = []
     prepare = Classifier.prepare
-    monkeypatch.setattr(Classifier, "prepare", lambda self, x: given.append(prepare(self, x)) or given[-1])
+    monkeypatch.setattr(
+        Classifier, "prepare", lambda self, x: given.append(prepare(self, x)) or given[-1]
+    )
     image = ID[:1]
     expected = prepare(classifier, image)
     seen: dict[str, Tensor] = {}
@@ -119,7 +145,9 @@ def test_every_step_prepares_an_image_alike(every_source: Any, monkeypatch: pyte
     seen["bank"] = given[0]
     given.clear()
     bank = FeatureBank(predict(classifier, ID[1:10])[1])
-    module = build_detector(classifier, ID[1:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2))
+    module = build_detector(
+        classifier, ID[1:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2)
+    )
     given.clear()
     module((image + 1) / 2)
     seen["detector"] = given[0]
@@ -129,7 +157,9 @@ def test_every_step_prepares_an_image_alike(every_source: Any, monkeypatch: pyte
         ClassifierGuidance(classifier, bank, IdScales(0, 1, 0, 1), 0.5, k=2)(leaf)
         seen["guidance"] = given[0]
         given.clear()
-        GuidanceModule(None, classifier, bank, k=2)(image, torch.zeros_like(image), torch.ones(1), torch.ones(1))
+        GuidanceModule(None, classifier, bank, k=2)(
+            image, torch.zeros_like(image), torch.ones(1), torch.ones(1)
+        )
         seen["gradient engine"] = given[0]
     if classifier.trainable:
         given.clear()

@@ -18,7 +18,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "net.pt2"
     images = (torch.randn(2, 3, 24, 24),)
     torch.export.save(
-        torch.export.export(network.eval(), images, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), path
+        torch.export.export(
+            network.eval(), images, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        ),
+        path,
     )
     return path
 
@@ -27,7 +30,11 @@ def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path) -> 
     shown = run("classifier", "show", exported, "--mean", "0.5", "--std", "0.25,0.2,0.3", "--json")
     assert shown.code == 0, shown.err
     found = shown.json
-    assert (found["source"], found["parameters"], len(found["classes"])) == ("exported", 304 + 808, 8)
+    assert (found["source"], found["parameters"], len(found["classes"])) == (
+        "exported",
+        304 + 808,
+        8,
+    )
     assert (found["channels"], found["size"], found["feature_dimension"]) == (3, 24, 100)
     assert (found["mean"], found["std"]) == ([0.5], [0.25, 0.2, 0.3])
     assert found["trainable"] and found["gradient"] and found["features"] == "the input of 3"
@@ -38,7 +45,11 @@ def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path) -> 
 
 
 def test_a_saved_classifier_builds_a_detector(
-    run: Callable[..., Any], exported: Path, id_dir: Path, generated_dirs: list[Path], tmp_path: Path
+    run: Callable[..., Any],
+    exported: Path,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    tmp_path: Path,
 ) -> None:
     """A network of 24 colour pixels a side, for the demo's grey images of 32."""
     names = tmp_path / "names.txt"
@@ -46,9 +57,18 @@ def test_a_saved_classifier_builds_a_detector(
     saved = run("classifier", "save", exported, "--classes", names, "-o", tmp_path / "clf")
     assert saved.code == 0, saved.err
     built = run(
-        "detector", "build", "--classifier", tmp_path / "clf", "--id", id_dir, "--ood", generated_dirs[0], "-o",
-        tmp_path / "detector.onnx", "--json",
-    )  # fmt: skip
+        "detector",
+        "build",
+        "--classifier",
+        tmp_path / "clf",
+        "--id",
+        id_dir,
+        "--ood",
+        generated_dirs[0],
+        "-o",
+        tmp_path / "detector.onnx",
+        "--json",
+    )
     assert built.code == 0, built.err
     assert built.json["parity"]["class_disagreements"] == 0
     from good_rt.detector.runtime import Detector

@@ -1,4 +1,5 @@
-"""export, generate, train, detector build and evaluate: what they make, as JSON, and how they refuse.
+"""export, generate, train, detector build and evaluate: what they make, as JSON, and how they
+refuse.
 
 Every refusal is one line `error: …` on standard error and exit code 2, and leaves nothing behind.
 """
@@ -66,14 +67,21 @@ def test_export_makes_engines_and_then_nothing(
     text = run(*options)
     assert "unchanged, nothing to do" in text.out and "of tolerance" in text.out
     strict = run(*options, "--relative", "0", "--absolute", "1e-12")
-    assert "is not what PyTorch computes" in strict.failed() and "nothing was written" in strict.failed()
+    assert (
+        "is not what PyTorch computes" in strict.failed()
+        and "nothing was written" in strict.failed()
+    )
     assert run(*options, "--json").json["exported"] is False  # the old engines are still there
 
 
-def test_generate_prints_what_the_manifest_holds(run: Run, models: list[object], tmp_path: Path) -> None:
+def test_generate_prints_what_the_manifest_holds(
+    run: Run, models: list[object], tmp_path: Path
+) -> None:
     options = ["generate", "--engine", "torch", *models, "-n", 6, "--batch", 3, "--steps", 2]
     found = run(*options, "-o", tmp_path / "ood", "--json").json
-    rows = [json.loads(line) for line in (tmp_path / "ood" / "manifest.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "ood" / "manifest.jsonl").read_text().splitlines()
+    ]
     assert found["images"] == len(rows) == 6
     for name in ("energy", "energy_before", "knn_distance", "knn_distance_before"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in rows]))
@@ -84,46 +92,94 @@ def test_generate_prints_what_the_manifest_holds(run: Run, models: list[object],
     changed = run(*options, "--seed", 1, "-o", tmp_path / "ood")
     assert "holds images of another job (different: seed)" in changed.failed()
     auto = run(*options[:-4], "--steps", 2, "-o", tmp_path / "ood", "--json")
-    assert auto.json["images"] == 6  # the batch size picked by timing does not replace the one it began with
+    assert (
+        auto.json["images"] == 6
+    )  # the batch size picked by timing does not replace the one it began with
 
 
-def test_generate_on_exported_engines(run: Run, models: list[object], engines_dir: Path, tmp_path: Path) -> None:
-    options = ["generate", *models, "--engines", engines_dir, "-n", 2, "--batch", 2, "--steps", 2, "--json"]
+def test_generate_on_exported_engines(
+    run: Run, models: list[object], engines_dir: Path, tmp_path: Path
+) -> None:
+    options = [
+        "generate",
+        *models,
+        "--engines",
+        engines_dir,
+        "-n",
+        2,
+        "--batch",
+        2,
+        "--steps",
+        2,
+        "--json",
+    ]
     assert run(*options, "-o", tmp_path / "ood").json["images"] == 2
     assert json.loads((tmp_path / "ood" / "job.json").read_text())["engine"] == "onnx"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_gpu_that_is_not_there(run: Run, models: list[object], sets: list[object], tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there(
+    run: Run, models: list[object], sets: list[object], tmp_path: Path
+) -> None:
     out = ("-o", tmp_path / "out")
     for command in (
-        ["generate", *models, *out], ["train", *models, *sets, *out], ["detector", "build", *models[2:], *sets, *out],
-        ["evaluate", *sets, *out], ["bench", "sampler", *models],
-    ):  # fmt: skip
-        assert "sees no CUDA GPU here; leave --device out" in run(*command, "--device", "cuda").failed()
-    assert "TensorRT needs --device cuda" in run("generate", "--engine", "tensorrt", *models, *out).failed()
+        ["generate", *models, *out],
+        ["train", *models, *sets, *out],
+        ["detector", "build", *models[2:], *sets, *out],
+        ["evaluate", *sets, *out],
+        ["bench", "sampler", *models],
+    ):
+        assert (
+            "sees no CUDA GPU here; leave --device out"
+            in run(*command, "--device", "cuda").failed()
+        )
+    assert (
+        "TensorRT needs --device cuda"
+        in run("generate", "--engine", "tensorrt", *models, *out).failed()
+    )
     assert "nothing is guided; set one" in run("bench", "sampler", "--mu", 0, *models).failed()
     assert (
         "--span 0 0.01 holds none of the 10 steps"
         in run("generate", "--span", 0, 0.01, "--steps", 10, *models, *out).failed()
     )
-    assert "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
-    assert "the engine onnx computes in fp32 or fp16" in run("generate", "--precision", "bf16", *models, *out).failed()
+    assert (
+        "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
+    )
+    assert (
+        "the engine onnx computes in fp32 or fp16"
+        in run("generate", "--precision", "bf16", *models, *out).failed()
+    )
     half = ["generate", "--precision", "fp16", *models, *out]
     assert "ONNX Runtime computes in fp16 on a GPU alone: add --device cuda" in run(*half).failed()
-    assert "precision is of the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
+    assert (
+        "precision is of the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
+    )
     assert "there is no device 'tpu'" in run("generate", *models, *out, "--device", "tpu").failed()
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path: Path) -> None:
-    options = ["bench", "sampler", *models, "--engines", tmp_path / "e", "--steps", 2, "--batch", 1, "--batch", 3]
+    options = [
+        "bench",
+        "sampler",
+        *models,
+        "--engines",
+        tmp_path / "e",
+        "--steps",
+        2,
+        "--batch",
+        1,
+        "--batch",
+        3,
+    ]
     measured = run(*options, "--repeats", 2, "--json").json
     assert measured["machine"]["threads"] == torch.get_num_threads()
     assert measured["machine"]["versions"]["torch"] == torch.__version__
     variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "PyTorch alone"}
-    for seconds, parts in zip(measured["seconds"].values(), measured["parts"].values(), strict=True):
+    for seconds, parts in zip(
+        measured["seconds"].values(), measured["parts"].values(), strict=True
+    ):
         assert set(seconds) == variants and set(parts) == variants - {"unguided"}
         assert all(len(times) == 2 and min(times) > 0 for times in seconds.values())
         assert all(time > 0 for found in parts.values() for time in found.values())
@@ -133,18 +189,30 @@ def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path
 
 
 def test_train_then_build_then_evaluate(
-    run: Run, models: list[object], sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path
+    run: Run,
+    models: list[object],
+    sets: list[object],
+    classifier_dir: Path,
+    id_dir: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "trained"
-    trained = run("train", *models, *sets, "--steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json").json
+    trained = run(
+        "train", *models, *sets, "--steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json"
+    ).json
     assert trained["kept_step"] == trained["steps"] == 4
     assert trained["bce"] > 0
-    assert load_classifier(Path(trained["classifier"])).config == load_classifier(classifier_dir).config
+    assert (
+        load_classifier(Path(trained["classifier"])).config
+        == load_classifier(classifier_dir).config
+    )
     record = json.loads((out / "training.json").read_text())
     assert len(record["history"]) == 4 and record["config"]["lr"] == 1e-5
 
     build = ["detector", "build", *sets, "--classifier", trained["classifier"], "--id", id_dir]
-    built = run(*build, "--bank-size", 100, "--alpha", 0.1, "-o", tmp_path / "d.onnx", "--json").json
+    built = run(
+        *build, "--bank-size", 100, "--alpha", 0.1, "-o", tmp_path / "d.onnx", "--json"
+    ).json
     assert built["bytes"] == (tmp_path / "d.onnx").stat().st_size
     assert built["parity"]["class_disagreements"] == built["parity"]["ood_disagreements"] == 0
     info = Detector(tmp_path / "d.onnx").info
@@ -152,7 +220,12 @@ def test_train_then_build_then_evaluate(
 
     np.savez(tmp_path / "far.npz", images=assets.load_images("textures").images[:50])
     evaluate = ["evaluate", *sets, "--id", id_dir, "--test-set", f"far={tmp_path / 'far.npz'}"]
-    evaluate += ["--classifier", f"before={classifier_dir}", "--classifier", f"trained={trained['classifier']}"]
+    evaluate += [
+        "--classifier",
+        f"before={classifier_dir}",
+        "--classifier",
+        f"trained={trained['classifier']}",
+    ]
     found = run(*evaluate, "-o", tmp_path / "evaluation", "--json").json
     written = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert found == written
@@ -161,12 +234,34 @@ def test_train_then_build_then_evaluate(
     assert (tmp_path / "evaluation" / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_control_is_trained_without_ood(run: Run, models: list[object], id_dir: Path, tmp_path: Path) -> None:
+def test_the_control_is_trained_without_ood(
+    run: Run, models: list[object], id_dir: Path, tmp_path: Path
+) -> None:
     found = run(
-        "train", *models, "--control", "--steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "c", "--json"
+        "train",
+        *models,
+        "--control",
+        "--steps",
+        2,
+        "--lr",
+        "1e-5",
+        "--max-drop",
+        1,
+        "-o",
+        tmp_path / "c",
+        "--json",
     ).json
     assert found["bce"] is None
-    build = ["detector", "build", "--classifier", found["classifier"], "--id", id_dir, "--bank-size", 100]
+    build = [
+        "detector",
+        "build",
+        "--classifier",
+        found["classifier"],
+        "--id",
+        id_dir,
+        "--bank-size",
+        100,
+    ]
     assert run(*build, "-o", tmp_path / "d.onnx").code == 0
     assert Detector(tmp_path / "d.onnx").info.training == "none"
 
@@ -178,7 +273,10 @@ def test_a_finished_training_is_not_taken_for_another(
     assert run("train", *models, *sets, *options).code == 0
     record = (tmp_path / "t" / "training.json").read_text()
     for other in (["--control"], sets[:2]):
-        assert "is of another training (different: images)" in run("train", *models, *other, *options).failed()
+        assert (
+            "is of another training (different: images)"
+            in run("train", *models, *other, *options).failed()
+        )
     assert (tmp_path / "t" / "training.json").read_text() == record
 
 
@@ -191,7 +289,10 @@ def test_training_that_fails_says_what_to_change(
     neither = run("train", *models, "-o", tmp_path / "t")
     both = run("train", *models, *sets, "--control", "-o", tmp_path / "t")
     for ended in (neither, both):
-        assert "say which generated images to train with (--ood DIR), or --control for none; not both" in ended.failed()
+        assert (
+            "say which generated images to train with (--ood DIR), or --control for none; not both"
+            in ended.failed()
+        )
 
 
 COMMANDS: dict[str, tuple[list[object], bool]] = {
@@ -202,9 +303,14 @@ COMMANDS: dict[str, tuple[list[object], bool]] = {
 """Commands that take --model, --classifier and --id, short; and whether they take --ood."""
 
 
-def damaged(kind: str, tmp_path: Path, model_dir: Path, classifier_dir: Path, id_dir: Path) -> tuple[list[object], str]:
+def damaged(
+    kind: str, tmp_path: Path, model_dir: Path, classifier_dir: Path, id_dir: Path
+) -> tuple[list[object], str]:
     """The models' options with one of them bad, and what the error must say."""
-    model, classifier = shutil.copytree(model_dir, tmp_path / "m"), shutil.copytree(classifier_dir, tmp_path / "c")
+    model, classifier = (
+        shutil.copytree(model_dir, tmp_path / "m"),
+        shutil.copytree(classifier_dir, tmp_path / "c"),
+    )
     data = shutil.copytree(id_dir, tmp_path / "id")
     message = ""
     if kind == "no model":
@@ -250,17 +356,31 @@ def damaged(kind: str, tmp_path: Path, model_dir: Path, classifier_dir: Path, id
 
 
 KINDS = (
-    "no model", "NaN in the UNet", "pickled UNet", "no classifier", "NaN in the classifier", "classifier in colour",
-    "no ID images", "ID images in colour", "ID images of another size", "truncated ID images",
-)  # fmt: skip
+    "no model",
+    "NaN in the UNet",
+    "pickled UNet",
+    "no classifier",
+    "NaN in the classifier",
+    "classifier in colour",
+    "no ID images",
+    "ID images in colour",
+    "ID images of another size",
+    "truncated ID images",
+)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_models_and_images(
-    run: Run, sets: list[object], model_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path, kind: str,
+    run: Run,
+    sets: list[object],
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    tmp_path: Path,
+    kind: str,
     command: str,
-) -> None:  # fmt: skip
+) -> None:
     options, message = damaged(kind, tmp_path, model_dir, classifier_dir, id_dir)
     words, takes_sets = COMMANDS[command]
     before = tree(tmp_path)
@@ -273,9 +393,21 @@ def test_a_model_without_its_vae_does_not_fit(
     run: Run, model_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
     bare = shutil.copytree(model_dir, tmp_path / "m", ignore=shutil.ignore_patterns("vae"))
-    options = ["--model", bare, "--classifier", classifier_dir, "--id", id_dir, "-o", tmp_path / "out"]
+    options = [
+        "--model",
+        bare,
+        "--classifier",
+        classifier_dir,
+        "--id",
+        id_dir,
+        "-o",
+        tmp_path / "out",
+    ]
     for words in (["export"], ["generate", "--engine", "torch"]):
-        assert "makes images of shape (4, 8, 8), the classifier takes" in run(*words, *options).failed()
+        assert (
+            "makes images of shape (4, 8, 8), the classifier takes"
+            in run(*words, *options).failed()
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -322,25 +454,52 @@ def bad_set(kind: str, folder: Path, source: Path) -> str:
                 colour = grey.convert("RGB")
             colour.save(path)
         return "images are (32, 32, 3), the classifier takes (32, 32, 1)"
-    lines = (folder / "manifest.jsonl").read_text().replace("images/000003.png", "../../../etc/passwd")
+    lines = (
+        (folder / "manifest.jsonl").read_text().replace("images/000003.png", "../../../etc/passwd")
+    )
     (folder / "manifest.jsonl").write_text(lines)
     return "image 3 lies outside"
 
 
-@pytest.mark.parametrize("kind", ["missing", "corrupt image", "lost image", "odd line", "colour", "escape"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "corrupt image", "lost image", "odd line", "colour", "escape"]
+)
 def test_bad_generated_sets(
-    run: Run, models: list[object], classifier_dir: Path, id_dir: Path, generated_dirs: list[Path], tmp_path: Path,
+    run: Run,
+    models: list[object],
+    classifier_dir: Path,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    tmp_path: Path,
     kind: str,
-) -> None:  # fmt: skip
+) -> None:
     message = bad_set(kind, tmp_path / "set", generated_dirs[0])
     before = tree(tmp_path)
     np.savez(tmp_path.parent / "far.npz", images=assets.load_images("textures").images[:9])
     for words in (
         ["train", *models, "-o", tmp_path / "out"],
-        ["detector", "build", "--classifier", classifier_dir, "--id", id_dir, "-o", tmp_path / "d.onnx"],
-        ["evaluate", "--classifier", f"x={classifier_dir}", "--id", id_dir, "-o", tmp_path / "out",
-         "--test-set", f"far={tmp_path.parent / 'far.npz'}"],
-    ):  # fmt: skip
+        [
+            "detector",
+            "build",
+            "--classifier",
+            classifier_dir,
+            "--id",
+            id_dir,
+            "-o",
+            tmp_path / "d.onnx",
+        ],
+        [
+            "evaluate",
+            "--classifier",
+            f"x={classifier_dir}",
+            "--id",
+            id_dir,
+            "-o",
+            tmp_path / "out",
+            "--test-set",
+            f"far={tmp_path.parent / 'far.npz'}",
+        ],
+    ):
         assert message in run(*words, "--ood", tmp_path / "set").failed(), words[0]
         assert tree(tmp_path) == before
 
@@ -348,23 +507,59 @@ def test_bad_generated_sets(
 def test_bad_test_sets_and_alphas(
     run: Run, sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
-    evaluate = ["evaluate", *sets, "--classifier", f"x={classifier_dir}", "--id", id_dir, "-o", tmp_path / "out"]
-    assert "gone.npz does not exist" in run(*evaluate, "--test-set", f"a={tmp_path / 'gone.npz'}").failed()
+    evaluate = [
+        "evaluate",
+        *sets,
+        "--classifier",
+        f"x={classifier_dir}",
+        "--id",
+        id_dir,
+        "-o",
+        tmp_path / "out",
+    ]
+    assert (
+        "gone.npz does not exist"
+        in run(*evaluate, "--test-set", f"a={tmp_path / 'gone.npz'}").failed()
+    )
     (tmp_path / "a.npz").write_bytes(b"odd")
-    assert "is not an .npz file of images" in run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
+    assert (
+        "is not an .npz file of images"
+        in run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
+    )
     np.savez(tmp_path / "a.npz", images=np.zeros((5, 32, 32, 3), np.uint8))
     line = run(*evaluate, "--test-set", f"a={tmp_path / 'a.npz'}").failed()
     assert "images are 32x32x3, the classifier takes 32x32x1" in line
-    build = ["detector", "build", *sets, "--classifier", classifier_dir, "--id", id_dir, "-o", tmp_path / "d.onnx"]
-    assert "alpha 0.001 needs at least 999 calibration images, there are 120" in run(*build, "--alpha", 0.001).failed()
+    build = [
+        "detector",
+        "build",
+        *sets,
+        "--classifier",
+        classifier_dir,
+        "--id",
+        id_dir,
+        "-o",
+        tmp_path / "d.onnx",
+    ]
+    assert (
+        "alpha 0.001 needs at least 999 calibration images, there are 120"
+        in run(*build, "--alpha", 0.001).failed()
+    )
     assert "alpha must be between 0 and 1" in run(*build, "--alpha", "nan").failed()
     assert "k must be between 1 and 400" in run(*build, "--k", 500).failed()
     assert [path.name for path in tree(tmp_path)] == ["a.npz"]
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "generate --engines", "train", "detector build", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["export", "generate", "generate --engines", "train", "detector build", "evaluate"]
+)
 def test_outputs_that_cannot_be_written(
-    run: Run, models: list[object], sets: list[object], classifier_dir: Path, id_dir: Path, tmp_path: Path, command: str
+    run: Run,
+    models: list[object],
+    sets: list[object],
+    classifier_dir: Path,
+    id_dir: Path,
+    tmp_path: Path,
+    command: str,
 ) -> None:
     (tmp_path / "file.txt").write_text("in the way")
     np.savez(tmp_path / "far.npz", images=assets.load_images("textures").images[:20])
@@ -372,13 +567,57 @@ def test_outputs_that_cannot_be_written(
     ours: list[object] = ["--classifier", classifier_dir, "--id", id_dir]
     words: dict[str, list[object]] = {
         "export": ["export", *models, "-o", out],
-        "generate": ["generate", "--engine", "torch", *models, "-n", 2, "--batch", 2, "--steps", 2, "-o", out],
-        "generate --engines": ["generate", *models, "-n", 2, "--engines", out, "-o", tmp_path / "ood"],
-        "train": ["train", *models, *sets, "--steps", 1, "--lr", "1e-5", "--max-drop", 1, "-o", out],
+        "generate": [
+            "generate",
+            "--engine",
+            "torch",
+            *models,
+            "-n",
+            2,
+            "--batch",
+            2,
+            "--steps",
+            2,
+            "-o",
+            out,
+        ],
+        "generate --engines": [
+            "generate",
+            *models,
+            "-n",
+            2,
+            "--engines",
+            out,
+            "-o",
+            tmp_path / "ood",
+        ],
+        "train": [
+            "train",
+            *models,
+            *sets,
+            "--steps",
+            1,
+            "--lr",
+            "1e-5",
+            "--max-drop",
+            1,
+            "-o",
+            out,
+        ],
         "detector build": ["detector", "build", *ours, *sets, "-o", out / "d.onnx"],
-        "evaluate": ["evaluate", "--classifier", f"x={classifier_dir}", "--id", id_dir, *sets, "-o", out,
-                     "--test-set", f"far={tmp_path / 'far.npz'}"],
-    }  # fmt: skip
+        "evaluate": [
+            "evaluate",
+            "--classifier",
+            f"x={classifier_dir}",
+            "--id",
+            id_dir,
+            *sets,
+            "-o",
+            out,
+            "--test-set",
+            f"far={tmp_path / 'far.npz'}",
+        ],
+    }
     before = tree(tmp_path)
     line = run(*words[command]).failed()
     assert "file.txt" in line and ("choose another" in line or "check the path" in line)
@@ -386,15 +625,25 @@ def test_outputs_that_cannot_be_written(
     assert (tmp_path / "file.txt").read_text() == "in the way"
 
 
-def test_export_does_not_replace_a_folder_of_other_things(run: Run, models: list[object], tmp_path: Path) -> None:
+def test_export_does_not_replace_a_folder_of_other_things(
+    run: Run, models: list[object], tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in ([], ["--force"]):
-        assert "choose another folder for engines" in run("export", *models, *force, "-o", tmp_path).failed()
+        assert (
+            "choose another folder for engines"
+            in run("export", *models, *force, "-o", tmp_path).failed()
+        )
     assert tree(tmp_path) == [tmp_path / "thesis.tex"]
 
 
 def test_without_a_gradient_rule_the_other_graphs_are_exported_and_pytorch_is_named(
-    run: Run, pixel_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    pixel_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(RULES, torch.ops.aten.convolution.default)
     ours = ["--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir]
@@ -404,7 +653,19 @@ def test_without_a_gradient_rule_the_other_graphs_are_exported_and_pytorch_is_na
     assert "has no gradient rule; PyTorch's gradients need none: --gradients torch" in made.err
     assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}
     assert run("export", *ours, "-o", tmp_path / "e", "--json").json["exported"] is False
-    generate = ["generate", *ours, "--engines", tmp_path / "e", "-n", 1, "--batch", 1, "--steps", 1, "--no-twins"]
+    generate = [
+        "generate",
+        *ours,
+        "--engines",
+        tmp_path / "e",
+        "-n",
+        1,
+        "--batch",
+        1,
+        "--steps",
+        1,
+        "--no-twins",
+    ]
     line = run(*generate, "-o", tmp_path / "ood", "--gradients", "engine").failed()
     assert "aten.convolution.default" in line and "--gradients torch" in line
     assert run(*generate, "-o", tmp_path / "ood", "--json").json["images"] == 1
@@ -416,6 +677,18 @@ def test_damaged_engines_are_made_anew_and_those_of_another_model_as_well(
     ours = ["--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir]
     assert run("export", *ours, "--no-gradients", "-o", tmp_path / "e").code == 0
     (tmp_path / "e" / "unet.onnx").write_bytes(b"damaged")
-    generate = ["generate", *ours, "--engines", tmp_path / "e", "-n", 1, "--batch", 1, "--steps", 1, "--no-twins"]
+    generate = [
+        "generate",
+        *ours,
+        "--engines",
+        tmp_path / "e",
+        "-n",
+        1,
+        "--batch",
+        1,
+        "--steps",
+        1,
+        "--no-twins",
+    ]
     assert run(*generate, "-o", tmp_path / "ood", "--json").json["images"] == 1
     assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}

@@ -1,4 +1,5 @@
-"""`good-rt detector score`: table, CSV and JSON with the detector's own figures, and every kind of bad input."""
+"""`good-rt detector score`: table, CSV and JSON with the detector's own figures, and every kind of
+bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from good_rt.demo import assets
 from good_rt.detector.runtime import Detector, Scores
 
 Run = Callable[..., Any]
-IMAGES = np.concatenate([assets.load_images("test").images[:3], assets.load_images("emoji").images[:3]])
+IMAGES = np.concatenate(
+    [assets.load_images("test").images[:3], assets.load_images("emoji").images[:3]]
+)
 
 
 @pytest.fixture
@@ -57,7 +60,9 @@ def test_many_images_are_scored_part_by_part(
     whole = run(*words, "--json").json
     monkeypatch.setattr("good_rt.cli.detector_score.AT_ONCE", 2)
     found = run(*words, "--json").json
-    assert found["skipped"] == whole["skipped"] and len(found["images"]) == len(whole["images"]) == 5
+    assert (
+        found["skipped"] == whole["skipped"] and len(found["images"]) == len(whole["images"]) == 5
+    )
     for part, one in zip(found["images"], whole["images"], strict=True):
         assert (part["file"], part["label"]) == (one["file"], one["label"])
         assert part["score"] == pytest.approx(one["score"], rel=1e-4)
@@ -68,25 +73,45 @@ def test_csv_to_a_file_and_to_standard_output(
     run: Run, folder: Path, detector_path: Path, expected: Scores, tmp_path: Path
 ) -> None:
     printed = run("detector", "score", folder, "--detector", detector_path, "--csv", "-")
-    written = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep" / "s.csv")
+    written = run(
+        "detector",
+        "score",
+        folder,
+        "--detector",
+        detector_path,
+        "--csv",
+        tmp_path / "deep" / "s.csv",
+    )
     assert (tmp_path / "deep" / "s.csv").read_text() == printed.out
-    assert written.out == f"{expected.is_ood.sum()} of 6 OOD; scores in {tmp_path / 'deep' / 's.csv'}\n"
+    assert (
+        written.out
+        == f"{expected.is_ood.sum()} of 6 OOD; scores in {tmp_path / 'deep' / 's.csv'}\n"
+    )
     # what is there already stays what it is
     (tmp_path / "link.csv").symlink_to(tmp_path / "deep" / "s.csv")
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     for place in ("link.csv", "pipe"):
-        assert run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / place).code == 0
+        assert (
+            run(
+                "detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / place
+            ).code
+            == 0
+        )
     assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "pipe").is_fifo()
     assert reader.communicate(timeout=60)[0] == printed.out
-    onto_a_folder = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep")
+    onto_a_folder = run(
+        "detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "deep"
+    )
     assert f"cannot write {tmp_path / 'deep'}" in onto_a_folder.failed()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["is_ood"] for row in rows] == [str(bool(value)) for value in expected.is_ood]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected.score, rtol=1e-4)
 
 
-def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table(
+    run: Run, folder: Path, detector_path: Path, expected: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     ended = run("detector", "score", folder, "--detector", detector_path)
     assert ended.code == 0 and ended.err == ""
@@ -104,11 +129,15 @@ def test_table(run: Run, folder: Path, detector_path: Path, expected: Scores, mo
 @pytest.mark.parametrize(
     ("files", "folder"),
     [
-        (["a.png", "b.png"], ""), (["../p/a.png", "../p/b.png"], "../p"), ([".c/a.png", ".c/b.png"], ".c"),
-        (["/x/a.png", "/y/a.png"], ""), (["/x/y/a.png", "/x/b.png"], "/x"), (["/x/a.png", "a.png"], ""),
+        (["a.png", "b.png"], ""),
+        (["../p/a.png", "../p/b.png"], "../p"),
+        ([".c/a.png", ".c/b.png"], ".c"),
+        (["/x/a.png", "/y/a.png"], ""),
+        (["/x/y/a.png", "/x/b.png"], "/x"),
+        (["/x/a.png", "a.png"], ""),
         (["p/a.png"], ""),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_all_files_have_in_common(files: list[str], folder: str) -> None:
     assert _common_folder([Path(file) for file in files]) == folder
 
@@ -116,21 +145,41 @@ def test_a_folder_that_all_files_have_in_common(files: list[str], folder: str) -
 def test_file_names_are_printed_as_they_are(run: Run, folder: Path, detector_path: Path) -> None:
     odd = folder / "[bold]x.png"
     (folder / "0.png").rename(odd)
-    assert "[bold]x.png" in run("detector", "score", odd, "--detector", detector_path).out.replace("\n", "")
+    assert "[bold]x.png" in run("detector", "score", odd, "--detector", detector_path).out.replace(
+        "\n", ""
+    )
 
 
 def test_alpha_and_threads(run: Run, folder: Path, detector_path: Path) -> None:
     found = run(
-        "detector", "score", folder, "--detector", detector_path, "--alpha", "0.5", "--threads", 1, "--json"
+        "detector",
+        "score",
+        folder,
+        "--detector",
+        detector_path,
+        "--alpha",
+        "0.5",
+        "--threads",
+        1,
+        "--json",
     ).json
     assert found["alpha"] == 0.5
-    assert [image["is_ood"] for image in found["images"]] == [image["p_value"] <= 0.5 for image in found["images"]]
+    assert [image["is_ood"] for image in found["images"]] == [
+        image["p_value"] <= 0.5 for image in found["images"]
+    ]
 
 
 def test_fit_takes_any_image(run: Run, detector_path: Path, tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0, ..., 0]).convert("RGB").resize((90, 50)).save(tmp_path / "large.jpg")
     assert "use --fit" in run("detector", "score", tmp_path, "--detector", detector_path).failed()
-    assert len(run("detector", "score", tmp_path, "--detector", detector_path, "--fit", "--json").json["images"]) == 1
+    assert (
+        len(
+            run("detector", "score", tmp_path, "--detector", detector_path, "--fit", "--json").json[
+                "images"
+            ]
+        )
+        == 1
+    )
 
 
 def spoil(folder: Path, kind: str) -> str:
@@ -171,7 +220,9 @@ def test_bad_images_are_refused_or_skipped_by_name(
     assert reason in skipped
 
 
-def test_when_every_file_is_bad_nothing_is_scored(run: Run, tmp_path: Path, detector_path: Path) -> None:
+def test_when_every_file_is_bad_nothing_is_scored(
+    run: Run, tmp_path: Path, detector_path: Path
+) -> None:
     (tmp_path / "x.png").touch()
     ended = run("detector", "score", tmp_path, "--detector", detector_path, "--skip-bad")
     assert ended.failed().endswith("none of the files could be read; nothing was scored")
@@ -182,15 +233,22 @@ def test_missing_files_and_empty_folders(run: Run, tmp_path: Path, detector_path
         "gone.png does not exist"
         in run("detector", "score", tmp_path / "gone.png", "--detector", detector_path).failed()
     )
-    assert "holds no image files" in run("detector", "score", tmp_path, "--detector", detector_path).failed()
+    assert (
+        "holds no image files"
+        in run("detector", "score", tmp_path, "--detector", detector_path).failed()
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "truncated", "not ours", "NaN"])
-def test_bad_detectors(run: Run, folder: Path, detector_path: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_detectors(
+    run: Run, folder: Path, detector_path: Path, tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / "d.onnx"
     message = "d.onnx is damaged or no ONNX file"
     if kind == "missing":
-        message = "d.onnx does not exist; give a detector.onnx, which `good-rt detector build` makes"
+        message = (
+            "d.onnx does not exist; give a detector.onnx, which `good-rt detector build` makes"
+        )
     elif kind == "text":
         path.write_text("hello")
     elif kind == "truncated":
@@ -218,10 +276,20 @@ def test_bad_alphas(run: Run, folder: Path, detector_path: Path, alpha: str) -> 
     assert "alpha must be at least 0.00826" in ended.failed()
 
 
-def test_outputs_that_cannot_be_written(run: Run, folder: Path, detector_path: Path, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written(
+    run: Run, folder: Path, detector_path: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file.txt").touch()
     before = sorted(tmp_path.rglob("*"))
-    ended = run("detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "file.txt" / "s.csv")
+    ended = run(
+        "detector",
+        "score",
+        folder,
+        "--detector",
+        detector_path,
+        "--csv",
+        tmp_path / "file.txt" / "s.csv",
+    )
     assert "cannot write" in ended.failed() and "choose another place" in ended.failed()
     assert sorted(tmp_path.rglob("*")) == before
     both = run("detector", "score", folder, "--detector", detector_path, "--csv", "-", "--json")

@@ -1,4 +1,5 @@
-"""Every command and every option says what it is for, and every help ends with examples that exist."""
+"""Every command and every option says what it is for, and every help ends with examples that
+exist."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from good_rt import __version__
 from good_rt.cli.main import COMMANDS, DETECTOR_COMMANDS, cli
 
 
-def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def walk(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """The command and everything below it, each with the words that call it."""
     yield path, command
     if isinstance(command, click.Group):
@@ -34,7 +37,9 @@ PATHS = [pytest.param(path, id=" ".join(path) or "good-rt") for path in ALL]
 
 def test_the_walk_finds_every_command() -> None:
     assert {path for path in ALL if len(path) == 1} == {(name,) for name in COMMANDS}
-    assert {path[1] for path in ALL if path[:1] == ("detector",) and len(path) == 2} >= set(DETECTOR_COMMANDS)
+    assert {path[1] for path in ALL if path[:1] == ("detector",) and len(path) == 2} >= set(
+        DETECTOR_COMMANDS
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -45,14 +50,22 @@ def test_help_and_examples(path: tuple[str, ...], run: Callable[..., Any]) -> No
     assert shown.code == 0
     assert run(*path, "-h").out == shown.out
     assert "Examples:" in shown.out
-    examples = re.findall(r"^ *(good-rt .*)$", shown.out[shown.out.index("Examples:") :], re.MULTILINE)
+    examples = re.findall(
+        r"^ *(good-rt .*)$", shown.out[shown.out.index("Examples:") :], re.MULTILINE
+    )
     assert len(examples) >= 2
     for example in examples:
         words = shlex.split(re.split(r" {2,}", example)[0])[1:]
-        found, length = max(((p, len(p)) for p in ALL if tuple(words[: len(p)]) == p), key=lambda item: item[1])
+        found, length = max(
+            ((p, len(p)) for p in ALL if tuple(words[: len(p)]) == p), key=lambda item: item[1]
+        )
         assert found[: len(path)] == path or not path, example
         parameters = ALL[found].params
-        options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {
+            option
+            for parameter in parameters
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         used = {word.partition("=")[0] for word in words[length:] if re.match(r"--?[a-z]", word)}
         assert used <= options, example
 
@@ -61,7 +74,10 @@ def test_help_and_examples(path: tuple[str, ...], run: Callable[..., Any]) -> No
 def test_every_option_has_help_of_its_own(path: tuple[str, ...]) -> None:
     for parameter in ALL[path].params:
         if isinstance(parameter, click.Option) and not parameter.hidden:
-            assert parameter.help and parameter.help.endswith((".", "]", '".')), (path, parameter.name)
+            assert parameter.help and parameter.help.endswith((".", "]", '".')), (
+                path,
+                parameter.name,
+            )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -91,7 +107,9 @@ def test_the_version(run: Callable[..., Any]) -> None:
     ],
     ids=" ".join,
 )
-def test_what_the_command_line_does_not_know_ends_with_2(arguments: list[str], run: Callable[..., Any]) -> None:
+def test_what_the_command_line_does_not_know_ends_with_2(
+    arguments: list[str], run: Callable[..., Any]
+) -> None:
     ended = run(*arguments)
     assert ended.code == 2
     assert "Error: " in ended.err and "Traceback" not in ended.err
@@ -102,11 +120,16 @@ def test_what_the_command_line_does_not_know_ends_with_2(arguments: list[str], r
     ("words", "message"),
     [
         (["generate", "--id", "gone"], "gone does not exist; give a folder per class"),
-        (["train", "--ood", "gone"], "gone holds no generated images; make them with `good-rt generate`"),
+        (
+            ["train", "--ood", "gone"],
+            "gone holds no generated images; make them with `good-rt generate`",
+        ),
         (["run", "gone.toml"], "gone.toml does not exist; write one with `good-rt init`"),
     ],
 )
-def test_a_missing_path_is_named_before_pytorch_is_imported(words: list[str], message: str, tmp_path: Path) -> None:
+def test_a_missing_path_is_named_before_pytorch_is_imported(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
     code = f"""
 import sys
 from good_rt.cli.main import main
@@ -117,5 +140,7 @@ except SystemExit as ended:
     assert ended.code == 2
 assert "torch" not in sys.modules
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1

@@ -11,13 +11,20 @@ from typing import Any
 def test_text_and_json(run: Callable[..., Any], model_dir: Path, classifier_dir: Path) -> None:
     said = run("inspect", model_dir, "--classifier", classifier_dir)
     assert said.code == 0, said
-    for part in ("UNet, unconditional or by class label", "makes images: 1 x 32 x 32", "AutoencoderKL", "vae_decoder"):
+    for part in (
+        "UNet, unconditional or by class label",
+        "makes images: 1 x 32 x 32",
+        "AutoencoderKL",
+        "vae_decoder",
+    ):
         assert part in said.out
     found = run("inspect", model_dir, "--json").json
     assert found["runs"] and found["image_shape"] == [1, 32, 32] and found["problems"] == []
 
 
-def test_what_does_not_work(run: Callable[..., Any], model_dir: Path, classifier_dir: Path, tmp_path: Path) -> None:
+def test_what_does_not_work(
+    run: Callable[..., Any], model_dir: Path, classifier_dir: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(model_dir, tmp_path / "model")
     shutil.rmtree(folder / "scheduler")
     said = run("inspect", folder, "--image-size", 64, "--classifier", classifier_dir)

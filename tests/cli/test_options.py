@@ -43,7 +43,9 @@ def test_long_work_says_now_and_then_how_far_it_is(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("default", "kind", "other"), [("ood", "folder", "file"), ("job.toml", "file", "folder")])
+@pytest.mark.parametrize(
+    ("default", "kind", "other"), [("ood", "folder", "file"), ("job.toml", "file", "folder")]
+)
 def test_where_nothing_can_be_written_is_refused_before_any_work(
     default: str, kind: str, other: str, tmp_path: Path
 ) -> None:
@@ -63,7 +65,9 @@ def test_where_nothing_can_be_written_is_refused_before_any_work(
         call(fit)
         assert written.pop() == fit
     wrong = re.escape(str(tmp_path / other))
-    with pytest.raises(GoodRtError, match=f"-o {wrong} is a {other}, and it must be a {kind}; choose another place"):
+    with pytest.raises(
+        GoodRtError, match=f"-o {wrong} is a {other}, and it must be a {kind}; choose another place"
+    ):
         call(tmp_path / other)
     with pytest.raises(GoodRtError, match="file cannot be written to; choose another place"):
         call(tmp_path / "file" / "new")

@@ -1,4 +1,5 @@
-"""Generated sets: what is appended is read back, an interruption costs no finished image, and nothing else is taken."""
+"""Generated sets: what is appended is read back, an interruption costs no finished image, and
+nothing else is taken."""
 
 from __future__ import annotations
 
@@ -23,7 +24,18 @@ COLOUR = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
 def row(index: int) -> Row:
-    return Row(index, f"images/{index:06d}.png", 77 + index, index % 3, "both", 0.5, -7.25, 0.125, None, 0.1)
+    return Row(
+        index,
+        f"images/{index:06d}.png",
+        77 + index,
+        index % 3,
+        "both",
+        0.5,
+        -7.25,
+        0.125,
+        None,
+        0.1,
+    )
 
 
 def filled(folder: Path, images: np.ndarray = GREY) -> GeneratedSet:  # type: ignore[type-arg]
@@ -78,7 +90,9 @@ def test_the_same_job_goes_on(tmp_path: Path) -> None:
         ({"seed": 3, "nested": {"mu": 0.1}}, "strengths"),
     ],
 )
-def test_another_job_is_refused_and_told_apart(tmp_path: Path, job: dict[str, Any], changed: str) -> None:
+def test_another_job_is_refused_and_told_apart(
+    tmp_path: Path, job: dict[str, Any], changed: str
+) -> None:
     made = filled(tmp_path)
     with pytest.raises(GoodRtError, match=rf"holds images of another job \(different: {changed}\)"):
         made.begin(job)
@@ -119,12 +133,21 @@ def test_a_row_cut_short_anywhere_does_not_count_and_is_made_anew(tmp_path: Path
 def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
     made = filled(tmp_path)
     for folder in (tmp_path, tmp_path / "images"):
-        holder = Path(tempfile.mkdtemp(prefix=".000003.png.", dir=folder))  # as atomic_path makes them
+        holder = Path(
+            tempfile.mkdtemp(prefix=".000003.png.", dir=folder)
+        )  # as atomic_path makes them
         (holder / "000003.png").write_bytes(b"half")
     (tmp_path / ".mine.12345678").touch()
     made.begin(JOB)
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [f"{i:06d}.png" for i in range(3)]
-    assert {path.name for path in tmp_path.iterdir()} == {".mine.12345678", "images", "job.json", "manifest.jsonl"}
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        f"{i:06d}.png" for i in range(3)
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".mine.12345678",
+        "images",
+        "job.json",
+        "manifest.jsonl",
+    }
 
 
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -137,7 +160,9 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
             made.rows()
 
 
-@pytest.mark.parametrize("file", ["../secret.png", "images/../../secret.png", "{tmp}/secret.png", "manifest.jsonl"])
+@pytest.mark.parametrize(
+    "file", ["../secret.png", "images/../../secret.png", "{tmp}/secret.png", "manifest.jsonl"]
+)
 def test_paths_out_of_the_set_are_refused(tmp_path: Path, file: str) -> None:
     Image.fromarray(GREY[0, ..., 0]).save(tmp_path / "secret.png")
     made = filled(tmp_path / "set")
@@ -177,5 +202,7 @@ def test_missing_damaged_and_odd_images_are_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_set_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(GoodRtError, match="holds no generated images; make them with `good-rt generate`"):
+    with pytest.raises(
+        GoodRtError, match="holds no generated images; make them with `good-rt generate`"
+    ):
         GeneratedSet(tmp_path).images()

@@ -1,4 +1,5 @@
-"""ID data: the parts and their checks, halves that share nothing, and pixels there and back without a loss."""
+"""ID data: the parts and their checks, halves that share nothing, and pixels there and back without
+a loss."""
 
 from __future__ import annotations
 
@@ -54,8 +55,14 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "train.npz", images=np.zeros((7, 32, 32), np.uint8), labels=np.delete(np.arange(8), 3))
-    with pytest.raises(GoodRtError, match=r"has images of 7 of the classifier's 8 classes, none of class 3; give"):
+    np.savez(
+        tmp_path / "train.npz",
+        images=np.zeros((7, 32, 32), np.uint8),
+        labels=np.delete(np.arange(8), 3),
+    )
+    with pytest.raises(
+        GoodRtError, match=r"has images of 7 of the classifier's 8 classes, none of class 3; give"
+    ):
         IdData(tmp_path).part("train", 8, 1, 32)
 
 
@@ -78,7 +85,12 @@ def test_a_spread_reaches_from_end_to_end(size: int, count: int) -> None:
     assert count == 1 or labels[-1] == size - 1
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))))
+@given(
+    arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3])),
+    )
+)
 def test_pixels_come_back_exactly(images: NDArray[np.uint8]) -> None:
     tensor = from_uint8(images)
     assert tensor.dtype == torch.float32

@@ -1,4 +1,5 @@
-"""Image files of every kind that users have, good and bad, against arrays that were written into them."""
+"""Image files of every kind that users have, good and bad, against arrays that were written into
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from good_rt.data import image_files as images
-from good_rt.data.image_files import contact_sheet, decode_image, find_images, image_header, read_image
+from good_rt.data.image_files import (
+    contact_sheet,
+    decode_image,
+    find_images,
+    image_header,
+    read_image,
+)
 from good_rt.errors import GoodRtError
 
 GREY = (np.add.outer(np.arange(20), np.arange(30)) * 5).astype(np.uint8)  # H 20, W 30
@@ -33,12 +40,19 @@ def test_lossless_grey_and_rgb_come_back_exactly(tmp_path: Path, suffix: str) ->
     grey = saved(tmp_path / f"grey.{suffix}", GREY)
     if suffix != "gif":  # has palettes alone, below
         np.testing.assert_array_equal(read_image(grey, 1, SIZE), GREY[..., None])
-        np.testing.assert_array_equal(read_image(saved(tmp_path / f"c.{suffix}", COLOUR), 3, SIZE), COLOUR)
-    np.testing.assert_array_equal(read_image(grey, 3, SIZE, fit=True), np.repeat(GREY[..., None], 3, 2))
+        np.testing.assert_array_equal(
+            read_image(saved(tmp_path / f"c.{suffix}", COLOUR), 3, SIZE), COLOUR
+        )
+    np.testing.assert_array_equal(
+        read_image(grey, 3, SIZE, fit=True), np.repeat(GREY[..., None], 3, 2)
+    )
 
 
 def test_jpeg_and_webp_come_back_nearly(tmp_path: Path) -> None:
-    for path in (saved(tmp_path / "c.jpg", COLOUR, quality=100, subsampling=0), saved(tmp_path / "c.webp", COLOUR)):
+    for path in (
+        saved(tmp_path / "c.jpg", COLOUR, quality=100, subsampling=0),
+        saved(tmp_path / "c.webp", COLOUR),
+    ):
         assert np.abs(read_image(path, 3, SIZE).astype(int) - COLOUR).mean() < 6
 
 
@@ -87,7 +101,9 @@ def test_alpha_is_laid_over_black(tmp_path: Path, alpha: int) -> None:
     expected = np.round(COLOUR * (alpha / 255))
     found = read_image(saved(tmp_path / "c.png", np.concatenate([COLOUR, sheer], 2)), 3, SIZE)
     assert np.abs(found - expected).max() <= 1
-    grey = read_image(saved(tmp_path / "g.png", np.concatenate([GREY[..., None], sheer], 2)), 1, SIZE)
+    grey = read_image(
+        saved(tmp_path / "g.png", np.concatenate([GREY[..., None], sheer], 2)), 1, SIZE
+    )
     assert np.abs(grey[..., 0] - np.round(GREY * (alpha / 255))).max() <= 1
 
 
@@ -109,8 +125,12 @@ def test_16_bits_become_8(tmp_path: Path, suffix: str, brightest: int) -> None:
 
 def test_float_tiff_and_bilevel(tmp_path: Path) -> None:
     floats = GREY.astype(np.float32)
-    np.testing.assert_array_equal(read_image(saved(tmp_path / "f.tif", floats), 1, SIZE)[..., 0], GREY)
-    np.testing.assert_array_equal(read_image(saved(tmp_path / "b.png", GREY > 99), 1, SIZE)[..., 0], (GREY > 99) * 255)
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path / "f.tif", floats), 1, SIZE)[..., 0], GREY
+    )
+    np.testing.assert_array_equal(
+        read_image(saved(tmp_path / "b.png", GREY > 99), 1, SIZE)[..., 0], (GREY > 99) * 255
+    )
 
 
 def test_cmyk(tmp_path: Path) -> None:
@@ -120,7 +140,11 @@ def test_cmyk(tmp_path: Path) -> None:
     Image.fromarray(ink, "CMYK").save(tmp_path / "c.tif")
     for name, tolerance in (("c.tif", 0), ("c.jpg", 12)):
         found = read_image(tmp_path / name, 3, SIZE).astype(int)
-        for columns, colour in ((slice(0, 7), (0, 255, 255)), (slice(12, 18), (0, 0, 0)), (slice(24, 30), (255,) * 3)):
+        for columns, colour in (
+            (slice(0, 7), (0, 255, 255)),
+            (slice(12, 18), (0, 0, 0)),
+            (slice(24, 30), (255,) * 3),
+        ):
             assert np.abs(found[:, columns] - colour).max() <= tolerance, name
 
 
@@ -171,7 +195,10 @@ def header(width: int, height: int) -> bytes:
     """A PNG that says it has so many pixels, and holds none."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"")
-    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (ihdr, idat, b"IEND")]
+    chunks = [
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c))
+        for c in (ihdr, idat, b"IEND")
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -195,7 +222,9 @@ def test_bad_files_are_named(tmp_path: Path, content: bytes | None, message: str
             read_image(path, 1, SIZE, fit)
 
 
-def test_a_folder_and_too_many_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_and_too_many_bytes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(GoodRtError, match="is a folder, not an image"):
         read_image(tmp_path, 1, SIZE)
     with (tmp_path / "big.png").open("wb") as file:
@@ -241,16 +270,22 @@ def test_find_images_goes_down_folders_in_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     inside = [tmp_path / name for name in ("a.png", "b/2.PNG", "b/c/1.jpeg")]
     assert find_images([tmp_path]) == inside
-    assert find_images([tmp_path / "note.txt", tmp_path / "b"]) == [tmp_path / "note.txt", *inside[1:]]
+    assert find_images([tmp_path / "note.txt", tmp_path / "b"]) == [
+        tmp_path / "note.txt",
+        *inside[1:],
+    ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(GoodRtError, match="empty holds no image files"):
         find_images([tmp_path / "empty"])
 
 
 @given(
-    arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(4), st.sampled_from([1, 3]))), st.integers(1, 4)
+    arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(4), st.sampled_from([1, 3]))),
+    st.integers(1, 4),
 )
-def test_a_contact_sheet_holds_every_image_at_its_place(pictures: NDArray[np.uint8], columns: int) -> None:
+def test_a_contact_sheet_holds_every_image_at_its_place(
+    pictures: NDArray[np.uint8], columns: int
+) -> None:
     sheet = np.asarray(contact_sheet(pictures, columns, scale=2)).reshape(
         -(-len(pictures) // columns) * 6, columns * 8, -1
     )
@@ -258,6 +293,6 @@ def test_a_contact_sheet_holds_every_image_at_its_place(pictures: NDArray[np.uin
         row, column = divmod(index, columns)
         place = sheet[6 * row : 6 * row + 6, 8 * column : 8 * column + 8]
         np.testing.assert_array_equal(place, picture.repeat(2, 0).repeat(2, 1))
-    assert (sheet[6 * (len(pictures) // columns) :, 8 * (len(pictures) % columns) :] == 0).all() or len(
-        pictures
-    ) % columns == 0
+    assert (
+        sheet[6 * (len(pictures) // columns) :, 8 * (len(pictures) % columns) :] == 0
+    ).all() or len(pictures) % columns == 0

@@ -1,4 +1,5 @@
-""".npz files of images: read as they were written, never unpickled, and refused by name when they are others."""
+""".npz files of images: read as they were written, never unpickled, and refused by name when they
+are others."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def test_taking_keeps_images_and_labels_together() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES.astype(np.float32)}, r"images must be uint8 .*, not float32 \(5, 4, 6, 3\)"),
+        (
+            {"images": IMAGES.astype(np.float32)},
+            r"images must be uint8 .*, not float32 \(5, 4, 6, 3\)",
+        ),
         ({"images": IMAGES[0, 0]}, r"not uint8 \(6, 3\)"),
         ({"images": IMAGES[:0]}, "with N > 0"),
         ({"pictures": IMAGES}, "KeyError.*images"),
@@ -46,7 +50,9 @@ def test_taking_keeps_images_and_labels_together() -> None:
         ({"images": np.array([{"a": 1}], dtype=object)}, "is not an .npz file of images .*pickle"),
     ],
 )
-def test_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, NDArray[np.generic]], message: str) -> None:
+def test_other_arrays_are_refused(
+    tmp_path: Path, arrays: dict[str, NDArray[np.generic]], message: str
+) -> None:
     np.savez(tmp_path / "odd.npz", **arrays)
     with pytest.raises(GoodRtError, match=rf"odd\.npz.*{message}"):
         load_npz(tmp_path / "odd.npz")

@@ -1,4 +1,5 @@
-"""Sources of every kind: the same images come out of each, one at a time, and what is bad is named."""
+"""Sources of every kind: the same images come out of each, one at a time, and what is bad is
+named."""
 
 from __future__ import annotations
 
@@ -71,16 +72,24 @@ def table() -> object:
     import pyarrow
 
     pyarrow_images = [{"bytes": png(image), "path": None} for image in pictures()]
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(CLASSES)}}
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(CLASSES)},
+    }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pyarrow.table({"image": pyarrow_images, "label": LABELS.tolist()}).replace_schema_metadata(metadata)
+    return pyarrow.table(
+        {"image": pyarrow_images, "label": LABELS.tolist()}
+    ).replace_schema_metadata(metadata)
 
 
 def write_arrow(folder: Path) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
     with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table().schema) as writer:  # type: ignore[attr-defined]
         writer.write_table(table(), max_chunksize=7)
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
+    state = {
+        "_data_files": [{"filename": "data-00000-of-00001.arrow"}],
+        "_indices_data_files": None,
+    }
     (folder / "state.json").write_text(json.dumps(state))
     return folder
 
@@ -110,7 +119,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 
 def test_every_source_gives_the_same_images_and_classes(source: Source) -> None:
-    expected = {image.tobytes(): CLASSES[label] for image, label in zip(pictures(), LABELS, strict=True)}
+    expected = {
+        image.tobytes(): CLASSES[label] for image, label in zip(pictures(), LABELS, strict=True)
+    }
     found = {}
     for row, item in enumerate(source.items()):
         assert item.row == row
@@ -125,18 +136,28 @@ def test_every_source_gives_the_same_images_and_classes(source: Source) -> None:
 def test_id_data_divides_every_source(source: Source) -> None:
     data = IdData(source.path)
     parts = {name: data.part(name, CLASSES, 1, 32) for name in PARTS}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 15, "held_out": 5, "test": 4}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 15,
+        "held_out": 5,
+        "test": 4,
+    }
     found = {}
     for part in parts.values():
         assert part.labels is not None
-        found |= {image.tobytes(): label for image, label in zip(part.images, part.labels, strict=True)}
-    assert found == {image.tobytes(): label for image, label in zip(pictures(), LABELS, strict=True)}
+        found |= {
+            image.tobytes(): label for image, label in zip(part.images, part.labels, strict=True)
+        }
+    assert found == {
+        image.tobytes(): label for image, label in zip(pictures(), LABELS, strict=True)
+    }
 
 
 def test_rows_are_those_of_the_listing(source: Source) -> None:
     every = {item.row: item.digest() for item in source.items()}
     rows = [3, 4, 17, 23]
-    assert {item.row: item.digest() for item in source.items(rows)} == {row: every[row] for row in rows}
+    assert {item.row: item.digest() for item in source.items(rows)} == {
+        row: every[row] for row in rows
+    }
     assert list(source.items([])) == []
     assert len(set(every.values())) == COUNT
 
@@ -149,7 +170,12 @@ def test_the_listing_tells_a_changed_source(source: Source) -> None:
             with path.open("ab") as file:
                 file.write(b"\0" * 512)
             break
-    assert type(source)(**{k: v for k, v in vars(source).items() if k in source.__dataclass_fields__}).listing != before  # type: ignore[attr-defined]
+    assert (
+        type(source)(
+            **{k: v for k, v in vars(source).items() if k in source.__dataclass_fields__}
+        ).listing
+        != before
+    )  # type: ignore[attr-defined]
 
 
 def test_colour_is_made_of_grey_files_and_sizes_are_fitted(tmp_path: Path) -> None:
@@ -245,7 +271,9 @@ def test_a_sample_without_its_class_is_named(tmp_path: Path) -> None:
         add(archive, "1.png", png(pictures()[0]))
         add(archive, "1.cls", b"0")
         add(archive, "2.png", png(pictures()[1]))
-    with pytest.raises(GoodRtError, match=r"x\.tar: 2\.png has no class, others have; add KEY\.cls"):
+    with pytest.raises(
+        GoodRtError, match=r"x\.tar: 2\.png has no class, others have; add KEY\.cls"
+    ):
         open_source(tmp_path)
 
 
@@ -295,10 +323,17 @@ def test_images_that_a_dataset_only_names_are_refused(tmp_path: Path) -> None:
 
 def test_what_the_datasets_library_saves_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
-    rows = {"image": [{"bytes": png(image), "path": None} for image in pictures()], "label": LABELS.tolist()}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
+    )
+    rows = {
+        "image": [{"bytes": png(image), "path": None} for image in pictures()],
+        "label": LABELS.tolist(),
+    }
     made = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"train": made, "test": made.select(range(3))}).save_to_disk(tmp_path / "d")
+    datasets.DatasetDict({"train": made, "test": made.select(range(3))}).save_to_disk(
+        tmp_path / "d"
+    )
     source = open_source(tmp_path / "d")
     assert source.classes == CLASSES
     assert [entry.part for entry in source.entries] == ["train"] * COUNT + ["test"] * 3

@@ -1,4 +1,5 @@
-"""Splits: the same images always give the same parts, copies are together, and what is recorded holds."""
+"""Splits: the same images always give the same parts, copies are together, and what is recorded
+holds."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class Memory:
 
     kind, path, classes = "memory", Path("memory"), None
 
-    def __init__(self, contents: list[int], labels: list[int], parts: list[str] | None = None) -> None:
+    def __init__(
+        self, contents: list[int], labels: list[int], parts: list[str] | None = None
+    ) -> None:
         self.contents = contents
         given = parts or [None] * len(contents)
         pairs = zip(labels, given, strict=True)
@@ -65,7 +68,10 @@ def test_parts_share_no_content_and_have_their_shares(source: Memory, seed: int)
     used = [source.contents[row] for found in rows.values() for row in found]
     assert sorted(used) == sorted(set(source.contents))  # each content is used once
     for label in {entry.label for entry in source.entries}:
-        count = {part: sum(source.entries[row].label == label for row in found) for part, found in rows.items()}
+        count = {
+            part: sum(source.entries[row].label == label for row in found)
+            for part, found in rows.items()
+        }
         total = sum(count.values())
         for part, share in (("train", 0.6), ("held_out", 0.25), ("test", 0.15)):
             assert count[part] >= 1 and abs(count[part] - share * total) <= 1.5
@@ -107,12 +113,17 @@ def test_given_parts_are_kept_and_the_missing_one_is_half_of_the_other() -> None
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (Memory([1, 2, 3, 1], [0, 0, 0, 0], ["train", "train", "test", "test"]),
-         r"memory: 0\.png and 3\.png are the same image in two parts of the data; keep one"),
-        (Memory([1, 2, 3, 1], [0, 0, 0, 1]), r"0\.png and 3\.png are the same image in two classes"),
+        (
+            Memory([1, 2, 3, 1], [0, 0, 0, 0], ["train", "train", "test", "test"]),
+            r"memory: 0\.png and 3\.png are the same image in two parts of the data; keep one",
+        ),
+        (
+            Memory([1, 2, 3, 1], [0, 0, 0, 1]),
+            r"0\.png and 3\.png are the same image in two classes",
+        ),
         (Memory([1, 2, 2], [0, 0, 0]), r"class 0 has 2 different images; at least 3 are needed"),
     ],
-)  # fmt: skip
+)
 def test_contradictions_name_the_files(source: Memory, message: str) -> None:
     with pytest.raises(GoodRtError, match=message):
         make_splits(source)
@@ -134,7 +145,9 @@ def test_what_is_written_is_read_and_the_folder_can_move(folder: Path, tmp_path:
     splits = make_splits(open_source(folder))
     splits.write(tmp_path / "splits.json")
     again = Splits.read(tmp_path / "splits.json")
-    assert replace(again, source=splits.source) == splits and again.fingerprint == splits.fingerprint
+    assert (
+        replace(again, source=splits.source) == splits and again.fingerprint == splits.fingerprint
+    )
     (tmp_path / "moved").mkdir()
     for name in ("data", "splits.json"):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
@@ -143,7 +156,9 @@ def test_what_is_written_is_read_and_the_folder_can_move(folder: Path, tmp_path:
 
 
 def test_a_splits_file_in_the_folder_is_used(folder: Path) -> None:
-    make_splits(open_source(folder), SplitConfig(held_out=0.5, seed=7)).write(folder / "splits.json")
+    make_splits(open_source(folder), SplitConfig(held_out=0.5, seed=7)).write(
+        folder / "splits.json"
+    )
     assert IdData(folder).splits.config.seed == 7
     assert len(IdData(folder).rows("held_out")) == 20
 
@@ -154,7 +169,11 @@ def test_changed_data_is_found(folder: Path, tmp_path: Path) -> None:
     row = IdData(path).rows("train")[0]
     name = IdData(path).splits.files[row].name
     content = (folder / name).read_bytes()
-    other = next(p for p in folder.rglob("*.png") if p.stat().st_size == len(content) and p.read_bytes() != content)
+    other = next(
+        p
+        for p in folder.rglob("*.png")
+        if p.stat().st_size == len(content) and p.read_bytes() != content
+    )
     (folder / name).write_bytes(other.read_bytes())
     with pytest.raises(GoodRtError, match=rf"{name} has changed since it was split"):
         IdData(path).part("train", 2, 3, 8)
@@ -172,7 +191,9 @@ def test_a_damaged_image_is_named_when_it_is_read(folder: Path) -> None:
 def test_bad_and_contradicting_images_are_left_out_and_said(folder: Path) -> None:
     (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:60])
     shutil.copy(folder / "cat" / "4.png", folder / "dog" / "copy.png")
-    with pytest.raises(GoodRtError, match=r"cat/3\.png is a damaged image .*--skip-bad of `good-rt split`"):
+    with pytest.raises(
+        GoodRtError, match=r"cat/3\.png is a damaged image .*--skip-bad of `good-rt split`"
+    ):
         make_splits(open_source(folder), check=True)
     splits = make_splits(open_source(folder), SplitConfig(skip_bad=True))
     assert len(splits.skipped) == 2
@@ -185,10 +206,18 @@ def test_images_come_batch_by_batch_and_few_at_a_time(folder: Path) -> None:
     whole = data.part("train", ("cat", "dog"), 3, 8)
     batches = list(data.batches("train", ("cat", "dog"), 3, 8, batch=7))
     assert [len(batch) for batch in batches] == [7, 7, 7, 3]
-    pairs = {(image.tobytes(), label) for b in batches for image, label in zip(b.images, b.labels, strict=True)}  # type: ignore[arg-type]
-    assert pairs == {(image.tobytes(), label) for image, label in zip(whole.images, whole.labels, strict=True)}  # type: ignore[arg-type]
+    pairs = {
+        (image.tobytes(), label)
+        for b in batches
+        for image, label in zip(b.images, b.labels, strict=True)
+    }  # type: ignore[arg-type]
+    assert pairs == {
+        (image.tobytes(), label) for image, label in zip(whole.images, whole.labels, strict=True)
+    }  # type: ignore[arg-type]
     few = data.part("train", ("cat", "dog"), 3, 8, limit=6)
-    assert len(few) == 6 and {image.tobytes() for image in few.images} <= {image.tobytes() for image in whole.images}
+    assert len(few) == 6 and {image.tobytes() for image in few.images} <= {
+        image.tobytes() for image in whole.images
+    }
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, 0.8])
@@ -197,7 +226,9 @@ def test_shares_that_cannot_be(held_out: float) -> None:
         SplitConfig(held_out=held_out, test=0.2)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"format": 1}', '{"format": 1, "source": {"path": 3}, "classes": null}'])
+@pytest.mark.parametrize(
+    "text", ["{}", '{"format": 1}', '{"format": 1, "source": {"path": 3}, "classes": null}']
+)
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.json").write_text(text)
     with pytest.raises(GoodRtError, match=r"splits\.json.*split again"):
@@ -221,7 +252,11 @@ def test_classes_are_matched(found: list[str], wanted: list[str], expected: list
     ("found", "wanted", "message"),
     [
         (["cat"], ["cat", "dog"], r"x has 1 class \(cat\), the classifier 2 \(cat, dog\)"),
-        (["cat", "cow"], ["cat", "dog"], "classes cow are none of the classifier's, which also knows dog"),
+        (
+            ["cat", "cow"],
+            ["cat", "dog"],
+            "classes cow are none of the classifier's, which also knows dog",
+        ),
         (["1", "2"], ["a", "b"], "classes 1, 2 are none of the classifier's"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The demo's shipped images are what they are said to be: shapes, balance, disjoint parts, no image twice, licences."""
+"""The demo's shipped images are what they are said to be: shapes, balance, disjoint parts, no image
+twice, licences."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def test_images_are_uint8_32x32_grey_and_show_something(name: str) -> None:
     assert data.images.std(axis=(1, 2, 3)).min() > (24 if data.labels is None else 0.5)
 
 
-@pytest.mark.parametrize(("name", "per_class"), [("train", 3_800), ("held_out", 600), ("test", 1_000)])
+@pytest.mark.parametrize(
+    ("name", "per_class"), [("train", 3_800), ("held_out", 600), ("test", 1_000)]
+)
 def test_id_parts_are_balanced(name: str, per_class: int) -> None:
     labels = assets.load_images(name).labels
     assert labels is not None
@@ -50,7 +53,14 @@ def test_near_ood_holds_the_two_held_out_classes_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("mnist", 2_000), ("emoji", 1_000), ("photos", 1_000), ("textures", 800), ("validation", 1_000)]
+    ("name", "count"),
+    [
+        ("mnist", 2_000),
+        ("emoji", 1_000),
+        ("photos", 1_000),
+        ("textures", 800),
+        ("validation", 1_000),
+    ],
 )
 def test_ood_sets_are_large_enough(name: str, count: int) -> None:
     data = assets.load_images(name)
@@ -80,7 +90,9 @@ def test_ood_drawings_and_photos_are_not_nearly_the_same() -> None:
 
 
 def test_validation_is_not_nearly_the_same_as_a_test_image() -> None:
-    validation = assets.load_images(assets.VALIDATION_SET).images.reshape(-1, 1024).astype(np.float64)
+    validation = (
+        assets.load_images(assets.VALIDATION_SET).images.reshape(-1, 1024).astype(np.float64)
+    )
     for name in (*assets.OOD_TEST_SETS, "test"):
         other = assets.load_images(name).images.reshape(-1, 1024).astype(np.float64)
         distance = (validation**2).sum(1)[:, None] + (other**2).sum(1) - 2 * validation @ other.T
@@ -100,7 +112,9 @@ def test_every_set_and_its_true_count_stand_in_the_licences() -> None:
 
 
 def test_an_unknown_set_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(GoodRtError, match=r"no demo set 'svhn'; take one of train, .*near.*validation"):
+    with pytest.raises(
+        GoodRtError, match=r"no demo set 'svhn'; take one of train, .*near.*validation"
+    ):
         assets.load_images("svhn")
     with pytest.raises(GoodRtError):
         assets.load_images("../data/train")
@@ -124,10 +138,15 @@ def test_the_light_decoder_shows_what_the_models_own_decoder_shows() -> None:
 
     model = load_diffusion(assets.MODEL, gradient_decoder=assets.GRADIENT_DECODER)
     images = from_uint8(assets.load_images("test").images[:200])
-    assert model.encoder is not None and model.decoder is not None and model.light_decoder is not None
+    assert (
+        model.encoder is not None and model.decoder is not None and model.light_decoder is not None
+    )
     with torch.no_grad():
         latents = model.encoder(images)
-        errors = [(decode(latents) - images).square().mean() for decode in (model.decoder, model.light_decoder)]
+        errors = [
+            (decode(latents) - images).square().mean()
+            for decode in (model.decoder, model.light_decoder)
+        ]
     assert errors[0] < 0.006 and errors[1] < 0.011
     sizes = [
         sum(p.numel() for p in part.parameters())

@@ -22,11 +22,15 @@ from good_rt.method.gate import UnifiedScore
 BANK = from_uint8(assets.load_images("train").images[:300])
 KNOWN = from_uint8(assets.load_images("held_out").images[:100])
 CALIBRATION = from_uint8(assets.load_images("held_out").images[100:199])
-TEST = from_uint8(np.concatenate([assets.load_images(name).images[:40] for name in ("test", "near", "emoji")]))
+TEST = from_uint8(
+    np.concatenate([assets.load_images(name).images[:40] for name in ("test", "near", "emoji")])
+)
 OOD = from_uint8(assets.load_images("validation").images[:80])
 
 
-def discrepancies(classifier: Classifier, images: torch.Tensor, k: int, temperature: float) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+def discrepancies(
+    classifier: Classifier, images: torch.Tensor, k: int, temperature: float
+) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
     """Logits, energies and distances to the k-th nearest of `BANK`, in float64 by scipy."""
     logits, features = (value.double().numpy() for value in predict(classifier, images))
     bank = predict(classifier, BANK)[1].double().numpy()
@@ -54,7 +58,9 @@ def test_measure(classifier: Classifier, config: DetectorConfig) -> None:
     np.testing.assert_allclose(found.knn_distance, distance, rtol=1e-4, atol=1e-6)
 
 
-def test_every_output(classifier: Classifier, config: DetectorConfig, module: DetectorModule) -> None:
+def test_every_output(
+    classifier: Classifier, config: DetectorConfig, module: DetectorModule
+) -> None:
     with torch.no_grad():
         found = dict(zip(OUTPUTS, module((TEST + 1) / 2), strict=True))
     logits, energy, distance = discrepancies(classifier, TEST, config.k, config.temperature)
@@ -65,7 +71,9 @@ def test_every_output(classifier: Classifier, config: DetectorConfig, module: De
     # standardised on KNOWN
     _, known_energy, known_distance = discrepancies(classifier, KNOWN, config.k, config.temperature)
     u = module.unified
-    np.testing.assert_allclose((u.energy_mean, u.energy_std), (known_energy.mean(), known_energy.std()), rtol=1e-4)
+    np.testing.assert_allclose(
+        (u.energy_mean, u.energy_std), (known_energy.mean(), known_energy.std()), rtol=1e-4
+    )
     np.testing.assert_allclose(
         (u.distance_mean, u.distance_std), (known_distance.mean(), known_distance.std()), rtol=1e-4
     )
@@ -80,7 +88,9 @@ def test_every_output(classifier: Classifier, config: DetectorConfig, module: De
     np.testing.assert_allclose(found["score"], score, rtol=1e-2, atol=1e-2)
     calibration = unified(*discrepancies(classifier, CALIBRATION, config.k, config.temperature)[1:])
     p_value = np.array([(1 + np.sum(calibration >= s)) / 100 for s in score])
-    assert np.abs(found["p_value"].numpy() - p_value).max() <= 0.0101  # a near tie may go either way
+    assert (
+        np.abs(found["p_value"].numpy() - p_value).max() <= 0.0101
+    )  # a near tie may go either way
     assert (np.abs(found["p_value"].numpy() - p_value) > 1e-6).mean() <= 0.05
     np.testing.assert_allclose(module.p_values(found["score"].numpy()), found["p_value"], rtol=1e-6)
     np.testing.assert_array_equal(found["is_ood"], found["p_value"] <= np.float32(config.alpha))
@@ -99,7 +109,9 @@ def test_the_modules_gate_is_the_unified_score(classifier: Classifier, c: float)
     np.testing.assert_allclose(p_value, counted, atol=0.0101)
 
 
-def test_an_image_of_the_bank_has_distance_0(module: DetectorModule, config: DetectorConfig) -> None:
+def test_an_image_of_the_bank_has_distance_0(
+    module: DetectorModule, config: DetectorConfig
+) -> None:
     with torch.no_grad():
         distance = module((BANK[:20] + 1) / 2)[2]
     assert (distance < 1e-3).all() == (config.k == 1)
@@ -109,13 +121,18 @@ def test_at_most_alpha_of_new_id_images_is_refused_but_for_chance(module: Detect
     images = from_uint8(assets.load_images("held_out").images[1000:1400])
     with torch.no_grad():
         p_value = module((images + 1) / 2)[4].numpy()
-    # 99 calibration scores: the refused share is Beta(α·100, (1−α)·100), 400 images add their own noise
+    # 99 calibration scores: the refused share is Beta(α·100, (1−α)·100), 400 images add their own
+    # noise
     for alpha in (0.05, 0.2):
-        assert (p_value <= alpha).mean() <= alpha + 4 * np.sqrt(alpha * (1 - alpha) * (1 / 100 + 1 / 400))
+        assert (p_value <= alpha).mean() <= alpha + 4 * np.sqrt(
+            alpha * (1 - alpha) * (1 / 100 + 1 / 400)
+        )
 
 
 def test_too_few_calibration_images_and_too_large_k_are_refused(classifier: Classifier) -> None:
-    with pytest.raises(GoodRtError, match=r"alpha 0\.05 needs at least 19 calibration images, there are 18"):
+    with pytest.raises(
+        GoodRtError, match=r"alpha 0\.05 needs at least 19 calibration images, there are 18"
+    ):
         build_detector(classifier, BANK, KNOWN, CALIBRATION[:18], [OOD])
     with pytest.raises(GoodRtError, match="k must be between 1 and 5"):
         build_detector(classifier, BANK[:5], KNOWN, CALIBRATION, [OOD], DetectorConfig(k=6))

@@ -1,4 +1,5 @@
-"""The light detector: its answers are the file's, whatever the batch; what is no detector is refused in one line."""
+"""The light detector: its answers are the file's, whatever the batch; what is no detector is
+refused in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def test_scores_are_onnx_runtimes_own(detector_path: Path) -> None:
     pixels = IMAGES[:, None, :, :, 0].astype(np.float32) / np.float32(255)
     expected = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"images": pixels}), strict=True))
     for name in ("score", "p_value", "energy", "knn_distance", "logits"):
-        np.testing.assert_allclose(getattr(found, name), expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(found, name), expected[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
     np.testing.assert_array_equal(found.is_ood, expected["is_ood"])
     np.testing.assert_array_equal(found.label, expected["logits"].argmax(1))
 
@@ -37,15 +40,24 @@ def test_an_image_scores_the_same_in_every_batch(detector_path: Path) -> None:
 
 def test_alpha_decides(detector_path: Path) -> None:
     info = Detector(detector_path).info
-    assert (info.alpha, info.calibration_size, info.k, info.classes) == (0.1, 120, 3, assets.CLASSES)
+    assert (info.alpha, info.calibration_size, info.k, info.classes) == (
+        0.1,
+        120,
+        3,
+        assets.CLASSES,
+    )
     for alpha in (1 / 121, 0.3, 0.99):
         scores = Detector(detector_path, alpha).score(IMAGES)
         np.testing.assert_array_equal(scores.is_ood, scores.p_value <= np.float32(alpha))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, 0.008, float("nan")])
-def test_an_alpha_that_calibration_cannot_hold_is_refused(detector_path: Path, alpha: float) -> None:
-    with pytest.raises(GoodRtError, match=r"alpha must be at least 0\.00826 for this detector, and below 1; not"):
+def test_an_alpha_that_calibration_cannot_hold_is_refused(
+    detector_path: Path, alpha: float
+) -> None:
+    with pytest.raises(
+        GoodRtError, match=r"alpha must be at least 0\.00826 for this detector, and below 1; not"
+    ):
         Detector(detector_path, alpha)
 
 
@@ -68,14 +80,17 @@ def test_images_that_do_not_fit_are_refused(detector_path: Path, images: np.ndar
 def test_files_that_are_no_detector_are_refused(detector_path: Path, tmp_path: Path) -> None:
     whole, path = detector_path.read_bytes(), tmp_path / "d.onnx"
     with pytest.raises(
-        GoodRtError, match=r"d\.onnx does not exist; give a detector\.onnx, which `good-rt detector build`"
+        GoodRtError,
+        match=r"d\.onnx does not exist; give a detector\.onnx, which `good-rt detector build`",
     ):
         Detector(path)
     with pytest.raises(GoodRtError, match="is a folder; give a detector"):
         Detector(tmp_path)
     for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-100]):
         path.write_bytes(content)
-        with pytest.raises(GoodRtError, match=r"d\.onnx is (damaged|an ONNX file, but no)") as caught:
+        with pytest.raises(
+            GoodRtError, match=r"d\.onnx is (damaged|an ONNX file, but no)"
+        ) as caught:
             Detector(path)
         assert "\n" not in str(caught.value)
 
@@ -96,18 +111,24 @@ def test_an_onnx_file_that_is_not_ours_is_refused(detector_path: Path, tmp_path:
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8
+    )
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(GoodRtError, match="is an ONNX file, but no good-rt detector"):
         Detector(tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize("change", ["format", "classes", "alpha", "no json", "list"])
-def test_a_description_that_cannot_be_read_is_refused(detector_path: Path, tmp_path: Path, change: str) -> None:
+def test_a_description_that_cannot_be_read_is_refused(
+    detector_path: Path, tmp_path: Path, change: str
+) -> None:
     values = json.loads(Detector(detector_path).info.to_json())
     values.pop("format" if change == "format" else "classes" if change == "classes" else "alpha")
     text = {"no json": "{", "list": "[]"}.get(change, json.dumps(values))
-    with pytest.raises(GoodRtError, match=r"is a detector that cannot be read \(.+\); build it again"):
+    with pytest.raises(
+        GoodRtError, match=r"is a detector that cannot be read \(.+\); build it again"
+    ):
         Detector(metadata(detector_path, tmp_path / "d.onnx", text))
 
 
@@ -115,7 +136,9 @@ def test_a_description_that_cannot_be_read_is_refused(detector_path: Path, tmp_p
 def test_nan_weights_are_found_when_scoring(detector_path: Path, tmp_path: Path, part: str) -> None:
     model, size = onnx.load(detector_path), Detector(detector_path).info.calibration_size
     if part == "head":
-        weight = max((t for t in model.graph.initializer if "head" in t.name), key=lambda t: len(t.dims))
+        weight = max(
+            (t for t in model.graph.initializer if "head" in t.name), key=lambda t: len(t.dims)
+        )
     else:
         weight = next(t for t in model.graph.initializer if list(t.dims) in ([size], [1, size]))
     array = onnx.numpy_helper.to_array(weight).copy()
@@ -123,7 +146,8 @@ def test_nan_weights_are_found_when_scoring(detector_path: Path, tmp_path: Path,
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     onnx.save(model, tmp_path / "nan.onnx")
     with pytest.raises(
-        GoodRtError, match=r"nan\.onnx gives a value that is not finite \(image 0 of 2\); its weights or"
+        GoodRtError,
+        match=r"nan\.onnx gives a value that is not finite \(image 0 of 2\); its weights or",
     ):
         Detector(tmp_path / "nan.onnx").score(IMAGES[:2])
 

@@ -1,5 +1,5 @@
-"""Every architecture at tiny width: built as diffusers saves it, compared with diffusers' own pipeline, and the whole
-way on it: export, parity, gradients, images."""
+"""Every architecture at tiny width: built as diffusers saves it, compared with diffusers' own
+pipeline, and the whole way on it: export, parity, gradients, images."""
 
 from __future__ import annotations
 
@@ -48,11 +48,16 @@ STEPS, SCALE = 4, 2.5
 def test_every_family_is_tested(folders: Callable[[str], Path]) -> None:
     from good_rt.diffusion.load import Layout
 
-    assert {type(Layout.of(folders(name)).family) for name in BUILDERS} == {type(f) for f in FAMILIES.values()}
+    assert {type(Layout.of(folders(name)).family) for name in BUILDERS} == {
+        type(f) for f in FAMILIES.values()
+    }
 
 
-def by_pipeline(folder: Path, name: str, latents: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Images in [-1, 1] of the first classes, by diffusers' own pipeline, without noise on the way."""
+def by_pipeline(
+    folder: Path, name: str, latents: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    """Images in [-1, 1] of the first classes, by diffusers' own pipeline, without noise on the
+    way."""
     if name == "ddpm":
         scheduler = DDIMScheduler.from_pretrained(folder)
         pipeline: Any = DDIMPipeline(UNet2DModel.from_pretrained(folder), scheduler)
@@ -60,17 +65,25 @@ def by_pipeline(folder: Path, name: str, latents: Tensor, monkeypatch: pytest.Mo
         pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     if name in {"sd1", "sdxl"}:
-        pipeline.scheduler = DDIMScheduler.from_config({**pipeline.scheduler.config, "clip_sample": False})
+        pipeline.scheduler = DDIMScheduler.from_config(
+            {**pipeline.scheduler.config, "clip_sample": False}
+        )
         if name == "sdxl":
             pipeline.scheduler.final_alpha_cumprod = torch.tensor(1.0)
     module = sys.modules[type(pipeline).__module__]
     monkeypatch.setattr(module, "randn_tensor", lambda *arguments, **settings: latents)
     prompts = [PROMPT.replace("{}", label.replace("_", " ")) for label in CLASSES[: len(latents)]]
-    common: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "pt", "generator": torch.Generator()}
+    common: dict[str, Any] = {
+        "num_inference_steps": STEPS,
+        "output_type": "pt",
+        "generator": torch.Generator(),
+    }
     if name == "ddpm":
         output = DDIMScheduler.step
         monkeypatch.setattr(  # the pipeline itself does not split the variance off
-            DDIMScheduler, "step", lambda self, found, *rest, **more: output(self, found[:, :1], *rest, **more)
+            DDIMScheduler,
+            "step",
+            lambda self, found, *rest, **more: output(self, found[:, :1], *rest, **more),
         )
     if name in {"ddpm", "ldm"}:
         clipped = {"use_clipped_model_output": True} if name == "ddpm" else {}
@@ -103,35 +116,59 @@ def test_images_are_those_of_diffusers_pipeline(
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null, "cfg_scale": SCALE}
     latents = sample(
-        model.process.denoiser(model.unet, **further), model.decoder or torch.nn.Identity(), None, model.sigmas(STEPS),
-        GuidanceConfig(), seeds, model.sample_shape, None if conditioning is None else torch.arange(3), eta=0.0,
-    )  # fmt: skip
+        model.process.denoiser(model.unet, **further),
+        model.decoder or torch.nn.Identity(),
+        None,
+        model.sigmas(STEPS),
+        GuidanceConfig(),
+        seeds,
+        model.sample_shape,
+        None if conditioning is None else torch.arange(3),
+        eta=0.0,
+    )
     with torch.no_grad():
         images = (model.decoder or torch.nn.Identity())(latents).clamp(-1, 1)
-    expected = by_pipeline(folders(name), name, Noise(seeds, 0)(torch.empty(3, *model.sample_shape)), monkeypatch)
+    expected = by_pipeline(
+        folders(name), name, Noise(seeds, 0)(torch.empty(3, *model.sample_shape)), monkeypatch
+    )
     assert float(expected.std()) > 0.02
     # flow matching starts at s = 1 there, and a little below here
-    torch.testing.assert_close(images, expected, rtol=0, atol=3e-3 if name in {"sd3", "flux"} else 1e-4)
+    torch.testing.assert_close(
+        images, expected, rtol=0, atol=3e-3 if name in {"sd3", "flux"} else 1e-4
+    )
 
 
 @pytest.mark.parametrize("settings", [(8, True, 0), (8, False, 1), (7, True, 0, 2)])
 def test_timesteps_are_embedded_as_in_diffusers(settings: tuple[Any, ...]) -> None:
     steps = torch.tensor([0.0, 0.5, 12.25, 999.0, 3500.0])
-    torch.testing.assert_close(FixedTimesteps(*settings)(steps), Timesteps(*settings)(steps), rtol=0, atol=0)
+    torch.testing.assert_close(
+        FixedTimesteps(*settings)(steps), Timesteps(*settings)(steps), rtol=0, atol=0
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_whole_way(
-    folders: Callable[[str], Path], name: str, classifier_dir: Path, classifier: Classifier, id_dir: Path,
-    generator: Generator, make_job: Callable[..., GenerationJob], tmp_path: Path,
-) -> None:  # fmt: skip
+    folders: Callable[[str], Path],
+    name: str,
+    classifier_dir: Path,
+    classifier: Classifier,
+    id_dir: Path,
+    generator: Generator,
+    make_job: Callable[..., GenerationJob],
+    tmp_path: Path,
+) -> None:
     size = SIZES.get(name)
     job = replace(make_job(), config=GuidanceConfig(mu=0.2, rho=0.2))
     images = from_uint8(assets.load_images("held_out").images[:4])
     fused = FusedGuidance(generator.bank, job.k)
     manifest, done = export_models(
-        folders(name), classifier_dir, tmp_path / "engines", images=images, fused=fused, image_size=size
+        folders(name),
+        classifier_dir,
+        tmp_path / "engines",
+        images=images,
+        fused=fused,
+        image_size=size,
     )
     assert done
     gradients = [row for row in manifest.parity if row.output == "gradient"]
@@ -145,18 +182,30 @@ def test_the_whole_way(
     found, indices = [], [0, 1, 2, 10, 11, 12]
     for given in (engines, None):
         made = make_generator(
-            model, classifier, IdData(id_dir), job, steps=2, cfg_scale=scale, engines=given, prompts=(PROMPT, "{}")
+            model,
+            classifier,
+            IdData(id_dir),
+            job,
+            steps=2,
+            cfg_scale=scale,
+            engines=given,
+            prompts=(PROMPT, "{}"),
         )
-        made = replace(made, bank=generator.bank, scales=generator.scales)  # those of the fused graph
+        made = replace(
+            made, bank=generator.bank, scales=generator.scales
+        )  # those of the fused graph
         found.append(made.images(job, indices).astype(int))
-    # where a guided step lands on a kink of the classifier's ReLUs, weights that are 1e-6 off move the image as much
+    # where a guided step lands on a kink of the classifier's ReLUs, weights that are 1e-6 off move
+    # the image as much
     levels = np.abs(found[0] - found[1]).max(axis=(1, 2, 3))
     assert np.sort(levels)[-2] <= 3, levels
     assert np.abs(found[1] - made.images(job, indices, guided=False)).max() > 3
 
 
 def test_a_light_autoencoder_is_one(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(folders("dit"), tmp_path / "model", ignore=shutil.ignore_patterns("vae"))
+    folder = shutil.copytree(
+        folders("dit"), tmp_path / "model", ignore=shutil.ignore_patterns("vae")
+    )
     taesd(folder / "vae")
     model, vae = load_diffusion(folder), AutoencoderTiny.from_pretrained(folder / "vae")
     latents, images = torch.randn(2, 4, 8, 8), torch.rand(2, 1, 32, 32) * 2 - 1
@@ -176,20 +225,29 @@ def test_a_light_decoder_takes_the_gradients_alone(
     assert model.fingerprint != plain.fingerprint
     assert model.light_decoder is not None and model.gradient_decoder is model.light_decoder
     made, usual = (
-        make_generator(one, classifier, IdData(id_dir), make_job(), steps=2, bank_size=20) for one in (model, plain)
+        make_generator(one, classifier, IdData(id_dir), make_job(), steps=2, bank_size=20)
+        for one in (model, plain)
     )
-    unguided, guided = (made.images(make_job(), [0, 1], guided=guided).astype(int) for guided in (False, True))
+    unguided, guided = (
+        made.images(make_job(), [0, 1], guided=guided).astype(int) for guided in (False, True)
+    )
     np.testing.assert_array_equal(unguided, usual.images(make_job(), [0, 1], guided=False))
-    assert np.abs(guided - usual.images(make_job(), [0, 1])).max() > 2 and np.abs(guided - unguided).max() > 2
+    assert (
+        np.abs(guided - usual.images(make_job(), [0, 1])).max() > 2
+        and np.abs(guided - unguided).max() > 2
+    )
 
 
-def test_a_decoder_of_other_latents_or_images_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_decoder_of_other_latents_or_images_is_refused(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     taesd(tmp_path / "channels", channels=6)
     taesd(tmp_path / "small", blocks=2)
     with pytest.raises(GoodRtError, match="6 latent channels, the UNet takes 4"):
         load(folders, "sd2", gradient_decoder=tmp_path / "channels")
     with pytest.raises(
-        GoodRtError, match=r"decodes to images of shape \(1, 16, 16\), .* \(1, 32, 32\); both must agree"
+        GoodRtError,
+        match=r"decodes to images of shape \(1, 16, 16\), .* \(1, 32, 32\); both must agree",
     ):
         load(folders, "sd2", gradient_decoder=tmp_path / "small")
     with pytest.raises(GoodRtError, match="pixel model, which has no decoder"):
@@ -215,13 +273,20 @@ def test_prompts_are_rows_of_one_table(folders: Callable[[str], Path]) -> None:
     table = load(folders, "sd1").conditioning(CLASSES, ("one {}", "a {}"))
     assert table is not None
     count = len(CLASSES)
-    assert (table.names, table.count, table.null, table.templates) == (("context",), 2 * count + 1, 2 * count, 2)
+    assert (table.names, table.count, table.null, table.templates) == (
+        ("context",),
+        2 * count + 1,
+        2 * count,
+        2,
+    )
     assert len({row.numpy().tobytes() for row in table.tables[0]}) == table.count
     labels, turn = torch.tensor([0, 3, 3]), torch.tensor([0, 1, 2])
     assert table.rows(labels, turn).tolist() == [0, count + 3, 3]
     alone = load(folders, "sd1").conditioning(CLASSES, ("a {}",))
     torch.testing.assert_close(alone(torch.tensor([3]))[0], table(torch.tensor([count + 3]))[0])
-    with pytest.raises(GoodRtError, match=r"'a photo' has no place for the class's name; write \{\} there"):
+    with pytest.raises(
+        GoodRtError, match=r"'a photo' has no place for the class's name; write \{\} there"
+    ):
         load(folders, "sd1").conditioning(CLASSES, ("a photo",))
 
 
@@ -235,17 +300,23 @@ def test_labels_go_by_the_models_own_names(folders: Callable[[str], Path]) -> No
         model.conditioning(("x",) * 1002)
 
 
-def test_the_empty_prompt_of_xl_is_zero_where_it_was_trained_so(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_empty_prompt_of_xl_is_zero_where_it_was_trained_so(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     rows = {}
     for forced in (True, False):
         folder = shutil.copytree(folders("sdxl"), tmp_path / str(forced))
         index = json.loads((folder / "model_index.json").read_text())
-        (folder / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": forced}))
+        (folder / "model_index.json").write_text(
+            json.dumps({**index, "force_zeros_for_empty_prompt": forced})
+        )
         table = load_diffusion(folder).conditioning(CLASSES)
         assert table is not None and table.names == ("context", "pooled", "time_ids")
         rows[forced] = table(torch.tensor([table.null]))
         assert rows[forced][2].tolist() == [[32, 32, 0, 0, 32, 32]]
-    assert all(not part.any() for part in rows[True][:2]) and all(part.any() for part in rows[False][:2])
+    assert all(not part.any() for part in rows[True][:2]) and all(
+        part.any() for part in rows[False][:2]
+    )
 
 
 def test_flow_matching_visits_the_schedulers_levels(folders: Callable[[str], Path]) -> None:
@@ -286,32 +357,73 @@ def emptied(part: str) -> Callable[[Path], object]:
     return lambda folder: [path.unlink() for path in (folder / part).iterdir()]
 
 
-TRANSFORMER, UNET, SCHEDULER = "transformer/config.json", "unet/config.json", "scheduler/scheduler_config.json"
+TRANSFORMER, UNET, SCHEDULER = (
+    "transformer/config.json",
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
+)
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no encoder": ("sd1", without("text_encoder"), r"has no text_encoder/, which its prompts need; take the whole"),
+    "no encoder": (
+        "sd1",
+        without("text_encoder"),
+        r"has no text_encoder/, which its prompts need; take the whole",
+    ),
     "no second encoder": ("sdxl", without("text_encoder_2"), "has no text_encoder_2/"),
     "no tokenizer": ("sd1", without("tokenizer"), "has no tokenizer/"),
     "empty tokenizer": ("sd1", emptied("tokenizer"), "not a tokenizer that can be"),
-    "pickled encoder": ("sd1", pickled("text_encoder"), r"text_encoder has no .*model\.bin is a pickle and is not"),
-    "other encoder": (
-        "sd1", edited("text_encoder/config.json", architectures=["BertModel"]), "holds a BertModel, which good-rt does"
+    "pickled encoder": (
+        "sd1",
+        pickled("text_encoder"),
+        r"text_encoder has no .*model\.bin is a pickle and is not",
     ),
-    "inpainting": ("sd1", edited(UNET, in_channels=9), "takes 9 channels and gives 4, which is neither"),
-    "other conditions": ("sd1", edited(UNET, class_embed_type="timestep"), "class_embed_type 'timestep' is not run by"),
+    "other encoder": (
+        "sd1",
+        edited("text_encoder/config.json", architectures=["BertModel"]),
+        "holds a BertModel, which good-rt does",
+    ),
+    "inpainting": (
+        "sd1",
+        edited(UNET, in_channels=9),
+        "takes 9 channels and gives 4, which is neither",
+    ),
+    "other conditions": (
+        "sd1",
+        edited(UNET, class_embed_type="timestep"),
+        "class_embed_type 'timestep' is not run by",
+    ),
     "other transformer": (
-        "dit", edited(TRANSFORMER, _class_name="PixArtTransformer2DModel"),
+        "dit",
+        edited(TRANSFORMER, _class_name="PixArtTransformer2DModel"),
         "holds a PixArtTransformer2DModel, which good-rt does not run; it runs UNet2DModel",
     ),
-    "no scheduler's name": ("sd2", edited(SCHEDULER, _class_name="Mystery"), "names 'Mystery', which is no scheduler"),
-    "continuous": ("sd2", edited(SCHEDULER, _class_name="ScoreSdeVeScheduler"), "whose noise good-rt does not know"),
-    "prediction": ("sd2", edited(SCHEDULER, prediction_type="score"), "unknown prediction type 'score'; known are"),
+    "no scheduler's name": (
+        "sd2",
+        edited(SCHEDULER, _class_name="Mystery"),
+        "names 'Mystery', which is no scheduler",
+    ),
+    "continuous": (
+        "sd2",
+        edited(SCHEDULER, _class_name="ScoreSdeVeScheduler"),
+        "whose noise good-rt does not know",
+    ),
+    "prediction": (
+        "sd2",
+        edited(SCHEDULER, prediction_type="score"),
+        "unknown prediction type 'score'; known are",
+    ),
     "inverted": ("sd3", edited(SCHEDULER, invert_sigmas=True), "inverted flow matching"),
-    "latents": ("sd3", edited("vae/config.json", latents_mean=[0.0] * 4), "latents_mean and latents_std are not known"),
-}  # fmt: skip
+    "latents": (
+        "sd3",
+        edited("vae/config.json", latents_mean=[0.0] * 4),
+        "latents_mean and latents_std are not known",
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_in_one_line(folders: Callable[[str], Path], tmp_path: Path, damage: str) -> None:
+def test_damage_is_named_in_one_line(
+    folders: Callable[[str], Path], tmp_path: Path, damage: str
+) -> None:
     name, apply, message = DAMAGES[damage]
     folder = shutil.copytree(folders(name), tmp_path / "model")
     apply(folder)
@@ -344,7 +456,8 @@ def test_a_name_on_the_hub(folders: Callable[[str], Path], monkeypatch: pytest.M
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
-        GoodRtError, match=r"^someone/a-model is no folder here, .* \(no route to host\); give the path"
+        GoodRtError,
+        match=r"^someone/a-model is no folder here, .* \(no route to host\); give the path",
     ):
         load_diffusion(Path("someone/a-model"))
     for path in ("/a/path", "model", "tests/model", "a/b/c"):

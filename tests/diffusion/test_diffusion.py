@@ -28,14 +28,26 @@ def folder(model_dir: Path, tmp_path: Path) -> Path:
 
 def test_a_latent_model_computes_what_diffusers_does(model_dir: Path) -> None:
     model = load_diffusion(model_dir)
-    assert (model.sample_shape, model.image_shape, model.num_class_embeds) == ((4, 8, 8), (1, 32, 32), 9)
-    unet, vae = UNet2DModel.from_pretrained(model_dir / "unet"), AutoencoderKL.from_pretrained(model_dir / "vae")
+    assert (model.sample_shape, model.image_shape, model.num_class_embeds) == (
+        (4, 8, 8),
+        (1, 32, 32),
+        9,
+    )
+    unet, vae = (
+        UNet2DModel.from_pretrained(model_dir / "unet"),
+        AutoencoderKL.from_pretrained(model_dir / "vae"),
+    )
     rng = torch.Generator().manual_seed(0)
-    latents, images = torch.randn(3, 4, 8, 8, generator=rng), torch.rand(3, 1, 32, 32, generator=rng) * 2 - 1
+    latents, images = (
+        torch.randn(3, 4, 8, 8, generator=rng),
+        torch.rand(3, 1, 32, 32, generator=rng) * 2 - 1,
+    )
     t, labels = torch.tensor([0.0, 500.0, 999.0]), torch.tensor([0, 8, 3])
     assert model.encoder is not None and model.decoder is not None
     with torch.no_grad():
-        torch.testing.assert_close(model.unet(latents, t, labels), unet(latents, t, class_labels=labels).sample)
+        torch.testing.assert_close(
+            model.unet(latents, t, labels), unet(latents, t, class_labels=labels).sample
+        )
         torch.testing.assert_close(model.decoder(latents), vae.decode(latents / 0.8).sample)
         torch.testing.assert_close(model.encoder(images), vae.encode(images).latent_dist.mean * 0.8)
     assert not any(p.requires_grad for p in [*model.unet.parameters(), *model.decoder.parameters()])
@@ -59,7 +71,9 @@ def test_a_pixel_model_has_no_vae(pixel_dir: Path) -> None:
     assert model.clip == 1.0
 
 
-def test_the_fingerprint_is_that_of_configs_and_weights(folder: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_configs_and_weights(
+    folder: Path, model_dir: Path, tmp_path: Path
+) -> None:
     first = load_diffusion(model_dir).fingerprint
     assert load_diffusion(folder).fingerprint == first
     (folder / "README.md").write_text("does not count")
@@ -108,11 +122,23 @@ def other_vae(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, r"model is not a diffusers folder: unet/config\.json is missing"),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), r"unet/config\.json is missing"),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"cannot read .*scheduler_config\.json"),
-    "empty vae": (lambda f: (f / "vae" / "config.json").unlink(), r"cannot read .*vae/config\.json"),
+    "no scheduler": (
+        lambda f: shutil.rmtree(f / "scheduler"),
+        r"cannot read .*scheduler_config\.json",
+    ),
+    "empty vae": (
+        lambda f: (f / "vae" / "config.json").unlink(),
+        r"cannot read .*vae/config\.json",
+    ),
     "no weights": (lambda f: (f / UNET).unlink(), r"unet has no \.safetensors weights$"),
-    "pickle": (pickle_weights, r"diffusion_pytorch_model\.bin is a pickle and is not read: .*safe_serialization=True"),
-    "config no JSON": (lambda f: (f / "unet/config.json").write_text("x"), r"unet/config\.json is not valid JSON"),
+    "pickle": (
+        pickle_weights,
+        r"diffusion_pytorch_model\.bin is a pickle and is not read: .*safe_serialization=True",
+    ),
+    "config no JSON": (
+        lambda f: (f / "unet/config.json").write_text("x"),
+        r"unet/config\.json is not valid JSON",
+    ),
     "other class": (
         edit("unet/config.json", lambda v: v.update(_class_name="UNet1DModel")),
         "unet holds a UNet1DModel, which good-rt does not run; it runs UNet2DModel, ",
@@ -130,7 +156,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         edit("unet/config.json", lambda v: v.update(block_out_channels=[16, 16])),
         r"unet cannot be loaded \(.+\)",
     ),
-    "vae of another": (other_vae, "the VAE has 6 latent channels, the UNet takes 4; they do not belong together"),
+    "vae of another": (
+        other_vae,
+        "the VAE has 6 latent channels, the UNet takes 4; they do not belong together",
+    ),
     "scheduler": (
         edit("scheduler/scheduler_config.json", lambda v: v.update(beta_schedule="sinus")),
         r"is not a scheduler's config that can be used \(.*sinus",

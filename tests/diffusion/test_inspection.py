@@ -1,4 +1,5 @@
-"""What `inspect` says of a folder, without its weights, against the model that is loaded from it."""
+"""What `inspect` says of a folder, without its weights, against the model that is loaded from
+it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_a_latent_model(model_dir: Path) -> None:
     assert [part.class_name for part in found.parts] == ["UNet2DModel", "AutoencoderKL"]
     assert {part.stored for part in found.parts} == {("F32",)}
     assert found.weights_bytes == 4 * sum(counts)
-    assert found.condition == "9 class labels" and found.guidance_free and not found.learned_variance
+    assert (
+        found.condition == "9 class labels" and found.guidance_free and not found.learned_variance
+    )
     assert found.process == "1000 discrete timesteps, epsilon"
     names = {graph.name: graph.inputs for graph in found.graphs}
     assert names["unet"] == ("sample", "timestep", "class_labels")
@@ -42,34 +45,55 @@ def test_a_pixel_model(pixel_dir: Path) -> None:
 
 def test_every_problem_is_said(model_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        folder / "unet" / "diffusion_pytorch_model.bin"
+    )
     (folder / "scheduler" / "scheduler_config.json").write_text("{")
     AutoencoderTiny(latent_channels=6).save_pretrained(folder / "vae")
     found = inspect_model(folder, image_shape=(3, 32, 32), classes=10)
     assert not found.runs
     text = "\n".join(found.problems)
-    for part in ("is a pickle", "scheduler_config.json is not valid JSON", "6 latent channels, the UNet takes 4"):
+    for part in (
+        "is a pickle",
+        "scheduler_config.json is not valid JSON",
+        "6 latent channels, the UNet takes 4",
+    ):
         assert part in text
     assert "knows 9 classes, the classifier 10" in text
     assert len(found.problems) == 4 and all("\n" not in problem for problem in found.problems)
-    assert "the classifier takes (3, 32, 32)" in inspect_model(model_dir, image_shape=(3, 32, 32)).problems[0]
+    assert (
+        "the classifier takes (3, 32, 32)"
+        in inspect_model(model_dir, image_shape=(3, 32, 32)).problems[0]
+    )
 
 
 def test_an_unknown_network_and_no_model_at_all(model_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_dir, tmp_path / "model")
     config = json.loads((folder / "unet" / "config.json").read_text())
-    (folder / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "UNet1DModel"}))
+    (folder / "unet" / "config.json").write_text(
+        json.dumps({**config, "_class_name": "UNet1DModel"})
+    )
     found = inspect_model(folder)
-    assert found.kind == "unknown network UNet1DModel" and "which good-rt does not run" in found.problems[0]
+    assert (
+        found.kind == "unknown network UNet1DModel"
+        and "which good-rt does not run" in found.problems[0]
+    )
     with pytest.raises(GoodRtError, match="is not a diffusers folder"):
         inspect_model(tmp_path)
 
 
 def test_headers_are_read_alone(tmp_path: Path) -> None:
     UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4,), norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
-    ).save_pretrained(tmp_path)  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(4,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    ).save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     whole = header(path)
     assert whole["conv_in.weight"] == ("F32", 36)

@@ -20,8 +20,14 @@ from good_rt.engines.torch import TorchEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import export_onnx
 
-INPUTS = {"image": TensorSpec("float32", ("batch", 3, 8, 8)), "label": TensorSpec("int64", ("batch",))}
-OUTPUTS = {"map": TensorSpec("float32", ("batch", 4, 4, 4)), "positive": TensorSpec("bool", ("batch",))}
+INPUTS = {
+    "image": TensorSpec("float32", ("batch", 3, 8, 8)),
+    "label": TensorSpec("int64", ("batch",)),
+}
+OUTPUTS = {
+    "map": TensorSpec("float32", ("batch", 4, 4, 4)),
+    "positive": TensorSpec("bool", ("batch",)),
+}
 
 
 class TwoInTwoOut(nn.Module):
@@ -67,7 +73,9 @@ def test_specs(engine: Engine) -> None:
     assert dict(engine.outputs) == OUTPUTS
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(batch=st.integers(1, 9), threads=st.integers(1, 4), seed=st.integers(0, 2**31))
 def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> None:
     arrays = example(batch, seed)
@@ -76,7 +84,10 @@ def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> N
     found = OnnxRuntimeEngine(path, threads=threads)(**arrays)
     torch.testing.assert_close(found["map"], expected["map"], rtol=1e-4, atol=1e-5)
     assert torch.equal(found["positive"], expected["positive"])
-    assert {name: value.dtype for name, value in found.items()} == {"map": torch.float32, "positive": torch.bool}
+    assert {name: value.dtype for name, value in found.items()} == {
+        "map": torch.float32,
+        "positive": torch.bool,
+    }
 
 
 def test_a_batch_gives_the_same_bytes_on_any_number_of_threads(path: Path) -> None:
@@ -135,7 +146,9 @@ def thread_count() -> int:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(path: Path, threads: int) -> None:
+def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(
+    path: Path, threads: int
+) -> None:
     engine = OnnxRuntimeEngine(path, threads=threads)
     for count in range(1, 100):
         parts = engine.parts(count)
@@ -145,7 +158,9 @@ def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(path: Pat
             assert lengths == [count]
         else:
             assert len(parts) == threads * math.ceil(count / (threads * PART))
-            assert max(lengths) - min(lengths) <= 1 and min(lengths) >= LEAST and max(lengths) <= PART
+            assert (
+                max(lengths) - min(lengths) <= 1 and min(lengths) >= LEAST and max(lengths) <= PART
+            )
 
 
 def test_each_batch_has_the_outputs_that_it_has_alone(path: Path) -> None:
@@ -160,29 +175,45 @@ def test_each_batch_has_the_outputs_that_it_has_alone(path: Path) -> None:
 
 def test_inputs_in_any_order_and_layout(engine: Engine) -> None:
     arrays = example(4)
-    shuffled = {"label": arrays["label"], "image": arrays["image"].to(memory_format=torch.channels_last)}
+    shuffled = {
+        "label": arrays["label"],
+        "image": arrays["image"].to(memory_format=torch.channels_last),
+    }
     torch.testing.assert_close(engine(**shuffled)["map"], engine(**arrays)["map"])
     needs_gradient = {**arrays, "image": arrays["image"].requires_grad_(True)}
-    torch.testing.assert_close(engine(**needs_gradient)["map"].detach(), engine(**arrays)["map"].detach())
+    torch.testing.assert_close(
+        engine(**needs_gradient)["map"].detach(), engine(**arrays)["map"].detach()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"image": None}, "engine input 'image' is missing"),
-        ({"extra": torch.zeros(2)}, "engine input 'extra' is unknown; the engine takes image, label"),
+        (
+            {"extra": torch.zeros(2)},
+            "engine input 'extra' is unknown; the engine takes image, label",
+        ),
         (
             {"image": torch.zeros(2, 3, 8, 8, dtype=torch.float64)},
             "'image' must be float32 batchx3x8x8, not float64 2x3x8x8",
         ),
-        ({"image": torch.zeros(2, 1, 8, 8)}, "'image' must be float32 batchx3x8x8, not float32 2x1x8x8"),
+        (
+            {"image": torch.zeros(2, 1, 8, 8)},
+            "'image' must be float32 batchx3x8x8, not float32 2x1x8x8",
+        ),
         ({"image": torch.zeros(2, 3, 8)}, "not float32 2x3x8"),
         ({"label": torch.zeros(2)}, "'label' must be int64 batch, not float32 2"),
         ({"label": torch.zeros(3, dtype=torch.int64)}, "'label' must be int64 batch, not int64 3"),
-        ({"image": torch.zeros(9, 3, 8, 8)}, "'label' must be int64 batch, not int64 2"),  # where it is divided
+        (
+            {"image": torch.zeros(9, 3, 8, 8)},
+            "'label' must be int64 batch, not int64 2",
+        ),  # where it is divided
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(engine: Engine, change: dict[str, Tensor | None], message: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(
+    engine: Engine, change: dict[str, Tensor | None], message: str
+) -> None:
     arrays = {name: value for name, value in {**example(2), **change}.items() if value is not None}
     with pytest.raises(GoodRtError, match=message):
         engine(**arrays)
@@ -201,7 +232,9 @@ def test_a_failure_while_running_is_one_line(path: Path) -> None:
 
 def test_a_provider_that_is_not_installed_is_named(path: Path) -> None:
     missing = next(
-        name for name in onnxruntime.get_all_providers() if name not in onnxruntime.get_available_providers()
+        name
+        for name in onnxruntime.get_all_providers()
+        if name not in onnxruntime.get_available_providers()
     )
     with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here; .*good-rt\[gpu\]"):
         OnnxRuntimeEngine(path, [missing, "CPUExecutionProvider"])
@@ -211,14 +244,20 @@ def test_a_provider_that_falls_back_is_named(path: Path, monkeypatch: pytest.Mon
     wanted = providers_for(torch.device("cuda", 1))
     assert wanted[0] == ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})
     monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
-    with pytest.raises(GoodRtError, match="took CPUExecutionProvider in the place of CUDAExecutionProvider"):
+    with pytest.raises(
+        GoodRtError, match="took CPUExecutionProvider in the place of CUDAExecutionProvider"
+    ):
         OnnxRuntimeEngine(path, wanted)
 
 
 def test_files_that_are_no_graph_are_refused(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(GoodRtError, match=r"gone\.onnx does not exist; make it with `good-rt export`"):
+    with pytest.raises(
+        GoodRtError, match=r"gone\.onnx does not exist; make it with `good-rt export`"
+    ):
         OnnxRuntimeEngine(tmp_path / "gone.onnx")
     whole = path.read_bytes()
     for content in (b"hello", whole[: len(whole) // 2], whole[:50]):

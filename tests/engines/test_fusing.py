@@ -32,29 +32,38 @@ from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no kernels: the package was installed without a C compiler")
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="no kernels: the package was installed without a C compiler"
+)
 
 NORM, GRADIENT = "GroupNorm", "GroupNormGradient"
 OTHERS: dict[str, tuple[Callable[[], nn.Module], Counter[str], Counter[str]]] = {
     # what it is: the module, and what is one operator in its graph and in its VJP's
     "attention": (lambda: Attention(), Counter({"MultiHeadAttention": 1}), Counter()),
     "ReLUs": (
-        lambda: nn.Sequential(convolution(), nn.ReLU(), convolution(), nn.ReLU()), Counter(),
+        lambda: nn.Sequential(convolution(), nn.ReLU(), convolution(), nn.ReLU()),
+        Counter(),
         Counter({"ReluGradient": 2}),
     ),
     "enlarging": (
-        lambda: nn.Sequential(nn.Upsample(scale_factor=2), convolution(), nn.MaxPool2d(2)), Counter(),
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), convolution(), nn.MaxPool2d(2)),
+        Counter(),
         Counter({"Interleave": 1}),
     ),
     "strides": (
-        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 4, 2, 1)), Counter(),
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 4, 2, 1)),
+        Counter(),
         Counter({"Interleave": 2}),
     ),
     "strides past some pixels": (lambda: nn.Conv2d(8, 8, 1, 2), Counter(), Counter()),
     "strides of 3": (lambda: nn.Conv2d(8, 8, 3, 3), Counter(), Counter()),
     "strides over an edge": (lambda: nn.Conv2d(8, 8, 2, 2, 1), Counter(), Counter()),
-    "conditioning": (lambda: Conditioned(), Counter({"AddChannels": 1}), Counter({"AddChannels": 1})),
-}  # fmt: skip
+    "conditioning": (
+        lambda: Conditioned(),
+        Counter({"AddChannels": 1}),
+        Counter({"AddChannels": 1}),
+    ),
+}
 
 
 class OverPixels(nn.Module):
@@ -69,7 +78,8 @@ class OverPixels(nn.Module):
 
 
 class Both(nn.Module):
-    """What the SiLU reads is read by another operation as well: the norm is one operator, and the SiLU none of it."""
+    """What the SiLU reads is read by another operation as well: the norm is one operator, and the
+    SiLU none of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +99,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.flatten(2).transpose(1, 2)
-        parts = [to(pixels).view(x.shape[0], -1, 2, 4).transpose(1, 2) for to in (self.query, self.key, self.value)]
+        parts = [
+            to(pixels).view(x.shape[0], -1, 2, 4).transpose(1, 2)
+            for to in (self.query, self.key, self.value)
+        ]
         found = nn.functional.scaled_dot_product_attention(*parts)
         return x + found.transpose(1, 2).reshape(pixels.shape).transpose(1, 2).reshape(x.shape)
 
@@ -110,11 +123,17 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.convolution = nn.GroupNorm(2, 8), nn.GroupNorm(2, 8), convolution()
+        self.first, self.second, self.convolution = (
+            nn.GroupNorm(2, 8),
+            nn.GroupNorm(2, 8),
+            convolution(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * 2
-        return self.convolution(nn.functional.silu(self.first(x))) + nn.functional.silu(self.second(x))
+        return self.convolution(nn.functional.silu(self.first(x))) + nn.functional.silu(
+            self.second(x)
+        )
 
 
 def convolution() -> nn.Module:
@@ -122,15 +141,34 @@ def convolution() -> nn.Module:
 
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
-    # what it is: the module, how many norms are one operator in its graph, and how many gradients in its VJP's
-    "with a SiLU": (lambda: nn.Sequential(convolution(), nn.GroupNorm(2, 8), nn.SiLU(), convolution()), 1, 1),
+    # what it is: the module, how many norms are one operator in its graph, and how many gradients
+    # in its VJP's
+    "with a SiLU": (
+        lambda: nn.Sequential(convolution(), nn.GroupNorm(2, 8), nn.SiLU(), convolution()),
+        1,
+        1,
+    ),
     "alone": (lambda: nn.Sequential(convolution(), nn.GroupNorm(4, 8), convolution()), 1, 1),
-    "two": (lambda: nn.Sequential(nn.GroupNorm(8, 8), nn.SiLU(), convolution(), nn.GroupNorm(1, 8), nn.SiLU()), 2, 2),
+    "two": (
+        lambda: nn.Sequential(
+            nn.GroupNorm(8, 8), nn.SiLU(), convolution(), nn.GroupNorm(1, 8), nn.SiLU()
+        ),
+        2,
+        2,
+    ),
     "over pixels": (OverPixels, 1, 1),
     "read twice": (Both, 1, 1),
     "two of one input": (Branches, 2, 2),
-    "with another activation": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), convolution()), 1, 1),
-    "without weights": (lambda: nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.SiLU(), convolution()), 0, 0),
+    "with another activation": (
+        lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.GELU(), convolution()),
+        1,
+        1,
+    ),
+    "without weights": (
+        lambda: nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.SiLU(), convolution()),
+        0,
+        0,
+    ),
     "no norm": (lambda: nn.Sequential(convolution(), nn.SiLU(), convolution()), 0, 0),
 }
 
@@ -158,11 +196,14 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
 
 
 def assert_exact(folder: Path, module: nn.Module, size: int, *products: Engine) -> None:
-    """``folder``'s module.onnx, and engines of its VJP, compute what PyTorch does in double precision."""
+    """``folder``'s module.onnx, and engines of its VJP, compute what PyTorch does in double
+    precision."""
     x = torch.randn(3, 8, size, size)
     arrays = {"x": x, "cotangent": torch.randn_like(module(x))}
     doubled = {name: array.double() for name, array in arrays.items()}
-    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(doubled["cotangent"], doubled["x"])
+    y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(
+        doubled["cotangent"], doubled["x"]
+    )
     assert_near(OnnxRuntimeEngine(folder / "module.onnx")(x=arrays["x"])["y"], y)
     for engine in products:
         found = engine(**arrays)
@@ -173,19 +214,26 @@ def assert_exact(folder: Path, module: nn.Module, size: int, *products: Engine) 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("size", [8, 256], ids=["small groups", "large groups"])
 def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> None:
-    """In a module's graph, its VJP's, and the two halves of that; as PyTorch in double precision has it."""
+    """In a module's graph, its VJP's, and the two halves of that; as PyTorch in double precision
+    has it."""
     module, (_, norms, gradients) = made(name), MODULES[name]
     example = {"x": torch.randn(2, 8, size, size)}
     export_onnx(module, example, ("y",), tmp_path / "module.onnx")
     export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
     split_vjp(tmp_path / "vjp.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
-    if size == 8:  # of large groups PyTorch's exporter is given other operations, which are not looked for
-        assert operators(tmp_path / "module.onnx")[NORM] == norms + (name == "without weights")  # there they are ones
+    if (
+        size == 8
+    ):  # of large groups PyTorch's exporter is given other operations, which are not looked for
+        assert operators(tmp_path / "module.onnx")[NORM] == norms + (
+            name == "without weights"
+        )  # there they are ones
     found = operators(tmp_path / "vjp.onnx")
     assert (found[NORM], found[GRADIENT]) == (norms, gradients)
     assert operators(tmp_path / "forward.onnx")[NORM] == norms
     assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
-    pair = VjpPair(*(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward")))
+    pair = VjpPair(
+        *(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward"))
+    )
     assert_exact(tmp_path, module, size, OnnxRuntimeEngine(tmp_path / "vjp.onnx"), pair)
 
 
@@ -221,24 +269,40 @@ def test_what_is_no_group_norm_is_left(
         return onnx.numpy_helper.from_array(value.numpy(), name)
 
     constants = [
-        constant("shape", torch.tensor([0, *grouped])), constant("axes", torch.tensor(axes)),
-        constant("eps", torch.tensor(1e-5)), constant("gamma", torch.randn(scale, generator=generator)),
-        constant("beta", torch.randn(scale, generator=generator)), constant("back", torch.tensor([-1, 8, 6, 6])),
-    ]  # fmt: skip
+        constant("shape", torch.tensor([0, *grouped])),
+        constant("axes", torch.tensor(axes)),
+        constant("eps", torch.tensor(1e-5)),
+        constant("gamma", torch.randn(scale, generator=generator)),
+        constant("beta", torch.randn(scale, generator=generator)),
+        constant("back", torch.tensor([-1, 8, 6, 6])),
+    ]
     nodes = [
-        helper.make_node(kind, inputs, [output], **({"keepdims": 1} if kind == "ReduceMean" else {}))
+        helper.make_node(
+            kind, inputs, [output], **({"keepdims": 1} if kind == "ReduceMean" else {})
+        )
         for kind, inputs, output in (
-            ("Reshape", ["x", "shape"], "grouped"), ("ReduceMean", ["grouped", "axes"], "mean"),
-            ("Sub", ["grouped", "mean"], "centred"), ("Mul", ["centred", "centred"], "squares"),
-            ("ReduceMean", ["squares", "axes"], "variance"), ("Add", ["variance", "eps"], "sum"),
-            ("Sqrt", ["sum"], "std"), ("Reciprocal", ["std"], "rstd"), ("Mul", ["rstd", "gamma"], "factor"),
-            ("Mul", ["centred", "factor"], "scaled"), ("Add", ["scaled", "beta"], "shifted"),
+            ("Reshape", ["x", "shape"], "grouped"),
+            ("ReduceMean", ["grouped", "axes"], "mean"),
+            ("Sub", ["grouped", "mean"], "centred"),
+            ("Mul", ["centred", "centred"], "squares"),
+            ("ReduceMean", ["squares", "axes"], "variance"),
+            ("Add", ["variance", "eps"], "sum"),
+            ("Sqrt", ["sum"], "std"),
+            ("Reciprocal", ["std"], "rstd"),
+            ("Mul", ["rstd", "gamma"], "factor"),
+            ("Mul", ["centred", "factor"], "scaled"),
+            ("Add", ["scaled", "beta"], "shifted"),
             ("Reshape", ["shifted", "back"], "y"),
         )
-    ]  # fmt: skip
-    image = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 8, 6, 6)) for name in ("x", "y")]
+    ]
+    image = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 8, 6, 6))
+        for name in ("x", "y")
+    ]
     graph = helper.make_graph(nodes, "norm", image[:1], image[1:], constants)
-    model = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    model = onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    )
     onnx.save(model, tmp_path / "norm.onnx")
     x = torch.randn(3, 8, 6, 6, generator=generator)
     (expected,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
@@ -247,19 +311,31 @@ def test_what_is_no_group_norm_is_left(
 
 
 def test_the_backward_half_gets_a_norms_input_and_not_what_follows_of_it(tmp_path: Path) -> None:
-    export_vjp_onnx(made("with a SiLU"), {"x": torch.randn(2, 8, 8, 8)}, "x", ("y",), tmp_path / "vjp.onnx")
+    export_vjp_onnx(
+        made("with a SiLU"), {"x": torch.randn(2, 8, 8, 8)}, "x", ("y",), tmp_path / "vjp.onnx"
+    )
     split_vjp(tmp_path / "vjp.onnx", tmp_path / "forward.onnx", tmp_path / "backward.onnx")
-    found = [value for value in onnx.load(tmp_path / "backward.onnx").graph.input if value.name != "cotangent"]
-    shapes = sorted(tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in found)
+    found = [
+        value
+        for value in onnx.load(tmp_path / "backward.onnx").graph.input
+        if value.name != "cotangent"
+    ]
+    shapes = sorted(
+        tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in found
+    )
     assert shapes == [(2, 1, 1), (2, 1, 1), (8, 8, 8)]  # mean, 1 / std, input
 
 
 def test_a_graph_that_is_half_precision_is_left_as_it_is(tmp_path: Path) -> None:
-    export_onnx(made("alone").half(), {"x": torch.randn(2, 8, 8, 8).half()}, ("y",), tmp_path / "half.onnx")
+    export_onnx(
+        made("alone").half(), {"x": torch.randn(2, 8, 8, 8).half()}, ("y",), tmp_path / "half.onnx"
+    )
     assert not operators(tmp_path / "half.onnx")
 
 
-def test_without_kernels_the_graph_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_the_graph_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export_onnx(made("two"), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(3, 8, 8, 8)
     fused = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
@@ -272,7 +348,9 @@ def test_without_kernels_the_graph_runs_as_it_is(tmp_path: Path, monkeypatch: py
 def test_the_kernels_can_be_switched_off(tmp_path: Path) -> None:
     code = "from good_rt.engines.kernels import library; print(library())"
     environment = {**os.environ, SWITCH: "0"}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert ran.stdout == "None\n"
 
 
@@ -283,7 +361,9 @@ def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "module.onnx")
     (tmp_path / "elsewhere").mkdir()
     path = tmp_path / "elsewhere" / "module.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="module.onnx.data", size_threshold=128)
+    onnx.save(
+        model, path, save_as_external_data=True, location="module.onnx.data", size_threshold=128
+    )
     assert (tmp_path / "elsewhere" / "module.onnx.data").stat().st_size > 2000
     assert operators(path)[NORM] == 2
     assert torch.equal(OnnxRuntimeEngine(path)(x=x)["y"], expected)
@@ -300,21 +380,33 @@ def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(name: str, tmp_pat
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
 
 
-# --- the kernels by themselves ----------------------------------------------------------------------------------------
+# --- the kernels by themselves
+# ----------------------------------------------------------------------------------------
 
 
 def kernel(
-    folder: Path, groups: int, channels: int, pixels: int, silu: bool, scales: int | None = None, block: int = PLAIN
+    folder: Path,
+    groups: int,
+    channels: int,
+    pixels: int,
+    silu: bool,
+    scales: int | None = None,
+    block: int = PLAIN,
 ) -> OnnxRuntimeEngine:
-    """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one graph."""
+    """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one
+    graph."""
 
     def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "block": block}
     nodes = [
-        helper.make_node(NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], axes=4, eps=1e-5, **attributes),
-        helper.make_node(GRADIENT, ["x", "gamma", "beta", "mean", "rstd", "cotangent"], ["dx"], **attributes),
+        helper.make_node(
+            NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], axes=4, eps=1e-5, **attributes
+        ),
+        helper.make_node(
+            GRADIENT, ["x", "gamma", "beta", "mean", "rstd", "cotangent"], ["dx"], **attributes
+        ),
     ]
     image = ("batch", channels, pixels)
     inputs = [value("x", *image), value("cotangent", *image)]
@@ -327,13 +419,16 @@ def kernel(
 
 
 def blocks(x: Tensor, size: int) -> Tensor:
-    """x (N, C, pixels) with its channels in blocks of a size, (N, C / size, pixels, size), but its own shape."""
+    """x (N, C, pixels) with its channels in blocks of a size, (N, C / size, pixels, size), but its
+    own shape."""
     return x.unflatten(1, (-1, size)).transpose(2, 3).reshape(x.shape)
 
 
 def reference(arrays: dict[str, Tensor], groups: int, silu: bool) -> tuple[Tensor, Tensor]:
     """y and dx by PyTorch's autograd, in double precision."""
-    x, gamma, beta, cotangent = (arrays[name].double() for name in ("x", "gamma", "beta", "cotangent"))
+    x, gamma, beta, cotangent = (
+        arrays[name].double() for name in ("x", "gamma", "beta", "cotangent")
+    )
     x.requires_grad_()
     y = nn.functional.group_norm(x, groups, gamma, beta)
     y = nn.functional.silu(y) if silu else y
@@ -354,10 +449,18 @@ def reference(arrays: dict[str, Tensor], groups: int, silu: bool) -> tuple[Tenso
 )
 def test_they_are_pytorchs_group_norm(
     tmp_path_factory: pytest.TempPathFactory,
-    samples: int, groups: int, channels: int, block: int, pixels: int, silu: bool, offset: float, scale: float,
+    samples: int,
+    groups: int,
+    channels: int,
+    block: int,
+    pixels: int,
+    silu: bool,
+    offset: float,
+    scale: float,
     seed: int,
-) -> None:  # fmt: skip
-    """With the channels as they are, and in blocks that hold some groups, a part of one, or parts of several."""
+) -> None:
+    """With the channels as they are, and in blocks that hold some groups, a part of one, or parts
+    of several."""
     torch.manual_seed(seed)
     shape = (samples, groups * channels, pixels)
     arrays = {
@@ -366,13 +469,24 @@ def test_they_are_pytorchs_group_norm(
     }  # fmt: skip
     block = math.gcd(block, shape[1])
     engine = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu, block=block)
-    found = engine(**{name: blocks(array, block) if array.ndim == 3 else array for name, array in arrays.items()})
+    found = engine(
+        **{
+            name: blocks(array, block) if array.ndim == 3 else array
+            for name, array in arrays.items()
+        }
+    )
     y, dx = (blocks(array, block) for array in reference(arrays, groups, silu))
     # what rounding of x less its mean, in single precision, may come to over a small spread
-    spread = float((arrays["x"].reshape(samples, groups, -1).double().var(-1, correction=0) + 1e-5).sqrt().min())
+    spread = float(
+        (arrays["x"].reshape(samples, groups, -1).double().var(-1, correction=0) + 1e-5)
+        .sqrt()
+        .min()
+    )
     rounding = 1e-5 + 1e-6 * float(arrays["x"].abs().max()) / spread
     assert float((found["y"] - y).abs().max()) <= rounding * float(y.abs().max() + 1)
-    assert float((found["dx"] - dx).abs().max()) <= 10 * rounding * float(dx.abs().max() + 1 / spread)
+    assert float((found["dx"] - dx).abs().max()) <= 10 * rounding * float(
+        dx.abs().max() + 1 / spread
+    )
 
 
 def test_a_sigmoid_far_out_is_still_one(tmp_path: Path) -> None:
@@ -414,10 +528,17 @@ def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: i
     shape, images = (3, 32, 5, 7), [f"image {place}" for place in range(4)]
     nodes = [
         helper.make_node("Interleave", images, ["whole"], domain=DOMAIN, block=block),
-        helper.make_node("AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block),
+        helper.make_node(
+            "AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block
+        ),
     ]
-    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape[1:])) for name in images}
-    values["numbers"] = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ("batch", 32, 1, 1))
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape[1:]))
+        for name in images
+    }
+    values["numbers"] = helper.make_tensor_value_info(
+        "numbers", TensorProto.FLOAT, ("batch", 32, 1, 1)
+    )
     outputs = [
         helper.make_tensor_value_info("whole", TensorProto.FLOAT, ("batch", 32, 10, 14)),
         helper.make_tensor_value_info("sum", TensorProto.FLOAT, ("batch", *shape[1:])),
@@ -445,7 +566,9 @@ def test_a_sample_is_the_same_in_any_batch(tmp_path: Path) -> None:
     engine = kernel(tmp_path, 3, 6, 50, True)
     whole = engine(**arrays, **weights)
     for place in range(7):
-        alone = engine(**{name: array[place : place + 1] for name, array in arrays.items()}, **weights)
+        alone = engine(
+            **{name: array[place : place + 1] for name, array in arrays.items()}, **weights
+        )
         assert all(torch.equal(alone[name][0], whole[name][place]) for name in whole)
 
 

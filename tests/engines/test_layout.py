@@ -1,4 +1,5 @@
-"""Channels in blocks from one convolution to the next: nothing is reordered between, and the result is the same."""
+"""Channels in blocks from one convolution to the next: nothing is reordered between, and the result
+is the same."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no kernels: the package was installed without a C compiler")
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="no kernels: the package was installed without a C compiler"
+)
 
 WIDTH = 32
 
@@ -53,20 +56,29 @@ class Residual(nn.Module):
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     # what it is: the module, and what of it computes in blocks in its VJP
-    "a norm": (lambda: nn.Sequential(convolution(), normal(), convolution()), {"GroupNorm", "GroupNormGradient"}),
+    "a norm": (
+        lambda: nn.Sequential(convolution(), normal(), convolution()),
+        {"GroupNorm", "GroupNormGradient"},
+    ),
     "groups across blocks": (
         lambda: nn.Sequential(convolution(WIDTH, 48), normal(48, 2), convolution(48)),
         {"GroupNorm", "GroupNormGradient"},
     ),
     "ReLUs": (
-        lambda: nn.Sequential(convolution(), nn.ReLU(), convolution(), nn.ReLU(), convolution()), {"ReluGradient"},
+        lambda: nn.Sequential(convolution(), nn.ReLU(), convolution(), nn.ReLU(), convolution()),
+        {"ReluGradient"},
     ),
     "enlarging": (
-        lambda: nn.Sequential(convolution(), nn.Upsample(scale_factor=2), convolution(), normal(), convolution()),
+        lambda: nn.Sequential(
+            convolution(), nn.Upsample(scale_factor=2), convolution(), normal(), convolution()
+        ),
         {"Interleave", "GroupNorm", "GroupNormGradient"},
     ),
-    "a residual block": (Residual, {"GroupNorm", "GroupNormGradient", "AddChannels", "Add", "Concat"}),
-}  # fmt: skip
+    "a residual block": (
+        Residual,
+        {"GroupNorm", "GroupNormGradient", "AddChannels", "Add", "Concat"},
+    ),
+}
 
 
 def made(name: str) -> nn.Module:
@@ -100,9 +112,11 @@ def reorders(model: ModelProto) -> Counter[str]:
 def in_blocks(model: ModelProto) -> set[str]:
     """What reads or writes values whose name says that they are in blocks."""
     return {
-        node.op_type for node in model.graph.node
-        if node.domain != BLOCKED and any(name.endswith(" in blocks") for name in (*node.input, *node.output))
-    }  # fmt: skip
+        node.op_type
+        for node in model.graph.node
+        if node.domain != BLOCKED
+        and any(name.endswith(" in blocks") for name in (*node.input, *node.output))
+    }
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -111,24 +125,35 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
 
 @pytest.mark.parametrize("name", MODULES)
 def test_only_what_comes_and_goes_is_reordered(name: str, tmp_path: Path) -> None:
-    """Of a chain of convolutions, its input and its output; and its VJP is PyTorch's in double precision."""
+    """Of a chain of convolutions, its input and its output; and its VJP is PyTorch's in double
+    precision."""
     module, size = made(name), 6
-    export_vjp_onnx(module, {"x": torch.randn(2, WIDTH, size, size)}, "x", ("y",), tmp_path / "vjp.onnx")
+    export_vjp_onnx(
+        module, {"x": torch.randn(2, WIDTH, size, size)}, "x", ("y",), tmp_path / "vjp.onnx"
+    )
     before, after = graphs(tmp_path / "vjp.onnx")
     assert in_blocks(after) == MODULES[name][1]
     assert reorders(after).total() < reorders(before).total()
     if name != "a residual block":  # which hands means, too, to what is not convolved
-        assert reorders(after) == Counter({BEFORE: 2, AFTER: 2})  # x and the cotangent, y and the gradient
+        assert reorders(after) == Counter(
+            {BEFORE: 2, AFTER: 2}
+        )  # x and the cotangent, y and the gradient
     x = torch.randn(3, WIDTH, size, size)
     y = module(x)
     arrays = {"cotangent": torch.randn_like(y), "x": x}
-    expected = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(*(array.double() for array in arrays.values()))
-    for found, exact in zip(OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays).values(), expected, strict=True):
+    expected = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(
+        *(array.double() for array in arrays.values())
+    )
+    for found, exact in zip(
+        OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays).values(), expected, strict=True
+    ):
         assert_near(found, exact)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_graph_with_blocks_is_the_same_graph(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_blocks_is_the_same_graph(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In any batch and on any number of threads to the byte; without blocks to rounding."""
     export_onnx(made(name), {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(9, WIDTH, 6, 6)
@@ -143,7 +168,11 @@ def test_a_graph_with_blocks_is_the_same_graph(name: str, tmp_path: Path, monkey
 
 def test_channels_that_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) -> None:
     """Convolutions fill up their last block, and what is filled up must not count in a norm."""
-    module = nn.Sequential(convolution(WIDTH, 20), normal(20, 2), convolution(20)).eval().requires_grad_(False)
+    module = (
+        nn.Sequential(convolution(WIDTH, 20), normal(20, 2), convolution(20))
+        .eval()
+        .requires_grad_(False)
+    )
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
     before, after = graphs(tmp_path / "module.onnx")
     assert before == after
@@ -152,7 +181,8 @@ def test_channels_that_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) -> N
 
 
 def test_what_would_reorder_more_is_left(tmp_path: Path) -> None:
-    """A sum of which one half comes from a convolution, and which none reads: in blocks, it had to be reordered too."""
+    """A sum of which one half comes from a convolution, and which none reads: in blocks, it had to
+    be reordered too."""
 
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -162,7 +192,12 @@ def test_what_would_reorder_more_is_left(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (self.convolution(self.norm(x)) + x.flip(2)).sigmoid()
 
-    export_onnx(Sum().eval().requires_grad_(False), {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "sum.onnx")
+    export_onnx(
+        Sum().eval().requires_grad_(False),
+        {"x": torch.randn(2, WIDTH, 6, 6)},
+        ("y",),
+        tmp_path / "sum.onnx",
+    )
     before, after = graphs(tmp_path / "sum.onnx")
     assert before == after
     assert any(node.domain == DOMAIN for node in after.graph.node)
@@ -194,11 +229,17 @@ def test_a_concatenation_of_any_number(tmp_path: Path) -> None:
     x = torch.randn(3, WIDTH, 6, 6)
     assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
     del joined.input[1:]
-    (weight,) = (tensor for tensor in model.graph.initializer if tuple(tensor.dims[:2]) == (WIDTH, 4 * WIDTH))
-    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[:, :WIDTH], weight.name))
+    (weight,) = (
+        tensor for tensor in model.graph.initializer if tuple(tensor.dims[:2]) == (WIDTH, 4 * WIDTH)
+    )
+    weight.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[:, :WIDTH], weight.name)
+    )
     del model.graph.value_info[:]
     onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "one.onnx")
-    expected = nn.functional.conv2d(module.first(x), module.last.weight[:, :WIDTH], module.last.bias, padding=1)
+    expected = nn.functional.conv2d(
+        module.first(x), module.last.weight[:, :WIDTH], module.last.bias, padding=1
+    )
     assert_near(OnnxRuntimeEngine(tmp_path / "one.onnx")(x=x)["y"], expected)
 
 

@@ -1,6 +1,8 @@
-"""TensorRT plans: which are refused and how, and the engine's own steps on a stand-in for the library.
+"""TensorRT plans: which are refused and how, and the engine's own steps on a stand-in for the
+library.
 
-What a GPU computes is tested where there is one; elsewhere the names that the engine calls are held to the bindings.
+What a GPU computes is tested where there is one; elsewhere the names that the engine calls are held
+to the bindings.
 """
 
 from __future__ import annotations
@@ -17,20 +19,41 @@ import torch
 
 from good_rt.engines import tensorrt
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.tensorrt import Library, PlanInfo, TensorRTEngine, check_plan, info_path, load_library
+from good_rt.engines.tensorrt import (
+    Library,
+    PlanInfo,
+    TensorRTEngine,
+    check_plan,
+    info_path,
+    load_library,
+)
 from good_rt.errors import GoodRtError
 from good_rt.files import write_json
 
 RTX = Library(
     "tensorrt-rtx",
-    SimpleNamespace(__version__="1.7", ComputeCapability=SimpleNamespace(__members__=["NONE", "SM86", "SM89"])),
+    SimpleNamespace(
+        __version__="1.7", ComputeCapability=SimpleNamespace(__members__=["NONE", "SM86", "SM89"])
+    ),
 )
 INFO = PlanInfo(
-    graph="double.onnx", graph_sha256="g", plan_sha256=hashlib.sha256(b"plan").hexdigest(), plan_bytes=4,
-    library="tensorrt-rtx", library_version="1.7", architectures=("sm89",), precision="fp16",
-    profile={"batch": (1, 2, 4)}, tf32=True, optimisation_level=2, layers=1, build_seconds=0.1,
-    inputs={"x": TensorSpec("float32", ("batch", 2))}, outputs={"y": TensorSpec("float32", ("batch", 2))}, key="k",
-)  # fmt: skip
+    graph="double.onnx",
+    graph_sha256="g",
+    plan_sha256=hashlib.sha256(b"plan").hexdigest(),
+    plan_bytes=4,
+    library="tensorrt-rtx",
+    library_version="1.7",
+    architectures=("sm89",),
+    precision="fp16",
+    profile={"batch": (1, 2, 4)},
+    tf32=True,
+    optimisation_level=2,
+    layers=1,
+    build_seconds=0.1,
+    inputs={"x": TensorSpec("float32", ("batch", 2))},
+    outputs={"y": TensorSpec("float32", ("batch", 2))},
+    key="k",
+)
 
 
 def write_plan(folder: Path, info: PlanInfo = INFO, content: bytes = b"plan") -> Path:
@@ -44,7 +67,9 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert PlanInfo.read(write_plan(tmp_path)) == INFO
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "architectures": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "architectures": 3}']
+)
 def test_a_damaged_description_is_one_error(tmp_path: Path, text: str) -> None:
     path = write_plan(tmp_path)
     info_path(path).write_text(text)
@@ -57,7 +82,8 @@ def test_a_damaged_description_is_one_error(tmp_path: Path, text: str) -> None:
 
 def test_the_command_that_builds_it(tmp_path: Path) -> None:
     assert INFO.command(Path("a b")) == (
-        "good-rt export --to tensorrt --onnx 'a b/double.onnx' -o 'a b' --library tensorrt-rtx --precision fp16 "
+        "good-rt export --to tensorrt --onnx 'a b/double.onnx' -o 'a b' --library tensorrt-rtx "
+        "--precision fp16 "
         "--profile batch=1/2/4 --arch sm89 --tf32 --optimisation-level 2"
     )
 
@@ -99,7 +125,9 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
         load_library("trt")
 
 
-def test_without_a_gpu_there_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_there_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(tensorrt, "load_library", lambda name: RTX)
     with pytest.raises(GoodRtError, match="needs an NVIDIA GPU"):
@@ -160,7 +188,9 @@ def test_the_engine_on_a_stand_in(tmp_path: Path, stand_in: Any) -> None:
     for batch in (1, 4, 3):
         x = torch.randn(2, batch).T  # not contiguous
         assert torch.equal(engine(x=x)["y"], 2 * x)
-    with pytest.raises(GoodRtError, match=r"batch is 5, the plan takes 1 to 4; .* --profile batch=1/2/5"):
+    with pytest.raises(
+        GoodRtError, match=r"batch is 5, the plan takes 1 to 4; .* --profile batch=1/2/5"
+    ):
         engine(x=torch.ones(5, 2))
     with pytest.raises(GoodRtError, match="must be float32"):
         engine(x=torch.ones(2, 2).double())
@@ -169,7 +199,9 @@ def test_the_engine_on_a_stand_in(tmp_path: Path, stand_in: Any) -> None:
         engine(x=torch.ones(2, 2))
 
 
-def test_a_plan_that_cannot_be_loaded(tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_cannot_be_loaded(
+    tmp_path: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Runtime, "loads", False)
     with pytest.raises(GoodRtError, match="cannot be loaded"):
         TensorRTEngine(write_plan(tmp_path))
@@ -182,9 +214,16 @@ def test_the_bindings_have_what_the_engine_calls() -> None:
         api.ICudaEngine: ["create_execution_context", "create_runtime_config"],
         api.IRuntimeConfig: ["cuda_graph_strategy"],
         api.CudaGraphStrategy: ["WHOLE_GRAPH_CAPTURE"],
-        api.IExecutionContext: ["set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"],
+        api.IExecutionContext: [
+            "set_input_shape",
+            "get_tensor_shape",
+            "set_tensor_address",
+            "execute_async_v3",
+        ],
     }
-    assert [name for holder, names in used.items() for name in names if not hasattr(holder, name)] == []
+    assert [
+        name for holder, names in used.items() for name in names if not hasattr(holder, name)
+    ] == []
 
 
 @pytest.mark.gpu
@@ -196,7 +235,9 @@ def test_a_plan_on_the_gpu(engines_dir: Path, tmp_path: Path, cuda_graphs: bool)
 
     path = engines_dir / "classifier.onnx"
     info, _ = build_plan(path, PlanConfig(), tmp_path / "classifier.plan")
-    engine = TensorRTEngine(tmp_path / "classifier.plan", graph_sha256=info.graph_sha256, cuda_graphs=cuda_graphs)
+    engine = TensorRTEngine(
+        tmp_path / "classifier.plan", graph_sha256=info.graph_sha256, cuda_graphs=cuda_graphs
+    )
     for batch in (1, 8, 8, 32):
         images = torch.randn(batch, 1, 32, 32)
         expected, found = OnnxRuntimeEngine(path)(images=images), engine(images=images.cuda())

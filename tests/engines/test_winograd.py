@@ -1,4 +1,5 @@
-"""Convolutions by 3x3 with fewer products: PyTorch's in double precision, whatever their shape and what is added."""
+"""Convolutions by 3x3 with fewer products: PyTorch's in double precision, whatever their shape and
+what is added."""
 
 from __future__ import annotations
 
@@ -28,12 +29,20 @@ KINDS = {"Convolution", "ConvolutionAdd"}
 
 def graph_of(engine: OnnxRuntimeEngine) -> ModelProto:
     """What the engine runs."""
-    return onnx.load_from_string(engine._graph) if isinstance(engine._graph, bytes) else onnx.load(engine._graph)
+    return (
+        onnx.load_from_string(engine._graph)
+        if isinstance(engine._graph, bytes)
+        else onnx.load(engine._graph)
+    )
 
 
 def kinds(engine: OnnxRuntimeEngine) -> list[str]:
     """Of the convolutions: those with kernels, in order."""
-    return [node.op_type for node in graph_of(engine).graph.node if node.domain == DOMAIN and node.op_type in KINDS]
+    return [
+        node.op_type
+        for node in graph_of(engine).graph.node
+        if node.domain == DOMAIN and node.op_type in KINDS
+    ]
 
 
 pytestmark = pytest.mark.skipif(
@@ -65,7 +74,9 @@ def relative(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).abs().max() / exact.abs().max())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(4, 19), st.integers(4, 19),
     st.booleans(), st.booleans(), st.booleans(), st.integers(1, 3),
@@ -74,7 +85,8 @@ def test_any_shape(
     tmp_path: Path, blocks: int, outs: int, samples: int, height: int, width: int,
     bias: bool, added: bool, relu: bool, threads: int,
 ) -> None:  # fmt: skip
-    """Odd heights and widths, pairs of blocks and a last one alone, more tiles than a task takes."""
+    """Odd heights and widths, pairs of blocks and a last one alone, more tiles than a task
+    takes."""
     torch.manual_seed(blocks + 7 * height)
     module = Block(LANES * blocks, LANES * outs, bias, added, relu)
     x = torch.randn(samples, LANES * blocks, height, width)
@@ -93,7 +105,9 @@ def test_many_channels_and_tiles(channels: int, tmp_path: Path) -> None:
 
 
 def test_channels_that_are_no_whole_blocks_are_filled_up(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Conv2d(20, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 20, 3, padding=1))
+    module = nn.Sequential(
+        nn.Conv2d(20, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 20, 3, padding=1)
+    )
     x = torch.randn(3, 20, 8, 8)
     engine = engine_of(module, x, tmp_path / "module.onnx")
     assert len(kinds(engine)) == 2
@@ -133,9 +147,21 @@ def test_what_is_no_number_stays_none(relu: bool, tmp_path: Path) -> None:
         (nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Sigmoid()), 16, 8),
         (nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(16, 16, 3)), 16, 8),
     ],
-    ids=["stride", "dilation", "no padding", "5x5", "groups", "most", "small", "activation", "one side"],
+    ids=[
+        "stride",
+        "dilation",
+        "no padding",
+        "5x5",
+        "groups",
+        "most",
+        "small",
+        "activation",
+        "one side",
+    ],
 )
-def test_other_convolutions_stay_as_they_are(module: nn.Module, channels: int, size: int, tmp_path: Path) -> None:
+def test_other_convolutions_stay_as_they_are(
+    module: nn.Module, channels: int, size: int, tmp_path: Path
+) -> None:
     x = torch.randn(3, channels, size, size)
     engine = engine_of(module, x, tmp_path / "module.onnx")
     assert not kinds(engine)
@@ -143,15 +169,23 @@ def test_other_convolutions_stay_as_they_are(module: nn.Module, channels: int, s
 
 
 def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
-    """ONNX Runtime gives no shapes of values in blocks: they follow from what convolves and pools before them."""
+    """ONNX Runtime gives no shapes of values in blocks: they follow from what convolves and pools
+    before them."""
 
     def convolution(stride: int = 1) -> nn.Module:
         return nn.Conv2d(16, 16, 3, padding=1, stride=stride)
 
     module = nn.Sequential(
-        convolution(), nn.ReLU(), convolution(2), nn.ReLU(), convolution(), nn.MaxPool2d(3, 2, 1), convolution(),
-        nn.AvgPool2d(2), convolution(),
-    )  # fmt: skip
+        convolution(),
+        nn.ReLU(),
+        convolution(2),
+        nn.ReLU(),
+        convolution(),
+        nn.MaxPool2d(3, 2, 1),
+        convolution(),
+        nn.AvgPool2d(2),
+        convolution(),
+    )
     x = torch.randn(2, 16, 32, 32)
     engine = engine_of(module, x, tmp_path / "module.onnx")
     assert len(kinds(engine)) == 4  # 32, 16, 8 and 4 pixels wide; not the one of stride 2
@@ -163,7 +197,8 @@ def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
 
 
 def test_a_choice_inside_of_a_function_is_left(tmp_path: Path) -> None:
-    """ONNX Runtime puts the function's nodes in the graph, and a branch reads what no other node does."""
+    """ONNX Runtime puts the function's nodes in the graph, and a branch reads what no other node
+    does."""
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
 
@@ -173,13 +208,16 @@ def test_a_choice_inside_of_a_function_is_left(tmp_path: Path) -> None:
             helper.make_node("Constant", [], ["number"], value=value),
             helper.make_node("Mul", ["less", "number"], ["of"]),
         ]
-        return helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info("of", kind, None)])
+        return helper.make_graph(
+            nodes, "branch", [], [helper.make_tensor_value_info("of", kind, None)]
+        )
 
     chosen = [
-        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0), helper.make_node("Cast", ["sum"], ["some"], to=9),
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["some"], to=9),
         helper.make_node("Neg", ["x"], ["less"]),
         helper.make_node("If", ["some"], ["y"], then_branch=branch(2.0), else_branch=branch(3.0)),
-    ]  # fmt: skip
+    ]
     function = helper.make_function("local", "choose", ["x"], ["y"], chosen, opsets[:1])
     weight = np.random.default_rng(0).standard_normal((16, 16, 3, 3)).astype(np.float32)
     nodes = [
@@ -188,7 +226,9 @@ def test_a_choice_inside_of_a_function_is_left(tmp_path: Path) -> None:
     ]
     shape = ["batch", 16, 8, 8]
     values = [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    graph = helper.make_graph(
+        nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")]
+    )
     model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
     x = torch.randn(2, 16, 8, 8)
@@ -233,7 +273,9 @@ def test_weights_that_two_convolutions_share_are_there_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("values", [(3e38, -3e38), (float("inf"), float("-inf"))])
-def test_large_numbers_are_what_a_relu_makes_of_them(values: tuple[float, float], tmp_path: Path) -> None:
+def test_large_numbers_are_what_a_relu_makes_of_them(
+    values: tuple[float, float], tmp_path: Path
+) -> None:
     """Through the sum: in a tile of the convolution, an infinite pixel is none."""
     module, x = Block(16, 16, True, True, True).requires_grad_(False), torch.zeros(1, 16, 8, 8)
     for part in (module.convolution, module.other):
@@ -256,7 +298,9 @@ def test_weights_at_the_places_of_a_tile_by_hand() -> None:
     """The first place of a tile is a weight as it is, and the second half the sum of its row's."""
     weight = torch.randn(32, 16, 3, 3)
     blocked = weight.reshape(2, 16, 1, 16, 3, 3).permute(0, 2, 4, 5, 3, 1).reshape(32, 16, 3, 3)
-    found = torch.from_numpy(transformed(blocked.numpy())).reshape(4, 4, 16, 32)  # rows, columns, C, K
+    found = torch.from_numpy(transformed(blocked.numpy())).reshape(
+        4, 4, 16, 32
+    )  # rows, columns, C, K
     expected = weight.permute(2, 3, 1, 0)
     torch.testing.assert_close(found[0, 0], expected[0, 0])
     torch.testing.assert_close(found[3, 3], expected[2, 2])
@@ -275,11 +319,16 @@ def test_weights_at_the_places_of_a_tile_by_hand() -> None:
         ({"z": (1, 16, 4, 8)}, "do not fit"),
     ],
 )
-def test_a_node_that_does_not_fit_is_an_error(shapes: dict[str, tuple[int, ...]], words: str) -> None:
+def test_a_node_that_does_not_fit_is_an_error(
+    shapes: dict[str, tuple[int, ...]], words: str
+) -> None:
     import onnxruntime as ort
 
     sizes = {"x": (1, 16, 8, 8), "w": (16 * 16 * 16,), "b": (16,), "z": (1, 16, 8, 8)} | shapes
-    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n, shape in sizes.items()]
+    values = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape)
+        for n, shape in sizes.items()
+    ]
     node = onnx.helper.make_node("ConvolutionAdd", list(sizes), ["y"], domain=DOMAIN, relu=0)
     output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(DOMAIN, 1)]
@@ -288,6 +337,8 @@ def test_a_node_that_does_not_fit_is_an_error(shapes: dict[str, tuple[int, ...]]
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.register_custom_ops_library(str(library()))
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     with pytest.raises(Exception, match=words):
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in sizes.items()})

@@ -1,4 +1,5 @@
-"""The detection metrics against scikit-learn, pytorch-ood, scipy and a naive bootstrap, and their invariants."""
+"""The detection metrics against scikit-learn, pytorch-ood, scipy and a naive bootstrap, and their
+invariants."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from good_rt.evaluation.metrics import (
 )
 
 Floats = NDArray[np.float64]
-few = st.lists(st.integers(-6, 6), min_size=1, max_size=40).map(lambda values: np.array(values, np.float64))
+few = st.lists(st.integers(-6, 6), min_size=1, max_size=40).map(
+    lambda values: np.array(values, np.float64)
+)
 """Short and full of ties."""
 
 
@@ -41,7 +44,9 @@ def _reference(id_scores: Floats, ood_scores: Floats) -> dict[str, float]:
     for name, positive, sign in (("in", ~is_ood, -1), ("out", is_ood, 1)):
         precision, recall, _ = precision_recall_curve(positive, sign * scores)
         values[f"aupr_{name}"] = auc(recall, precision)
-        false_positive, true_positive, _ = roc_curve(positive, sign * scores, drop_intermediate=False)
+        false_positive, true_positive, _ = roc_curve(
+            positive, sign * scores, drop_intermediate=False
+        )
         rate = false_positive[np.argmax(true_positive >= 0.95)]
         values["fpr95" if name == "in" else "fpr95_ood"] = rate
     return values
@@ -57,14 +62,20 @@ def test_agrees_with_scikit_learn_on_ties(id_scores: Floats, ood_scores: Floats)
 @pytest.mark.parametrize("decimals", [12, 1])
 def test_agrees_with_scikit_learn_on_many_scores(decimals: int) -> None:
     rng = np.random.default_rng(3)
-    id_scores, ood_scores = rng.normal(size=3000).round(decimals), rng.normal(1.3, 1.5, 1100).round(decimals)
+    id_scores, ood_scores = (
+        rng.normal(size=3000).round(decimals),
+        rng.normal(1.3, 1.5, 1100).round(decimals),
+    )
     metrics = detection_metrics(id_scores.astype(np.float32), ood_scores.astype(np.float32))
-    for name, value in _reference(id_scores.astype(np.float32), ood_scores.astype(np.float32)).items():
+    for name, value in _reference(
+        id_scores.astype(np.float32), ood_scores.astype(np.float32)
+    ).items():
         assert getattr(metrics, name) == pytest.approx(value, abs=1e-12), name
 
 
 def test_agrees_with_pytorch_ood() -> None:
-    """Its FPR95TPR takes OOD as the positive class: our fpr95_ood. With the roles swapped it is our fpr95."""
+    """Its FPR95TPR takes OOD as the positive class: our fpr95_ood. With the roles swapped it is our
+    fpr95."""
     metrics_module = pytest.importorskip("pytorch_ood.metrics", exc_type=ImportError)
     import torch
 
@@ -83,10 +94,13 @@ def test_agrees_with_pytorch_ood() -> None:
 
 
 def test_the_two_fpr_conventions() -> None:
-    """ID at 1 to 100 and OOD at 95, 96 and 200: the threshold that keeps 95 ID images lets one OOD in three pass."""
+    """ID at 1 to 100 and OOD at 95, 96 and 200: the threshold that keeps 95 ID images lets one OOD
+    in three pass."""
     metrics = detection_metrics(np.arange(1, 101), np.array([95, 96, 200]))
     assert metrics.fpr95 == pytest.approx(1 / 3)
-    assert metrics.fpr95_ood == pytest.approx(6 / 100)  # 95 to 100 score at least as high as the lowest OOD image
+    assert metrics.fpr95_ood == pytest.approx(
+        6 / 100
+    )  # 95 to 100 score at least as high as the lowest OOD image
     assert recall_threshold(np.arange(1, 101)) == 95
 
 
@@ -96,7 +110,9 @@ def test_swapping_the_roles_mirrors_the_figures(id_scores: Floats, ood_scores: F
     assert other.auroc == pytest.approx(1 - one.auroc, abs=1e-15)
     mirrored = detection_metrics(-ood_scores, -id_scores)
     assert mirrored.auroc == one.auroc
-    assert (mirrored.aupr_in, mirrored.aupr_out) == pytest.approx((one.aupr_out, one.aupr_in), abs=1e-15)
+    assert (mirrored.aupr_in, mirrored.aupr_out) == pytest.approx(
+        (one.aupr_out, one.aupr_in), abs=1e-15
+    )
     assert (mirrored.fpr95, mirrored.fpr95_ood) == (one.fpr95_ood, one.fpr95)
 
 
@@ -116,8 +132,17 @@ def test_one_large_tie_and_perfect_separation() -> None:
     tie = detection_metrics(np.zeros(10), np.zeros(4))
     assert (tie.auroc, tie.fpr95, tie.fpr95_ood) == (0.5, 1, 1)
     perfect = detection_metrics(np.arange(10), np.arange(10, 14))
-    assert (perfect.auroc, perfect.aupr_in, perfect.aupr_out, perfect.fpr95, perfect.fpr95_ood) == (1, 1, 1, 0, 0)
-    assert set(bootstrap(np.arange(10), np.arange(10, 14), seed=0).values()) == {(1.0, 1.0), (0.0, 0.0)}
+    assert (perfect.auroc, perfect.aupr_in, perfect.aupr_out, perfect.fpr95, perfect.fpr95_ood) == (
+        1,
+        1,
+        1,
+        0,
+        0,
+    )
+    assert set(bootstrap(np.arange(10), np.arange(10, 14), seed=0).values()) == {
+        (1.0, 1.0),
+        (0.0, 0.0),
+    }
 
 
 @given(few, few)
@@ -137,7 +162,10 @@ def test_bootstrap_is_the_naive_one() -> None:
     id_rng, ood_rng = np.random.default_rng((9, 0)), np.random.default_rng((9, 1))
     id_draws = id_rng.integers(300, size=(40, 300), dtype=np.uint32)
     ood_draws = ood_rng.integers(80, size=(40, 80), dtype=np.uint32)
-    naive = [detection_metrics(id_scores[a], ood_scores[b]) for a, b in zip(id_draws, ood_draws, strict=True)]
+    naive = [
+        detection_metrics(id_scores[a], ood_scores[b])
+        for a, b in zip(id_draws, ood_draws, strict=True)
+    ]
     for name, interval in bootstrap(id_scores, ood_scores, resamples=40, seed=9).items():
         expected = np.quantile([getattr(one, name) for one in naive], [0.025, 0.975])
         np.testing.assert_allclose(interval, expected, atol=1e-12, err_msg=name)
@@ -154,11 +182,14 @@ def test_bootstrap_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bootstrap_covers_the_true_auroc() -> None:
-    """AUROC of N(0, 1) against N(1, 1) is Φ(1/√2) = 0.7602; 95 % intervals miss it about once in 20 times."""
+    """AUROC of N(0, 1) against N(1, 1) is Φ(1/√2) = 0.7602; 95 % intervals miss it about once in 20
+    times."""
     rng = np.random.default_rng(7)
     hits = 0
     for seed in range(100):
-        low, high = bootstrap(rng.normal(size=200), rng.normal(1, 1, 100), resamples=100, seed=seed)["auroc"]
+        low, high = bootstrap(
+            rng.normal(size=200), rng.normal(1, 1, 100), resamples=100, seed=seed
+        )["auroc"]
         hits += low <= 0.760250 <= high
     assert 86 <= hits <= 100
 
@@ -168,7 +199,9 @@ def test_bootstrap_covers_the_true_auroc() -> None:
 def test_binomial_interval_is_scipys_exact_one(count: int, n: int, level: float) -> None:
     count = min(count, n)
     expected = binomtest(count, n).proportion_ci(level, "exact")
-    assert binomial_interval(count, n, level) == pytest.approx((expected.low, expected.high), abs=1e-10)
+    assert binomial_interval(count, n, level) == pytest.approx(
+        (expected.low, expected.high), abs=1e-10
+    )
 
 
 @pytest.mark.parametrize(("count", "n"), [(-1, 5), (6, 5), (0, 0)])
@@ -186,7 +219,9 @@ def test_binomial_interval_refuses_impossible_counts(count: int, n: int) -> None
         ([1.0], [np.inf, np.nan], "2 of 2 OOD scores are not finite .*inf at 0"),
     ],
 )
-def test_bad_scores_are_named(id_scores: list[float], ood_scores: list[float], message: str) -> None:
+def test_bad_scores_are_named(
+    id_scores: list[float], ood_scores: list[float], message: str
+) -> None:
     with pytest.raises(GoodRtError, match=message):
         detection_metrics(id_scores, ood_scores)
     with pytest.raises(GoodRtError, match=message):
@@ -208,10 +243,15 @@ def test_mean_and_reading_back() -> None:
 
 def test_frechet_distance_is_that_of_scipys_matrix_root() -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(300, 5)), rng.normal(0.4, 1.7, (200, 5)) @ rng.normal(size=(5, 5))
+    first, second = (
+        rng.normal(size=(300, 5)),
+        rng.normal(0.4, 1.7, (200, 5)) @ rng.normal(size=(5, 5)),
+    )
     covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     gap = np.square(first.mean(0) - second.mean(0)).sum()
-    expected = gap + np.trace(sum(covariances) - 2 * np.real(sqrtm(covariances[0] @ covariances[1])))
+    expected = gap + np.trace(
+        sum(covariances) - 2 * np.real(sqrtm(covariances[0] @ covariances[1]))
+    )
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(first, first + 2) == pytest.approx(4 * 5)

@@ -1,4 +1,5 @@
-"""The report: self-contained, escaped, complete, small, and refusing to draw what it was not given."""
+"""The report: self-contained, escaped, complete, small, and refusing to draw what it was not
+given."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """All start tags with their attributes, the text, and whether every element is closed in order."""
+    """All start tags with their attributes, the text, and whether every element is closed in
+    order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -46,14 +48,18 @@ class Page(HTMLParser):
         self.text.append(data)
 
     def attributes(self, *names: str) -> Iterator[str]:
-        return (str(value) for _, found in self.tags for name, value in found.items() if name in names)
+        return (
+            str(value) for _, found in self.tags for name, value in found.items() if name in names
+        )
 
 
 def _data(names: tuple[str, str] = ("near", "far")) -> ReportData:
     rng = np.random.default_rng(0)
     scores = {
         model: {
-            score: ScoredSets(rng.normal(size=400), {name: rng.normal(gap, 1, 150) for name in names})
+            score: ScoredSets(
+                rng.normal(size=400), {name: rng.normal(gap, 1, 150) for name in names}
+            )
             for score in ("Energy", "Unified")
         }
         for model, gap in (("before", 0.8), ("control", 0.9), ("trained", 2.0))
@@ -93,7 +99,9 @@ def html(data: ReportData) -> str:
 
 def test_nothing_is_loaded_from_outside(html: str) -> None:
     page = Page(html)
-    references = list(page.attributes("src", "href", "xlink:href", "srcset", "action", "data", "poster"))
+    references = list(
+        page.attributes("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+    )
     assert len(references) > 20
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in references)
     assert all(reference.startswith("#") for reference in re.findall(r"url\((.*?)\)", html))
@@ -105,7 +113,9 @@ def test_ids_are_unique_and_references_resolve(html: str) -> None:
     page = Page(html)
     ids = list(page.attributes("id"))
     assert len(ids) == len(set(ids))
-    wanted = {name[1:] for name in page.attributes("xlink:href")} | set(re.findall(r"url\(#(.*?)\)", html))
+    wanted = {name[1:] for name in page.attributes("xlink:href")} | set(
+        re.findall(r"url\(#(.*?)\)", html)
+    )
     assert wanted <= set(ids)
     assert page.open == []
 
@@ -113,11 +123,21 @@ def test_ids_are_unique_and_references_resolve(html: str) -> None:
 def test_it_shows_everything(html: str, data: ReportData) -> None:
     text = " ".join("".join(Page(html).text).split())
     evaluation = data.evaluation
-    for expected in ("A demo", "What it is.", "Left alone.", "as many steps", "0.1.0", "out/detector.onnx", "372 of"):
+    for expected in (
+        "A demo",
+        "What it is.",
+        "Left alone.",
+        "as many steps",
+        "0.1.0",
+        "out/detector.onnx",
+        "372 of",
+    ):
         assert expected in text
     for row in evaluation.rows:
         assert f"{100 * row.metrics.auroc:.1f}" in text
-    before, trained = (evaluation.row(model, "Unified", "near").metrics.fpr95 for model in ("before", "trained"))
+    before, trained = (
+        evaluation.row(model, "Unified", "near").metrics.fpr95 for model in ("before", "trained")
+    )
     assert f"{100 * before:.1f} → {100 * trained:.1f}%" in text
     control = evaluation.row("control", "Unified", "near").metrics.fpr95
     assert f"before {100 * before:.1f}, control {100 * control:.1f}" in text
@@ -131,7 +151,10 @@ def test_the_best_of_each_column_is_bold(html: str, data: ReportData) -> None:
     best = re.findall(r'<td class="best(?: mean)?">([\d.]+)', html)
     for metric in ("fpr95", "auroc", "aupr_out", "aupr_in", "fpr95_ood"):
         for ood_set in (*data.evaluation.ood_sets, MEAN):
-            assert f"{100 * getattr(data.evaluation.best(metric, ood_set).metrics, metric):.1f}" in best
+            assert (
+                f"{100 * getattr(data.evaluation.best(metric, ood_set).metrics, metric):.1f}"
+                in best
+            )
 
 
 def test_colours_follow_the_readers_setting(html: str) -> None:
@@ -163,7 +186,9 @@ def test_hostile_model_and_score_names_are_drawn_as_text() -> None:
     data = _data()
     sets = data.scores["trained"]["Unified"]
     scores = {HOSTILE: {HOSTILE: sets}}
-    html = render_report(replace(data, evaluation=evaluate_scores(scores, resamples=2), scores=scores, score=HOSTILE))
+    html = render_report(
+        replace(data, evaluation=evaluate_scores(scores, resamples=2), scores=scores, score=HOSTILE)
+    )
     assert "<script" not in html
     assert Page(html).open == []
 
@@ -214,6 +239,8 @@ def test_missing_data_is_named(data: ReportData) -> None:
         render_report(replace(data, near="fog"))
     with pytest.raises(GoodRtError, match="'Unguided' is not a PNG"):
         render_report(replace(data, sheets=[Sheet("Unguided", b"GIF89a")]))
-    less = {model: {"Unified": ScoredSets(one["Unified"].id, {})} for model, one in data.scores.items()}
+    less = {
+        model: {"Unified": ScoredSets(one["Unified"].id, {})} for model, one in data.scores.items()
+    }
     with pytest.raises(GoodRtError, match="lacks the scores 'Unified' of model 'before'"):
         render_report(replace(data, scores=less))

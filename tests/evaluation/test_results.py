@@ -19,7 +19,10 @@ def scores() -> Scores:
     rng = np.random.default_rng(0)
     return {
         model: {
-            score: ScoredSets(rng.normal(size=200), {"near": rng.normal(gap, 1, 90), "far": rng.normal(2 * gap, 1, 60)})
+            score: ScoredSets(
+                rng.normal(size=200),
+                {"near": rng.normal(gap, 1, 90), "far": rng.normal(2 * gap, 1, 60)},
+            )
             for score, gap in (("Energy", 0.5 + better), ("Unified", 1 + better))
         }
         for model, better in (("before", 0.0), ("trained", 0.7))
@@ -66,8 +69,13 @@ def test_names_and_best(evaluation: Evaluation) -> None:
     for metric in METRICS:
         best = evaluation.best(metric, "near")
         values = [getattr(row.metrics, metric) for row in evaluation.rows if row.ood_set == "near"]
-        assert getattr(best.metrics, metric) == (min(values) if metric.startswith("fpr") else max(values))
-    assert (evaluation.best("auroc").model, evaluation.best("auroc").score) == ("trained", "Unified")
+        assert getattr(best.metrics, metric) == (
+            min(values) if metric.startswith("fpr") else max(values)
+        )
+    assert (evaluation.best("auroc").model, evaluation.best("auroc").score) == (
+        "trained",
+        "Unified",
+    )
 
 
 def test_through_json_text(evaluation: Evaluation) -> None:
@@ -122,11 +130,15 @@ def test_missing_rows_and_figures_are_named(evaluation: Evaluation) -> None:
 
 def test_a_bad_value_is_named_with_its_row() -> None:
     bad = {"before": {"Energy": ScoredSets(np.zeros(3), {"near": np.array([1.0, np.nan])})}}
-    with pytest.raises(GoodRtError, match="model 'before', score 'Energy', OOD set 'near': 1 of 2 OOD scores"):
+    with pytest.raises(
+        GoodRtError, match="model 'before', score 'Energy', OOD set 'near': 1 of 2 OOD scores"
+    ):
         evaluate_scores(bad)
 
 
-@pytest.mark.parametrize("empty", [{}, {"before": {}}, {"before": {"Energy": ScoredSets(np.zeros(3), {})}}])
+@pytest.mark.parametrize(
+    "empty", [{}, {"before": {}}, {"before": {"Energy": ScoredSets(np.zeros(3), {})}}]
+)
 def test_nothing_to_measure(empty: Scores) -> None:
     with pytest.raises(GoodRtError, match="at least one model"):
         evaluate_scores(empty)

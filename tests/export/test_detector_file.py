@@ -1,4 +1,5 @@
-"""detector.onnx against PyTorch on real images, every label included; and that a wrong file is never kept."""
+"""detector.onnx against PyTorch on real images, every label included; and that a wrong file is
+never kept."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from good_rt.errors import ParityError
 from good_rt.export.detector import detector_parity, export_detector
 
 TOLERANCE = 1e-4
-"""Of a well-trained classifier's outputs, relative to their mean magnitude; the export itself bears with 1e-3."""
+"""Of a well-trained classifier's outputs, relative to their mean magnitude; the export itself bears
+with 1e-3."""
 
 
 def unit(name: str, count: int) -> Tensor:
@@ -28,7 +30,9 @@ def unit(name: str, count: int) -> Tensor:
     return (from_uint8(assets.load_images(name).images[:count]) + 1) / 2
 
 
-def test_every_output_and_label_on_real_images(detector_module: DetectorModule, detector_path: Path) -> None:
+def test_every_output_and_label_on_real_images(
+    detector_module: DetectorModule, detector_path: Path
+) -> None:
     detector = Detector(detector_path)
     for name in ("test", "near", "mnist", "photos"):
         images = assets.load_images(name).images[:150]
@@ -107,7 +111,11 @@ class Off(nn.Module):
     ],
 )
 def test_a_wrong_file_is_not_kept(
-    detector_module: DetectorModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
+    detector_module: DetectorModule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    message: str,
 ) -> None:
     exported = under_test.export_onnx
 
@@ -117,7 +125,10 @@ def test_a_wrong_file_is_not_kept(
     monkeypatch.setattr(under_test, "export_onnx", perturbed)
     path = tmp_path / "detector.onnx"
     path.write_bytes(b"the old one")
-    with pytest.raises(ParityError, match=rf"detector\.onnx is not what PyTorch computes: .*{message}.*; nothing was"):
+    with pytest.raises(
+        ParityError,
+        match=rf"detector\.onnx is not what PyTorch computes: .*{message}.*; nothing was",
+    ):
         export_detector(detector_module, path, unit("test", 16), training="nothing")
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,5 @@
-"""`export_models` as a whole: proved engines or nothing, done once, and again when something changed."""
+"""`export_models` as a whole: proved engines or nothing, done once, and again when something
+changed."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def pixel_engines(pixel_dir: Path, classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pixel_engines(
+    pixel_dir: Path, classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A fresh copy of the pixel model's engines, which are quickly made."""
     made = tmp_path_factory.getbasetemp() / "pixel-engines"
     if not made.exists():
@@ -44,10 +47,14 @@ def test_a_pixel_model_has_two_graphs(pixel_engines: Path) -> None:
     assert set(engines["unet"].inputs) == {"sample", "timestep"}
 
 
-def test_an_unchanged_model_is_left_alone(pixel_dir: Path, classifier_dir: Path, pixel_engines: Path) -> None:
+def test_an_unchanged_model_is_left_alone(
+    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path
+) -> None:
     before = state(pixel_engines)
     heard: list[str] = []
-    manifest, done = export_models(pixel_dir, classifier_dir, pixel_engines, images=IMAGES, on_graph=heard.append)
+    manifest, done = export_models(
+        pixel_dir, classifier_dir, pixel_engines, images=IMAGES, on_graph=heard.append
+    )
     assert not done and heard == [] and state(pixel_engines) == before
     assert manifest == Manifest.read(pixel_engines)
 
@@ -55,12 +62,18 @@ def test_an_unchanged_model_is_left_alone(pixel_dir: Path, classifier_dir: Path,
 def test_an_export_with_tolerances_of_its_own_is_left_alone_where_none_are_asked_for(
     pixel_dir: Path, classifier_dir: Path, tmp_path: Path
 ) -> None:
-    made, _ = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=5e-3)
+    made, _ = export_models(
+        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=5e-3
+    )
     again, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES)
     assert not done and again == made
-    anew, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, force=True)
+    anew, done = export_models(
+        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, force=True
+    )
     assert done and anew.tolerance == made.tolerance
-    usual, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE)
+    usual, done = export_models(
+        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE
+    )
     assert done and usual.tolerance["relative"] == RELATIVE
 
 
@@ -72,7 +85,9 @@ def test_what_changed_is_exported_again(
     if change == "classifier":
         classifier_dir = shutil.copytree(classifier_dir, tmp_path / "clf")
         config = json.loads((classifier_dir / "classifier.json").read_text())
-        (classifier_dir / "classifier.json").write_text(json.dumps({**config, "mean": [0.5], "std": [0.5]}))
+        (classifier_dir / "classifier.json").write_text(
+            json.dumps({**config, "mean": [0.5], "std": [0.5]})
+        )
     elif change == "damage":
         (pixel_engines / "classifier.onnx").write_bytes(b"damaged")
     elif change == "tolerance":
@@ -85,7 +100,9 @@ def test_what_changed_is_exported_again(
     else:
         settings = {"force": True}
     before = state(pixel_engines)
-    manifest, done = export_models(pixel_dir, classifier_dir, pixel_engines, images=IMAGES, **settings)
+    manifest, done = export_models(
+        pixel_dir, classifier_dir, pixel_engines, images=IMAGES, **settings
+    )
     after = state(pixel_engines)
     assert done and after.keys() == before.keys()
     assert all(after[name] != before[name] for name in after)
@@ -94,7 +111,8 @@ def test_what_changed_is_exported_again(
 
 
 class Off(nn.Module):
-    """A module that computes something slightly else once it is traced, as a faulty exporter would make it."""
+    """A module that computes something slightly else once it is traced, as a faulty exporter would
+    make it."""
 
     def __init__(self, module: nn.Module, by: float) -> None:
         super().__init__()
@@ -107,7 +125,12 @@ class Off(nn.Module):
 
 @pytest.mark.parametrize(("by", "passes"), [(0.05, False), (5e-5, True)])
 def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
-    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path, monkeypatch: pytest.MonkeyPatch, by: float, passes: bool
+    pixel_dir: Path,
+    classifier_dir: Path,
+    pixel_engines: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by: float,
+    passes: bool,
 ) -> None:
     exported = under_test.export_onnx
 
@@ -121,13 +144,18 @@ def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
         assert export_models(pixel_dir, classifier_dir, fresh, images=IMAGES)[1]
         return
     for out in (pixel_engines, fresh):
-        with pytest.raises(ParityError, match=r"(unet|classifier)\.onnx is not what PyTorch computes: .* times the "):
+        with pytest.raises(
+            ParityError,
+            match=r"(unet|classifier)\.onnx is not what PyTorch computes: .* times the ",
+        ):
             export_models(pixel_dir, classifier_dir, out, images=IMAGES, force=True)
     assert state(pixel_engines) == before
     assert list(pixel_engines.parent.iterdir()) == [pixel_engines]
 
 
-def test_a_folder_of_other_things_is_not_replaced(pixel_dir: Path, classifier_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_not_replaced(
+    pixel_dir: Path, classifier_dir: Path, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(GoodRtError):
         export_models(pixel_dir, classifier_dir, tmp_path, images=IMAGES)
@@ -142,12 +170,17 @@ def test_a_model_and_classifier_that_do_not_fit_are_refused(
     with pytest.raises(GoodRtError):
         export_models(model_dir / "vae", classifier_dir, tmp_path / "out")
     bare = shutil.copytree(model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("vae"))
-    with pytest.raises(GoodRtError, match=r"makes images of shape \(4, 8, 8\), the classifier takes 1 channels of 32"):
+    with pytest.raises(
+        GoodRtError,
+        match=r"makes images of shape \(4, 8, 8\), the classifier takes 1 channels of 32",
+    ):
         export_models(bare, classifier_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(engines_dir: Path, model_dir: Path) -> None:
+def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(
+    engines_dir: Path, model_dir: Path
+) -> None:
     from good_rt.classifier import load_classifier
     from good_rt.diffusion import load_diffusion
 
@@ -157,7 +190,9 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(engines
     assert set(graphs) == {"unet", "vae_encoder", "vae_decoder", "classifier"}
     assert model.encoder is not None
     with torch.no_grad():
-        torch.testing.assert_close(graphs["vae_decoder"].inputs["real"](3)["latents"], model.encoder(IMAGES[:3]))
+        torch.testing.assert_close(
+            graphs["vae_decoder"].inputs["real"](3)["latents"], model.encoder(IMAGES[:3])
+        )
     made = graphs["unet"].inputs["real"](5)
     assert made["sample"].shape == (5, 4, 8, 8)
     assert made["timestep"].tolist() == [999, 749, 500, 250, 0]
@@ -168,18 +203,32 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(engines
 
 
 def test_weights_beyond_one_file(
-    model_dir: Path, classifier: Classifier, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path,
+    classifier: Classifier,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a model of more than 2 GB: weights in a file beside the graph, which the halves of a gradient share."""
+    """As a model of more than 2 GB: weights in a file beside the graph, which the halves of a
+    gradient share."""
     monkeypatch.setattr("good_rt.export.to_onnx.LARGEST_FILE", 100_000)
     fused = FusedGuidance(generator.bank, 5)
-    manifest, _ = export_models(model_dir, classifier, tmp_path / "engines", images=IMAGES, fused=fused, batches=(1, 3))
-    assert {row.batch for row in manifest.parity} == {1, 3} and all(row.ok for row in manifest.parity)
+    manifest, _ = export_models(
+        model_dir, classifier, tmp_path / "engines", images=IMAGES, fused=fused, batches=(1, 3)
+    )
+    assert {row.batch for row in manifest.parity} == {1, 3} and all(
+        row.ok for row in manifest.parity
+    )
     data = {name: entry.data for name, entry in manifest.graphs.items()}
     assert data["unet"] == ("unet.onnx.data",)
-    assert data["unet_vjp"] == data["unet_forward"] == data["unet_backward"] == ("unet_vjp.onnx.data",)
+    assert (
+        data["unet_vjp"] == data["unet_forward"] == data["unet_backward"] == ("unet_vjp.onnx.data",)
+    )
     path = tmp_path / "engines" / "unet.onnx.data"
-    assert path.with_name("unet.onnx").stat().st_size + path.stat().st_size == manifest.graphs["unet"].bytes
+    assert (
+        path.with_name("unet.onnx").stat().st_size + path.stat().st_size
+        == manifest.graphs["unet"].bytes
+    )
     load_engines(tmp_path / "engines")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

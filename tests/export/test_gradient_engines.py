@@ -1,4 +1,5 @@
-"""Engines that compute gradients: parity with autograd, in one graph and in two, and the images they guide to."""
+"""Engines that compute gradients: parity with autograd, in one graph and in two, and the images
+they guide to."""
 
 from __future__ import annotations
 
@@ -32,14 +33,24 @@ def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
     assert max(row.max_relative for row in rows) <= 1e-4
 
 
-@pytest.mark.parametrize("config", [
-    GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.2), GuidanceConfig(mu=0.2, rho=0.1, n_iter=2),
-    GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        GuidanceConfig(mu=0.3),
+        GuidanceConfig(rho=0.2),
+        GuidanceConfig(mu=0.2, rho=0.1, n_iter=2),
+        GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
+    ],
+)
 def test_engines_guide_to_the_images_of_pytorch(
-    gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path, generator: Generator,
-    make_job: Callable[..., GenerationJob], config: GuidanceConfig,
-) -> None:  # fmt: skip
+    gradient_engines_dir: Path,
+    model_dir: Path,
+    classifier: Classifier,
+    id_dir: Path,
+    generator: Generator,
+    make_job: Callable[..., GenerationJob],
+    config: GuidanceConfig,
+) -> None:
     job = replace(make_job(), config=config)
     model = load_diffusion(model_dir)
     engines = load_engines(gradient_engines_dir)
@@ -56,7 +67,9 @@ def test_engines_guide_to_the_images_of_pytorch(
     assert np.abs(halves.images(job, indices).astype(int) - expected).max() <= LEVELS
 
 
-@pytest.mark.parametrize("config", [GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)])
+@pytest.mark.parametrize(
+    "config", [GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)]
+)
 def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
     gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path,
     make_job: Callable[..., GenerationJob], config: GuidanceConfig,
@@ -65,21 +78,29 @@ def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
     whole = None
     for threads in (1, 2, 3):
         engines = load_engines(gradient_engines_dir, threads=threads)
-        generator = make_generator(load_diffusion(model_dir), classifier, IdData(id_dir), job, steps=4, engines=engines)
+        generator = make_generator(
+            load_diffusion(model_dir), classifier, IdData(id_dir), job, steps=4, engines=engines
+        )
         for size in (count, 1, 2, 4):
-            batches = [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+            batches = [
+                list(range(first, min(first + size, count))) for first in range(0, count, size)
+            ]
             images = np.concatenate([generator.images(job, indices) for indices in batches])
             whole = images if whole is None else whole
             np.testing.assert_array_equal(images, whole)
 
 
-def test_a_pair_is_differentiable_in_its_first_input(gradient_engines_dir: Path, model_dir: Path) -> None:
+def test_a_pair_is_differentiable_in_its_first_input(
+    gradient_engines_dir: Path, model_dir: Path
+) -> None:
     from good_rt.engines.autograd import VjpPair
 
     engines, decoder = load_engines(gradient_engines_dir), load_diffusion(model_dir).decoder
     assert decoder is not None
     pair = VjpPair(engines["decoder_forward"], engines["decoder_backward"])
-    latents = torch.randn(3, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        3, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0)
+    )
     gradients = []
     for run in (pair.function, decoder):
         x = latents.clone().requires_grad_(True)

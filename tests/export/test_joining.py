@@ -33,8 +33,13 @@ class Enlarging(nn.Module):
         return y + large.mean(dim=1, keepdim=True) if self.twice else y
 
 
-CASES = [(2.0, 3, 1, False, True), (3.0, 3, 1, False, False), (2.0, 3, 2, False, False), (2.0, 1, 1, False, False),
-         (2.0, 3, 1, True, False)]  # fmt: skip
+CASES = [
+    (2.0, 3, 1, False, True),
+    (3.0, 3, 1, False, False),
+    (2.0, 3, 2, False, False),
+    (2.0, 1, 1, False, False),
+    (2.0, 3, 1, True, False),
+]
 
 
 @pytest.mark.parametrize(("scale", "kernel", "stride", "twice", "joined"), CASES)
@@ -52,11 +57,15 @@ def test_the_gradient_is_autograds_and_only_the_known_pair_is_joined(
 
 
 class Normalised(nn.Module):
-    """Two convolutions with batch norm, the second without affine parameters; the first is read twice where asked."""
+    """Two convolutions with batch norm, the second without affine parameters; the first is read
+    twice where asked."""
 
     def __init__(self, bias: bool, twice: bool) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1, bias=bias), nn.Conv2d(4, 4, 1, bias=bias, groups=2)
+        self.first, self.second = (
+            nn.Conv2d(3, 4, 3, 2, 1, bias=bias),
+            nn.Conv2d(4, 4, 1, bias=bias, groups=2),
+        )
         self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)])
         self.twice = twice
 
@@ -68,11 +77,15 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("twice", [True, False])
-def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(bias: bool, twice: bool) -> None:
+def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(
+    bias: bool, twice: bool
+) -> None:
     torch.manual_seed(0)
     module = Normalised(bias, twice).double()
     for _ in range(3):
-        module(torch.randn(16, 3, 8, 8, dtype=torch.float64) * 2 + 1)  # statistics that are not 0 and 1
+        module(
+            torch.randn(16, 3, 8, 8, dtype=torch.float64) * 2 + 1
+        )  # statistics that are not 0 and 1
     module.eval()
     product = vjp_module(module, {"x": torch.randn(2, 3, 8, 8, dtype=torch.float64)}, "x")
     left = [node for node in product.primal.graph.nodes if "batch_norm" in str(node.target)]

@@ -1,4 +1,5 @@
-"""The manifest: there and back, and engines load only when they are the files that it vouches for."""
+"""The manifest: there and back, and engines load only when they are the files that it vouches
+for."""
 
 from __future__ import annotations
 
@@ -32,11 +33,16 @@ def test_it_describes_the_files(engines_dir: Path, model_dir: Path, classifier: 
         "model": load_diffusion(model_dir).fingerprint, "classifier": classifier.fingerprint
     }  # fmt: skip
     assert set(manifest.graphs) == GRAPHS
-    assert {path.name for path in engines_dir.iterdir()} == {MANIFEST, *(f"{name}.onnx" for name in GRAPHS)}
+    assert {path.name for path in engines_dir.iterdir()} == {
+        MANIFEST,
+        *(f"{name}.onnx" for name in GRAPHS),
+    }
     for entry in manifest.graphs.values():
         assert entry.sha256 == sha256(engines_dir / entry.file)
         assert entry.bytes == (engines_dir / entry.file).stat().st_size
-    assert {(row.graph, row.inputs) for row in manifest.parity} == {(g, i) for g in GRAPHS for i in ("real", "random")}
+    assert {(row.graph, row.inputs) for row in manifest.parity} == {
+        (g, i) for g in GRAPHS for i in ("real", "random")
+    }
     assert all(row.ok for row in manifest.parity)
 
 
@@ -71,9 +77,15 @@ def flip(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, r"holds no engines \(manifest\.json is missing\); make them with `good-rt export`"),
+    "no folder": (
+        shutil.rmtree,
+        r"holds no engines \(manifest\.json is missing\); make them with `good-rt export`",
+    ),
     "no JSON": (lambda f: (f / MANIFEST).write_text("{"), r"manifest\.json is not valid JSON"),
-    "format": (edit(lambda v: v.update(format=99)), "has format 99, this version reads 1; export again"),
+    "format": (
+        edit(lambda v: v.update(format=99)),
+        "has format 99, this version reads 1; export again",
+    ),
     "no graphs": (edit(lambda v: v.pop("graphs")), r"is damaged \(KeyError: 'graphs'\)"),
     "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
     "odd source": (edit(lambda v: v.update(source=[])), "is damaged"),
@@ -82,19 +94,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "odd file": (edit(lambda v: v["graphs"]["unet"].update(file=5)), "is damaged"),
     "odd data": (edit(lambda v: v["graphs"]["unet"].update(data=[3])), "is damaged"),
     "odd parity": (edit(lambda v: v.update(parity=[{"graph": "unet"}])), "is damaged"),
-    "hash": (flip, r"unet\.onnx is not the file that was exported \(its hash differs\); export again"),
+    "hash": (
+        flip,
+        r"unet\.onnx is not the file that was exported \(its hash differs\); export again",
+    ),
     "cut": (lambda f: (f / "unet.onnx").write_bytes(b""), "its hash differs"),
     "missing file": (lambda f: (f / "unet.onnx").unlink(), r"unet\.onnx is missing; export again"),
     "outside": (
         edit(lambda v: v["graphs"]["unet"].update(file="../engines/unet.onnx")),
         "graph 'unet' lies outside the folder",
     ),
-    "above": (edit(lambda v: v["graphs"]["unet"].update(data=[".."])), "graph 'unet' lies outside the folder"),
+    "above": (
+        edit(lambda v: v["graphs"]["unet"].update(data=[".."])),
+        "graph 'unet' lies outside the folder",
+    ),
     "a folder": (
         lambda f: ((f / "unet.onnx").unlink(), (f / "unet.onnx").mkdir()),
         r"unet\.onnx is missing; export again",
     ),
-    "absolute": (edit(lambda v: v["graphs"]["unet"].update(file="/etc/passwd")), "graph 'unet' lies outside"),
+    "absolute": (
+        edit(lambda v: v["graphs"]["unet"].update(file="/etc/passwd")),
+        "graph 'unet' lies outside",
+    ),
 }
 
 
@@ -108,7 +129,10 @@ def exchange(folder: Path) -> None:
     edit(change)(folder)
 
 
-DAMAGES["another graph"] = (exchange, r"vae_decoder\.onnx has other inputs or outputs than .* has for 'unet'")
+DAMAGES["another graph"] = (
+    exchange,
+    r"vae_decoder\.onnx has other inputs or outputs than .* has for 'unet'",
+)
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
@@ -121,7 +145,9 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
 
 def test_a_graph_that_is_asked_for_and_not_there_is_named(folder: Path) -> None:
     edit(lambda value: value["graphs"].pop("unet"))(folder)
-    with pytest.raises(GoodRtError, match=r"manifest\.json has no graph 'unet'; export again with --force"):
+    with pytest.raises(
+        GoodRtError, match=r"manifest\.json has no graph 'unet'; export again with --force"
+    ):
         load_engines(folder, names=["unet", "vae_decoder"])
 
 

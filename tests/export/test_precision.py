@@ -1,4 +1,5 @@
-"""Half precision: which parts of a graph it takes, which it leaves, and how far its results are off."""
+"""Half precision: which parts of a graph it takes, which it leaves, and how far its results are
+off."""
 
 from __future__ import annotations
 
@@ -19,9 +20,14 @@ from good_rt.export.precision import HALF, as_computed, rounding_error, to_half
 GRAPHS = ("unet", "vae_encoder", "vae_decoder", "classifier")
 
 
-def graph(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], output: str = "y") -> onnx.ModelProto:
+def graph(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], output: str = "y"
+) -> onnx.ModelProto:
     """x (batch, 4) -> y (batch, 4), float32."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", output)]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])
+        for name in ("x", output)
+    ]
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     found = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
     return helper.make_model(found, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -77,7 +83,9 @@ def test_an_epsilon_stays_one() -> None:
     model = graph(nodes, {"axes": np.array([1]), "eps": np.array(1e-12, np.float32)})
     half = as_computed(to_half(model, "bf16"), "bf16")
     assert "eps" in {tensor.name for tensor in to_half(model, "fp16").graph.initializer}
-    assert "eps/bf16" in {tensor.name for tensor in half.graph.initializer}  # bf16 has float32's range
+    assert "eps/bf16" in {
+        tensor.name for tensor in half.graph.initializer
+    }  # bf16 has float32's range
 
 
 def test_a_mask_stays_within_range() -> None:
@@ -90,7 +98,10 @@ def test_a_mask_stays_within_range() -> None:
 @pytest.mark.parametrize("precision", HALF)
 def test_every_operation_rounds(precision: str) -> None:
     """(x + 2⁻¹³) − x is 0 in half precision, and 2⁻¹³ where the sum is kept in float32."""
-    nodes = [helper.make_node("Add", ["x", "small"], ["sum"]), helper.make_node("Sub", ["sum", "x"], ["y"])]
+    nodes = [
+        helper.make_node("Add", ["x", "small"], ["sum"]),
+        helper.make_node("Sub", ["sum", "x"], ["y"]),
+    ]
     model = graph(nodes, {"small": np.array(2**-13, np.float32)})
     error = rounding_error(model, precision, {"x": np.ones((2, 4), np.float32)})["y"]
     assert error == {"max": 1, "rms": 1}
@@ -111,11 +122,15 @@ def test_a_tensor_that_is_used_both_ways_and_put_out() -> None:
 def test_inner_graphs_are_left_alone() -> None:
     def branch(operation: str) -> onnx.GraphProto:
         value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, ["batch", 4])
-        return helper.make_graph([helper.make_node(operation, ["m"], ["inner"])], operation, [], [value])
+        return helper.make_graph(
+            [helper.make_node(operation, ["m"], ["inner"])], operation, [], [value]
+        )
 
     nodes = [
         helper.make_node("Mul", ["x", "two"], ["m"]),
-        helper.make_node("If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Neg")),
+        helper.make_node(
+            "If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Neg")
+        ),
     ]
     model = graph(nodes, {"two": np.array(2, np.float32), "flag": np.array(True)})
     half = to_half(model, "fp16")
@@ -127,9 +142,16 @@ def test_inner_graphs_are_left_alone() -> None:
 def test_engines_in_half_precision_are_the_half_graphs(engines_dir: Path, model_dir: Path) -> None:
     """On the CPU, where ONNX Runtime takes fp16 as storage and computes in float32 between."""
     names = ("unet", "vae_decoder")
-    exact, half = (load_engines(engines_dir, names=names, precisions=kind) for kind in ({}, {"vae_decoder": "fp16"}))
-    latents = torch.randn(5, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0))
-    expected, found = (engines["vae_decoder"](latents=latents)["images"] for engines in (exact, half))
+    exact, half = (
+        load_engines(engines_dir, names=names, precisions=kind)
+        for kind in ({}, {"vae_decoder": "fp16"})
+    )
+    latents = torch.randn(
+        5, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0)
+    )
+    expected, found = (
+        engines["vae_decoder"](latents=latents)["images"] for engines in (exact, half)
+    )
     assert found.dtype == torch.float32
     assert 0 < (found - expected).square().mean().sqrt() < 4e-3 * expected.square().mean().sqrt()
     assert half["vae_decoder"].inputs == exact["vae_decoder"].inputs

@@ -1,4 +1,5 @@
-"""Group norms of a million elements a group on pictures with flat areas: as exact as PyTorch's, against float64."""
+"""Group norms of a million elements a group on pictures with flat areas: as exact as PyTorch's,
+against float64."""
 
 from __future__ import annotations
 
@@ -23,14 +24,18 @@ def norm() -> nn.Module:
     module = nn.GroupNorm(2, 8)
     for parameter in module.parameters():
         nn.init.normal_(parameter, generator=generator)
-    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), module, nn.SiLU()).eval().requires_grad_(False)
+    return (
+        nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), module, nn.SiLU()).eval().requires_grad_(False)
+    )
 
 
 @pytest.fixture(scope="module")
 def flat() -> Tensor:
     """A picture that is flat but for a corner."""
     picture = torch.full((1, 2, 512, 512), 0.3)
-    picture[:, :, :100, :100] = torch.randn(1, 2, 100, 100, generator=torch.Generator().manual_seed(1))
+    picture[:, :, :100, :100] = torch.randn(
+        1, 2, 100, 100, generator=torch.Generator().manual_seed(1)
+    )
     return picture
 
 
@@ -56,7 +61,9 @@ def test_large_groups_alone_are_staged(tmp_path: Path) -> None:
     export_onnx(both, {"x": x[:2]}, ("y",), tmp_path / "both.onnx")
     operations = [node.op_type for node in onnx.load(tmp_path / "both.onnx").graph.node]
     assert operations.count("InstanceNormalization") == 1
-    torch.testing.assert_close(OnnxRuntimeEngine(tmp_path / "both.onnx")(x=x)["y"], both(x).detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        OnnxRuntimeEngine(tmp_path / "both.onnx")(x=x)["y"], both(x).detach(), rtol=0, atol=1e-4
+    )
 
 
 def test_small_groups_are_left_as_they_are(norm: nn.Module) -> None:

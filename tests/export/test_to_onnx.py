@@ -1,4 +1,5 @@
-"""One module to one ONNX file: what PyTorch computes, for every batch size, with metadata; or an error in a line."""
+"""One module to one ONNX file: what PyTorch computes, for every batch size, with metadata; or an
+error in a line."""
 
 from __future__ import annotations
 
@@ -17,10 +18,19 @@ from good_rt.export.to_onnx import OPSET, export_onnx
 
 
 @pytest.mark.parametrize("opset", [18, OPSET])
-def test_the_file_computes_what_the_module_does(classifier: Classifier, tmp_path: Path, opset: int) -> None:
+def test_the_file_computes_what_the_module_does(
+    classifier: Classifier, tmp_path: Path, opset: int
+) -> None:
     path = tmp_path / "c.onnx"
     images = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    export_onnx(classifier, {"images": images[:2]}, ("logits", "features"), path, opset=opset, metadata={"a": "b"})
+    export_onnx(
+        classifier,
+        {"images": images[:2]},
+        ("logits", "features"),
+        path,
+        opset=opset,
+        metadata={"a": "b"},
+    )
     model = onnx.load(path)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
     assert {entry.key: entry.value for entry in model.metadata_props}["a"] == "b"
@@ -30,14 +40,24 @@ def test_the_file_computes_what_the_module_does(classifier: Classifier, tmp_path
     for batch in (1, 5):
         with torch.no_grad():
             expected = classifier(images[:batch])
-        for found, reference in zip(session.run(None, {"images": images[:batch].numpy()}), expected, strict=True):
+        for found, reference in zip(
+            session.run(None, {"images": images[:batch].numpy()}), expected, strict=True
+        ):
             np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4)
 
 
 def test_it_says_nothing_while_it_works(
-    classifier: Classifier, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    classifier: Classifier,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
-    export_onnx(classifier, {"images": torch.zeros(2, 1, 32, 32)}, ("logits", "features"), tmp_path / "c.onnx")
+    export_onnx(
+        classifier,
+        {"images": torch.zeros(2, 1, 32, 32)},
+        ("logits", "features"),
+        tmp_path / "c.onnx",
+    )
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
     assert [str(warning.message) for warning in recwarn] == []

@@ -12,7 +12,9 @@ from good_rt.method.bank import LARGE, FeatureBank
 
 
 def unit(n, d, seed=0, dtype=torch.float32):
-    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+    return F.normalize(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1
+    )
 
 
 @pytest.mark.parametrize("k", [1, 5, 50])
@@ -20,10 +22,14 @@ def test_distances_are_scikit_learns(k):
     bank, queries = unit(500, 16), unit(40, 16, seed=1)
     distances, rows = FeatureBank(bank).search(queries, k)
     expected, indices = (
-        NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.double()).kneighbors(queries.double())
+        NearestNeighbors(n_neighbors=k, algorithm="brute")
+        .fit(bank.double())
+        .kneighbors(queries.double())
     )
     torch.testing.assert_close(distances.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
-    assert (rows == torch.from_numpy(indices)).float().mean() > 0.99  # equal but for rounding of near ties
+    assert (
+        rows == torch.from_numpy(indices)
+    ).float().mean() > 0.99  # equal but for rounding of near ties
     torch.testing.assert_close(FeatureBank(bank).distance(queries, k), distances[:, -1])
 
 
@@ -41,7 +47,10 @@ def test_duplicates_count_and_ties_go_to_the_lower_row(seed, k):
 @pytest.fixture(scope="module")
 def large() -> FeatureBank:
     """Features in 50 clusters, as those of so many classes are."""
-    centres, spread = unit(50, 32)[torch.arange(LARGE + 5_000) % 50], unit(LARGE + 5_000, 32, seed=1)
+    centres, spread = (
+        unit(50, 32)[torch.arange(LARGE + 5_000) % 50],
+        unit(LARGE + 5_000, 32, seed=1),
+    )
     return FeatureBank(F.normalize(centres + 0.5 * spread, dim=1))
 
 
@@ -51,16 +60,24 @@ def test_an_approximate_search_finds_about_the_distance(large):
     found, rows = large.search(queries, 10, approximate=True)
     assert (found >= exact - 1e-6).all()
     assert float((found / exact).mean()) < 1.02
-    torch.testing.assert_close(found, torch.linalg.vector_norm(queries[:, None] - large.features[rows], dim=2))
+    torch.testing.assert_close(
+        found, torch.linalg.vector_norm(queries[:, None] - large.features[rows], dim=2)
+    )
     again, same = FeatureBank(large.features).search(queries, 10, approximate=True)
     assert torch.equal(rows, same) and torch.equal(found, again)
 
 
-def test_an_approximate_search_is_exact_where_clusters_hold_too_few_rows_or_the_bank_is_small(large):
+def test_an_approximate_search_is_exact_where_clusters_hold_too_few_rows_or_the_bank_is_small(
+    large,
+):
     many = LARGE // 4
-    torch.testing.assert_close(large.search(unit(2, 32), many, approximate=True), large.search(unit(2, 32), many))
+    torch.testing.assert_close(
+        large.search(unit(2, 32), many, approximate=True), large.search(unit(2, 32), many)
+    )
     small = FeatureBank(large.features[:LARGE])
-    torch.testing.assert_close(small.search(unit(9, 32), 10, approximate=True), small.search(unit(9, 32), 10))
+    torch.testing.assert_close(
+        small.search(unit(9, 32), 10, approximate=True), small.search(unit(9, 32), 10)
+    )
 
 
 def test_a_row_can_be_left_out_of_its_own_search():
@@ -97,7 +114,11 @@ def test_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     ("features", "message"),
-    [(torch.ones(3, 4), "norm 2"), (torch.full((2, 4), torch.nan), "norm nan"), (torch.ones(4), "matrix")],
+    [
+        (torch.ones(3, 4), "norm 2"),
+        (torch.full((2, 4), torch.nan), "norm nan"),
+        (torch.ones(4), "matrix"),
+    ],
 )
 def test_what_is_no_bank_is_refused(features, message):
     with pytest.raises(GoodRtError, match=message):

@@ -1,4 +1,5 @@
-"""The conformal p-value: its guarantee by permutation (exact) and by simulation, ties, order, and what is refused."""
+"""The conformal p-value: its guarantee by permutation (exact) and by simulation, ties, order, and
+what is refused."""
 
 from __future__ import annotations
 
@@ -14,14 +15,19 @@ from good_rt.errors import GoodRtError
 from good_rt.method.conformal import check_alpha, conformal_p_value, refusal_interval
 
 scores = st.integers(2, 40).flatmap(
-    lambda n: arrays(np.float64, n, elements=st.floats(-100, 100) | st.sampled_from([0.0, 1.0, 2.0]))
+    lambda n: arrays(
+        np.float64, n, elements=st.floats(-100, 100) | st.sampled_from([0.0, 1.0, 2.0])
+    )
 )
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(scores, st.floats(0.01, 0.99))
-def test_the_guarantee_is_exact_over_permutations(values: NDArray[np.float64], alpha: float) -> None:
-    """Among n+1 exchangeable scores each is equally likely to be the new one: at most ⌊α(n+1)⌋ of them are refused."""
+def test_the_guarantee_is_exact_over_permutations(
+    values: NDArray[np.float64], alpha: float
+) -> None:
+    """Among n+1 exchangeable scores each is equally likely to be the new one: at most ⌊α(n+1)⌋ of
+    them are refused."""
     p = [conformal_p_value(np.delete(values, i), values[i : i + 1])[0] for i in range(len(values))]
     assert sum(value <= alpha for value in p) <= alpha * len(values) + 1e-9
 
@@ -30,14 +36,17 @@ def test_the_guarantee_is_exact_over_permutations(values: NDArray[np.float64], a
 def test_at_most_alpha_of_exchangeable_inputs_is_refused(alpha: float) -> None:
     rng = np.random.default_rng(1)
     refused = sum(
-        int((conformal_p_value(rng.normal(size=500), rng.normal(size=1)) <= alpha).sum()) for _ in range(4000)
+        int((conformal_p_value(rng.normal(size=500), rng.normal(size=1)) <= alpha).sum())
+        for _ in range(4000)
     )
     assert refused <= binom.ppf(0.9999, 4000, alpha)
     assert refused >= binom.ppf(0.0001, 4000, alpha - 1 / 501)
 
 
 @given(scores, scores)
-def test_it_counts_and_falls_with_the_score(calibration: NDArray[np.float64], new: NDArray[np.float64]) -> None:
+def test_it_counts_and_falls_with_the_score(
+    calibration: NDArray[np.float64], new: NDArray[np.float64]
+) -> None:
     p = conformal_p_value(calibration, new)
     n = len(calibration)
     np.testing.assert_allclose(p, [(1 + sum(c >= s for c in calibration)) / (n + 1) for s in new])
@@ -50,7 +59,9 @@ def test_it_counts_and_falls_with_the_score(calibration: NDArray[np.float64], ne
 
 def test_ties_count_against_refusal() -> None:
     calibration = np.array([1.0, 2.0, 2.0, 3.0])
-    np.testing.assert_allclose(conformal_p_value(calibration, np.array([0.0, 2.0, 3.0, 9.0])), [1.0, 0.8, 0.4, 0.2])
+    np.testing.assert_allclose(
+        conformal_p_value(calibration, np.array([0.0, 2.0, 3.0, 9.0])), [1.0, 0.8, 0.4, 0.2]
+    )
 
 
 @pytest.mark.parametrize("calibration", [[], [1.0, np.nan], [np.inf]])

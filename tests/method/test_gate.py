@@ -32,8 +32,11 @@ def test_the_score_increases_in_both_discrepancies(image, feature, pi, c, step):
 def samples(ood_energy, ood_distance, n=2000):
     rng = np.random.default_rng(0)
     return (
-        rng.normal(-7, 2, n), rng.normal(0.3, 0.1, n), rng.normal(ood_energy, 2, n), rng.normal(ood_distance, 0.1, n)
-    )  # fmt: skip
+        rng.normal(-7, 2, n),
+        rng.normal(0.3, 0.1, n),
+        rng.normal(ood_energy, 2, n),
+        rng.normal(ood_distance, 0.1, n),
+    )
 
 
 def test_the_fit_trusts_the_discrepancy_that_separates():
@@ -44,10 +47,14 @@ def test_the_fit_trusts_the_discrepancy_that_separates():
 
 
 def test_weights_say_what_the_fit_is_for():
-    """A few images that distance alone tells weigh as much as many that energy alone tells, as if they were as many."""
+    """A few images that distance alone tells weigh as much as many that energy alone tells, as if
+    they were as many."""
     *known, energy, distance = samples(-1, 0.3)
     other_energy, other_distance = samples(-7, 0.6)[2:]
-    few = np.concatenate([energy, other_energy[:200]]), np.concatenate([distance, other_distance[:200]])
+    few = (
+        np.concatenate([energy, other_energy[:200]]),
+        np.concatenate([distance, other_distance[:200]]),
+    )
     many = (
         np.concatenate([energy, np.tile(other_energy[:200], 10)]),
         np.concatenate([distance, np.tile(other_distance[:200], 10)]),
@@ -58,7 +65,8 @@ def test_weights_say_what_the_fit_is_for():
 
 
 def test_the_fit_learns_a_soft_maximum_and_a_soft_minimum():
-    """OOD that is far in either discrepancy needs the maximum, ID that is far in either needs the minimum."""
+    """OOD that is far in either discrepancy needs the maximum, ID that is far in either needs the
+    minimum."""
     rng = np.random.default_rng(0)
     near = lambda: rng.normal(0, 1, 2000)  # noqa: E731
     either = np.stack([np.concatenate([near() + 3, near()]), np.concatenate([near(), near() + 3])])
@@ -78,7 +86,9 @@ def test_a_score_of_one_image_does_not_depend_on_others():
     score = fit(*samples(-3, 0.5))
     energy, distance = np.array([-7.0, -2.0, 0.0]), np.array([0.2, 0.5, 0.9])
     together = score(energy, distance)
-    np.testing.assert_array_equal(together, [score(energy[i : i + 1], distance[i : i + 1])[0] for i in range(3)])
+    np.testing.assert_array_equal(
+        together, [score(energy[i : i + 1], distance[i : i + 1])[0] for i in range(3)]
+    )
 
 
 def test_degenerate_data_is_refused():

@@ -1,4 +1,5 @@
-"""The sampler against diffusers' DDIM, closed forms on Gaussians, and finite differences; and its determinism."""
+"""The sampler against diffusers' DDIM, closed forms on Gaussians, and finite differences; and its
+determinism."""
 
 import itertools
 
@@ -21,10 +22,16 @@ OFF = GuidanceConfig()
 def unet():
     torch.manual_seed(0)
     model = UNet2DModel(
-        sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, num_class_embeds=4,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=4,
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -41,7 +48,10 @@ def alphas_of(scheduler):
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_unguided_equals_diffusers_ddim(unet, prediction, eta, spacing):
     scheduler = DDIMScheduler(
-        prediction_type=prediction, clip_sample=False, timestep_spacing=spacing, set_alpha_to_one=spacing == "trailing"
+        prediction_type=prediction,
+        clip_sample=False,
+        timestep_spacing=spacing,
+        set_alpha_to_one=spacing == "trailing",
     )
     scheduler.set_timesteps(20)
     seeds, labels = sample_seeds(3, range(4)), torch.tensor([0, 1, 2, 0])
@@ -50,7 +60,9 @@ def test_unguided_equals_diffusers_ddim(unet, prediction, eta, spacing):
     for t in scheduler.timesteps:
         output = unet(x, t, class_labels=labels).sample
         last = t == scheduler.timesteps[-1]
-        drawn = noise(x) if eta > 0 and not (last and spacing == "trailing") else torch.zeros_like(x)
+        drawn = (
+            noise(x) if eta > 0 and not (last and spacing == "trailing") else torch.zeros_like(x)
+        )
         x = scheduler.step(output, t, x, eta=eta, variance_noise=drawn).prev_sample
     final = float(scheduler.final_alpha_cumprod)
     alphas = alphas_of(scheduler)
@@ -64,12 +76,19 @@ def test_unguided_equals_diffusers_ddim(unet, prediction, eta, spacing):
 
 def test_classifier_free_guidance_extrapolates_from_the_null_class(unet):
     alphas = alphas_of(DDIMScheduler())
-    y, labels = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    y, labels = (
+        torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2]),
+    )
     plain = DiscreteDenoiser(network(unet), alphas)
     guided = DiscreteDenoiser(network(unet), alphas, null_class=3, cfg_scale=1.5)
     conditional, unconditional = plain(y, 1.0, labels), plain(y, 1.0, torch.full_like(labels, 3))
-    torch.testing.assert_close(guided(y, 1.0, labels), unconditional + 1.5 * (conditional - unconditional))
-    limited = DiscreteDenoiser(network(unet), alphas, null_class=3, cfg_scale=1.5, cfg_sigma_max=2.0)
+    torch.testing.assert_close(
+        guided(y, 1.0, labels), unconditional + 1.5 * (conditional - unconditional)
+    )
+    limited = DiscreteDenoiser(
+        network(unet), alphas, null_class=3, cfg_scale=1.5, cfg_sigma_max=2.0
+    )
     torch.testing.assert_close(limited(y, 2.0, labels), guided(y, 2.0, labels))
     torch.testing.assert_close(limited(y, 2.1, labels), plain(y, 2.1, labels))
     with pytest.raises(GoodRtError, match="unconditional class"):
@@ -103,7 +122,14 @@ def test_an_image_does_not_depend_on_its_batch(unet, config):
     sigmas = ddim_sigmas(alphas, 6)
     seeds, labels = sample_seeds(0, range(5)), torch.tensor([0, 1, 2, 0, 1])
     run = lambda rows: sample(  # noqa: E731
-        denoiser, lambda z: z, quadratic, sigmas, config, [seeds[i] for i in rows], SHAPE, labels[rows]
+        denoiser,
+        lambda z: z,
+        quadratic,
+        sigmas,
+        config,
+        [seeds[i] for i in rows],
+        SHAPE,
+        labels[rows],
     )
     together = run([0, 1, 2, 3, 4])
     assert torch.equal(together, run([0, 1, 2, 3, 4]))  # bytes, for the same batch
@@ -112,10 +138,13 @@ def test_an_image_does_not_depend_on_its_batch(unet, config):
 
 
 class GaussianMixture:
-    """The exact denoiser E[x0 | y] of a mixture of isotropic Gaussians in the plane; (N, 2, 1, 1) as an 'image'."""
+    """The exact denoiser E[x0 | y] of a mixture of isotropic Gaussians in the plane; (N, 2, 1, 1)
+    as an 'image'."""
 
     def __init__(self, means, std, weights):
-        self.means, self.std, self.weights = (torch.tensor(v, dtype=torch.float64) for v in (means, std, weights))
+        self.means, self.std, self.weights = (
+            torch.tensor(v, dtype=torch.float64) for v in (means, std, weights)
+        )
 
     def __call__(self, y, sigma, labels=None):
         flat = y.flatten(1)
@@ -134,15 +163,24 @@ class GaussianMixture:
 def plane(mixture, guidance, config, count=400, steps=50, eta=0.0):
     sigmas = ddim_sigmas(alphas_of(DDIMScheduler()), steps)
     out = sample(
-        mixture, lambda z: z, guidance, sigmas, config, sample_seeds(1, range(count)), (2, 1, 1), None, eta,
+        mixture,
+        lambda z: z,
+        guidance,
+        sigmas,
+        config,
+        sample_seeds(1, range(count)),
+        (2, 1, 1),
+        None,
+        eta,
         dtype=torch.float64,
-    )  # fmt: skip
+    )
     return out.flatten(1), sigmas
 
 
 @pytest.mark.parametrize(("rho", "mu"), [(0.0, 0.05), (0.05, 0.0), (0.03, 0.02)])
 def test_guidance_shifts_a_gaussian_by_the_closed_form(rho, mu):
-    """For one Gaussian and linear ℓ every step is affine, so the shift of each sample is known exactly."""
+    """For one Gaussian and linear ℓ every step is affine, so the shift of each sample is known
+    exactly."""
     std, direction = 0.5, torch.tensor([1.0, -2.0], dtype=torch.float64)
     mixture = GaussianMixture([[1.0, 1.0]], std, [1.0])
     linear = lambda x: x.flatten(1) @ direction  # noqa: E731
@@ -162,7 +200,9 @@ def test_guidance_moves_mass_to_the_favoured_mode_and_stays_on_the_modes():
     towards_right = lambda x: x.flatten(1)[:, 0]  # noqa: E731
     base, _ = plane(mixture, None, OFF, eta=1.0)
     right, _ = plane(mixture, towards_right, GuidanceConfig(rho=0.05, step="raw"), eta=1.0)
-    left, _ = plane(mixture, lambda x: -towards_right(x), GuidanceConfig(rho=0.05, step="raw"), eta=1.0)
+    left, _ = plane(
+        mixture, lambda x: -towards_right(x), GuidanceConfig(rho=0.05, step="raw"), eta=1.0
+    )
     share = [(points[:, 0] > 0).double().mean().item() for points in (left, base, right)]
     assert abs(share[1] - 0.5) < 0.08
     assert share[0] < 0.25
@@ -175,12 +215,18 @@ def test_gradient_through_decoder_and_unet_equals_finite_differences(unet):
     double = UNet2DModel.from_config(unet.config).double().eval().requires_grad_(False)
     double.load_state_dict(unet.state_dict())
     run = lambda x, t, labels: double(x, t, class_labels=labels).sample  # noqa: E731
-    denoiser = DiscreteDenoiser(run, alphas_of(DDIMScheduler()), "v_prediction", 3, 1.5, differentiable=run)
+    denoiser = DiscreteDenoiser(
+        run, alphas_of(DDIMScheduler()), "v_prediction", 3, 1.5, differentiable=run
+    )
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(2, 2, generator=generator, dtype=torch.float64)
     decoder = lambda z: torch.tanh(torch.einsum("nchw,dc->ndhw", z, mix))  # noqa: E731
     noise = torch.randn(3, 2, *SHAPE, generator=generator, dtype=torch.float64)
-    y, labels, sigma = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64), torch.tensor([0, 2]), 0.7
+    y, labels, sigma = (
+        torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64),
+        torch.tensor([0, 2]),
+        0.7,
+    )
 
     def value(y):
         return smoothed(quadratic, decoder(denoiser(y, sigma, labels)), 0.1, noise)
@@ -190,10 +236,14 @@ def test_gradient_through_decoder_and_unet_equals_finite_differences(unet):
     _, at_x0 = value_and_gradient(quadratic, decoder, x0, 0.1, lambda images: noise)
     gradient = pull_back(at_x0)
     for seed in range(5):
-        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        direction = torch.randn(
+            y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         h = 1e-5
         numeric = (value(y + h * direction) - value(y - h * direction)) / (2 * h)
-        torch.testing.assert_close((gradient * direction).flatten(1).sum(1), numeric, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            (gradient * direction).flatten(1).sum(1), numeric, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_smoothing_of_a_quadratic_is_its_closed_form():
@@ -217,7 +267,8 @@ def test_clipping_bounds_each_sample_alone():
     unit = limited(gradient, value, GuidanceConfig(mu=1), 0)
     torch.testing.assert_close(unit.square().mean(dim=(1, 2, 3)), torch.ones(2))
     assert torch.equal(
-        limited(torch.zeros(1, 1, 2, 2), torch.zeros(1), GuidanceConfig(mu=1), 0), torch.zeros(1, 1, 2, 2)
+        limited(torch.zeros(1, 1, 2, 2), torch.zeros(1), GuidanceConfig(mu=1), 0),
+        torch.zeros(1, 1, 2, 2),
     )
 
 
@@ -232,7 +283,9 @@ def test_a_value_that_is_not_finite_names_step_and_sample(unet):
     sigmas, seeds = ddim_sigmas(alphas, 5), sample_seeds(0, range(3))
 
     def explodes(images):
-        scale = torch.tensor([1.0, torch.inf, 1.0]) if float(images.abs().max()) < 3 else torch.ones(3)
+        scale = (
+            torch.tensor([1.0, torch.inf, 1.0]) if float(images.abs().max()) < 3 else torch.ones(3)
+        )
         return quadratic(images) * scale
 
     denoiser = DiscreteDenoiser(network(unet), alphas)
@@ -247,7 +300,9 @@ def test_a_value_that_is_not_finite_names_step_and_sample(unet):
             SHAPE,
             torch.zeros(3).long(),
         )
-    broken = DiscreteDenoiser(lambda x, t, labels: x * torch.tensor([1.0, 1.0, torch.nan])[:, None, None, None], alphas)
+    broken = DiscreteDenoiser(
+        lambda x, t, labels: x * torch.tensor([1.0, 1.0, torch.nan])[:, None, None, None], alphas
+    )
     with pytest.raises(NonFiniteError, match=r"step 0.*sample.* 2"):
         sample(broken, lambda z: z, None, sigmas, OFF, seeds, SHAPE, torch.zeros(3).long())
 
@@ -257,9 +312,15 @@ def test_variance_guidance_without_a_gradient_says_what_to_do(unet):
     denoiser = DiscreteDenoiser(network(unet), alphas)
     with pytest.raises(GoodRtError, match="rho"):
         sample(
-            denoiser, lambda z: z, quadratic, ddim_sigmas(alphas, 4), GuidanceConfig(rho=0.1), [1], SHAPE,
+            denoiser,
+            lambda z: z,
+            quadratic,
+            ddim_sigmas(alphas, 4),
+            GuidanceConfig(rho=0.1),
+            [1],
+            SHAPE,
             torch.zeros(1).long(),
-        )  # fmt: skip
+        )
 
 
 def test_steps_are_yielded_for_pictures_and_progress(unet):
@@ -267,10 +328,16 @@ def test_steps_are_yielded_for_pictures_and_progress(unet):
     denoiser = DiscreteDenoiser(network(unet), alphas)
     steps = list(
         sample_steps(
-            denoiser, lambda z: z, quadratic, ddim_sigmas(alphas, 4), GuidanceConfig(mu=0.1), [1, 2], SHAPE,
+            denoiser,
+            lambda z: z,
+            quadratic,
+            ddim_sigmas(alphas, 4),
+            GuidanceConfig(mu=0.1),
+            [1, 2],
+            SHAPE,
             torch.zeros(2).long(),
         )
-    )  # fmt: skip
+    )
     assert [step.index for step in steps] == [0, 1, 2, 3]
     assert all(step.value is not None and step.value.shape == (2,) for step in steps)
 
@@ -292,7 +359,9 @@ def test_only_the_steps_of_the_span_are_guided(unet):
         def brightness(images):
             return images.mean(dim=(1, 2, 3))
 
-        steps = sample_steps(denoiser, lambda z: z, brightness, sigmas, config, seeds, SHAPE, torch.zeros(2).long())
+        steps = sample_steps(
+            denoiser, lambda z: z, brightness, sigmas, config, seeds, SHAPE, torch.zeros(2).long()
+        )
         return [step.index for step in steps if step.value is not None]
 
     assert guided_at(GuidanceConfig(mu=0.1)) == list(range(10))

@@ -1,11 +1,19 @@
-"""Schedules against diffusers' schedulers, an independent implementation of the same definitions."""
+"""Schedules against diffusers' schedulers, an independent implementation of the same
+definitions."""
 
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
 from good_rt.errors import GoodRtError
-from good_rt.method.schedule import alpha_cumprod_of, ddim_sigmas, sigma_of, smoothing_widths, strengths, timesteps
+from good_rt.method.schedule import (
+    alpha_cumprod_of,
+    ddim_sigmas,
+    sigma_of,
+    smoothing_widths,
+    strengths,
+    timesteps,
+)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -16,7 +24,9 @@ def test_timesteps_are_diffusers(spacing, steps, offset):
         pytest.skip("only leading spacing has an offset, and it must stay inside the table")
     scheduler = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     scheduler.set_timesteps(steps)
-    np.testing.assert_array_equal(timesteps(1000, steps, spacing, offset), scheduler.timesteps.numpy())
+    np.testing.assert_array_equal(
+        timesteps(1000, steps, spacing, offset), scheduler.timesteps.numpy()
+    )
 
 
 def test_steps_out_of_range_are_named():

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from good_rt.errors import GoodRtError
 from good_rt.method.scores import LOGIT_SCORES, energy, logit_score, max_logit, msp
 
-logits = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(2, 8)), elements=st.floats(-30, 30))
+logits = arrays(
+    np.float64, st.tuples(st.integers(1, 6), st.integers(2, 8)), elements=st.floats(-30, 30)
+)
 
 
 @given(logits)
@@ -22,12 +24,15 @@ def test_scores_are_the_papers_formulas_in_torch(values: NDArray[np.float64]) ->
     np.testing.assert_allclose(msp(values), 1 - tensor.softmax(1).amax(1), atol=1e-12)
     np.testing.assert_allclose(max_logit(values), -tensor.amax(1))
     np.testing.assert_allclose(energy(values), -torch.logsumexp(tensor, 1), atol=1e-12)
-    np.testing.assert_allclose(energy(values, 2.5), -2.5 * torch.logsumexp(tensor / 2.5, 1), atol=1e-12)
+    np.testing.assert_allclose(
+        energy(values, 2.5), -2.5 * torch.logsumexp(tensor / 2.5, 1), atol=1e-12
+    )
 
 
 @given(logits, st.integers(-20, 20))
 def test_shifting_all_logits(values: NDArray[np.float64], shift: int) -> None:
-    """MSP does not see a common shift of the logits; MaxLogit and energy move with it, which is why they do better."""
+    """MSP does not see a common shift of the logits; MaxLogit and energy move with it, which is why
+    they do better."""
     np.testing.assert_allclose(msp(values + shift), msp(values), atol=1e-9)
     np.testing.assert_allclose(max_logit(values + shift), max_logit(values) - shift, atol=1e-9)
     np.testing.assert_allclose(energy(values + shift), energy(values) - shift, atol=1e-9)
@@ -54,7 +59,9 @@ def test_unsure_logits_score_higher() -> None:
 def test_msp_keeps_the_order_of_very_sure_images() -> None:
     values = np.array([[40.0, 0, 0], [50.0, 0, 0], [60.0, 0, 0]])
     assert (np.diff(msp(values)) < 0).all()
-    assert len(np.unique(1 - torch.from_numpy(values).softmax(1).amax(1).numpy())) == 1  # the plain way ties
+    assert (
+        len(np.unique(1 - torch.from_numpy(values).softmax(1).amax(1).numpy())) == 1
+    )  # the plain way ties
 
 
 def test_large_logits_do_not_overflow() -> None:

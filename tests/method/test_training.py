@@ -16,17 +16,30 @@ from good_rt.classifier import Classifier, predict
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, NonFiniteError
-from good_rt.method.training import EnergyHead, TrainConfig, TrainingImages, TrainStep, augment, finetune
+from good_rt.method.training import (
+    EnergyHead,
+    TrainConfig,
+    TrainingImages,
+    TrainStep,
+    augment,
+    finetune,
+)
 
 ANY_ACCURACY = 1.0
 SMALL = TrainConfig(
-    steps=6, id_batch=16, ood_batch=8, evaluate_every=2, max_accuracy_drop=ANY_ACCURACY, averaging=0.0,
+    steps=6,
+    id_batch=16,
+    ood_batch=8,
+    evaluate_every=2,
+    max_accuracy_drop=ANY_ACCURACY,
+    averaging=0.0,
     interpolation=1.0,
-)  # fmt: skip
+)
 
 
 def plain(value: float, count: int = 3) -> torch.Tensor:
-    """Images of one grey: flips and shifts do not change them, so a batch is known whatever the random choices."""
+    """Images of one grey: flips and shifts do not change them, so a batch is known whatever the
+    random choices."""
     return torch.full((count, 1, 32, 32), value)
 
 
@@ -37,14 +50,26 @@ def data() -> TrainingImages:
     assert train.labels is not None and val.labels is not None
     ood = from_uint8(assets.load_images("validation").images[:60])
     return TrainingImages(
-        from_uint8(train.images[:200]), torch.from_numpy(train.labels[:200]), from_uint8(val.images[:80]),
-        torch.from_numpy(val.labels[:80]), decoded=from_uint8(train.images[:50] // 2), ood=ood[:40], val_ood=ood[40:],
-    )  # fmt: skip
+        from_uint8(train.images[:200]),
+        torch.from_numpy(train.labels[:200]),
+        from_uint8(val.images[:80]),
+        torch.from_numpy(val.labels[:80]),
+        decoded=from_uint8(train.images[:50] // 2),
+        ood=ood[:40],
+        val_ood=ood[40:],
+    )
 
 
 def middle(classifier: Classifier, *images: torch.Tensor) -> float:
     """The mean over the sets of their mean −energy: where the head starts."""
-    return float(np.mean([logsumexp(predict(classifier, part)[0].double().numpy(), axis=1).mean() for part in images]))
+    return float(
+        np.mean(
+            [
+                logsumexp(predict(classifier, part)[0].double().numpy(), axis=1).mean()
+                for part in images
+            ]
+        )
+    )
 
 
 def by_hand(
@@ -63,7 +88,12 @@ def by_hand(
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_losses_of_one_step_by_hand(classifier: Classifier, share: float) -> None:
     data = TrainingImages(
-        plain(0.5), torch.tensor([4, 4, 4]), plain(0.5), torch.tensor([4, 4, 4]), decoded=plain(-0.25), ood=plain(0.9)
+        plain(0.5),
+        torch.tensor([4, 4, 4]),
+        plain(0.5),
+        torch.tensor([4, 4, 4]),
+        decoded=plain(-0.25),
+        ood=plain(0.9),
     )
     config = replace(SMALL, steps=1, decoded_share=share, seed=5)
     step = finetune(classifier, data, config).history[0]
@@ -89,28 +119,47 @@ def test_bfloat16_trains_nearly_as_float32(classifier: Classifier, data: Trainin
 
 
 def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
-    """Reconstructions are of the first ID images; here of one alone, which has another label than the rest."""
+    """Reconstructions are of the first ID images; here of one alone, which has another label than
+    the rest."""
     data = TrainingImages(
-        plain(0.5, 9), torch.tensor([2] + [4] * 8), plain(0.5), torch.tensor([4] * 3), decoded=plain(-0.25, 1)
+        plain(0.5, 9),
+        torch.tensor([2] + [4] * 8),
+        plain(0.5),
+        torch.tensor([4] * 3),
+        decoded=plain(-0.25, 1),
     )
     step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=1.0)).history[0]
     assert step.bce is None
-    assert step.ce == pytest.approx(by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4)
+    assert step.ce == pytest.approx(
+        by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4
+    )
 
 
-@pytest.mark.parametrize(("share", "reconstructed", "sampled"), [(0.5, 4, 4), (1.0, 8, 8), (0.0, 0, 0)])
+@pytest.mark.parametrize(
+    ("share", "reconstructed", "sampled"), [(0.5, 4, 4), (1.0, 8, 8), (0.0, 0, 0)]
+)
 def test_unguided_samples_share_the_decoded_part(
     classifier: Classifier, share: float, reconstructed: int, sampled: int
 ) -> None:
     """Each source keeps its own label: reconstructions 2, samples 6, the other ID images 4."""
     data = TrainingImages(
-        plain(0.5, 9), torch.tensor([2] + [4] * 8), plain(0.5), torch.tensor([4] * 3), decoded=plain(-0.25, 1),
-        ood=plain(0.9), unguided=plain(-0.75, 2), unguided_labels=torch.tensor([6, 6]),
-    )  # fmt: skip
+        plain(0.5, 9),
+        torch.tensor([2] + [4] * 8),
+        plain(0.5),
+        torch.tensor([4] * 3),
+        decoded=plain(-0.25, 1),
+        ood=plain(0.9),
+        unguided=plain(-0.75, 2),
+        unguided_labels=torch.tensor([6, 6]),
+    )
     config = replace(SMALL, steps=1, decoded_share=share, seed=3)
-    drawn = torch.randint(9, (16,), generator=torch.Generator().manual_seed(config.seed * 1_000_003))
+    drawn = torch.randint(
+        9, (16,), generator=torch.Generator().manual_seed(config.seed * 1_000_003)
+    )
     rest = data.labels[drawn[reconstructed + sampled :]].tolist()
-    batch = torch.cat([plain(-0.25, reconstructed), plain(-0.75, sampled), plain(0.5, len(rest)), plain(0.9, 8)])
+    batch = torch.cat(
+        [plain(-0.25, reconstructed), plain(-0.75, sampled), plain(0.5, len(rest)), plain(0.9, 8)]
+    )
     labels = [2] * reconstructed + [6] * sampled + rest
     step = finetune(classifier, data, config).history[0]
     ce, bce = by_hand(classifier, batch, labels, data.val_images)
@@ -124,17 +173,25 @@ def test_unguided_samples_alone_are_the_decoded_part(classifier: Classifier) -> 
     )  # fmt: skip
     step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=0.5)).history[0]
     batch = torch.cat([plain(-0.75, 8), plain(0.5, 8)])
-    assert step.ce == pytest.approx(by_hand(classifier, batch, [6] * 8 + [4] * 8, data.val_images)[0], rel=5e-4)
+    assert step.ce == pytest.approx(
+        by_hand(classifier, batch, [6] * 8 + [4] * 8, data.val_images)[0], rel=5e-4
+    )
 
 
 def test_the_first_step_is_adamws(classifier: Classifier) -> None:
-    """p ← p(1 − lr·wd) − lr·g/(|g| + ε) at step 1, at a thirtieth of the peak rate, with g of CE + w·BCE."""
-    data = TrainingImages(plain(0.5), torch.tensor([4] * 3), plain(0.5), torch.tensor([4] * 3), ood=plain(0.9))
+    """p ← p(1 − lr·wd) − lr·g/(|g| + ε) at step 1, at a thirtieth of the peak rate, with g of CE +
+    w·BCE."""
+    data = TrainingImages(
+        plain(0.5), torch.tensor([4] * 3), plain(0.5), torch.tensor([4] * 3), ood=plain(0.9)
+    )
     config = replace(SMALL, steps=1, weight=0.7, lr=3e-2, weight_decay=0.1)
     trained = finetune(classifier, data, config).classifier
     head, model = (
         EnergyHead(middle(classifier, data.val_images)),
-        copy.deepcopy(classifier).requires_grad_(True).train().to(memory_format=torch.channels_last),
+        copy.deepcopy(classifier)
+        .requires_grad_(True)
+        .train()
+        .to(memory_format=torch.channels_last),
     )
     batch = torch.cat([plain(0.5, 16), plain(0.9, 8)])
     logits, _ = model(batch.contiguous(memory_format=torch.channels_last))
@@ -146,28 +203,43 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
         assert before.grad is not None
         clear = before.grad.abs() > 1e-4  # else rounding decides the sign
         expected = before * (1 - rate * 0.1) - rate * before.grad / (before.grad.abs() + 1e-8)
-        torch.testing.assert_close(after[clear], expected.detach()[clear], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            after[clear], expected.detach()[clear], rtol=1e-4, atol=1e-5, msg=name
+        )
         checked += int(clear.sum())
     assert checked > 1000
 
 
 def test_validation_by_hand(classifier: Classifier, data: TrainingImages) -> None:
-    """Without a step that changes anything (rate 0), held-out loss and accuracy are the classifier's own."""
+    """Without a step that changes anything (rate 0), held-out loss and accuracy are the
+    classifier's own."""
     assert data.val_ood is not None
     result = finetune(classifier, data, replace(SMALL, steps=1, lr=0.0, head_lr=0.0, weight=0.5))
     head = EnergyHead(middle(classifier, data.val_images, data.val_ood))
     state = result.classifier  # batch norm has moved its statistics
-    logits, ood = predict(state, data.val_images)[0].double(), predict(state, data.val_ood)[0].double()
+    logits, ood = (
+        predict(state, data.val_images)[0].double(),
+        predict(state, data.val_ood)[0].double(),
+    )
     log_odds = [head.double()(torch.logsumexp(x, 1)).detach().numpy() for x in (logits, ood)]
-    ce = float(np.mean(logsumexp(logits.numpy(), axis=1) - logits.numpy()[np.arange(80), data.val_labels.numpy()]))
+    ce = float(
+        np.mean(
+            logsumexp(logits.numpy(), axis=1)
+            - logits.numpy()[np.arange(80), data.val_labels.numpy()]
+        )
+    )
     bce = -0.5 * (np.log(expit(log_odds[0])).mean() + np.log(expit(-log_odds[1])).mean())
     assert result.history[-1].val_loss == pytest.approx(ce + 0.5 * bce, rel=1e-4)
-    assert result.accuracy == pytest.approx(float((logits.argmax(1) == data.val_labels).double().mean()))
+    assert result.accuracy == pytest.approx(
+        float((logits.argmax(1) == data.val_labels).double().mean())
+    )
 
 
 def same(one: Classifier, other: Classifier) -> bool:
     first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
@@ -183,7 +255,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         finetune(classifier, data, config, tmp_path / "run", on_step=interrupt)
     resumed: list[int] = []
-    result = finetune(classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(step.step))
+    result = finetune(
+        classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(step.step)
+    )
     assert resumed == list(range(stop // 2 * 2 + 1, 7))
     assert result.history == whole.history
     assert (result.kept_step, result.accuracy, result.accuracy_before) == (
@@ -191,7 +265,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     )  # fmt: skip
     assert same(result.classifier, whole.classifier)
     # and a finished one is not trained again
-    finished = finetune(classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(-1))
+    finished = finetune(
+        classifier, data, config, tmp_path / "run", on_step=lambda step: resumed.append(-1)
+    )
     assert same(finished.classifier, whole.classifier) and -1 not in resumed
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.safetensors"]
 
@@ -207,7 +283,10 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
     assert data.ood is not None
     for changed, names in (
         (lambda: finetune(classifier, data, replace(config, lr=0.1, seed=3), tmp_path), "lr, seed"),
-        (lambda: finetune(classifier, replace(data, ood=data.ood.flip(3)), config, tmp_path), "images"),
+        (
+            lambda: finetune(classifier, replace(data, ood=data.ood.flip(3)), config, tmp_path),
+            "images",
+        ),
         (lambda: finetune(classifier, replace(data, ood=None), config, tmp_path), "images"),
         (lambda: finetune(other, data, config, tmp_path), "classifier"),
     ):
@@ -223,26 +302,42 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
 def test_it_fails_when_accuracy_falls(classifier: Classifier, data: TrainingImages) -> None:
     wrong = replace(data, labels=(data.labels + 1) % 8)
     config = TrainConfig(steps=40, id_batch=32, ood_batch=16, lr=1.0, evaluate_every=20)
-    with pytest.raises(GoodRtError, match=r"held-out ID accuracy fell from 0\.\d+ by more than 0\.005 in every state"):
+    with pytest.raises(
+        GoodRtError,
+        match=r"held-out ID accuracy fell from 0\.\d+ by more than 0\.005 in every state",
+    ):
         finetune(classifier, wrong, config)
 
 
 def test_what_is_kept_is_the_moving_average(classifier: Classifier, data: TrainingImages) -> None:
-    states = [finetune(classifier, data, replace(SMALL, steps=n, lr=0.0)).classifier.state_dict() for n in (1, 2)]
-    kept = finetune(classifier, data, replace(SMALL, steps=2, lr=0.0, averaging=0.1)).classifier.state_dict()
-    name = next(name for name in kept if name.endswith("running_mean"))  # all that a rate of 0 changes
+    states = [
+        finetune(classifier, data, replace(SMALL, steps=n, lr=0.0)).classifier.state_dict()
+        for n in (1, 2)
+    ]
+    kept = finetune(
+        classifier, data, replace(SMALL, steps=2, lr=0.0, averaging=0.1)
+    ).classifier.state_dict()
+    name = next(
+        name for name in kept if name.endswith("running_mean")
+    )  # all that a rate of 0 changes
     first = classifier.state_dict()[name] * 0.1 + states[0][name] * 0.9
     torch.testing.assert_close(kept[name], first * 0.1 + states[1][name] * 0.9)
 
 
-def test_the_last_state_that_kept_the_accuracy_is_taken(classifier: Classifier, data: TrainingImages) -> None:
+def test_the_last_state_that_kept_the_accuracy_is_taken(
+    classifier: Classifier, data: TrainingImages
+) -> None:
     result = finetune(classifier, data, replace(SMALL, lr=2e-2))
     assert [step.step for step in result.history if step.val_accuracy is not None] == [2, 4, 6]
     assert result.kept_step == 6
     # of wrong labels it learns, while the rate warms up, first nothing and then what is wrong
-    long = replace(SMALL, steps=40, lr=1e-2, evaluate_every=1, max_accuracy_drop=0.005, interpolation=1.0)
+    long = replace(
+        SMALL, steps=40, lr=1e-2, evaluate_every=1, max_accuracy_drop=0.005, interpolation=1.0
+    )
     spoilt = finetune(classifier, replace(data, labels=(data.labels + 1) % 8), long)
-    held = [s.step for s in spoilt.history if spoilt.accuracy_before - (s.val_accuracy or 0) <= 0.005]
+    held = [
+        s.step for s in spoilt.history if spoilt.accuracy_before - (s.val_accuracy or 0) <= 0.005
+    ]
     assert 0 < spoilt.kept_step < 40 and spoilt.kept_step >= max(held)
 
 
@@ -253,7 +348,9 @@ def test_the_given_classifier_is_left_alone(classifier: Classifier, data: Traini
     assert not trained.training and not any(p.requires_grad for p in trained.parameters())
 
 
-def test_a_loss_that_is_not_finite_names_its_step(classifier: Classifier, data: TrainingImages) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(
+    classifier: Classifier, data: TrainingImages
+) -> None:
     broken = replace(data, images=data.images * torch.nan, decoded=None)
     with pytest.raises(NonFiniteError, match="not finite at step 0"):
         finetune(classifier, broken, SMALL)

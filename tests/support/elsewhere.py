@@ -1,7 +1,7 @@
 """A second device without one: tensors that say they are on "meta" and compute on the CPU.
 
-Whoever adds a CPU tensor to one of these, or takes its numbers without bringing it home, gets the error that a GPU
-would give. It shows where tensors are, nothing of what a GPU computes.
+Whoever adds a CPU tensor to one of these, or takes its numbers without bringing it home, gets the
+error that a GPU would give. It shows where tensors are, nothing of what a GPU computes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ class _There(Tensor):
     @staticmethod
     def __new__(cls, home: Tensor) -> _There:
         found: _There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, home.shape, strides=home.stride(), storage_offset=home.storage_offset(), dtype=home.dtype,
+            cls,
+            home.shape,
+            strides=home.stride(),
+            storage_offset=home.storage_offset(),
+            dtype=home.dtype,
             device=ELSEWHERE,
-        )  # fmt: skip
+        )
         found.home = home
         return found
 
@@ -42,14 +46,19 @@ class _There(Tensor):
         return _There(parts["home"])
 
     @classmethod
-    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operation, args, kwargs or {})
 
 
 class _Factories(TorchDispatchMode):
-    """Sees operations without any tensor as well: what makes new ones there, and what brings them there."""
+    """Sees operations without any tensor as well: what makes new ones there, and what brings them
+    there."""
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operation, args, kwargs or {})
 
 
@@ -65,9 +74,13 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if device is not None:
         goes_there = device.type == ELSEWHERE.type
     else:
-        goes_there = bool(there) and not (operation is torch.ops.aten.copy_.default and not isinstance(args[0], _There))
+        goes_there = bool(there) and not (
+            operation is torch.ops.aten.copy_.default and not isinstance(args[0], _There)
+        )
     at_home = {id(value.home): value for value in there}
-    inner_args, inner_kwargs = tree_map(lambda v: v.home if isinstance(v, _There) else v, (args, kwargs))
+    inner_args, inner_kwargs = tree_map(
+        lambda v: v.home if isinstance(v, _There) else v, (args, kwargs)
+    )
     found = operation(*inner_args, **inner_kwargs)
 
     def place(value: Any) -> Any:

@@ -11,7 +11,8 @@ from good_rt.demo import assets
 
 
 def write_id_data(folder: Path, parts: Mapping[str, int]) -> Path:
-    """Writes the first images of each part, so many of each, as .npz files, and returns the folder."""
+    """Writes the first images of each part, so many of each, as .npz files, and returns the
+    folder."""
     for name, count in parts.items():
         data = assets.load_images(name).take(slice(0, count))
         np.savez_compressed(folder / f"{name}.npz", images=data.images, labels=data.labels)

@@ -1,4 +1,5 @@
-"""Generating: the same image whatever the batch, the same bytes whatever interrupts, and rows that say what is true."""
+"""Generating: the same image whatever the batch, the same bytes whatever interrupts, and rows that
+say what is true."""
 
 from __future__ import annotations
 
@@ -29,16 +30,25 @@ from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import load_engines
 from good_rt.method.sampler import sample_seeds
-from good_rt.workflow.generation import GenerationJob, Generator, generate, make_generator, pick_batch
+from good_rt.workflow.generation import (
+    GenerationJob,
+    Generator,
+    generate,
+    make_generator,
+    pick_batch,
+)
 
 Job = Callable[..., GenerationJob]
 LEVELS = 2
-"""How far (of 255 levels) a pixel may differ between batch sizes: matrix products round differently."""
+"""How far (of 255 levels) a pixel may differ between batch sizes: matrix products round
+differently."""
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its relative path."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def pixels(made: GeneratedSet) -> NDArray[np.int64]:
@@ -46,24 +56,37 @@ def pixels(made: GeneratedSet) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("guidance", ["img", "feat", "both", "none"])
-def test_an_image_does_not_depend_on_the_batch(generator: Generator, make_job: Job, guidance: Any) -> None:
+def test_an_image_does_not_depend_on_the_batch(
+    generator: Generator, make_job: Job, guidance: Any
+) -> None:
     job = make_job(guidance=guidance)
     whole = generator.images(job, [0, 1, 2, 3, 4, 5]).astype(int)
-    np.testing.assert_array_equal(whole, generator.images(job, [0, 1, 2, 3, 4, 5]))  # bytes, for the same batch
+    np.testing.assert_array_equal(
+        whole, generator.images(job, [0, 1, 2, 3, 4, 5])
+    )  # bytes, for the same batch
     alone = np.concatenate([generator.images(job, [i]) for i in (5, 2)]).astype(int)
     assert np.abs(whole[[5, 2]] - alone).max() <= LEVELS
     assert len({image.tobytes() for image in whole}) == 6
 
 
 def test_batch_sizes_give_the_same_set(generator: Generator, make_job: Job, tmp_path: Path) -> None:
-    sets = [generate(generator, make_job(7, batch=batch), tmp_path / str(batch)) for batch in (7, 3)]
+    sets = [
+        generate(generator, make_job(7, batch=batch), tmp_path / str(batch)) for batch in (7, 3)
+    ]
     assert np.abs(pixels(sets[0]) - pixels(sets[1])).max() <= LEVELS
     for one, other in zip(sets[0].rows(), sets[1].rows(), strict=True):
-        assert (one.index, one.seed, one.label, one.strength) == (other.index, other.seed, other.label, other.strength)
+        assert (one.index, one.seed, one.label, one.strength) == (
+            other.index,
+            other.seed,
+            other.label,
+            other.strength,
+        )
         assert one.energy == pytest.approx(other.energy, rel=0.01)
 
 
-def test_the_same_job_gives_the_same_bytes(generator: Generator, make_job: Job, tmp_path: Path) -> None:
+def test_the_same_job_gives_the_same_bytes(
+    generator: Generator, make_job: Job, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         generate(generator, make_job(7, batch=3), tmp_path / name)
     assert content(tmp_path / "one") == content(tmp_path / "two")
@@ -80,14 +103,23 @@ def test_rows_say_what_is_true_of_the_images(
     job = make_job(10, batch=4)
     made = generate(generator, job, tmp_path / "guided")
     twins = generate(generator, replace(job, guidance="none"), tmp_path / "none")
-    bank = predict(classifier, from_uint8(IdData(id_dir).part("train", 8, 1, 32).images))[1].double()
-    for out_set, name in ((made, ""), (twins, "_before")):  # the unguided set is what "before" speaks of
-        logits, features = (v.double().numpy() for v in predict(classifier, from_uint8(out_set.images())))
+    bank = predict(classifier, from_uint8(IdData(id_dir).part("train", 8, 1, 32).images))[
+        1
+    ].double()
+    for out_set, name in (
+        (made, ""),
+        (twins, "_before"),
+    ):  # the unguided set is what "before" speaks of
+        logits, features = (
+            v.double().numpy() for v in predict(classifier, from_uint8(out_set.images()))
+        )
         rows = made.rows()
         energies = [getattr(row, f"energy{name}") for row in rows]
         np.testing.assert_allclose(energies, -logsumexp(logits, axis=1), rtol=1e-4)
         distances = [getattr(row, f"knn_distance{name}") for row in rows]
-        np.testing.assert_allclose(distances, np.sort(cdist(features, bank), axis=1)[:, 2], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            distances, np.sort(cdist(features, bank), axis=1)[:, 2], rtol=1e-3, atol=1e-5
+        )
     assert [row.seed for row in made.rows()] == sample_seeds(job.seed, range(10))
     assert [row.label for row in made.rows()] == [i % 8 for i in range(10)]
     assert [row.strength for row in made.rows()] == [(0.5, 1.0, 2.0)[i % 3] for i in range(10)]
@@ -99,12 +131,16 @@ def test_rows_say_what_is_true_of_the_images(
 
 def test_guidance_does_what_it_is_for(generator: Generator, make_job: Job, tmp_path: Path) -> None:
     for kind, column in (("img", "energy"), ("feat", "knn_distance")):
-        rows = generate(generator, make_job(36, kind, batch=36, strengths=(1.0,)), tmp_path / kind).rows()
+        rows = generate(
+            generator, make_job(36, kind, batch=36, strengths=(1.0,)), tmp_path / kind
+        ).rows()
         gains = [getattr(row, column) - getattr(row, f"{column}_before") for row in rows]
         assert np.mean(gains) > 0 and sum(gain > 0 for gain in gains) > 20, kind
 
 
-def test_without_twins_there_is_no_before(generator: Generator, make_job: Job, tmp_path: Path) -> None:
+def test_without_twins_there_is_no_before(
+    generator: Generator, make_job: Job, tmp_path: Path
+) -> None:
     rows = generate(generator, make_job(3, batch=3), tmp_path, twins=False).rows()
     assert {(row.energy_before, row.knn_distance_before) for row in rows} == {(None, None)}
 
@@ -137,7 +173,9 @@ def test_what_is_not_finite_is_an_error_that_names_the_image_and_leaves_the_fold
     assert len(generate(generator, make_job(3, batch=3, seed=1), tmp_path).rows()) == 3
 
 
-def test_a_finished_set_is_extended_and_left_alone(generator: Generator, make_job: Job, tmp_path: Path) -> None:
+def test_a_finished_set_is_extended_and_left_alone(
+    generator: Generator, make_job: Job, tmp_path: Path
+) -> None:
     heard: list[int] = []
     generate(generator, make_job(5, batch=4), tmp_path / "a")
     before = content(tmp_path / "a")
@@ -160,22 +198,38 @@ def test_another_job_is_refused(generator: Generator, make_job: Job, tmp_path: P
 
 
 def test_onnx_engines_give_the_images_of_pytorch(
-    generator: Generator, make_job: Job, model_dir: Path, classifier: Classifier, id_dir: Path, engines_dir: Path
+    generator: Generator,
+    make_job: Job,
+    model_dir: Path,
+    classifier: Classifier,
+    id_dir: Path,
+    engines_dir: Path,
 ) -> None:
     model = load_diffusion(model_dir)
-    engines = load_engines(engines_dir, {"model": model.fingerprint, "classifier": classifier.fingerprint})
+    engines = load_engines(
+        engines_dir, {"model": model.fingerprint, "classifier": classifier.fingerprint}
+    )
     fast = make_generator(model, classifier, IdData(id_dir), make_job(), steps=3, engines=engines)
     job = make_job()
     found, expected = (g.images(job, [0, 1, 2, 3]).astype(int) for g in (fast, generator))
     assert np.abs(found - expected).max() <= LEVELS
-    through_unet = replace(job, config=replace(job.config, rho=0.2))  # gradients go through PyTorch either way
-    assert np.abs(fast.images(through_unet, [0]).astype(int) - generator.images(through_unet, [0])).max() <= LEVELS
+    through_unet = replace(
+        job, config=replace(job.config, rho=0.2)
+    )  # gradients go through PyTorch either way
+    assert (
+        np.abs(
+            fast.images(through_unet, [0]).astype(int) - generator.images(through_unet, [0])
+        ).max()
+        <= LEVELS
+    )
 
 
 def test_a_pixel_model_works_as_well(
     pixel_dir: Path, classifier: Classifier, id_dir: Path, make_job: Job, tmp_path: Path
 ) -> None:
-    generator = make_generator(load_diffusion(pixel_dir), classifier, IdData(id_dir), make_job(), steps=2)
+    generator = make_generator(
+        load_diffusion(pixel_dir), classifier, IdData(id_dir), make_job(), steps=2
+    )
     assert generator.conditioning is None
     made = generate(generator, make_job(4, batch=2), tmp_path)
     assert made.images().shape == (4, 32, 32, 1)
@@ -188,9 +242,14 @@ def test_models_that_do_not_fit_together_are_refused(
 ) -> None:
     model = load_diffusion(model_dir)
     colour = Classifier(SmallResNet(3, 8), replace(classifier.config, channels=3))
-    with pytest.raises(GoodRtError, match=r"makes images of shape \(1, 32, 32\), the classifier takes \(3, 32, 32\)"):
+    with pytest.raises(
+        GoodRtError,
+        match=r"makes images of shape \(1, 32, 32\), the classifier takes \(3, 32, 32\)",
+    ):
         make_generator(model, colour, IdData(id_dir), make_job())
-    many = Classifier(SmallResNet(1, 8, 10), replace(classifier.config, classes=(*CLASSES, "bag", "boot")))
+    many = Classifier(
+        SmallResNet(1, 8, 10), replace(classifier.config, classes=(*CLASSES, "bag", "boot"))
+    )
     with pytest.raises(GoodRtError, match="the diffusion model knows 9 classes, the classifier 10"):
         make_generator(model, many, IdData(id_dir), make_job())
     with pytest.raises(GoodRtError, match="k must be between 1 and 400"):
@@ -221,11 +280,26 @@ def test_a_picked_batch_is_one_of_the_sizes_tried(generator: Generator) -> None:
 def test_a_killed_command_goes_on_to_the_same_bytes(
     model_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
-    """A process is killed without a warning in the middle; going on gives, file by file, what one run gives."""
+    """A process is killed without a warning in the middle; going on gives, file by file, what one
+    run gives."""
     options = [
-        "generate", "--engine", "torch", "--model", model_dir, "--classifier", classifier_dir, "--id", id_dir,
-        "--batch", "2", "-n", "24", "--steps", "8", "--json",
-    ]  # fmt: skip
+        "generate",
+        "--engine",
+        "torch",
+        "--model",
+        model_dir,
+        "--classifier",
+        classifier_dir,
+        "--id",
+        id_dir,
+        "--batch",
+        "2",
+        "-n",
+        "24",
+        "--steps",
+        "8",
+        "--json",
+    ]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [Path(sys.executable).parent / "good-rt", *options, "-o", killed]
     process = subprocess.Popen(
@@ -245,14 +319,25 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
     assert 4 <= len(done) < 24
     kept = {row.file: (killed / row.file).stat().st_mtime_ns for row in done}
     assert run(*options, "-o", killed).json["images"] == 24
-    assert {file: (killed / file).stat().st_mtime_ns for file in kept} == kept  # what was done was not done again
+    assert {
+        file: (killed / file).stat().st_mtime_ns for file in kept
+    } == kept  # what was done was not done again
     assert run(*options, "-o", whole).code == 0
     assert content(killed) == content(whole)
 
 
 def test_a_saved_classifier_gives_the_same_generator(
-    classifier: Classifier, model_dir: Path, id_dir: Path, generator: Generator, make_job: Job, tmp_path: Path
+    classifier: Classifier,
+    model_dir: Path,
+    id_dir: Path,
+    generator: Generator,
+    make_job: Job,
+    tmp_path: Path,
 ) -> None:
     save_classifier(classifier, tmp_path)
-    again = make_generator(load_diffusion(model_dir), load_classifier(tmp_path), IdData(id_dir), make_job(), steps=3)
-    np.testing.assert_array_equal(again.images(make_job(), [0, 1]), generator.images(make_job(), [0, 1]))
+    again = make_generator(
+        load_diffusion(model_dir), load_classifier(tmp_path), IdData(id_dir), make_job(), steps=3
+    )
+    np.testing.assert_array_equal(
+        again.images(make_job(), [0, 1]), generator.images(make_job(), [0, 1])
+    )

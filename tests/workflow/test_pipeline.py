@@ -43,11 +43,15 @@ def part(id_dir: Path, name: str) -> set[bytes]:
     return {image.tobytes() for image in IdData(id_dir).part(name, 8, 1, 32).images}
 
 
-def test_generated_images_are_trained_with_or_held_out(classifier: Classifier, generated_dirs: list[Path]) -> None:
+def test_generated_images_are_trained_with_or_held_out(
+    classifier: Classifier, generated_dirs: list[Path]
+) -> None:
     train, held_out = generated_parts(generated_dirs, classifier)
     assert (len(train), len(held_out)) == (32, 8)
     assert not images_of(train) & images_of(held_out)
-    every = {image.tobytes() for folder in generated_dirs for image in GeneratedSet(folder).images()}
+    every = {
+        image.tobytes() for folder in generated_dirs for image in GeneratedSet(folder).images()
+    }
     assert images_of(train) | images_of(held_out) == every
     # each strength is in both parts
     rows = GeneratedSet(generated_dirs[0]).rows()
@@ -55,13 +59,21 @@ def test_generated_images_are_trained_with_or_held_out(classifier: Classifier, g
 
 
 def test_training_and_calibration_share_nothing(
-    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], detector_module: DetectorModule
+    classifier: Classifier,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    detector_module: DetectorModule,
 ) -> None:
     data = training_images(classifier, IdData(id_dir), generated_dirs)
     assert data.ood is not None and data.val_ood is not None
     assert images_of(data.images) == part(id_dir, "train")
     held_out, test = part(id_dir, "held_out"), part(id_dir, "test")
-    seen = images_of(data.images) | images_of(data.val_images) | images_of(data.ood) | images_of(data.val_ood)
+    seen = (
+        images_of(data.images)
+        | images_of(data.val_images)
+        | images_of(data.ood)
+        | images_of(data.val_ood)
+    )
     calibrating = held_out - images_of(data.val_images)
     assert len(calibrating) == 120 == len(detector_module.calibration)
     assert not seen & calibrating and not seen & test and not held_out & test
@@ -69,29 +81,49 @@ def test_training_and_calibration_share_nothing(
 
 
 def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
-    classifier: Classifier, generator: Generator, make_job: Callable[..., GenerationJob], id_dir: Path,
-    generated_dirs: list[Path], tmp_path: Path,
-) -> None:  # fmt: skip
+    classifier: Classifier,
+    generator: Generator,
+    make_job: Callable[..., GenerationJob],
+    id_dir: Path,
+    generated_dirs: list[Path],
+    tmp_path: Path,
+) -> None:
     plain = generate(generator, make_job(guidance="none"), tmp_path / "plain")
     data = training_images(classifier, IdData(id_dir), generated_dirs, unguided=[plain.folder])
     assert data.unguided is not None and data.unguided_labels is not None
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
     assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
-    with pytest.raises(GoodRtError, match=r"images/000000\.png was generated with guidance 'img'; unguided ones are"):
+    with pytest.raises(
+        GoodRtError,
+        match=r"images/000000\.png was generated with guidance 'img'; unguided ones are",
+    ):
         training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
-    with pytest.raises(GoodRtError, match="was generated with guidance 'none'; OOD images are guided"):
+    with pytest.raises(
+        GoodRtError, match="was generated with guidance 'none'; OOD images are guided"
+    ):
         training_images(classifier, IdData(id_dir), [plain.folder])
 
 
 def test_the_control_of_training_images_is_what_it_would_read_itself(
-    classifier: Classifier, generator: Generator, make_job: Callable[..., GenerationJob], id_dir: Path,
-    generated_dirs: list[Path], model_dir: Path, tmp_path: Path,
-) -> None:  # fmt: skip
-    plain, model = generate(generator, make_job(guidance="none"), tmp_path / "plain"), load_diffusion(model_dir)
+    classifier: Classifier,
+    generator: Generator,
+    make_job: Callable[..., GenerationJob],
+    id_dir: Path,
+    generated_dirs: list[Path],
+    model_dir: Path,
+    tmp_path: Path,
+) -> None:
+    plain, model = (
+        generate(generator, make_job(guidance="none"), tmp_path / "plain"),
+        load_diffusion(model_dir),
+    )
     data = training_images(classifier, IdData(id_dir), generated_dirs, model, [plain.folder])
     assert all(tensor is not None for tensor in vars(data).values())
-    control, alone = vars(data.control), vars(training_images(classifier, IdData(id_dir), model=model))
+    control, alone = (
+        vars(data.control),
+        vars(training_images(classifier, IdData(id_dir), model=model)),
+    )
     made = {"ood", "val_ood", "unguided", "unguided_labels"}
     assert {name for name, tensor in control.items() if tensor is None} == made
     assert {name for name, tensor in alone.items() if tensor is None} == made
@@ -99,14 +131,23 @@ def test_the_control_of_training_images_is_what_it_would_read_itself(
 
 
 def test_the_detector_is_built_of_those_parts(
-    classifier: Classifier, id_dir: Path, generated_dirs: list[Path], detector_module: DetectorModule
+    classifier: Classifier,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    detector_module: DetectorModule,
 ) -> None:
-    train, held_out = (from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240)))
+    train, held_out = (
+        from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240))
+    )
     ood = [from_uint8(GeneratedSet(folder).images()[4::5]) for folder in generated_dirs]
-    expected = build_detector(classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1))
+    expected = build_detector(
+        classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1)
+    )
     torch.testing.assert_close(expected.bank, detector_module.bank)
     assert expected.unified.to_json() == pytest.approx(detector_module.unified.to_json(), rel=1e-3)
-    torch.testing.assert_close(expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3
+    )
     small = detector_for(classifier, IdData(id_dir), generated_dirs, bank_size=50)
     assert len(small.bank) == 50
 
@@ -128,7 +169,9 @@ def test_sets_that_cannot_be_used_are_named(
     classifier: Classifier, id_dir: Path, generated_dirs: list[Path], tmp_path: Path
 ) -> None:
     colour = Classifier(SmallResNet(3, 8), replace(classifier.config, channels=3))
-    with pytest.raises(GoodRtError, match=r"img: images are \(32, 32, 1\), the classifier takes \(32, 32, 3\)"):
+    with pytest.raises(
+        GoodRtError, match=r"img: images are \(32, 32, 1\), the classifier takes \(32, 32, 3\)"
+    ):
         generated_parts(generated_dirs, colour)
     few = GeneratedSet(tmp_path / "few")
     few.begin({})
@@ -153,24 +196,33 @@ def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_
     np.testing.assert_allclose(scores["tiny"]["k-NN"].id, outputs[2], rtol=1e-3, atol=1e-5)
     with torch.no_grad():
         logits = detector_module.classifier(from_uint8(ood["near"]))[0].double().numpy()
-    np.testing.assert_allclose(scores["tiny"]["MSP"].ood["near"], 1 - softmax(logits, axis=1).max(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        scores["tiny"]["MSP"].ood["near"], 1 - softmax(logits, axis=1).max(1), rtol=1e-4
+    )
     refused = {refusal.alpha: refusal.share.rate for refusal in evaluation.id_refusal}
     assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
     with pytest.raises(GoodRtError, match="at least one classifier and one OOD set"):
         evaluate_detectors({}, IdData(id_dir), ood)
 
 
-def test_the_refusals_are_the_shipped_detectors(detector_module: DetectorModule, id_dir: Path) -> None:
+def test_the_refusals_are_the_shipped_detectors(
+    detector_module: DetectorModule, id_dir: Path
+) -> None:
     strict = copy.deepcopy(detector_module)
     strict.calibration.sub_(1000)  # calibrated with images that look far less strange than any
-    detectors, ood = {"before": detector_module, "trained": strict}, {"near": assets.load_images("near").images[:20]}
+    detectors, ood = (
+        {"before": detector_module, "trained": strict},
+        {"near": assets.load_images("near").images[:20]},
+    )
     for shipped, refuses_all in ((None, True), ("trained", True), ("before", False)):
         evaluation, _ = evaluate_detectors(detectors, IdData(id_dir), ood, shipped)
         assert evaluation.shipped == (shipped or "trained")
         assert (evaluation.id_refusal[-1].share.rate == 1) is refuses_all
 
 
-def test_a_detector_without_generated_images_and_classes(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_detector_without_generated_images_and_classes(
+    classifier: Classifier, tmp_path: Path
+) -> None:
     pixels = assets.load_images("test").images[:200, ..., 0]
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -178,7 +230,9 @@ def test_a_detector_without_generated_images_and_classes(classifier: Classifier,
     assert (made.unified.pi, made.unified.c) == (0.5, 0.0)
     fitted, _ = half_rows(IdData(tmp_path), "held_out")
     found = measure_images(made, id_batches(IdData(tmp_path), "held_out", classifier, rows=fitted))
-    standardised = [(values - values.mean()) / values.std() for values in (found.energy, found.knn_distance)]
+    standardised = [
+        (values - values.mean()) / values.std() for values in (found.energy, found.knn_distance)
+    ]
     scores = made.unified(found.energy, found.knn_distance)
     np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
     with pytest.raises(GoodRtError, match="has no labels"):

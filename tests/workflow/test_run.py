@@ -1,4 +1,5 @@
-"""`good-rt init`, `split` and `run`: two commands from a folder of images to a detector; killed, it goes on."""
+"""`good-rt init`, `split` and `run`: two commands from a folder of images to a detector; killed, it
+goes on."""
 
 from __future__ import annotations
 
@@ -81,17 +82,30 @@ def job(run: Run, photos: Path, model_dir: Path, classifier_dir: Path, tmp_path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))
+    }
 
 
 def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) -> None:
     before = files_of(photos)
     done = run("run", job, "--json").json
     out = job.parent / "job"
-    assert {path.name for path in job.parent.iterdir()} == {"job.toml", "job"}  # nothing outside the job's folder
+    assert {path.name for path in job.parent.iterdir()} == {
+        "job.toml",
+        "job",
+    }  # nothing outside the job's folder
     assert files_of(photos) == before
-    names = ["split", "generate img", "generate feat", "generate both", "generate test", "train trained", "detector",
-             "evaluate"]  # fmt: skip
+    names = [
+        "split",
+        "generate img",
+        "generate feat",
+        "generate both",
+        "generate test",
+        "train trained",
+        "detector",
+        "evaluate",
+    ]
     assert [step["name"] for step in done["steps"]] == names
     assert not any(step["skipped"] for step in done["steps"])
     assert Detector(out / "detector.onnx").info.training == "generated OOD images"
@@ -105,12 +119,16 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     assert again["evaluation"] == done["evaluation"]
     assert (out / "detector.onnx").stat().st_mtime_ns == written
 
-    # a setting of the detector concerns the detector and what comes after it, a damaged file its own step
-    shortened(job, {"alpha = 0.05": "alpha = 0.1", 'classifier = "trained"': 'classifier = "before"'})
+    # a setting of the detector concerns the detector and what comes after it, a damaged file its
+    # own step
+    shortened(
+        job, {"alpha = 0.05": "alpha = 0.1", 'classifier = "trained"': 'classifier = "before"'}
+    )
     changed = run_job_file(job)
     assert [step.name for step in changed.steps if not step.skipped] == ["detector", "evaluate"]
     assert (done["evaluation"]["shipped"], changed.evaluation.shipped) == ("trained", "before")
-    # 24 calibration images say nothing of 0.01; the detector's own comes last, which the report's headline takes
+    # 24 calibration images say nothing of 0.01; the detector's own comes last, which the report's
+    # headline takes
     assert [refusal.alpha for refusal in changed.evaluation.id_refusal] == [0.05, 0.1]
     (out / "trained" / "classifier" / "model.safetensors").write_bytes(b"damaged")
     redone = [step.name for step in run_job_file(job).steps if not step.skipped]
@@ -121,7 +139,10 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     line = run("run", job).failed()
     for name in ("img", "feat", "both", "test"):
         assert str(out / "generated" / name) in line
-    assert "hold images of another job (different: config.mu); delete those folders to make them anew" in line
+    assert (
+        "hold images of another job (different: config.mu); delete those folders to make them anew"
+        in line
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
@@ -149,8 +170,8 @@ def test_tensorrt_and_half_precision_need_a_gpu(run: Run, job: Path) -> None:
     assert not (job.parent / "job").exists()
     shortened(job, {'engine = "tensorrt"': 'engine = "onnx"'})
     assert (
-        f"ONNX Runtime computes in fp16 on a GPU alone: add --device cuda (generate.engine in {job})"
-        in run("run", job).failed()
+        "ONNX Runtime computes in fp16 on a GPU alone: add --device cuda (generate.engine in "
+        f"{job})" in run("run", job).failed()
     )
     shortened(job, {'engine = "onnx"': 'engine = "torch"'})
     assert "precision is of the engines onnx and tensorrt" in run("run", job).failed()
@@ -160,9 +181,15 @@ def test_tensorrt_and_half_precision_need_a_gpu(run: Run, job: Path) -> None:
 def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_without_a_gpu(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "unguided = 0": "unguided = 20",
-                    "batch = 5": "batch = 20",
-                    'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})  # fmt: skip
+    shortened(
+        job,
+        {
+            'kinds = ["img", "feat", "both"]': 'kinds = ["img"]',
+            "unguided = 0": "unguided = 20",
+            "batch = 5": "batch = 20",
+            'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"',
+        },
+    )
     asked: dict[str, Any] = {}
 
     def opened(*arguments: Any, engines: Path, runtime: Runtime, **settings: Any) -> Any:
@@ -177,7 +204,9 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
     with second_device() as device, monkeypatch.context() as patch:
         patch.setattr(runner, "open_generator", opened)
         patch.setattr(runner, "run_export", exported)
-        patch.setattr(runner, "check_runtime", lambda runtime, place: asked.update(checked=(runtime, place)))
+        patch.setattr(
+            runner, "check_runtime", lambda runtime, place: asked.update(checked=(runtime, place))
+        )
         run_job_file(job, device=device)
     assert asked == {
         "engines": job.parent / "job" / "engines",
@@ -185,14 +214,20 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
         "batch": 20,
         "checked": (Runtime("tensorrt", "fp16"), device),
     }
-    assert json.loads((job.parent / "job" / "generated" / "none" / "job.json").read_text())["engine"] == "tensorrt fp16"
+    assert (
+        json.loads((job.parent / "job" / "generated" / "none" / "job.json").read_text())["engine"]
+        == "tensorrt fp16"
+    )
     assert all(step.skipped for step in run_job_file(job).steps)
 
 
 def test_images_are_decoded_once_for_both_trainings_and_the_detector_is_built_once(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "control = false": "control = true"})
+    shortened(
+        job,
+        {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "control = false": "control = true"},
+    )
     calls: list[str] = []
     for name in ("training_images", "detector_for"):
         real = getattr(workflow, name)
@@ -210,12 +245,20 @@ def test_images_are_decoded_once_for_both_trainings_and_the_detector_is_built_on
 def start(job: Path) -> subprocess.Popen[bytes]:
     code = "from good_rt.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, "run", str(job)], cwd=job.parent, env=environment,
-                            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(job)],
+        cwd=job.parent,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def test_a_killed_run_goes_on_and_makes_the_same_images(job: Path, tmp_path: Path) -> None:
-    shortened(job, {"count = 10": "count = 20", 'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat"]'})
+    shortened(
+        job,
+        {"count = 10": "count = 20", 'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat"]'},
+    )
     whole = tmp_path / "whole" / "job.toml"
     whole.parent.mkdir()
     shutil.copy(job, whole)
@@ -236,23 +279,38 @@ def test_a_killed_run_goes_on_and_makes_the_same_images(job: Path, tmp_path: Pat
     assert [step.name for step in steps if step.skipped] == ["split", "generate img"]
     run_job_file(whole)
     for kind in ("img", "feat", "test"):
-        ours, theirs = (path.parent / "job" / "generated" / kind / "images" for path in (job, whole))
+        ours, theirs = (
+            path.parent / "job" / "generated" / kind / "images" for path in (job, whole)
+        )
         assert files_of(ours) == files_of(theirs)
     assert len(files_of(manifest.parent / "images")) == 20
 
 
 @pytest.mark.slow
-def test_on_engines_with_test_sets_and_a_control(run: Run, job: Path, photos: Path, tmp_path: Path) -> None:
+def test_on_engines_with_test_sets_and_a_control(
+    run: Run, job: Path, photos: Path, tmp_path: Path
+) -> None:
     street = tmp_path / "street"
     street.mkdir()
     for i, image in enumerate(assets.load_images("photos").images[:12]):
         Image.fromarray(image[..., 0]).resize((40, 30)).convert("RGB").save(street / f"{i}.jpg")
-    shortened(job, {'engine = "torch"': 'engine = "onnx"', "control = false": "control = true",
-                    "unguided = 0": "unguided = 12", '# street = "street/"': 'street = "street"'})  # fmt: skip
+    shortened(
+        job,
+        {
+            'engine = "torch"': 'engine = "onnx"',
+            "control = false": "control = true",
+            "unguided = 0": "unguided = 12",
+            '# street = "street/"': 'street = "street"',
+        },
+    )
     done = run("run", job, "--json").json
     names = [step["name"] for step in done["steps"]]
     assert names[:2] == ["split", "export"] and "generate test" not in names
-    assert names[names.index("generate none") :][:3] == ["generate none", "train control", "train trained"]
+    assert names[names.index("generate none") :][:3] == [
+        "generate none",
+        "train control",
+        "train trained",
+    ]
     trained, control = (
         json.loads((job.parent / "job" / name / "training.json").read_text())["unguided"]
         for name in ("trained", "control")
@@ -316,17 +374,34 @@ def in_two_classes(folder: Path) -> None:
         (other_classes, "classes cat are none of the classifier's, which also knows coat"),
         (in_parts, r"same image in two parts of the data; keep one"),
         (in_two_classes, r"coat/\d+.png and dress/same.png are the same image in two classes"),
-        (lambda folder: None, "has 24 images, of which 4 would calibrate the detector, and alpha 0.05 needs 19"),
+        (
+            lambda folder: None,
+            "has 24 images, of which 4 would calibrate the detector, and alpha 0.05 needs 19",
+        ),
         (lambda folder: shutil.rmtree(folder), "few does not exist; give a folder per class"),
     ],
 )
 def test_init_refuses_what_cannot_be(
-    run: Run, photos: Path, classifier_dir: Path, model_dir: Path, tmp_path: Path, change: Callable[[Path], None],
+    run: Run,
+    photos: Path,
+    classifier_dir: Path,
+    model_dir: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
     message: str,
-) -> None:  # fmt: skip
+) -> None:
     folder = copied(photos, tmp_path)
     change(folder)
-    ended = run("init", folder, "--classifier", classifier_dir, "--model", model_dir, "-o", tmp_path / "job.toml")
+    ended = run(
+        "init",
+        folder,
+        "--classifier",
+        classifier_dir,
+        "--model",
+        model_dir,
+        "-o",
+        tmp_path / "job.toml",
+    )
     line = ended.failed()
     import re
 
@@ -334,7 +409,9 @@ def test_init_refuses_what_cannot_be(
     assert not (tmp_path / "job.toml").exists()
 
 
-def test_init_does_not_replace_a_job(run: Run, job: Path, photos: Path, classifier_dir: Path, model_dir: Path) -> None:
+def test_init_does_not_replace_a_job(
+    run: Run, job: Path, photos: Path, classifier_dir: Path, model_dir: Path
+) -> None:
     text = job.read_text()
     words = ["init", photos, "--classifier", classifier_dir, "--model", model_dir, "-o", job]
     assert "is there already; choose another --out, or say --force" in run(*words).failed()
@@ -348,9 +425,21 @@ def test_models_that_do_not_fit_are_refused_with_what_to_do(
     model = shutil.copytree(model_dir, tmp_path / "m")
     config = json.loads((model / "unet" / "config.json").read_text())
     (model / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
-    words = ["init", photos, "--classifier", classifier_dir, "--model", model, "-o", tmp_path / "job.toml"]
+    words = [
+        "init",
+        photos,
+        "--classifier",
+        classifier_dir,
+        "--model",
+        model,
+        "-o",
+        tmp_path / "job.toml",
+    ]
     line = run(*words).failed()
-    assert "the diffusion model makes images of 64x64 pixels, 1 channel; the classifier takes 32x32 pixels" in line
+    assert (
+        "the diffusion model makes images of 64x64 pixels, 1 channel; the classifier takes 32x32 "
+        "pixels" in line
+    )
     assert "choose a diffusion model that makes those" in line
 
 
@@ -373,7 +462,9 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
     taesd(tmp_path / "light")
     build("sd2", tmp_path / "sd")
     network = tmp_path / "sd" / "unet" / "config.json"
-    network.write_text(json.dumps({**json.loads(network.read_text()), "sample_size": 16}))  # the job says 32 pixels
+    network.write_text(
+        json.dumps({**json.loads(network.read_text()), "sample_size": 16})
+    )  # the job says 32 pixels
     (tmp_path / "job.toml").write_text(
         f'''
         [data]
@@ -398,18 +489,47 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
     done = run("run", tmp_path / "job.toml", "--json").json
     assert Detector(Path(done["detector"])).info.training == "generated OOD images"
     drafted = tmp_path / "drafts" / "job.toml"
-    words = ["init", photos, "--classifier", classifier_dir, "--model", tmp_path / "sd", "--image-size", 32]
-    assert "follows prompts" in run(*words, "--gradient-decoder", tmp_path / "light", "-o", drafted).out
-    assert Job.read(drafted).config.generate.prompts == ("a photo of a {}",) and "prompts = [" in drafted.read_text()
-    assert Job.read(drafted).gradient_decoder == tmp_path / "light" and Job.read(drafted).config.models.image_size == 32
+    words = [
+        "init",
+        photos,
+        "--classifier",
+        classifier_dir,
+        "--model",
+        tmp_path / "sd",
+        "--image-size",
+        32,
+    ]
+    assert (
+        "follows prompts"
+        in run(*words, "--gradient-decoder", tmp_path / "light", "-o", drafted).out
+    )
+    assert (
+        Job.read(drafted).config.generate.prompts == ("a photo of a {}",)
+        and "prompts = [" in drafted.read_text()
+    )
+    assert (
+        Job.read(drafted).gradient_decoder == tmp_path / "light"
+        and Job.read(drafted).config.models.image_size == 32
+    )
     out = tmp_path / "job"
     made = json.loads((out / "generated" / "img" / "job.json").read_text())
     assert made["prompts"] == ["a photo of a {}", "a drawing of a {}"]
     assert (
-        made["model"] == load_diffusion(tmp_path / "sd", gradient_decoder=tmp_path / "light", image_size=32).fingerprint
+        made["model"]
+        == load_diffusion(
+            tmp_path / "sd", gradient_decoder=tmp_path / "light", image_size=32
+        ).fingerprint
     )
     # by hand, the size has to be said again
-    words = ["--classifier", classifier_dir, "--model", tmp_path / "sd", "--id", out / "splits.json", "--control"]
+    words = [
+        "--classifier",
+        classifier_dir,
+        "--model",
+        tmp_path / "sd",
+        "--id",
+        out / "splits.json",
+        "--control",
+    ]
     settings = ["--steps", "2", "--max-drop", "1", "-o", tmp_path / "control"]
     assert run("train", *words, *settings, "--image-size", "32").code == 0
 
@@ -430,12 +550,28 @@ def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
 ) -> None:
     (tmp_path / "own_net_of_a_job.py").write_text(OWN_CODE)
     monkeypatch.chdir(tmp_path)
-    words = ["init", photos, "--classifier", "own_net_of_a_job:Net", "--model", model_dir, "-o", "job.toml"]
+    words = [
+        "init",
+        photos,
+        "--classifier",
+        "own_net_of_a_job:Net",
+        "--model",
+        model_dir,
+        "-o",
+        "job.toml",
+    ]
     assert run(*words).code == 0
     done = run("run", shortened(Path("job.toml")), "--json").json
     assert Detector(Path(done["detector"])).info.training == "generated OOD images"
     # by hand as well, from what `good-rt train` says
-    words = ["--classifier", "own_net_of_a_job:Net", "--model", model_dir, "--id", "job/splits.json"]
+    words = [
+        "--classifier",
+        "own_net_of_a_job:Net",
+        "--model",
+        model_dir,
+        "--id",
+        "job/splits.json",
+    ]
     settings = ["--ood", "job/generated/img", "--steps", "2", "--max-drop", "1", "-o", "by-hand"]
     again = run("train", *words, *settings, "--json").json
     assert again["classifier"] == "own_net_of_a_job:Net@by-hand/classifier"
@@ -445,7 +581,9 @@ def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
 def test_a_classifier_that_cannot_be_trained_is_found_out_first(
     run: Run, photos: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8)
+    )
     torch.jit.script(network.eval()).save(tmp_path / "network.pt")
     saved, path = tmp_path / "saved", tmp_path / "job.toml"
     assert run("classifier", "save", tmp_path / "network.pt", "--size", "32", "-o", saved).code == 0
@@ -455,7 +593,9 @@ def test_a_classifier_that_cannot_be_trained_is_found_out_first(
     assert job.train.ood == () and job.detector.classifier == "before"
     line = run("run", shortened(path, {"ood = []  #": 'ood = ["img"]  #'})).failed()
     assert "the classifier (torchscript) cannot be trained" in line
-    assert 'or set train.ood = [], train.control = false and detector.classifier = "before" in' in line
+    assert (
+        'or set train.ood = [], train.control = false and detector.classifier = "before" in' in line
+    )
     assert not (tmp_path / "job").exists()
 
 
@@ -465,7 +605,9 @@ def test_other_shares_divide_anew(run: Run, photos: Path, tmp_path: Path) -> Non
     before = json.loads(again.read_text())["files"]
     for out in (again, fresh):
         assert run("split", photos, "--held-out", "0.4", "-o", out).code == 0
-    assert again.read_text() == fresh.read_text() and json.loads(again.read_text())["files"] != before
+    assert (
+        again.read_text() == fresh.read_text() and json.loads(again.read_text())["files"] != before
+    )
 
 
 @pytest.mark.parametrize(
@@ -475,7 +617,9 @@ def test_other_shares_divide_anew(run: Run, photos: Path, tmp_path: Path) -> Non
         ("diffusion", "models.diffusion"),
     ],
 )  # fmt: skip
-def test_a_path_that_is_not_there_is_named_with_its_key(run: Run, job: Path, key: str, line: str) -> None:
+def test_a_path_that_is_not_there_is_named_with_its_key(
+    run: Run, job: Path, key: str, line: str
+) -> None:
     (job.parent / "near").mkdir()
     text = job.read_text() + 'near = "near"\n'
     job.write_text(re.sub(f"^{key} = .*", f'{key} = "gone"', text, count=1, flags=re.MULTILINE))
@@ -486,7 +630,10 @@ def test_a_path_that_is_not_there_is_named_with_its_key(run: Run, job: Path, key
 def test_too_few_to_calibrate_are_found_before_anything_is_made(run: Run, job: Path) -> None:
     shortened(job, {"alpha = 0.05": "alpha = 0.01"})
     line = run("run", job).failed()
-    assert "alpha 0.01 needs at least 99 calibration images, there are 24" in line and "data.held_out" in line
+    assert (
+        "alpha 0.01 needs at least 99 calibration images, there are 24" in line
+        and "data.held_out" in line
+    )
     assert not (job.parent / "job" / "generated").exists()
 
 
@@ -496,4 +643,8 @@ def test_the_demos_models_have_a_name(run: Run, tmp_path: Path) -> None:
     assert made["kind"] == "npz"
     job = Job.read(path)
     assert 'classifier = "demo"' in path.read_text()
-    assert (job.images, job.classifier, job.diffusion) == (assets.DATA, assets.CLASSIFIER, assets.MODEL)
+    assert (job.images, job.classifier, job.diffusion) == (
+        assets.DATA,
+        assets.CLASSIFIER,
+        assets.MODEL,
+    )

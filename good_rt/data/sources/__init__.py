@@ -1,5 +1,7 @@
-"""Where images come from: one protocol, a file a kind (npz, folder per class, WebDataset, Hugging Face).
+"""Where images come from: one protocol, a file a kind (npz, folder per class, WebDataset, Hugging
+Face).
 
-`good_rt.data.sources.open.open_source` finds the kind; good_rt.data.splits divides what is there, good_rt.data.id_data reads the parts.
-Light: numpy and Pillow alone (pyarrow for Hugging Face datasets, imported when one is opened).
+`good_rt.data.sources.open.open_source` finds the kind; good_rt.data.splits divides what is there,
+good_rt.data.id_data reads the parts. Light: numpy and Pillow alone (pyarrow for Hugging Face
+datasets, imported when one is opened).
 """

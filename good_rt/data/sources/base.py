@@ -1,4 +1,5 @@
-"""What every source of labelled images is: a listing that is cheap, and contents that come one at a time."""
+"""What every source of labelled images is: a listing that is cheap, and contents that come one at a
+time."""
 
 from __future__ import annotations
 
@@ -17,15 +18,24 @@ from good_rt.errors import GoodRtError
 
 PARTS = ("train", "held_out", "test")
 PART_NAMES = {
-    "train": "train", "training": "train", "held_out": "held_out", "heldout": "held_out", "val": "held_out",
-    "valid": "held_out", "validation": "held_out", "dev": "held_out", "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "held_out": "held_out",
+    "heldout": "held_out",
+    "val": "held_out",
+    "valid": "held_out",
+    "validation": "held_out",
+    "dev": "held_out",
+    "test": "test",
+    "testing": "test",
+}
 """What folders, shards and splits are called, and the part that is meant."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a source's listing: its name there, its label where it has one, and the part it was put into."""
+    """One image of a source's listing: its name there, its label where it has one, and the part it
+    was put into."""
 
     name: str
     label: int | None = None
@@ -34,7 +44,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its content: a file's bytes, or (H, W, C) uint8 pixels. ``row`` is its place in the listing."""
+    """One image with its content: a file's bytes, or (H, W, C) uint8 pixels. ``row`` is its place
+    in the listing."""
 
     row: int
     name: str
@@ -60,7 +71,8 @@ class Item:
         if self.content.shape != (size, size, channels):
             found = "x".join(map(str, self.content.shape))
             raise GoodRtError(
-                f"{self.name}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them"
+                f"{self.name}: images are {found}, the classifier takes {size}x{size}x{channels}; "
+                "convert them"
             )
         return self.content
 
@@ -68,9 +80,10 @@ class Item:
 class Source(Protocol):
     """Labelled images in one place.
 
-    ``classes`` are the labels' names, None where labels are mere numbers. ``listing`` says cheaply whether the source
-    is still the same: a hash of names and sizes. ``items`` reads contents one at a time in the listing's order, those
-    of ``rows`` or all; it raises GoodRtError that names what cannot be read.
+    ``classes`` are the labels' names, None where labels are mere numbers. ``listing`` says cheaply
+    whether the source is still the same: a hash of names and sizes. ``items`` reads contents one at
+    a time in the listing's order, those of ``rows`` or all; it raises GoodRtError that names what
+    cannot be read.
     """
 
     @property
@@ -95,9 +108,13 @@ def hash_of(words: Iterator[str]) -> str:
 
 
 def part_in(name: str) -> str | None:
-    """The part that a shard's or file's name speaks of: images-train-0001.tar is of ``train``; None if of none."""
-    found = {PART_NAMES[word] for word in re.split(r"[^a-z]+", name.lower().replace("held_out", "heldout"))
-             if word in PART_NAMES}  # fmt: skip
+    """The part that a shard's or file's name speaks of: images-train-0001.tar is of ``train``; None
+    if of none."""
+    found = {
+        PART_NAMES[word]
+        for word in re.split(r"[^a-z]+", name.lower().replace("held_out", "heldout"))
+        if word in PART_NAMES
+    }
     return found.pop() if len(found) == 1 else None
 
 

@@ -1,4 +1,5 @@
-"""Image files in folders: a folder per class, perhaps below train/, val/ and test/; or a flat folder."""
+"""Image files in folders: a folder per class, perhaps below train/, val/ and test/; or a flat
+folder."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from good_rt.errors import GoodRtError
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Classes are the folders' names in alphabetical order; everything below a class's folder is of that class."""
+    """Classes are the folders' names in alphabetical order; everything below a class's folder is of
+    that class."""
 
     path: Path
     kind: str = "folder"
@@ -22,12 +24,16 @@ class FolderSource:
     @cached_property
     def _listed(self) -> tuple[tuple[str, ...] | None, tuple[Entry, ...]]:
         parts = self._parts()
-        roots = {self.path / name: part for name, part in parts.items()} if parts else {self.path: None}
+        roots = (
+            {self.path / name: part for name, part in parts.items()} if parts else {self.path: None}
+        )
         named = {root: _folders(root) for root in roots}
         classes = sorted({folder.name for folders in named.values() for folder in folders})
         if not classes:
             entries = [
-                Entry(self._name(file), None, part) for root, part in roots.items() for file in image_files(root)
+                Entry(self._name(file), None, part)
+                for root, part in roots.items()
+                for file in image_files(root)
             ]
             return None, tuple(entries)
         index = {name: label for label, name in enumerate(classes)}
@@ -47,7 +53,8 @@ class FolderSource:
         return tuple(classes), tuple(found)
 
     def _parts(self) -> dict[str, str]:
-        """Sub-folders that are parts of the data, by name: all of them are, and train is among them."""
+        """Sub-folders that are parts of the data, by name: all of them are, and train is among
+        them."""
         names = {folder.name: PART_NAMES.get(folder.name.lower()) for folder in _folders(self.path)}
         if "train" not in names.values() or None in names.values():
             return {}
@@ -66,7 +73,9 @@ class FolderSource:
 
     @cached_property
     def listing(self) -> str:
-        return hash_of(f"{entry.name} {(self.path / entry.name).stat().st_size}" for entry in self.entries)
+        return hash_of(
+            f"{entry.name} {(self.path / entry.name).stat().st_size}" for entry in self.entries
+        )
 
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]:
         for row in range(len(self.entries)) if rows is None else sorted(rows):

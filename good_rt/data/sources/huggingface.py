@@ -1,6 +1,8 @@
-"""Hugging Face datasets on disk: what `Dataset.save_to_disk` writes (Arrow), or a folder of Parquet files.
+"""Hugging Face datasets on disk: what `Dataset.save_to_disk` writes (Arrow), or a folder of Parquet
+files.
 
-Read with pyarrow, record batch by record batch; no script of the dataset is run, and nothing is unpickled.
+Read with pyarrow, record batch by record batch; no script of the dataset is run, and nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class HuggingFaceSource:
         schema = _schema(file)
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features: Mapping[str, Any] = info.get("info", {}).get("features", {})
-        image = next((n for n, f in features.items() if _type(f) == "Image"), None) or _guess_image(schema)
+        image = next((n for n, f in features.items() if _type(f) == "Image"), None) or _guess_image(
+            schema
+        )
         if image is None:
             raise GoodRtError(f"{file} has no column of images; it has {', '.join(schema.names)}")
         named = {name: f for name, f in features.items() if _type(f) == "ClassLabel"}
@@ -44,7 +48,11 @@ class HuggingFaceSource:
         if label is not None:
             names = named[label].get("names")
             return image, label, tuple(names) if names else None
-        return image, next((name for name in ("label", "labels", "cls") if name in schema.names), None), None
+        return (
+            image,
+            next((name for name in ("label", "labels", "cls") if name in schema.names), None),
+            None,
+        )
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -54,8 +62,14 @@ class HuggingFaceSource:
     def entries(self) -> tuple[Entry, ...]:
         _, column, _ = self._columns
         # a split that no part is named after is of none; parts count when there are several
-        parts = {split: PART_NAMES.get(split.lower()) for _, split in self.files if split is not None}
-        known = None not in parts.values() and "train" in parts.values() and len(set(parts.values())) > 1
+        parts = {
+            split: PART_NAMES.get(split.lower()) for _, split in self.files if split is not None
+        }
+        known = (
+            None not in parts.values()
+            and "train" in parts.values()
+            and len(set(parts.values())) > 1
+        )
         found: list[Entry] = []
         counts: dict[str | None, int] = {}
         for file, split in self.files:
@@ -66,13 +80,20 @@ class HuggingFaceSource:
                     counts[split] = row + 1
                     name = f"{split or 'row'}[{row}]"
                     if label is not None and not isinstance(label, int):
-                        raise GoodRtError(f"{self.path}: {name} has the label {label!r}; labels must be whole numbers")
-                    found.append(Entry(name, label, parts[split] if known and split is not None else None))
+                        raise GoodRtError(
+                            f"{self.path}: {name} has the label {label!r}; labels must be whole "
+                            "numbers"
+                        )
+                    found.append(
+                        Entry(name, label, parts[split] if known and split is not None else None)
+                    )
         return tuple(found)
 
     @cached_property
     def listing(self) -> str:
-        return hash_of(f"{file.relative_to(self.path)} {file.stat().st_size}" for file, _ in self.files)
+        return hash_of(
+            f"{file.relative_to(self.path)} {file.stat().st_size}" for file, _ in self.files
+        )
 
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]:
         image, _, _ = self._columns
@@ -88,11 +109,16 @@ class HuggingFaceSource:
 
 
 def find_files(folder: Path) -> tuple[tuple[Path, str | None], ...]:
-    """The data files of a dataset with their splits, in order; empty when the folder holds no such dataset."""
+    """The data files of a dataset with their splits, in order; empty when the folder holds no such
+    dataset."""
     if (folder / "dataset_dict.json").exists():
         splits = read_json(folder / "dataset_dict.json").get("splits")
-        if not isinstance(splits, list) or not all(isinstance(s, str) and Path(s).name == s for s in splits):
-            raise GoodRtError(f"{folder / 'dataset_dict.json'} does not list the splits; save the dataset again")
+        if not isinstance(splits, list) or not all(
+            isinstance(s, str) and Path(s).name == s for s in splits
+        ):
+            raise GoodRtError(
+                f"{folder / 'dataset_dict.json'} does not list the splits; save the dataset again"
+            )
         return tuple((file, split) for split in splits for file in _arrow_files(folder / split))
     if (folder / "state.json").exists():
         return tuple((file, None) for file in _arrow_files(folder))
@@ -103,14 +129,22 @@ def find_files(folder: Path) -> tuple[tuple[Path, str | None], ...]:
 def _arrow_files(folder: Path) -> list[Path]:
     state = read_json(folder / "state.json")
     if state.get("_indices_data_files"):
-        raise GoodRtError(f"{folder} has an indices mapping; call flatten_indices() on the dataset and save it again")
+        raise GoodRtError(
+            f"{folder} has an indices mapping; call flatten_indices() on the dataset and save it "
+            "again"
+        )
     try:
         names = [entry["filename"] for entry in state["_data_files"]]
     except (KeyError, TypeError):
-        raise GoodRtError(f"{folder / 'state.json'} does not list the data files; save the dataset again") from None
+        raise GoodRtError(
+            f"{folder / 'state.json'} does not list the data files; save the dataset again"
+        ) from None
     for name in names:
         if Path(name).name != name or Path(name).suffix in PICKLES:
-            raise GoodRtError(f"{folder / 'state.json'} names {name!r}, which is no Arrow file in this folder; refused")
+            raise GoodRtError(
+                f"{folder / 'state.json'} names {name!r}, which is no Arrow file in this folder; "
+                "refused"
+            )
     return [folder / name for name in names]
 
 
@@ -143,7 +177,8 @@ def _content(value: object, name: str) -> bytes:
     content = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(content, bytes):
         raise GoodRtError(
-            f"{name} is not embedded in the dataset, which names a file instead; save it again with "
+            f"{name} is not embedded in the dataset, which names a file instead; save it again "
+            "with "
             "embedded images, or give the folder of files"
         )
     return content

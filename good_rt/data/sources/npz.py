@@ -1,4 +1,5 @@
-"""Images in .npz files: one file, or the three parts train.npz, held_out.npz and test.npz. Rows are read in blocks."""
+"""Images in .npz files: one file, or the three parts train.npz, held_out.npz and test.npz. Rows are
+read in blocks."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class NpzSource:
         for part, path in self.files.items():
             count, labels = _labels(path)
             name, numbers = path.name, [None] * count if labels is None else labels.tolist()
-            found += [Entry(f"{name}[{row}]", label, part or None) for row, label in enumerate(numbers)]
+            found += [
+                Entry(f"{name}[{row}]", label, part or None) for row, label in enumerate(numbers)
+            ]
         return tuple(found)
 
     @cached_property
@@ -58,7 +61,8 @@ class NpzSource:
             if shape != (size, size, channels):
                 found = "x".join(map(str, shape))
                 raise GoodRtError(
-                    f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; convert them"
+                    f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; "
+                    "convert them"
                 )
 
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]:
@@ -89,7 +93,9 @@ def _labels(path: Path) -> tuple[int, NDArray[np.int64] | None]:
     except GoodRtError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files
-        raise GoodRtError(f"{path} is not an .npz file of images ({type(error).__name__}: {error})") from None
+        raise GoodRtError(
+            f"{path} is not an .npz file of images ({type(error).__name__}: {error})"
+        ) from None
     if labels.shape != (shape[0],):
         raise GoodRtError(f"{path}: {shape[0]} images but labels of shape {labels.shape}")
     if labels.dtype.kind not in "iu":
@@ -117,7 +123,9 @@ def _blocks(path: Path) -> Iterator[NDArray[np.uint8]]:
     except GoodRtError:
         raise
     except Exception as error:
-        raise GoodRtError(f"{path} is not an .npz file of images ({type(error).__name__}: {error})") from None
+        raise GoodRtError(
+            f"{path} is not an .npz file of images ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _exactly(file: object, count: int) -> bytes:
@@ -133,8 +141,14 @@ def _exactly(file: object, count: int) -> bytes:
 def _header(file: object, path: Path) -> tuple[tuple[int, ...], bool]:
     """Shape and order of an array of images."""
     version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(file)  # type: ignore[arg-type]
     if dtype != np.uint8 or len(shape) not in (3, 4) or shape[0] == 0:
-        raise GoodRtError(f"{path}: images must be uint8 (N, H, W[, C]) with N > 0, not {dtype} {shape}")
+        raise GoodRtError(
+            f"{path}: images must be uint8 (N, H, W[, C]) with N > 0, not {dtype} {shape}"
+        )
     return shape, fortran

@@ -12,7 +12,8 @@ from good_rt.data.sources.webdataset import TAR_SUFFIXES, WebDatasetSource
 from good_rt.errors import GoodRtError
 
 KINDS = (
-    "a folder per class, WebDataset shards (.tar), a Hugging Face dataset on disk, an .npz file, or train.npz, "
+    "a folder per class, WebDataset shards (.tar), a Hugging Face dataset on disk, an .npz file, "
+    "or train.npz, "
     "held_out.npz and test.npz"
 )
 
@@ -45,14 +46,18 @@ def _folder(path: Path) -> Source | None:
     files = find_files(path)
     if files:
         return HuggingFaceSource(path, files)
-    shards = sorted(found for found in path.rglob("*") if found.name.endswith(TAR_SUFFIXES) and found.is_file())
+    shards = sorted(
+        found for found in path.rglob("*") if found.name.endswith(TAR_SUFFIXES) and found.is_file()
+    )
     if shards:
         return WebDatasetSource(path, tuple(shards))
     single = sorted(path.glob("*.npz"))
     if len(single) == 1:
         return NpzSource.single(single[0])
     if len(single) > 1:
-        raise GoodRtError(f"{path} holds several .npz files; call them train.npz, held_out.npz and test.npz")
+        raise GoodRtError(
+            f"{path} holds several .npz files; call them train.npz, held_out.npz and test.npz"
+        )
     pickles = sorted(found.name for found in path.iterdir() if found.suffix in {".pkl", ".pickle"})
     source = FolderSource(path)
     if pickles and not source.entries:

@@ -1,4 +1,5 @@
-"""WebDataset: tar shards whose members KEY.jpg and KEY.cls make one sample. Read in place; nothing is extracted."""
+"""WebDataset: tar shards whose members KEY.jpg and KEY.cls make one sample. Read in place; nothing
+is extracted."""
 
 from __future__ import annotations
 
@@ -20,15 +21,18 @@ MAX_LABEL_BYTES = 2**20
 
 @dataclass(frozen=True)
 class WebDatasetSource:
-    """``shards`` in order. A sample's class is its .cls (a number or name), ``label`` or ``cls`` in its .json, or the
-    folder its image lies in inside the tar; ``classes.txt`` beside the shards names the numbers, a name a line."""
+    """``shards`` in order. A sample's class is its .cls (a number or name), ``label`` or ``cls`` in
+    its .json, or the folder its image lies in inside the tar; ``classes.txt`` beside the shards
+    names the numbers, a name a line."""
 
     path: Path
     shards: tuple[Path, ...]
     kind: str = "webdataset"
 
     @cached_property
-    def _listed(self) -> tuple[tuple[str, ...] | None, tuple[Entry, ...], dict[Path, dict[str, int]]]:
+    def _listed(
+        self,
+    ) -> tuple[tuple[str, ...] | None, tuple[Entry, ...], dict[Path, dict[str, int]]]:
         samples: list[tuple[Path, str, str | None]] = []
         for shard in self.shards:
             samples += ((shard, name, label) for name, label in _samples(shard))
@@ -39,7 +43,11 @@ class WebDatasetSource:
             raise GoodRtError(f"{shard}: {name} has no class, others have; add KEY.cls beside it")
         classes, index = self._classes(given)
         entries = tuple(
-            Entry(f"{self._name(shard)}/{name}", None if label is None else index[label], parts.get(shard))
+            Entry(
+                f"{self._name(shard)}/{name}",
+                None if label is None else index[label],
+                parts.get(shard),
+            )
             for shard, name, label in samples
         )
         places: dict[Path, dict[str, int]] = {}
@@ -58,17 +66,23 @@ class WebDatasetSource:
             return None, index
         listed = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
         if max(numbers) >= len(listed):
-            raise GoodRtError(f"{names} names {len(listed)} classes, the shards have a class {max(numbers)} (from 0)")
+            raise GoodRtError(
+                f"{names} names {len(listed)} classes, the shards have a class {max(numbers)} "
+                "(from 0)"
+            )
         return listed, index
 
     def _name(self, shard: Path) -> str:
         return shard.relative_to(self.path).as_posix() if shard != self.path else shard.name
 
     def _parts(self) -> dict[Path, str]:
-        """The shards' parts, by their folder or name, when every one has one and train is among them."""
+        """The shards' parts, by their folder or name, when every one has one and train is among
+        them."""
         found: dict[Path, str] = {}
         for shard in self.shards:
-            folder = PART_NAMES.get(shard.parent.name.lower()) if shard.parent != self.path else None
+            folder = (
+                PART_NAMES.get(shard.parent.name.lower()) if shard.parent != self.path else None
+            )
             part = folder or part_in(shard.name.partition(".")[0])
             if part is None:
                 return {}
@@ -101,7 +115,8 @@ class WebDatasetSource:
 
 
 def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, _Reader]]:
-    """The regular files of a tar with functions that read them; names that lead outside and links are refused."""
+    """The regular files of a tar with functions that read them; names that lead outside and links
+    are refused."""
     try:
         with tarfile.open(shard) as archive:
             for member in archive:
@@ -110,7 +125,9 @@ def _members(shard: Path) -> Iterator[tuple[tarfile.TarInfo, _Reader]]:
                     continue
                 name = PurePosixPath(member.name)
                 if not member.isreg() or name.is_absolute() or ".." in name.parts:
-                    raise GoodRtError(f"{shard}: {member.name!r} is no plain file, or leads outside; refused")
+                    raise GoodRtError(
+                        f"{shard}: {member.name!r} is no plain file, or leads outside; refused"
+                    )
                 yield member, _Reader(archive, member, shard)
             # a header cut short reads as the end of the tar, whose real end is a block of zeros
             assert archive.fileobj is not None
@@ -129,7 +146,9 @@ class _Reader:
 
     def __call__(self, largest: int = MAX_BYTES) -> bytes:
         if self.member.size > largest:
-            raise GoodRtError(f"{self.shard}/{self.member.name} has more than {largest >> 20} MiB; refused")
+            raise GoodRtError(
+                f"{self.shard}/{self.member.name} has more than {largest >> 20} MiB; refused"
+            )
         file = self.archive.extractfile(self.member)
         content = b"" if file is None else file.read()
         if len(content) != self.member.size:
@@ -149,7 +168,9 @@ def _samples(shard: Path) -> list[tuple[str, str | None]]:
         key, suffix = str(name.parent / stem), f".{extension.lower()}"
         if f".{suffix.rpartition('.')[2]}" in SUFFIXES:
             if key in images:
-                raise GoodRtError(f"{shard}: two images are called {key}; keys must be unique in a shard")
+                raise GoodRtError(
+                    f"{shard}: two images are called {key}; keys must be unique in a shard"
+                )
             images[key] = member.name
         elif suffix in LABEL_SUFFIXES:
             found = _label(read(MAX_LABEL_BYTES), suffix, f"{shard}/{member.name}")
