@@ -41,7 +41,7 @@ from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
 from good_rt.export.to_onnx import first_line
-from good_rt.method.guidance import GuidanceConfig
+from good_rt.config.settings import GuidanceConfig
 from good_rt.workflow.steps import run_export, run_sampler_bench
 
 BATCHES = (1, 8, 32)

@@ -24,7 +24,8 @@ from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.files import read_json
-from good_rt.method.training import TrainConfig, has_bfloat16
+from good_rt.config.settings import TrainConfig
+from good_rt.method.training import has_bfloat16
 from good_rt.workflow.pipeline import all_scores, detector_for, measure_images, measure_part
 from good_rt.workflow.steps import open_training, run_train
 

@@ -38,7 +38,8 @@ from good_rt.export.manifest import load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.method.denoiser import PREDICTIONS
 from good_rt.method.discrepancy import ClassifierGuidance
-from good_rt.method.guidance import GuidanceConfig, limited
+from good_rt.config.settings import GuidanceConfig
+from good_rt.method.guidance import limited
 from good_rt.method.sampler import Noise, sample, sample_seeds
 from good_rt.method.schedule import strengths
 from good_rt.workflow.generation import LAMBDA, GenerationJob, Generator
@@ -47,7 +48,7 @@ from good_rt.workflow.timing import ratio, side_by_side, step_parts
 
 SETTINGS = {
     "mu": GuidanceConfig(mu=0.1),
-    "rho": GuidanceConfig(rho=0.1),
+    "rho": GuidanceConfig(mu=0.0, rho=0.1),
     "mu and rho": GuidanceConfig(mu=0.1, rho=0.1),
 }
 BATCHES = (1, 8, 32)
@@ -145,7 +146,7 @@ def latents_of(
         generator.decode_with_gradient,
         guidance,
         generator.sigmas,
-        config or GuidanceConfig(),
+        config or GuidanceConfig(mu=0.0),
         sample_seeds(job.seed, indices),
         generator.shape,
         generator.rows(indices),

@@ -29,6 +29,8 @@ PACKAGES = (
     "numpy",
 )
 """What the sampler computes with."""
+REPORTED_PACKAGES = ("good-rt", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+"""What figures depend on."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from good_rt.engines.tensorrt import load_library, present_architecture
 from good_rt.environment import use_device
 from good_rt.errors import GoodRtError
 from good_rt.method.guidance import value_and_gradient
-from good_rt.method.training import TrainConfig, TrainingImages, finetune
+from good_rt.config.settings import TrainConfig
+from good_rt.method.training import TrainingImages, finetune
 from good_rt.workflow.generation import GenerationJob
 from good_rt.workflow.steps import open_generator
 

@@ -8,7 +8,7 @@ such as ``timm:resnet18``.
 
 from __future__ import annotations
 
-from good_rt.classifier.base import Classifier, ClassifierConfig, Resize, predict
+from good_rt.classifier.base import Classifier, ClassifierConfig, Images, Resize, outputs, predict
 from good_rt.classifier.folder import ARCHITECTURES, save_classifier
 from good_rt.classifier.sources import Settings, load_classifier, saved_spec
 from good_rt.classifier.weights import load_weights
@@ -17,10 +17,12 @@ __all__ = [
     "ARCHITECTURES",
     "Classifier",
     "ClassifierConfig",
+    "Images",
     "Resize",
     "Settings",
     "load_classifier",
     "load_weights",
+    "outputs",
     "predict",
     "save_classifier",
     "saved_spec",

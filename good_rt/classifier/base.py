@@ -8,7 +8,7 @@ the same `Classifier`, so that they see the same features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from good_rt.classifier.resampling import resampling_matrix
 from good_rt.errors import GoodRtError
 
+Images = Tensor | Iterable[Tensor]
+"""Images (N, C, H, W) in [-1, 1], whole or in batches."""
 PIXELS = 2**24
 """Of the images that are run at once."""
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -212,3 +214,11 @@ def predict(
     return torch.cat([logits.cpu() for logits, _ in found]), torch.cat(
         [features.cpu() for _, features in found]
     )
+
+
+def outputs(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and features (N, D), on the CPU, of images that may come batch by batch."""
+    if isinstance(images, Tensor):
+        return predict(classifier, images)
+    logits, features = zip(*(predict(classifier, batch) for batch in images), strict=True)
+    return torch.cat(logits), torch.cat(features)

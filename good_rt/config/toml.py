@@ -1,29 +1,46 @@
-"""TOML tables as frozen dataclasses: every key is known, every value of its type, and an error
-names key and line."""
+"""TOML files as configurations: every key is known, every value of its type, and an error names key
+and line."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
 import tomllib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from good_rt.config.declaration import Setting, assemble, settings_of
 from good_rt.errors import GoodRtError
 
-T = TypeVar("T")
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+Table = TypeVar("Table")
+Place = tuple[str, ...]
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
 
 
-def read_settings(path: Path, kind: type[T]) -> T:
-    """A TOML file as ``kind``. Raises GoodRtError that names file and line: of bad TOML, of an
-    unknown key, with the nearest that is known, of a missing one, and of a value of the wrong
-    type."""
+def read_toml(
+    path: Path,
+    config: type[Table],
+    migrate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values,
+    old_places: Mapping[Place, Place] | None = None,
+) -> Table:
+    """A TOML file as the configuration ``config``.
+
+    Args:
+        path: The file.
+        config: A dataclass whose fields are settings; one that holds another dataclass is a table.
+        migrate: Turns the tables of an older version into those of this one.
+        old_places: Where a key of this version stood in an older one.
+
+    Raises:
+        GoodRtError: names file and line of bad TOML, an unknown key (with the nearest known one), a
+            missing one, or a value of the wrong type.
+    """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError as error:
         raise GoodRtError(
@@ -31,55 +48,100 @@ def read_settings(path: Path, kind: type[T]) -> T:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
-    return _Reader(path, text).table(kind, values, ())
+    reader = _Reader(path, text, old_places or {})
+    try:
+        values = migrate(values)
+    except GoodRtError as error:
+        raise GoodRtError(f"{reader.where(('version',))}: {error}") from None
+    return reader.table(config, values, ())
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isinf(value):
+        return "inf"
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items())
+        return f"{{{pairs}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for the delete character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return str(value)
+
+
+def toml_key(key: str) -> str:
+    """A key as TOML writes it, in quotes where it needs them."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 class _Reader:
     """One file's text, to say where a key stands."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self.lines = path, text.splitlines()
+    def __init__(self, path: Path, text: str, old_places: Mapping[Place, Place]) -> None:
+        self.path, self.lines, self.old_places = path, text.splitlines(), old_places
 
-    def table(self, kind: type[T], values: Mapping[str, Any], place: tuple[str, ...]) -> T:
-        types_of = get_type_hints(kind)
-        known = {field.name: field for field in fields(kind) if field.init}  # type: ignore[arg-type]
+    def table(self, config: type[Table], values: Mapping[str, Any], place: Place) -> Table:
+        known = {setting.key: setting for setting in settings_of(config)}
         for key in values:
             if key not in known:
                 raise self.unknown(key, list(known), place)
-        missing = [
-            name
-            for name, field in known.items()
-            if field.default is MISSING and field.default_factory is MISSING and name not in values
-        ]
-        if missing:
-            within = f" in [{'.'.join(place)}]" if place else ""
-            raise GoodRtError(f"{self.path}: {missing[0]!r} is missing{within}; add it")
-        found = {
-            key: self.value(types_of[key], value, (*place, key)) for key, value in values.items()
-        }
+        for key, setting in known.items():
+            needed = setting.required or setting.declared.required_in_file
+            if needed and key not in values and not is_dataclass(setting.type):
+                within = f" in [{'.'.join(place)}]" if place else ""
+                raise GoodRtError(f"{self.path}: {key!r} is missing{within}; add it")
+        # a missing table is read like an empty one, which names the first key that it needs
+        given = dict(values)
+        for key, setting in known.items():
+            if setting.required and is_dataclass(setting.type):
+                given.setdefault(key, {})
+        read = {key: self.setting(known[key], value, (*place, key)) for key, value in given.items()}
         try:
-            return kind(**found)
+            return assemble(config, read)
         except GoodRtError as error:
             raise GoodRtError(f"{self.where(place)}: {error}") from None
 
-    def value(self, kind: Any, value: Any, place: tuple[str, ...]) -> Any:
-        """A value as the type that the dataclass says."""
+    def setting(self, setting: Setting, value: Any, place: Place) -> Any:
+        kinds = setting.value_types
+        if setting.choices:
+            free = [kind for kind in kinds if get_origin(kind) is not Literal]
+            if value in setting.choices:
+                return value
+            if not free:
+                choices = ", ".join(map(str, setting.choices))
+                near = _near(value, setting.choices)
+                raise self.wrong(value, f"one of {choices}{near}", place)
+            kinds = tuple(free)
+        read = self.value(kinds[0], value, place)
+        bounds = setting.declared.bounds
+        if bounds is not None:
+            low, high = bounds.low, bounds.high
+            if low is not None and (read < low or (bounds.open_low and read == low)):
+                least = f"greater than {low:g}" if bounds.open_low else f"at least {low:g}"
+                raise self.wrong(value, least, place)
+            if high is not None and read > high:
+                raise self.wrong(value, f"at most {high:g}", place)
+        return read
+
+    def value(self, kind: Any, value: Any, place: Place) -> Any:
+        """A value as the type that the declaration says."""
         origin, arguments = get_origin(kind), get_args(kind)
-        if origin in (Union, types.UnionType):
-            return self.value(next(a for a in arguments if a is not type(None)), value, place)
         if origin is Literal:
             if value not in arguments:
-                raise self.wrong(
-                    value,
-                    f"one of {', '.join(map(str, arguments))}" + _near(value, arguments),
-                    place,
-                )
+                choices = ", ".join(map(str, arguments))
+                raise self.wrong(value, f"one of {choices}{_near(value, arguments)}", place)
             return value
         if origin is tuple:
             return self.sequence(arguments, value, place)
         if origin is not None and issubclass(origin, Mapping):
             if not isinstance(value, dict):
                 raise self.wrong(value, "a table", place)
+            for key in value:
+                self.value(arguments[0], key, (*place, key))
             return {
                 key: self.value(arguments[1], item, (*place, key)) for key, item in value.items()
             }
@@ -90,12 +152,10 @@ class _Reader:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if type(value) is not kind:
-            raise self.wrong(value, KINDS[kind], place)
+            raise self.wrong(value, TYPE_NAMES[kind], place)
         return value
 
-    def sequence(
-        self, arguments: Sequence[Any], value: Any, place: tuple[str, ...]
-    ) -> tuple[Any, ...]:
+    def sequence(self, arguments: Sequence[Any], value: Any, place: Place) -> tuple[Any, ...]:
         """A list: of any length of one type, or of as many values as there are types."""
         if not isinstance(value, list):
             raise self.wrong(value, "a list", place)
@@ -107,36 +167,44 @@ class _Reader:
             self.value(kind, item, place) for kind, item in zip(arguments, value, strict=True)
         )
 
-    def unknown(self, key: str, known: Sequence[str], place: tuple[str, ...]) -> GoodRtError:
+    def unknown(self, key: str, known: Sequence[str], place: Place) -> GoodRtError:
         within = f" in [{'.'.join(place)}]" if place else ""
         near = _near(key, known) or f"; known are {', '.join(known)}"
         return GoodRtError(f"{self.where((*place, key))}: there is no {key!r}{within}{near}")
 
-    def wrong(self, value: Any, expected: str, place: tuple[str, ...]) -> GoodRtError:
-        return GoodRtError(
-            f"{self.where(place)}: {'.'.join(place)} is {value!r}, but must be {expected}"
-        )
+    def wrong(self, value: Any, expected: str, place: Place) -> GoodRtError:
+        name = ".".join(self.name(place))
+        return GoodRtError(f"{self.where(place)}: {name} is {value!r}, but must be {expected}")
 
-    def where(self, place: tuple[str, ...]) -> str:
+    def name(self, place: Place) -> Place:
+        """The key as the file spells it: by its old name in a file of an older version."""
+        old = self.old_places.get(place)
+        return old if old is not None and not self._line(place) and self._line(old) else place
+
+    def where(self, place: Place) -> str:
         """The file, and the line that a key stands on where it can be found."""
-        table: tuple[str, ...] = ()
+        line = self._line(self.name(place))
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+    def _line(self, place: Place) -> int | None:
+        table: Place = ()
         for number, line in enumerate(self.lines, 1):
             header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line)
             if header:
                 table = _dotted(header[1])
                 if table == place:
-                    return f"{self.path}, line {number}"
+                    return number
             key = re.match(r"\s*([\w.\-\"']+)\s*=", line)
             if key and (*table, *_dotted(key[1])) == place:
-                return f"{self.path}, line {number}"
-        return str(self.path)
+                return number
+        return None
 
 
-def _dotted(name: str) -> tuple[str, ...]:
+def _dotted(name: str) -> Place:
     return tuple(part.strip().strip("\"'") for part in name.split("."))
 
 
 def _near(value: object, known: Sequence[object]) -> str:
-    """'; did you mean …?' when something known is near."""
-    found = difflib.get_close_matches(str(value), [str(name) for name in known], 1, 0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """'; did you mean …?' when a known name is near."""
+    near = difflib.get_close_matches(str(value), [str(name) for name in known], 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -3,17 +3,13 @@ are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-from good_rt.classifier import Classifier, predict
+from good_rt.classifier import Classifier
 from good_rt.data.id_data import IdData, from_uint8
-
-Images = Tensor | Iterable[Tensor]
-"""Images (N, C, H, W) in [-1, 1], whole or in batches."""
-
+from good_rt.data.labelled import LabelledImages
 
 def id_batches(
     id_data: IdData,
@@ -39,9 +35,10 @@ def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
     return rows[::2], rows[1::2]
 
 
-def outputs(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and features (N, D) of all images, in evaluation mode."""
-    if isinstance(images, Tensor):
-        return predict(classifier, images)
-    logits, features = zip(*(predict(classifier, batch) for batch in images), strict=True)
-    return torch.cat(logits), torch.cat(features)
+def id_part(
+    id_data: IdData, name: str, classifier: Classifier, limit: int | None = None
+) -> LabelledImages:
+    """One part of the ID data as the classifier takes it; at most ``limit`` images, evenly
+    spaced."""
+    config = classifier.config
+    return id_data.part(name, config.classes, config.channels, config.image_size, limit)

@@ -23,7 +23,7 @@ from good_rt.data.sources.base import Source
 from good_rt.data.sources.npz import HINT as NPZ_HINT
 from good_rt.data.sources.npz import NpzSource
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import FILE, HINT, Splits, make_splits
+from good_rt.data.splits import HINT, Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
 
 BATCH = 500
@@ -41,6 +41,11 @@ class IdData:
 
     folder: Path
 
+    @classmethod
+    def of(cls, images: IdData | Path | str) -> IdData:
+        """The data itself, or that of a path."""
+        return images if isinstance(images, IdData) else cls(Path(images))
+
     @cached_property
     def source(self) -> Source:
         return open_source(self.folder if self.record is None else self.record.source)
@@ -56,9 +61,7 @@ class IdData:
     @cached_property
     def record(self) -> Splits | None:
         """The splits.json that the path is, or that lies in it."""
-        if self.folder.is_file() and self.folder.suffix == ".json":
-            return Splits.read(self.folder)
-        return Splits.read(self.folder / FILE) if (self.folder / FILE).exists() else None
+        return recorded_splits(self.folder)
 
     def labels(self, classes: int | Sequence[str]) -> dict[int, int]:
         """The classifier's output for each label of the data. Raises GoodRtError when they do not

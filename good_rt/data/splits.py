@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from good_rt.config.settings import SplitConfig
 from good_rt.data.sources.base import PARTS, Item, Source, hash_of
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json, write_json
@@ -23,29 +24,6 @@ FILE = "splits.json"
 HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Shares of the parts that are not train; the seed of the hash; whether bad images are left out
-    or an error."""
-
-    held_out: float = 0.2
-    test: float = 0.2
-    seed: int = 0
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("held_out", "test"):
-            if not 0 < getattr(self, name) < 1:
-                raise GoodRtError(
-                    f"the share {name} must be between 0 and 1, not {getattr(self, name)}"
-                )
-        if self.held_out + self.test >= 1:
-            raise GoodRtError(
-                f"the shares held_out and test leave nothing to train: {self.held_out} + "
-                f"{self.test}"
-            )
 
 
 @dataclass(frozen=True)
@@ -351,3 +329,10 @@ def _given(source: Source, copies: Mapping[str, list[int]], config: SplitConfig)
                 chosen[digest] = absent if counter[label] % 2 else other
                 counter[label] += 1
     return chosen
+
+
+def recorded_splits(path: Path) -> Splits | None:
+    """The splits.json that the path is, or that lies in it; None where there is none."""
+    if path.is_file() and path.suffix == ".json":
+        return Splits.read(path)
+    return Splits.read(path / FILE) if (path / FILE).exists() else None

@@ -17,21 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
-from good_rt.data.batches import Images, outputs
+from good_rt.config.settings import DetectorConfig
+from good_rt.classifier import Images, outputs
 from good_rt.method import gate as unified
 from good_rt.method.bank import FeatureBank
 from good_rt.method.conformal import check_alpha, conformal_p_value
 from good_rt.method.discrepancy import image_level
 from good_rt.method.gate import UnifiedScore
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """k of the k-NN distance, α of the decision, the energy's temperature."""
-
-    k: int = 1
-    alpha: float = 0.05
-    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,25 +112,30 @@ class DetectorModule(nn.Module):
         return torch.logsumexp(terms, dim=1) / u.c
 
 
-def build_detector(
+def build_module(
     classifier: Classifier,
-    bank_images: Images,
+    bank: FeatureBank,
     fit_images: Images,
     calibration_images: Images,
     ood_images: Sequence[Tensor],
     config: DetectorConfig = DetectorConfig(),
 ) -> DetectorModule:
-    """Bank, gate and calibration for a classifier: ID images in three disjoint parts, generated OOD
-    images by kind.
+    """Gate and calibration for a classifier and its bank, as one module.
 
-    All images are (N, C, H, W) in [-1, 1], those of ID whole or in batches. The gate is fitted on
-    ``fit_images`` against ``ood_images``, each kind with the same weight: of the kind that a
-    classifier was trained with, and of which there may be most, its energy alone tells. Without any
-    it weighs both discrepancies alike. The p-value is calibrated on ``calibration_images`` alone,
-    with the finished score, so that its guarantee holds.
+    The gate is fitted on ``fit_images`` against ``ood_images``, each kind with the same weight: of
+    the kind that a classifier was trained with, and of which there may be most, its energy alone
+    tells. The p-value is only calibrated on ``calibration_images``, with the finished score, so
+    that its guarantee holds.
+
+    Args:
+        classifier: Images to logits and features.
+        bank: Features of ID training images.
+        fit_images: Held-out ID images (N, C, H, W) in [-1, 1], whole or in batches.
+        calibration_images: Other held-out ID images.
+        ood_images: Generated images by kind; without any the gate weighs both discrepancies
+            equally.
+        config: k, α and temperature.
     """
-    _, features = outputs(classifier, bank_images)
-    bank = FeatureBank(features)
     known = measure(classifier, bank, fit_images, config)
     if ood_images:
         ood = measure(classifier, bank, torch.cat(list(ood_images)), config)

@@ -15,10 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from good_rt.config.settings import PROMPT as TEMPLATE
 from good_rt.errors import GoodRtError
 
-TEMPLATE = "a photo of a {}"
-"""The prompt of a class, where none is given."""
 
 
 @dataclass(frozen=True)

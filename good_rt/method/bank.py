@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from good_rt.classifier import Classifier, Images, outputs
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
 
@@ -62,6 +63,11 @@ class FeatureBank:
             )
         self.features = features.detach().float().cpu().contiguous()
         self._copies: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def of(cls, classifier: Classifier, images: Images) -> FeatureBank:
+        """The features of ID images (N, C, H, W) in [-1, 1], whole or in batches."""
+        return cls(outputs(classifier, images)[1])
 
     def __len__(self) -> int:
         return len(self.features)

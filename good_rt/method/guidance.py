@@ -9,89 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from good_rt.errors import GoodRtError, NonFiniteError
+from good_rt.config.settings import GuidanceConfig
+from good_rt.errors import NonFiniteError
 from good_rt.method.discrepancy import Guidance
-from good_rt.method.schedule import Trend
 
 Decoder = Callable[[Tensor], Tensor]
 """latents (N, C, H, W) -> images (N, c, H', W') in about [-1, 1]; the identity for pixel models."""
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """How strongly, when and how often the sampler follows ∇ℓ̃.
-
-    With ``step="unit"`` each sample's gradient is scaled to root mean square 1, so that ``rho`` and
-    ``mu`` are in units of the latents' spread and mean the same for every classifier; with "raw"
-    they multiply the gradient itself.
-    """
-
-    rho: float = 0.0
-    """ρ̄, mean strength of variance guidance (through the UNet)."""
-    mu: float = 0.0
-    """μ̄, mean strength of mean guidance (on x̂0 alone)."""
-    sigma: float = 0.0
-    """σ̄, width of the Gaussian smoothing of ℓ in image space; 0 for none."""
-    rho_schedule: Trend = "constant"
-    mu_schedule: Trend = "constant"
-    sigma_schedule: Trend = "decrease"
-    n_recur: int = 1
-    """N_recur, passes over each noise level."""
-    n_iter: int = 1
-    """N_iter, mean-guidance steps in each pass."""
-    n_mc: int = 1
-    """M, Monte-Carlo samples of the smoothing."""
-    step: Literal["unit", "raw"] = "unit"
-    clip: float | None = None
-    """Largest Euclidean norm of a sample's gradient, for ``step="raw"``; "unit" steps have a fixed
-    norm."""
-    span: tuple[float, float] = (0.0, 1.0)
-    """The part of the trajectory that is guided: from and to, as shares of the steps taken."""
-    every: int = 1
-    """Guides every n-th step of the span alone; the steps between cost what an unguided one
-    does."""
-    band: tuple[float, float] | None = None
-    """(low, high) of ℓ: full strength below low, none above high, linear between, so that samples
-    stay images."""
-
-    def __post_init__(self) -> None:
-        for name in ("rho", "mu", "sigma"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise GoodRtError(
-                    f"guidance's {name} must be a finite number of at least 0, not "
-                    f"{getattr(self, name)}"
-                )
-        for name in ("n_recur", "n_iter", "n_mc", "every"):
-            if getattr(self, name) < 1:
-                raise GoodRtError(
-                    f"guidance's {name} must be at least 1, not {getattr(self, name)}"
-                )
-        if self.clip is not None and not self.clip > 0:
-            raise GoodRtError(f"guidance's clip must be greater than 0, not {self.clip}")
-        if not 0 <= self.span[0] < self.span[1] <= 1:
-            raise GoodRtError(
-                f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}"
-            )
-        if self.band is not None and not self.band[0] < self.band[1]:
-            raise GoodRtError(
-                f"guidance's band must be (low, high) with low < high, not {self.band}"
-            )
-
-    @property
-    def active(self) -> bool:
-        """Whether the sampler needs any gradient at all."""
-        return self.rho > 0 or self.mu > 0
-
-    def guides(self, step: int, steps: int) -> bool:
-        """Whether this step of so many is guided."""
-        first, last = (round(share * steps) for share in self.span)
-        return self.active and first <= step < last and (step - first) % self.every == 0
 
 
 def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | None) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from good_rt.config.settings import Trend
 from good_rt.errors import GoodRtError
 
 Spacing = Literal["leading", "trailing", "linspace"]
-Trend = Literal["decrease", "increase", "constant"]
 FloatArray = NDArray[np.float64]
 
 

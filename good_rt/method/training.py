@@ -22,43 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier, predict
+from good_rt.config.settings import TrainConfig
 from good_rt.environment import CPU
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.files import atomic_path, different_names
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the fine-tuning."""
-
-    steps: int = 450
-    id_batch: int = 96
-    ood_batch: int = 64
-    lr: float = 1.5e-3
-    """Peak learning rate of the classifier."""
-    head_lr: float = 1e-2
-    """Peak learning rate of g, which starts from nothing and has to be ahead of the classifier."""
-    weight_decay: float = 1e-4
-    weight: float = 3.0
-    """w, weight of the energy regulariser."""
-    bfloat16: bool = False
-    """Whether the network runs in bfloat16 (its weights stay in float32): half the time on CPUs
-    that have it."""
-    decoded_share: float = 0.5
-    """Share of the ID batch that comes out of a decoder: reconstructions, unguided samples, or half
-    of it each, as far as they are given."""
-    averaging: float = 0.98
-    """Decay of the moving average of the weights, which is what is validated and kept; 0 for the
-    weights alone."""
-    interpolation: float = 0.4
-    """How much of the way from the classifier as it was to the trained weights is gone. Weights in
-    between keep more of the accuracy, and tell OOD images better, than those at the end (Wortsman
-    et al., arXiv 2109.01903)."""
-    seed: int = 0
-    evaluate_every: int = 150
-    """Steps between two looks at the held-out images, which also write the checkpoint."""
-    max_accuracy_drop: float = 0.005
-    """Largest loss of held-out ID accuracy with which a state may be kept."""
 
 
 @dataclass(frozen=True)

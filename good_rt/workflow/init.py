@@ -18,12 +18,13 @@ from good_rt.data.id_data import IdData
 from good_rt.data.image_files import image_header
 from good_rt.data.sources.base import Source
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import SplitConfig, Splits, make_splits
+from good_rt.config.settings import SplitConfig
+from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
 from good_rt.diffusion import TEMPLATE, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.method.conformal import check_alpha
-from good_rt.method.training import TrainConfig
+from good_rt.config.settings import TrainConfig
 from good_rt.workflow.pipeline import check_models
 
 PROBED = 200

@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.classifier import Classifier, predict
-from good_rt.data.batches import Images, half_rows, id_batches
+from good_rt.classifier import Images
+from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8, halves
 from good_rt.data.labelled import LabelledImages
-from good_rt.detector.module import (
-    DetectorConfig,
-    DetectorModule,
-    Discrepancies,
-    build_detector,
-    measure,
-)
+from good_rt.config.settings import DetectorConfig
+from good_rt.detector.module import DetectorModule, Discrepancies, build_detector, measure
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores

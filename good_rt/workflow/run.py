@@ -1,9 +1,8 @@
-"""A job file from end to end: split, export, generate, train, build, evaluate; what is done already
-is skipped.
+"""The step `run_job`: a job file from end to end; what is done already is skipped.
 
-Every step has a key, a hash of its settings and of the fingerprints of what it reads; state.json
-keeps it. A killed run goes on: generated images batch by batch, the training from its last
-checkpoint.
+Every step has a key, a hash of its settings and of the fingerprints of what it reads, which
+state.json keeps. A killed run resumes: generated images batch by batch, the training from its last
+checkpoint. Models are loaded once, and passed to every step.
 """
 
 from __future__ import annotations
@@ -12,63 +11,62 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from good_rt.classifier import Classifier, load_classifier, saved_spec
-from good_rt.cli.options import NO_BARS, Bars
-from good_rt.config.job import ONNX, Job
+from good_rt.config.settings import BackendConfig, ExportConfig
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import IdData
-from good_rt.data.image_files import SET_MANIFEST
+from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import FILE, Splits
-from good_rt.detector.module import DetectorConfig, DetectorModule
-from good_rt.diffusion import DiffusionModel, load_diffusion
-from good_rt.environment import CPU
+from good_rt.data.splits import SPLITS_FILE
+from good_rt.detector.module import DetectorModule
+from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation
-from good_rt.export.manifest import exporter_hash
+from good_rt.export.graphs import EXPORTER
+from good_rt.export.manifest import MANIFEST, Manifest
 from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.method.conformal import check_alpha
-from good_rt.method.guidance import GuidanceConfig
-from good_rt.method.training import TrainConfig, TrainingImages, check_trainable, has_bfloat16
-from good_rt.workflow.generation import GenerationJob, Generator, set_settings
-from good_rt.workflow.pipeline import check_models
-from good_rt.workflow.state import JobState, key_of
-from good_rt.workflow.steps import (
-    Page,
-    Sets,
-    check_runtime,
-    describe_generation,
-    load_test_sets,
+from good_rt.method.training import TrainingImages, check_trainable
+from good_rt.models import Models
+from good_rt.progress import SILENT, Progress
+from good_rt.workflow.detector import WITH_GENERATED, WITHOUT_TRAINING, build_detector, detector_for
+from good_rt.workflow.evaluate import ReportPage, evaluate
+from good_rt.workflow.export import export
+from good_rt.workflow.generate import (
+    check_backend,
+    fill,
     open_generator,
-    open_training,
-    run_build,
-    run_evaluate,
-    run_export,
-    run_job,
-    run_split,
-    run_train,
+    wants_gradient_engines,
+    with_batch,
 )
+from good_rt.workflow.generator import Generator, generation_record
+from good_rt.workflow.job import Job
+from good_rt.workflow.split import split
+from good_rt.workflow.state import JobState, key_of
+from good_rt.workflow.train import TRAINING_FILE, train, training_images
 
-MODELS = {
-    "before": "the classifier as it came",
-    "control": "fine-tuned for as many steps without generated images",
+CLASSIFIERS = {
+    "before": "the original classifier",
+    "control": "fine-tuned for the same number of steps without generated images",
     "trained": "fine-tuned with generated images",
 }
-TEST_SHARE = 5
-"""Where there are no OOD test sets, one is generated of this part of the images of a kind, from
-other seeds."""
+"""What the report says of each classifier."""
+NO_TEST_SETS = (
+    " The job names no OOD test sets: “generated” are guided images of other seeds than the "
+    "training's, so these figures say little about real OOD images; name some in [test_sets]."
+)
+SET_MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One step of a run: whether it had been done before, and the seconds it took."""
+    """One step of a run: whether an earlier run had done it, and the seconds that it took."""
 
     name: str
     skipped: bool
@@ -86,13 +84,24 @@ class RunResult:
     steps: tuple[StepDone, ...]
 
 
-def run_job_file(path: Path, bars: Bars = NO_BARS, device: torch.device = CPU) -> RunResult:
-    """Does what a job file says, and what is not yet done of it. Raises GoodRtError that says what
-    does not fit, before anything long begins."""
-    job = Job.read(path)
-    run = _Run(job, bars, device)
+def run_job(
+    job: Job | Path | str, device: torch.device | str = CPU, progress: Progress = SILENT
+) -> RunResult:
+    """Runs what a job file says, and is not yet done.
+
+    Args:
+        job: The job, or the path of its file.
+        device: Where models run: "cpu", "cuda" or "cuda:N".
+        progress: Hears of every step.
+
+    Raises:
+        GoodRtError: something does not fit; said before anything long begins.
+    """
+    run = _Run(
+        job if isinstance(job, Job) else Job.read(Path(job)), use_device(str(device)), progress
+    )
     run.check()
-    with sole_user(job.out):
+    with sole_user(run.out):
         return run.all()
 
 
@@ -101,46 +110,42 @@ class _Run:
     """One run of a job; each step is a method."""
 
     job: Job
-    bars: Bars
-    device: torch.device = CPU
+    device: torch.device
+    progress: Progress
     steps: list[StepDone] = field(default_factory=list)
-    built: dict[str, DetectorModule] = field(default_factory=dict)
-    """The detector that this run has built, by its classifier: the evaluation need not build it
-    again."""
+    classifiers: dict[str, Classifier] = field(default_factory=dict)
+    """Every classifier that is compared, by name."""
+    detectors: dict[str, DetectorModule] = field(default_factory=dict)
+    """Their detectors, as far as this run has built them."""
 
     def __post_init__(self) -> None:
         self.out, self.config = self.job.out, self.job.config
         self.state = JobState(self.out)
-        self.splits_path = self.out / FILE
+        self.splits_path = self.out / SPLITS_FILE
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
-        generate = self.config.generate
-        if generate.runtime is not None and not all(map(self._is_whole, self.sets)):
+        if not all(map(self._is_whole, self.job.sets)):
             with self._named("generate.engine"):
-                check_runtime(generate.runtime, self.device)
-        with self._named("models.diffusion"):
-            model = self.model
-        with self._named("models.classifier"):
-            check_models(model, self.classifier)
-        if self.config.train.ood or self.config.train.control:
+                check_backend(self.backend, self.device)
+        _ = self.models
+        if self.config.train.kinds or self.config.train.control:
             try:
-                check_trainable(self.classifier)
+                check_trainable(self.models.classifier)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f"{error}; or set train.ood = [], train.control = false and "
-                    'detector.classifier = "before" in '
-                    f"{self.job.path}"
+                    f"{error}; or set train.kinds = [], train.control = false and "
+                    f'detector.classifier = "before" in {self.job.path}'
                 ) from None
         with self._named("data.images"):
-            IdData(self.job.images).labels(self.classifier.config.classes)
-        for name, ood in self.job.ood.items():
-            with self._named(f"ood.{name}"):
-                open_source(ood)
+            IdData(self.job.images).labels(self.models.classifier.config.classes)
+        for name, path in self.job.test_sets.items():
+            with self._named(f"test_sets.{name}"):
+                open_source(path)
 
     @contextmanager
     def _named(self, key: str) -> Iterator[None]:
-        """Has an error say which key of the job file it comes of."""
+        """Has an error say which key of the job file it is about."""
         try:
             yield
         except GoodRtError as error:
@@ -150,16 +155,20 @@ class _Run:
         remove_leftovers(self.out)
         self._split()
         self._check_sizes()
-        self._check_sets()
         self._export()
-        made = {name: self._generate(name) for name in self.sets}
-        self.__dict__.pop("_generator", None)  # its models and engines make room for the training
-        classifiers = self._train(made)
-        guided: dict[str, Path] = {kind: made[kind] for kind in self.config.generate.kinds}
-        detector = self._build(classifiers[self.config.detector.classifier], guided)
-        evaluation = self._evaluate(classifiers, guided, detector, made.get("test"))
+        self._check_sets()
+        folders = {name: self._generate(name) for name in self.job.sets}
+        self.__dict__.pop("_generator", None)  # engines make room for the training
+        self._train(folders)
+        guided = {kind: folders[kind] for kind in self.config.generate.guided}
+        detector = self._build(guided)
+        evaluation = self._evaluate(guided, detector, folders.get("test"))
         return RunResult(
-            detector, self.out / "report.html", evaluation, self.splits.skipped, tuple(self.steps)
+            detector,
+            self.out / "report.html",
+            evaluation,
+            self.id_data.splits.skipped,
+            tuple(self.steps),
         )
 
     def _step(
@@ -170,8 +179,8 @@ class _Run:
         work: Callable[[], object],
         stale: Sequence[Path] = (),
     ) -> None:
-        """Does one step unless it is done; ``stale`` is taken away first when it was begun with
-        other inputs."""
+        """Does one step unless it is done; ``stale`` is removed first when it was begun with other
+        inputs."""
         if self.state.is_done(name, key):
             self.steps.append(StepDone(name, True, 0.0))
             return
@@ -187,383 +196,316 @@ class _Run:
         self.steps.append(StepDone(name, False, time.perf_counter() - began))
 
     @cached_property
-    def classifier(self) -> Classifier:
-        return load_classifier(self.job.classifier).fitted(lambda: self.model.image_shape)
+    def models(self) -> Models:
+        return self.job.models.load(self.device, lambda name: self._named(f"models.{name}"))
 
     @cached_property
-    def model(self) -> DiffusionModel:
-        return load_diffusion(self.job.diffusion, **self.variant)
+    def id_data(self) -> IdData:
+        """The images in their recorded parts."""
+        return IdData(self.splits_path)
 
     @property
-    def variant(self) -> dict[str, Any]:
-        """What the job has of the diffusion model other than its folder has."""
-        return {
-            "gradient_decoder": self.job.gradient_decoder,
-            "image_size": self.config.models.image_size,
-        }
-
-    @cached_property
-    def splits(self) -> Splits:
-        return IdData(self.splits_path).splits
-
-    @property
-    def models_key(self) -> tuple[str, str]:
-        return self.model.fingerprint, self.classifier.fingerprint
+    def backend(self) -> BackendConfig:
+        return self.config.generate.config.backend
 
     def _split(self) -> None:
+        config = self.config.data.split
         source = IdData(self.job.images).source
-        key = key_of(str(source.path.resolve()), source.listing, asdict(self.config.data.split))
+        key = key_of(str(source.path.resolve()), source.listing, asdict(config))
         self._step(
             "split",
             key,
             [self.splits_path],
-            lambda: run_split(self.job.images, self.splits_path, self.config.data.split, self.bars),
+            lambda: split(self.job.images, self.splits_path, config, self.progress),
         )
 
     def _check_sizes(self) -> None:
-        """Whether there are images enough for what is asked, before hours go into it."""
-        data, config = IdData(self.splits_path), self.config
-        calibration = len(data.rows("held_out")) // 2
+        """Checks that there are enough images for what is asked, before hours go into it."""
+        config, generate = self.config.detector.config, self.config.generate.config
+        calibration = len(self.id_data.rows("held_out")) // 2
         try:
-            check_alpha(config.detector.alpha, calibration)
+            check_alpha(config.alpha, calibration)
         except GoodRtError as error:
             raise GoodRtError(
                 f"{self.job.images}: {error} (half of the held-out part); add images, or raise "
-                "data.held_out or "
-                f"detector.alpha in {self.job.path}"
+                f"data.held_out or detector.alpha in {self.job.path}"
             ) from None
-        data.rows("test")
-        bank = min(len(data.rows("train")), config.detector.bank_size)
-        for name, k in (("generate.k", config.generate.k), ("detector.k", config.detector.k)):
-            if k > bank:
+        self.id_data.rows("test")
+        images = len(self.id_data.rows("train"))
+        for name, k, size in (
+            ("generate.k", generate.bank.k, generate.bank.size),
+            ("detector.k", config.k, config.bank_size),
+        ):
+            if k > min(images, size):
                 raise GoodRtError(
-                    f"{name} is {k}, but the feature bank has {bank} images; lower it in "
-                    f"{self.job.path}"
+                    f"{name} is {k}, but the feature bank has {min(images, size)} images; lower it "
+                    f"in {self.job.path}"
                 )
 
+    @property
+    def _wants_vjp(self) -> bool:
+        return wants_gradient_engines(self.backend, self.device)
+
+    @property
+    def _engine_folder(self) -> Path:
+        return self.out / "engines"
+
     def _export(self) -> None:
-        generate = self.config.generate
-        if generate.engine == "torch":
+        if not self.backend.uses_engines:
             return
-        gradients = generate.gradients == "engine"
-        bank = (self.splits.fingerprint, generate.k) if gradients else None
-        key = key_of(self.models_key, gradients, bank, exporter_hash())
-        folder = self.out / "engines"
+        bank = self.config.generate.config.bank
+        inputs = (self.id_data.splits.fingerprint, asdict(bank)) if self._wants_vjp else None
+        key = key_of(self.models.fingerprints, inputs, EXPORTER)
+        config, folder = ExportConfig(vjp=self._wants_vjp), self._engine_folder
         self._step(
             "export",
             key,
-            [folder / "manifest.json"],
-            lambda: run_export(
-                self.job.diffusion,
-                self.job.classifier,
-                self.splits_path,
-                folder,
-                self.bars,
-                gradients=gradients,
-                k=generate.k,
-                **self.variant,
-            ),
+            [folder / MANIFEST],
+            lambda: export(self.models, self.id_data, folder, config, bank, self.progress),
         )
 
-    def generation(self, kind: Any, count: int | None = None) -> GenerationJob:
-        """The generation of one kind of guidance, as the job file has it; ``count`` images where
-        that is another."""
-        g = self.config.generate
-        count = g.count if count is None else count
-        guidance = GuidanceConfig(
-            rho=g.rho,
-            mu=g.mu,
-            sigma=g.sigma,
-            rho_schedule=g.schedule,
-            mu_schedule=g.schedule,
-            n_recur=g.n_recur,
-            n_iter=g.n_iter,
-            n_mc=g.n_mc,
-            step=g.step,
-            clip=g.clip,
-            span=g.span,
-            every=g.every,
-            band=g.band,
-        )
-        return GenerationJob(
-            count,
-            kind,
-            guidance,
-            g.strengths,
-            k=g.k,
-            eta=g.eta,
-            seed=self.config.seed,
-            batch=min(g.batch, count),
-        )
+    @cached_property
+    def gradients(self) -> str:
+        """What computes gradients: "engine", or "torch", also where an operation has no rule."""
+        if not self._wants_vjp:
+            return "torch"
+        return "torch" if Manifest.read(self._engine_folder).no_gradient_rule else "engine"
 
     @cached_property
     def _generator(self) -> Generator:
-        g = self.config.generate
-        generator, _ = open_generator(
-            self.job.diffusion,
-            self.job.classifier,
-            self.splits_path,
-            max(self.sets.values(), key=lambda job: job.batch),  # plans are built for its batches
-            engines=None if g.engine == "torch" else self.out / "engines",
-            gradients=g.gradients == "engine",
-            steps=g.steps,
-            cfg_scale=g.cfg,
-            cfg_sigma_max=g.cfg_sigma_max,
-            bars=self.bars,
-            prompts=g.prompts,
-            device=self.device,
-            runtime=g.runtime or ONNX,
-            **self.variant,
+        # TensorRT plans are built for the largest batch
+        largest = max(
+            self.job.sets.values(), key=lambda one: 0 if one.batch == "auto" else one.batch
         )
-        return generator
-
-    @cached_property
-    def describe(self) -> dict[str, Any]:
-        """What job.json says of a set's models and data."""
-        g = self.config.generate
-        found = describe_generation(
-            self.model,
-            self.classifier,
-            runtime=g.runtime,
-            gradients=g.gradients == "engine",
-            steps=g.steps,
-            cfg_scale=g.cfg,
-            cfg_sigma_max=g.cfg_sigma_max,
-            prompts=g.prompts,
-            device=self.device,
+        return open_generator(
+            self.models, self.id_data, largest, self._engine_folder, self.progress
         )
-        return {**found, "data": self.splits.fingerprint}
-
-    @cached_property
-    def sets(self) -> dict[str, GenerationJob]:
-        """Every set that is generated, by its folder's name."""
-        config = self.config
-        found: dict[str, GenerationJob] = {
-            kind: self.generation(kind) for kind in config.generate.kinds
-        }
-        if config.train.ood and config.train.unguided:
-            found["none"] = self.generation("none", config.train.unguided)
-        if not self.job.ood:
-            job = self.generation(
-                config.generate.kinds[-1], max(config.generate.count // TEST_SHARE, 5)
-            )
-            found["test"] = replace(job, seed=job.seed + 1)
-        return found
 
     def _set_folder(self, name: str) -> Path:
         return self.out / "generated" / name
 
-    def _settings(self, name: str) -> dict[str, Any]:
-        """What job.json says of a set; one that is whole is taken whatever device it was made
-        on."""
-        settings = set_settings(self.sets[name], self.config.generate.twins, self.describe)
+    def _record(self, name: str) -> dict[str, Any]:
+        """What job.json says of a set; a whole one is accepted from any device."""
+        config, path = self.job.sets[name], self._set_folder(name) / "job.json"
+        record = generation_record(self.models, config, self.gradients)
+        record["data"] = self.id_data.splits.fingerprint
+        if not path.exists():
+            return record
+        written = read_json(path)
+        if config.batch == "auto":
+            record["batch"] = written.get("batch")
         if self._is_whole(name):
-            made = read_json(self._set_folder(name) / "job.json")
-            settings = {key: value for key, value in settings.items() if key != "device"}
-            settings |= {key: value for key, value in made.items() if key == "device"}
-        return settings
+            by_device = {"device", "gradients"} if self.backend.gradients == "auto" else {"device"}
+            record = {key: value for key, value in record.items() if key not in by_device}
+            record |= {key: value for key, value in written.items() if key in by_device}
+        return record
 
     def _is_whole(self, name: str) -> bool:
         """Whether all images of a set are there, of whatever settings."""
         folder = self._set_folder(name)
-        return (folder / "job.json").exists() and len(GeneratedSet(folder).rows()) >= self.sets[
-            name
-        ].count
-
-    def _set_key(self, name: str) -> str:
-        return key_of(self._settings(name), self.sets[name].count)
+        generated = GeneratedSet(folder)
+        return (folder / "job.json").exists() and (
+            len(generated.rows()) >= self.job.sets[name].count
+        )
 
     def _check_sets(self) -> None:
-        """Whether images of other settings are in the way, of any set: they cost hours, so they are
-        not taken away."""
-        changed: dict[str, list[str]] = {}
-        for name in self.sets:
-            found = GeneratedSet(self._set_folder(name)).differences(self._settings(name))
-            if found:
-                changed[name] = found
-        if changed:
-            folders = " and ".join(str(self._set_folder(name)) for name in changed)
-            names = ", ".join(sorted({setting for found in changed.values() for setting in found}))
-            holds, those = (
-                ("holds", "that folder") if len(changed) == 1 else ("hold", "those folders")
-            )
-            raise GoodRtError(
-                f"{folders} {holds} images of another job (different: {names}); delete {those} to "
-                "make them anew, or "
-                f"set another `out` in {self.job.path}"
-            )
+        """Looks for images of other settings in the way, of any set: they cost hours, so they are
+        not removed."""
+        changed = {
+            name: names
+            for name in self.job.sets
+            if (names := GeneratedSet(self._set_folder(name)).differences(self._record(name)))
+        }
+        if not changed:
+            return
+        folders = " and ".join(str(self._set_folder(name)) for name in changed)
+        names = ", ".join(sorted({setting for names in changed.values() for setting in names}))
+        one = len(changed) == 1
+        raise GoodRtError(
+            f"{folders} {'holds' if one else 'hold'} images of another job (different: {names}); "
+            f"delete {'that folder' if one else 'those folders'} to generate them again, or set "
+            f"another `out` in {self.job.path}"
+        )
 
     def _generate(self, name: str) -> Path:
-        folder = self._set_folder(name)
+        folder, config, record = self._set_folder(name), self.job.sets[name], self._record(name)
 
         def work() -> None:
-            run_job(
-                self._generator,
-                self.describe,
-                self.sets[name],
-                folder,
-                self.bars,
-                twins=self.config.generate.twins,
+            fixed = with_batch(config, self._generator, folder)
+            fill(
+                self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress
             )
 
-        self._step(f"generate {name}", self._set_key(name), [folder / SET_MANIFEST], work)
+        key = key_of(record, config.count)
+        self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
         return folder
 
-    def _train(self, made: Mapping[str, Path]) -> dict[str, Path]:
-        """The folders of all classifiers that are compared: before, control, trained."""
-        t = self.config.train
-        config = TrainConfig(
-            steps=t.steps,
-            id_batch=t.id_batch,
-            ood_batch=t.ood_batch,
-            lr=t.lr,
-            weight=t.weight,
-            decoded_share=t.decoded_share,
-            interpolation=t.interpolation,
-            max_accuracy_drop=t.max_drop,
-            bfloat16=has_bfloat16(self.device),
-            seed=self.config.seed,
-        )
-        found = {"before": self.job.classifier}
-        runs: dict[str, list[Path]] = {"control": []} if t.control else {}
-        if t.ood:
-            runs["trained"] = [made[kind] for kind in t.ood]
-        models = self.job.classifier, self.job.diffusion, self.splits_path
-        size = self.config.models.image_size
-        samples = [made["none"]] if "none" in made else []
+    def _train(self, folders: Mapping[str, Path]) -> None:
+        """Fine-tunes the classifiers that are compared: control and trained."""
+        table, models = self.config.train, self.models
+        runs: dict[str, list[Path]] = {"control": []} if table.control else {}
+        if table.kinds:
+            runs["trained"] = [folders[kind] for kind in table.kinds]
+        samples = [folders["none"]] if "none" in folders else []
+        self.classifiers["before"] = models.classifier
+        shared: list[TrainingImages] = []
 
-        @cache
-        def data() -> TrainingImages:
-            """Both trainings' images, of which each takes its own: decoding is long where images
-            are large."""
-            ood = runs.get("trained", [])
-            return open_training(
-                *models, ood, self.bars, samples, image_size=size, device=self.device
-            )
+        def images() -> TrainingImages:
+            """Both trainings' images, of which each takes its own: decoding takes long."""
+            if not shared:
+                ood = runs.get("trained", [])
+                unguided = samples if ood else []
+                shared.append(
+                    training_images(models, self.id_data, ood, unguided, self.progress)
+                )
+            return shared[0]
 
         for name, ood in runs.items():
-            folder = self.out / name
-            unguided = samples if ood else []  # the control is without any generated images
-            sets = [_manifest(path) for path in (*ood, *unguided)]
+            folder, unguided = self.out / name, samples if ood else []
+            sets = [set_key(path) for path in (*ood, *unguided)]
+            settings = asdict(self.job.training) | {"bfloat16": None}
             key = key_of(
-                asdict(config) | {"bfloat16": None}, sets, self.models_key, self.splits.fingerprint
+                settings, sets, models.fingerprints, self.id_data.splits.fingerprint
             )
+            trained: list[Classifier] = []
 
             def work(
-                ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder
+                ood: list[Path] = ood,
+                unguided: list[Path] = unguided,
+                folder: Path = folder,
+                trained: list[Classifier] = trained,
             ) -> None:
-                run_train(
-                    *models, ood, folder, config, self.bars, unguided, size, self.device,
-                    data=data() if ood else data().control,
-                )  # fmt: skip
+                result = train(
+                    models,
+                    self.id_data,
+                    folder,
+                    ood,
+                    unguided,
+                    self.job.training,
+                    images() if ood else images().control,
+                    self.progress,
+                )
+                trained.append(result.classifier)
 
             weights = folder / "classifier" / "model.safetensors"
-            self._step(
-                f"train {name}", key, [weights, folder / "training.json"], work, stale=[folder]
-            )
-            found[name] = saved_spec(self.classifier, folder / "classifier")
-        return found
+            self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
+            if not trained:
+                spec = saved_spec(models.classifier, folder / "classifier")
+                classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
+                trained.append(classifier)
+            self.classifiers[name] = trained[0].to(self.device)
 
-    @property
-    def detector_config(self) -> DetectorConfig:
-        return DetectorConfig(k=self.config.detector.k, alpha=self.config.detector.alpha)
+    def _detector(self, name: str, generated: Mapping[str, Path]) -> DetectorModule:
+        """The detector of a classifier, built once."""
+        if name not in self.detectors:
+            config = self.config.detector.config
+            bank = None
+            if name == "before":
+                bank = self.models.bank(self.id_data, config.bank_size)
+            with self.progress.task(f"building the detector of {CLASSIFIERS[name]}"):
+                self.detectors[name] = detector_for(
+                    self.classifiers[name], self.id_data, list(generated.values()), config, bank
+                )
+        return self.detectors[name]
 
-    def _build(self, classifier: Path, generated: Mapping[str, Path]) -> Path:
-        out = self.out / "detector.onnx"
-        sets = list(generated.values())
+    def _build(self, generated: Mapping[str, Path]) -> Path:
+        out, table = self.out / "detector.onnx", self.config.detector
+        sets, name = list(generated.values()), table.classifier
         key = key_of(
-            asdict(self.config.detector),
-            load_classifier(classifier).fingerprint,
-            [_manifest(path) for path in sets],
-            self.splits.fingerprint,
+            asdict(table),
+            self.classifiers[name].fingerprint,
+            [set_key(path) for path in sets],
+            self.id_data.splits.fingerprint,
         )
 
         def work() -> None:
-            name, bank_size = self.config.detector.classifier, self.config.detector.bank_size
-            self.built[name], _ = run_build(
-                classifier,
-                self.splits_path,
-                sets,
+            build_detector(
+                self.classifiers[name],
+                self.id_data,
                 out,
-                self.detector_config,
-                bank_size,
-                self.device,
+                sets,
+                table.config,
+                module=self._detector(name, generated),
+                training=WITH_GENERATED if name == "trained" else WITHOUT_TRAINING,
+                progress=self.progress,
             )
 
         self._step("detector", key, [out], work)
         return out
 
-    def _said(self) -> dict[str, str]:
+    def _settings_text(self) -> dict[str, str]:
         """The settings that the report names."""
-        g, t = self.config.generate, self.config.train
-        strengths = ", ".join(f"{factor:g}" for factor in g.strengths)
+        generate, train_table = self.config.generate, self.config.train
+        config, sampler = generate.config, generate.config.sampler
+        strengths = ", ".join(f"{factor:g}" for factor in config.strengths)
+        counts = ", ".join(f"{count} {kind}" for kind, count in generate.sets.items())
+        training = "none"
+        if train_table.kinds:
+            t = train_table.config
+            training = (
+                f"{t.steps} steps with {', '.join(train_table.kinds)}, {t.id_batch} ID and "
+                f"{t.ood_batch} OOD images each, learning rate {t.lr:g}, weight {t.weight:g}, "
+                f"interpolation {t.interpolation:g}, accuracy drop at most "
+                f"{t.max_accuracy_drop:g}"
+            )
         return {
             "job": str(self.job.path),
             "seed": str(self.config.seed),
-            "images": f"{self.job.images} ({self.splits.sizes})",
-            "generated": f"{g.count} of each of {', '.join(g.kinds)}",
-            "guidance": f"mu {g.mu:g}, rho {g.rho:g}, times {strengths}; {g.steps} steps, cfg "
-            f"{g.cfg:g}",
-            "training": f"{t.steps} steps with {', '.join(t.ood)}, {t.unguided} unguided as ID"
-            if t.ood
-            else "none",
+            "images": f"{self.job.images} ({self.id_data.splits.sizes})",
+            "generated": counts,
+            "guidance": f"mu {config.guidance.mu:g}, rho {config.guidance.rho:g}, times "
+            f"{strengths}; gradients by {self.gradients}",
+            "sampler": f"{sampler.steps} steps, eta {sampler.eta:g}, cfg {sampler.cfg:g}",
+            "training": training,
         }
 
     def _evaluate(
-        self,
-        classifiers: Mapping[str, Path],
-        generated: Mapping[str, Path],
-        detector: Path,
-        test: Path | None,
+        self, generated: Mapping[str, Path], detector: Path, test: Path | None
     ) -> Evaluation:
-        """Measures on the job's OOD test sets; where it has none, on the generated images in
-        ``test``."""
-        ood = self.job.ood
-        shape = self.classifier.config.channels, self.classifier.config.image_size
+        """Measures on the job's OOD test sets; without any, on the generated images in ``test``."""
+        test_sets, shipped = self.job.test_sets, self.config.detector.classifier
+        config = self.models.classifier.config
         key = key_of(
             asdict(self.config.detector),
-            {name: load_classifier(folder).fingerprint for name, folder in classifiers.items()},
-            {name: _manifest(path) for name, path in generated.items()},
-            _manifest(test)
+            {name: one.fingerprint for name, one in self.classifiers.items()},
+            {name: set_key(path) for name, path in generated.items()},
+            set_key(test)
             if test
-            else {name: (str(path), open_source(path).listing) for name, path in ood.items()},
-            self.splits.fingerprint,
+            else {name: (str(path), open_source(path).listing) for name, path in test_sets.items()},
+            self.id_data.splits.fingerprint,
+            (self.config.title, self.config.summary),
         )
-        note = (
-            ""
-            if ood
-            else (
-                " The job names no OOD test sets: “generated” are guided images of other seeds "
-                "than those trained with, "
-                "so these figures say little of what the detector does with real OOD images; name "
-                "some in [ood]."
-            )
+        page = ReportPage(
+            title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
+            summary=(self.config.summary or ReportPage.summary) + ("" if test_sets else NO_TEST_SETS),
+            models={name: CLASSIFIERS[name] for name in self.classifiers},
+            settings=self._settings_text(),
+            files={"detector": str(detector)},
+            shipped=shipped,
+            training=saved_spec(self.models.classifier, self.out / "trained" / "classifier")
+            if "trained" in self.classifiers
+            else None,
+            also=[
+                self._set_folder("none") for name in self.job.sets if name == "none"
+            ],
         )
 
         def work() -> None:
-            sets: Sets = (
-                {"generated": GeneratedSet(test).images()} if test else load_test_sets(ood, *shape)
+            shape = config.channels, config.image_size
+            ood = (
+                {"generated": GeneratedSet(test).images()}
+                if test
+                else {name: unlabelled(path, *shape) for name, path in test_sets.items()}
             )
-            page = Page(
-                title=f"good-rt: {self.job.images.resolve().name}",
-                summary=f"{Page.summary}{note}",
-                models={name: MODELS[name] for name in classifiers},
-                settings=self._said(),
-                files={"detector": str(detector)},
-            )
-            run_evaluate(
-                classifiers,
-                self.splits_path,
-                list(generated.values()),
-                sets,
-                self.detector_config,
+            evaluate(
+                {name: self._detector(name, generated) for name in self.classifiers},
+                self.id_data,
+                ood,
                 self.out,
-                self.bars,
+                list(generated.values()),
+                self.config.detector.config,
                 page,
-                self.config.detector.bank_size,
-                self.config.detector.classifier,
-                self.device,
-                self.built,
+                self.progress,
             )
 
         files = [self.out / "evaluation.json", self.out / "report.html"]
@@ -571,8 +513,6 @@ class _Run:
         return Evaluation.from_json(read_json(files[0]))
 
 
-def _manifest(folder: Path) -> str:
-    """What a generated set holds: its rows, and the settings that made it."""
-    return key_of(
-        read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()]
-    )
+def set_key(folder: Path) -> str:
+    """A hash of what a generated set holds: its rows, and the settings that made it."""
+    return key_of(read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()])

@@ -26,9 +26,11 @@ from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8, unlabelled
 from good_rt.data.image_files import contact_sheet
-from good_rt.data.splits import SplitConfig, Splits, make_splits
+from good_rt.config.settings import SplitConfig
+from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
-from good_rt.detector.module import DetectorConfig, DetectorModule
+from good_rt.config.settings import DetectorConfig
+from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.kernels import library
@@ -43,14 +45,9 @@ from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, checked_graphs, load_engines
 from good_rt.export.parity import BATCHES
 from good_rt.files import read_json, sole_user, write_json
-from good_rt.method.guidance import GuidanceConfig
-from good_rt.method.training import (
-    TrainConfig,
-    TrainingImages,
-    TrainResult,
-    check_trainable,
-    finetune,
-)
+from good_rt.config.settings import GuidanceConfig
+from good_rt.config.settings import TrainConfig
+from good_rt.method.training import TrainingImages, TrainResult, check_trainable, finetune
 from good_rt.workflow.generation import (
     BANK_SIZE,
     GenerationJob,

@@ -18,7 +18,8 @@ from good_rt.data.classes import match_classes
 from good_rt.data.id_data import IdData
 from good_rt.data.sources.base import PARTS, Entry, Item
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import SplitConfig, Splits, make_splits
+from good_rt.config.settings import SplitConfig
+from good_rt.data.splits import Splits, make_splits
 from good_rt.errors import GoodRtError
 
 

@@ -13,7 +13,8 @@ from scipy.special import logsumexp
 from good_rt.classifier import Classifier, predict
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.detector.module import DetectorConfig, DetectorModule, build_detector, measure
+from good_rt.config.settings import DetectorConfig
+from good_rt.detector.module import DetectorModule, build_detector, measure
 from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError
 from good_rt.method.bank import FeatureBank

@@ -36,7 +36,7 @@ from good_rt.errors import GoodRtError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import load_engines
-from good_rt.method.guidance import GuidanceConfig
+from good_rt.config.settings import GuidanceConfig
 from good_rt.method.sampler import Noise, sample
 from good_rt.workflow.generation import GenerationJob, Generator, make_generator
 
@@ -120,7 +120,7 @@ def test_images_are_those_of_diffusers_pipeline(
         model.decoder or torch.nn.Identity(),
         None,
         model.sigmas(STEPS),
-        GuidanceConfig(),
+        GuidanceConfig(mu=0.0),
         seeds,
         model.sample_shape,
         None if conditioning is None else torch.arange(3),

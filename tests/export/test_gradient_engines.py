@@ -15,7 +15,7 @@ from good_rt.classifier import Classifier
 from good_rt.data.id_data import IdData
 from good_rt.diffusion import load_diffusion
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.method.guidance import GuidanceConfig
+from good_rt.config.settings import GuidanceConfig
 from good_rt.workflow.generation import GenerationJob, Generator, make_generator
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
     "config",
     [
         GuidanceConfig(mu=0.3),
-        GuidanceConfig(rho=0.2),
+        GuidanceConfig(mu=0.0, rho=0.2),
         GuidanceConfig(mu=0.2, rho=0.1, n_iter=2),
         GuidanceConfig(mu=0.4, sigma=0.1, n_mc=2),
     ],
@@ -68,7 +68,7 @@ def test_engines_guide_to_the_images_of_pytorch(
 
 
 @pytest.mark.parametrize(
-    "config", [GuidanceConfig(mu=0.3), GuidanceConfig(rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)]
+    "config", [GuidanceConfig(mu=0.3), GuidanceConfig(mu=0.0, rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)]
 )
 def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
     gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path,

@@ -10,12 +10,13 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.denoiser import PREDICTIONS, DiscreteDenoiser
-from good_rt.method.guidance import GuidanceConfig, limited, smoothed, value_and_gradient
+from good_rt.config.settings import GuidanceConfig
+from good_rt.method.guidance import limited, smoothed, value_and_gradient
 from good_rt.method.sampler import Noise, sample, sample_seeds, sample_steps
 from good_rt.method.schedule import ddim_sigmas
 
 SHAPE = (2, 8, 8)
-OFF = GuidanceConfig()
+OFF = GuidanceConfig(mu=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +200,9 @@ def test_guidance_moves_mass_to_the_favoured_mode_and_stays_on_the_modes():
     mixture = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], 0.3, [0.5, 0.5])
     towards_right = lambda x: x.flatten(1)[:, 0]  # noqa: E731
     base, _ = plane(mixture, None, OFF, eta=1.0)
-    right, _ = plane(mixture, towards_right, GuidanceConfig(rho=0.05, step="raw"), eta=1.0)
+    right, _ = plane(mixture, towards_right, GuidanceConfig(mu=0.0, rho=0.05, step="raw"), eta=1.0)
     left, _ = plane(
-        mixture, lambda x: -towards_right(x), GuidanceConfig(rho=0.05, step="raw"), eta=1.0
+        mixture, lambda x: -towards_right(x), GuidanceConfig(mu=0.0, rho=0.05, step="raw"), eta=1.0
     )
     share = [(points[:, 0] > 0).double().mean().item() for points in (left, base, right)]
     assert abs(share[1] - 0.5) < 0.08
@@ -316,7 +317,7 @@ def test_variance_guidance_without_a_gradient_says_what_to_do(unet):
             lambda z: z,
             quadratic,
             ddim_sigmas(alphas, 4),
-            GuidanceConfig(rho=0.1),
+            GuidanceConfig(mu=0.0, rho=0.1),
             [1],
             SHAPE,
             torch.zeros(1).long(),
@@ -367,6 +368,6 @@ def test_only_the_steps_of_the_span_are_guided(unet):
     assert guided_at(GuidanceConfig(mu=0.1)) == list(range(10))
     assert guided_at(GuidanceConfig(mu=0.1, span=(0.2, 0.8))) == [2, 3, 4, 5, 6, 7]
     assert guided_at(GuidanceConfig(mu=0.1, span=(0.3, 1.0), every=3)) == [3, 6, 9]
-    assert guided_at(GuidanceConfig()) == []
+    assert guided_at(GuidanceConfig(mu=0.0)) == []
     with pytest.raises(GoodRtError, match="span"):
-        GuidanceConfig(span=(0.8, 0.2))
+        GuidanceConfig(mu=0.0, span=(0.8, 0.2))

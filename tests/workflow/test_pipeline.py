@@ -19,7 +19,8 @@ from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
-from good_rt.detector.module import DetectorConfig, DetectorModule, build_detector
+from good_rt.config.settings import DetectorConfig
+from good_rt.detector.module import DetectorModule, build_detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.method.scores import LOGIT_SCORES

@@ -1,0 +1,199 @@
+"""How a setting is declared: one dataclass field with its help, from which everything else follows.
+
+`settings_of` lists a configuration's settings; `good_rt.cli.options` turns them into options,
+`good_rt.config.toml` into keys of a TOML table, `good_rt.config.tables` into documentation. A field
+that holds another configuration is flattened: its settings stand beside the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+_KEY = "good_rt"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The values that a number may have; with ``open_low`` the lowest one is excluded."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a field says of its setting beside its type and default."""
+
+    help: str
+    bounds: Bounds | None = None
+    key: str | None = None
+    """TOML key and option name, where the field's own name would not say enough by itself."""
+    option: str | None = None
+    """Option name, where another command has an option of the key's name."""
+    short: str | None = None
+    metavar: str | None = None
+    default_text: str | None = None
+    """What help shows as the default, where the value itself would not be understood."""
+    renamed_from: tuple[str, ...] = ()
+    """Options of former versions, accepted with a deprecation warning."""
+    required_in_file: bool = False
+    """Whether a TOML file must give it, although an option has a default."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A field whose configuration is flattened, without the settings named in ``without``."""
+
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a configuration: where it is stored, its names, type, default and help."""
+
+    path: tuple[str, ...]
+    type: Any
+    default: Any
+    declared: Declaration
+
+    @property
+    def key(self) -> str:
+        return self.declared.key or self.path[-1]
+
+    @property
+    def option(self) -> str:
+        return self.declared.option or "--" + self.key.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value."""
+        return type(None) in get_args(self.type)
+
+    @property
+    def value_types(self) -> tuple[Any, ...]:
+        """The types of its values other than None."""
+        if get_origin(self.type) in (Union, types.UnionType):
+            return tuple(kind for kind in get_args(self.type) if kind is not type(None))
+        return (self.type,)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The literal values that it may have; empty where any value of its type is allowed."""
+        return tuple(
+            value
+            for kind in self.value_types
+            if get_origin(kind) is Literal
+            for value in get_args(kind)
+        )
+
+
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    **names: Any,
+) -> Any:
+    """A dataclass field that declares a setting.
+
+    Args:
+        default: Value where the user gives none; without it the setting is required.
+        help: One sentence, as help, documentation and job files show it.
+        low: Lowest value of a number.
+        high: Highest value of a number.
+        open_low: Whether ``low`` itself is excluded.
+        names: Further fields of `Declaration`.
+    """
+    bounds = None if low is None and high is None else Bounds(low, high, open_low)
+    metadata = {_KEY: Declaration(help, bounds, **names)}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def nested(kind: type[Any], without: Collection[str] = (), **defaults: Any) -> Any:
+    """A dataclass field that holds another configuration, whose settings are flattened."""
+    return field(
+        default_factory=lambda: kind(**defaults), metadata={_KEY: Nested(tuple(without))}
+    )
+
+
+def settings_of(config: type[Any], without: Collection[str] = ()) -> list[Setting]:
+    """Every setting of a configuration in the order of declaration, nested ones flattened.
+
+    Args:
+        config: A dataclass whose fields are made by `setting` or `nested`.
+        without: Field names to leave out.
+    """
+    hints, listed = get_type_hints(config), []
+    for part in fields(config):
+        declared = part.metadata.get(_KEY)
+        if part.name in without or declared is None:
+            continue
+        if isinstance(declared, Nested):
+            inner = _default(part)
+            for below in settings_of(type(inner), declared.without):
+                value = inner
+                for name in below.path:
+                    value = getattr(value, name)
+                listed.append(
+                    dataclasses.replace(below, path=(part.name, *below.path), default=value)
+                )
+        else:
+            listed.append(Setting((part.name,), hints[part.name], _default(part), declared))
+    return listed
+
+
+def assemble(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A configuration from a flat mapping of keys; settings that are not in it keep their default.
+
+    Raises:
+        GoodRtError: a value is refused by the configuration's own check.
+    """
+    tree: dict[str, Any] = {}
+    for one in settings_of(config):
+        if one.key in values:
+            branch = tree
+            for name in one.path[:-1]:
+                branch = branch.setdefault(name, {})
+            branch[one.path[-1]] = values[one.key]
+    return _build(config, tree)
+
+
+def _build(config: type[Config], tree: Mapping[str, Any]) -> Config:
+    arguments = dict(tree)
+    for part in fields(config):  # type: ignore[arg-type]
+        declared = part.metadata.get(_KEY)
+        if isinstance(declared, Nested) and isinstance(tree.get(part.name), dict):
+            base = _default(part)
+            arguments[part.name] = _replace(base, tree[part.name])
+    return config(**arguments)
+
+
+def _replace(base: Any, tree: Mapping[str, Any]) -> Any:
+    changes = {
+        name: _replace(getattr(base, name), value)
+        if isinstance(value, dict) and is_dataclass(getattr(base, name))
+        else value
+        for name, value in tree.items()
+    }
+    return dataclasses.replace(base, **changes)
+
+
+def _default(part: dataclasses.Field[Any]) -> Any:
+    if part.default_factory is not MISSING:
+        factory: Callable[[], Any] = part.default_factory
+        return factory()
+    return part.default

@@ -1,0 +1,369 @@
+"""Every setting of good-rt, declared once: what is sampled, trained, exported and detected, and how.
+
+The steps in `good_rt.workflow` take these frozen dataclasses; the command line, job files and the
+documentation are derived from them (see `good_rt.config.declaration`). This module imports no
+torch, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from good_rt.config.declaration import nested, setting
+from good_rt.errors import GoodRtError
+
+Trend = Literal["decrease", "increase", "constant"]
+Precision = Literal["fp32", "fp16", "bf16"]
+EngineName = Literal["onnx", "torch", "tensorrt"]
+GuidanceKind = Literal["none", "img", "feat", "both"]
+GUIDANCE_KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
+GUIDED_KINDS: tuple[GuidanceKind, ...] = ("img", "feat", "both")
+PROMPT = "a photo of a {}"
+"""The prompt of a class, {} in the place of its name."""
+BANK_SIZE = 10_000
+"""ID features in a feature bank, by default."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How in-distribution images are divided into train, held-out and test parts."""
+
+    held_out: float = setting(
+        0.2, "Share of the images that validates the training and calibrates the detector."
+    )
+    test: float = setting(0.2, "Share of the images that only the evaluation sees.")
+    seed: int = setting(0, "Seed of the division.", low=0)
+    skip_bad: bool = setting(
+        False, "Leave out images that are damaged or contradict others, and list them."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("held_out", "test"):
+            if not 0 < getattr(self, name) < 1:
+                raise GoodRtError(
+                    f"the share {name} must be between 0 and 1, not {getattr(self, name)}"
+                )
+        if self.held_out + self.test >= 1:
+            raise GoodRtError(
+                f"the shares held_out and test leave nothing to train: {self.held_out} + "
+                f"{self.test}"
+            )
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The diffusion sampler: its steps, stochasticity and conditioning."""
+
+    steps: int = setting(
+        25,
+        "Sampler steps.",
+        low=1,
+        option="--sampler-steps",
+        renamed_from=("--steps",),
+    )
+    eta: float = setting(1.0, "η of DDIM; 0 is deterministic.", low=0, high=1)
+    cfg: float = setting(1.0, "Classifier-free guidance scale; 1 for none.")
+    cfg_sigma_max: float = setting(
+        math.inf,
+        "Largest σ at which classifier-free guidance acts; about 2 keeps more diversity and is "
+        "faster.",
+        low=0,
+        open_low=True,
+        default_text="every σ",
+    )
+    prompts: tuple[str, ...] = setting(
+        (PROMPT,),
+        "Prompt of a class, {} in the place of its name, for models conditioned on text; several "
+        "prompts take turns.",
+        option="--prompt",
+        metavar="TEXT",
+    )
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How strongly, when and how often the sampler follows ∇ℓ̃ (GOOD, arXiv 2510.17131; TFG, arXiv
+    2409.15761, Alg. 1).
+
+    With ``step="unit"`` each sample's gradient is scaled to root mean square 1, so that ``rho`` and
+    ``mu`` are in units of the latents' spread and mean the same for every classifier; with "raw"
+    they multiply the gradient itself.
+    """
+
+    mu: float = setting(0.1, "Mean strength μ̄ of mean guidance, on x̂0.", low=0)
+    rho: float = setting(0.0, "Mean strength ρ̄ of variance guidance, through the network.", low=0)
+    sigma: float = setting(
+        0.0, "Width σ̄ of the Gaussian smoothing of ℓ in image space; 0 for none.", low=0
+    )
+    mu_schedule: Trend = setting("constant", "How μ changes over the steps.")
+    rho_schedule: Trend = setting("constant", "How ρ changes over the steps.")
+    sigma_schedule: Literal["decrease", "constant"] = setting(
+        "decrease", "How the smoothing's width changes over the steps."
+    )
+    n_recur: int = setting(1, "Passes over each noise level (N_recur).", low=1)
+    n_iter: int = setting(1, "Mean-guidance steps in each pass (N_iter).", low=1)
+    n_mc: int = setting(1, "Monte-Carlo samples of the smoothing (M).", low=1)
+    step: Literal["unit", "raw"] = setting(
+        "unit",
+        "Scale each gradient to root mean square 1 (unit), or use it as it is (raw).",
+        option="--gradient-scale",
+        renamed_from=("--step",),
+    )
+    clip: float | None = setting(
+        None, "Largest Euclidean norm of a sample's raw gradient.", low=0, open_low=True
+    )
+    span: tuple[float, float] = setting(
+        (0.0, 1.0),
+        "Part of the trajectory that is guided, as shares of the steps.",
+        metavar="FROM TO",
+    )
+    every: int = setting(
+        1, "Guide only every n-th step of the span; the others cost an unguided one.", low=1
+    )
+    band: tuple[float, float] | None = setting(
+        None,
+        "ℓ between which guidance fades out: full strength below LOW, none above HIGH.",
+        metavar="LOW HIGH",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("rho", "mu", "sigma"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise GoodRtError(
+                    f"guidance's {name} must be a finite number of at least 0, not "
+                    f"{getattr(self, name)}"
+                )
+        for name in ("n_recur", "n_iter", "n_mc", "every"):
+            if getattr(self, name) < 1:
+                raise GoodRtError(
+                    f"guidance's {name} must be at least 1, not {getattr(self, name)}"
+                )
+        if self.clip is not None and not self.clip > 0:
+            raise GoodRtError(f"guidance's clip must be greater than 0, not {self.clip}")
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise GoodRtError(
+                f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}"
+            )
+        if self.band is not None and not self.band[0] < self.band[1]:
+            raise GoodRtError(
+                f"guidance's band must be (low, high) with low < high, not {self.band}"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether the sampler needs any gradient at all."""
+        return self.rho > 0 or self.mu > 0
+
+    def guides(self, step: int, steps: int) -> bool:
+        """Whether step ``step`` (from 0) of ``steps`` is guided."""
+        first, last = (round(share * steps) for share in self.span)
+        return self.active and first <= step < last and (step - first) % self.every == 0
+
+
+@dataclass(frozen=True)
+class BankConfig:
+    """The feature bank that feature-level guidance moves away from, and ℓ's two parameters."""
+
+    k: int = setting(10, "Neighbour of the k-NN distance.", low=1)
+    size: int = setting(
+        BANK_SIZE,
+        "ID features in the bank; beyond 20,000, guidance with gradients by PyTorch only searches "
+        "the nearest clusters.",
+        low=1,
+        key="bank_size",
+    )
+    temperature: float = setting(
+        1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True
+    )
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """What runs the networks, in which precision, and what computes the guidance's gradients."""
+
+    engine: EngineName = setting(
+        "onnx",
+        "What runs network and decoder; tensorrt needs --device cuda and builds its plans for the "
+        "GPU that is there.",
+    )
+    precision: Precision | None = setting(
+        None,
+        "Precision of network and decoder as engines on a GPU, bf16 only with tensorrt; gradients "
+        "are always in fp32.",
+        default_text="fp32",
+    )
+    gradients: Literal["auto", "engine", "torch"] = setting(
+        "auto",
+        "What computes the guidance's gradients: engines, PyTorch, or (auto) engines on the CPU "
+        "where every operation has a gradient rule, else PyTorch.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine == "torch":
+            if self.precision is not None:
+                raise GoodRtError(
+                    "precision is for the engines onnx and tensorrt; torch computes in float32"
+                )
+            if self.gradients == "engine":
+                raise GoodRtError('gradients = "engine" needs engine = "onnx" or "tensorrt"')
+        if self.engine == "onnx" and self.precision == "bf16":
+            # ONNX has no convolution in bf16 before opset 22
+            raise GoodRtError("the engine onnx computes in fp32 or fp16; bf16 needs tensorrt")
+
+    @property
+    def uses_engines(self) -> bool:
+        return self.engine != "torch"
+
+    def __str__(self) -> str:
+        """What a generated set records: "torch", "onnx", "onnx fp16", "tensorrt fp32", ..."""
+        if self.engine == "torch" or (self.engine == "onnx" and self.precision in (None, "fp32")):
+            return self.engine
+        return f"{self.engine} {self.precision or 'fp32'}"
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What is generated; together with the models it determines every image."""
+
+    count: int = setting(256, "Images to generate.", low=1, short="-n")
+    kind: GuidanceKind = setting(
+        "both",
+        "Level of the guidance: img (log-partition), feat (k-NN distance), both, or none.",
+        option="--guidance",
+    )
+    guidance: GuidanceConfig = nested(GuidanceConfig)
+    strengths: tuple[float, ...] = setting(
+        (0.5, 1.0, 2.0),
+        "Factors of μ and ρ that the images take in turn, from near to far OOD.",
+    )
+    bank: BankConfig = nested(BankConfig)
+    sampler: SamplerConfig = nested(SamplerConfig)
+    batch: int | Literal["auto"] = setting(
+        32,
+        "Images a batch, part of what determines an image's last bits with gradients by PyTorch; "
+        "auto finds the fastest size by timing.",
+        low=1,
+        metavar="N|auto",
+    )
+    twins: bool = setting(
+        False, "Also sample each image without guidance, for the manifest's columns `before`."
+    )
+    backend: BackendConfig = nested(BackendConfig)
+    seed: int = setting(0, "Seed of all randomness.", low=0)
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.batch != "auto" and self.batch < 1):
+            raise GoodRtError(
+                f"count and batch must be at least 1, not {self.count} and {self.batch}"
+            )
+        if not self.strengths or not all(0 <= factor < math.inf for factor in self.strengths):
+            raise GoodRtError(
+                f"strengths must be one or more numbers of at least 0, not {self.strengths}"
+            )
+        if self.kind == "none":
+            return
+        steps, guidance = self.sampler.steps, self.guidance
+        if not guidance.active:
+            raise GoodRtError(
+                "mu and rho are both 0, so nothing is guided; set one, or guidance none"
+            )
+        if not any(guidance.guides(step, steps) for step in range(steps)):
+            raise GoodRtError(
+                f"span {guidance.span[0]:g} to {guidance.span[1]:g} holds none of the {steps} "
+                "steps, so nothing is guided; widen it"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The energy-regularised fine-tuning of the classifier."""
+
+    steps: int = setting(
+        450, "Optimiser steps.", low=1, option="--train-steps", renamed_from=("--steps",)
+    )
+    id_batch: int = setting(
+        96, "ID images in each step; 192 with 128 OOD images train more steadily.", low=1
+    )
+    ood_batch: int = setting(64, "OOD images in each step.", low=1)
+    lr: float = setting(1.5e-3, "Peak learning rate of the classifier.", low=0)
+    head_lr: float = setting(1e-2, "Peak learning rate of the energy head g.", low=0)
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0)
+    weight: float = setting(3.0, "Weight w of the energy regulariser.", low=0)
+    decoded_share: float = setting(
+        0.5,
+        "Share of the ID batch that a decoder made, reconstructions and unguided samples, so that "
+        '"looks decoded" does not mean OOD.',
+        low=0,
+        high=1,
+    )
+    averaging: float = setting(
+        0.98, "Decay of the moving average of the weights, which is what is kept.", low=0, high=1
+    )
+    interpolation: float = setting(
+        0.4,
+        "Interpolation weight between the original and the trained weights (Wortsman et al., arXiv "
+        "2109.01903).",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    evaluate_every: int = setting(
+        150, "Steps between two validations, which also write the checkpoint.", low=1
+    )
+    max_accuracy_drop: float = setting(
+        0.005,
+        "Largest loss of held-out ID accuracy (a share) with which a state is kept.",
+        low=0,
+        high=1,
+        key="max_drop",
+    )
+    bfloat16: bool | None = setting(
+        None,
+        "Run the network in bfloat16; its weights stay in float32.",
+        option="--bfloat16/--float32",
+        default_text="bfloat16 where the device multiplies in it",
+    )
+    seed: int = setting(0, "Seed of all randomness.", low=0)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "id_batch", "ood_batch", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise GoodRtError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The detector: its k-NN distance, the energy's temperature, and the decision."""
+
+    k: int = setting(1, "Neighbour of the k-NN distance; small ones suit small banks.", low=1)
+    alpha: float = setting(0.05, "Largest share of ID inputs that may be refused.")
+    bank_size: int = setting(BANK_SIZE, "ID features in the bank.", low=1)
+    temperature: float = setting(
+        1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How graphs are exported and checked; None of a tolerance or the opset keeps the value of the
+    export that is there, or takes the default."""
+
+    opset: int | None = setting(
+        None, "ONNX operator set.", low=18, high=23, default_text="20"
+    )
+    relative: float | None = setting(None, "Relative tolerance.", low=0, default_text="0.001")
+    absolute: float | None = setting(None, "Absolute tolerance.", low=0, default_text="0.0001")
+    batches: tuple[int, ...] = setting(
+        (1, 2, 5, 16),
+        "Batch size of the parity check; repeat it for more, and take small ones where memory is "
+        "short.",
+        option="--parity-batch",
+    )
+    vjp: bool = setting(
+        True,
+        "Also export the graphs that compute gradients (vector-Jacobian products).",
+        renamed_from=("--gradients/--no-gradients",),
+    )
+    force: bool = setting(False, "Export and build again even where nothing changed.")

@@ -1,0 +1,197 @@
+"""The two models of a job, a diffusion model and a classifier: named, loaded once, and compared.
+
+`ModelSpec.load` is the only place that loads them together. Every step takes the `Models` that it
+returns, so that one run reads and hashes each model once and computes each feature bank once.
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from good_rt.config.declaration import setting
+from good_rt.demo import assets
+from good_rt.errors import GoodRtError
+
+if TYPE_CHECKING:
+    import torch
+
+    from good_rt.classifier import Classifier
+    from good_rt.data.id_data import IdData
+    from good_rt.diffusion import DiffusionModel
+    from good_rt.method.bank import FeatureBank
+
+DEMO = "demo"
+"""Names the demo's model, classifier, light decoder or images, where no such path exists."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""owner/name on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which diffusion model and classifier to load, as paths or specs."""
+
+    classifier: str | Path = setting(
+        DEMO,
+        "Classifier: a folder, timm:NAME@FILE.safetensors, torchvision:NAME@FILE.safetensors, "
+        "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
+        default_text="the demo's",
+        required_in_file=True,
+    )
+    diffusion: str | Path = setting(
+        DEMO,
+        "Diffusion model: a diffusers folder, or a name on the Hugging Face hub.",
+        option="--model",
+        default_text="the demo's",
+        required_in_file=True,
+    )
+    gradient_decoder: str | Path | None = setting(
+        None,
+        "Folder of a light autoencoder (AutoencoderTiny) that gradients go through, in place of "
+        "the decoder.",
+    )
+    image_size: int | None = setting(
+        None,
+        "Height and width of the images, for diffusion models that accept other sizes than their "
+        "own.",
+        low=1,
+    )
+
+    @property
+    def classifier_path(self) -> Path:
+        return demo_path(self.classifier, assets.CLASSIFIER)
+
+    @property
+    def diffusion_path(self) -> Path:
+        return demo_path(self.diffusion, assets.MODEL)
+
+    @property
+    def gradient_decoder_path(self) -> Path | None:
+        value = self.gradient_decoder
+        return None if value is None else demo_path(value, assets.GRADIENT_DECODER)
+
+    def check_paths(self, blame: Blame = lambda name: nullcontext()) -> None:
+        """Looks for the files, without importing or loading anything.
+
+        Raises:
+            GoodRtError: a path does not exist.
+        """
+        with blame("diffusion"):
+            path = self.diffusion_path
+            if not path.exists() and not HUB_NAME.fullmatch(path.as_posix()):
+                raise GoodRtError(
+                    f"{path} does not exist; give a diffusers folder, as `save_pretrained` writes "
+                    "it, or a model's name on the Hugging Face hub"
+                )
+        with blame("gradient_decoder"):
+            light = self.gradient_decoder_path
+            if light is not None and not light.exists():
+                raise GoodRtError(f"{light} does not exist; give the folder of an AutoencoderTiny")
+        with blame("classifier"):
+            check_classifier_path(self.classifier_path)
+
+    def load(
+        self, device: torch.device | str = "cpu", blame: Blame = lambda name: nullcontext()
+    ) -> Models:
+        """Both models, read once and compared with each other.
+
+        Args:
+            device: Where steps run them: "cpu", "cuda" or "cuda:N".
+            blame: Context in which each field is read; a job uses it to name the field's key.
+
+        Raises:
+            GoodRtError: a model is missing or damaged, or they do not fit together.
+        """
+        self.check_paths(blame)
+        from good_rt.classifier import load_classifier
+        from good_rt.diffusion import load_diffusion
+        from good_rt.environment import use_device
+
+        used_device = use_device(str(device))
+        with blame("diffusion"):
+            diffusion = load_diffusion(
+                self.diffusion_path,
+                gradient_decoder=self.gradient_decoder_path,
+                image_size=self.image_size,
+            )
+        with blame("classifier"):
+            classifier = load_classifier(self.classifier_path)
+            classifier = classifier.fitted(lambda: diffusion.image_shape)
+            check_fit(diffusion, classifier)
+        return Models(diffusion, classifier, used_device)
+
+
+Blame = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """A diffusion model and a classifier that fit together, loaded once, and the device they run
+    on."""
+
+    diffusion: DiffusionModel
+    classifier: Classifier
+    device: torch.device
+    _banks: dict[tuple[IdData, int], FeatureBank] = field(default_factory=dict, repr=False)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of every weight of both models, as engines and generated sets record them."""
+        return {"model": self.diffusion.fingerprint, "classifier": self.classifier.fingerprint}
+
+    def bank(self, id_data: IdData, size: int) -> FeatureBank:
+        """The feature bank of at most ``size`` evenly spaced training images, computed once."""
+        if (id_data, size) not in self._banks:
+            from good_rt.data.batches import id_batches
+            from good_rt.method.bank import FeatureBank
+
+            images = id_batches(id_data, "train", self.classifier, size)
+            self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
+        return self._banks[id_data, size]
+
+
+def demo_path(value: str | Path, demo: Path) -> Path:
+    """The path that ``value`` names: ``demo`` for "demo", unless there is such a path."""
+    return demo if str(value) == DEMO and not Path(value).exists() else Path(value)
+
+
+def check_classifier_path(path: Path) -> None:
+    """Raises GoodRtError where a classifier spec can only be a path, and the path does not exist."""
+    name, _, weights = (str(path), "", "") if path.exists() else str(path).partition("@")
+    if weights and not Path(weights).exists():
+        raise GoodRtError(
+            f"{weights} does not exist (in {str(path)!r}); give a safetensors file after the @"
+        )
+    if not Path(name).exists() and ":" not in name:
+        raise GoodRtError(
+            f"{path} does not exist; give a classifier folder, or a spec such as timm:resnet18"
+        )
+
+
+def check_fit(diffusion: DiffusionModel, classifier: Classifier) -> None:
+    """Raises GoodRtError when the diffusion model does not make what the classifier takes."""
+    config = classifier.config
+    channels, height, width = diffusion.image_shape
+    taken = (config.channels, config.image_size, config.image_size)
+    if (channels, height, width) != taken:
+        raise GoodRtError(
+            f"the diffusion model makes images of {width}x{height} pixels, {_channels(channels)}; "
+            f"the classifier takes {config.image_size}x{config.image_size} pixels, "
+            f"{_channels(config.channels)}: choose a diffusion model that makes those, or train "
+            "one on these images"
+        )
+    classes, known = len(config.classes), diffusion.num_class_embeds
+    if known is not None and known < classes:
+        raise GoodRtError(
+            f"the diffusion model knows {known} classes, the classifier {classes}: choose one that "
+            "was trained on the same classes, or on none"
+        )
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel" if count == 1 else f"{count} channels"

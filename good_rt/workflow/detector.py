@@ -1,0 +1,137 @@
+"""The step `build_detector`: bank, gate and calibration of a classifier, written as detector.onnx.
+
+The bank holds training images; one half of the held-out images fits the gate against held-out
+generated images, the other half calibrates the p-value, so that no part judges itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from good_rt.classifier import Classifier, load_classifier
+from good_rt.config.settings import DetectorConfig
+from good_rt.data.batches import half_rows, id_batches
+from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.generated_split import generated_parts
+from good_rt.data.id_data import IdData
+from good_rt.demo import assets
+from good_rt.detector.module import DetectorModule, build_module
+from good_rt.environment import CPU
+from good_rt.export.detector import DetectorParity, export_detector
+from good_rt.method.bank import FeatureBank
+from good_rt.models import check_classifier_path, demo_path
+from good_rt.progress import SILENT, Progress
+from good_rt.workflow.train import training_record
+
+PARITY_IMAGES = 512
+"""Held-out images that detector.onnx is compared with PyTorch on."""
+WITH_GENERATED, WITHOUT_TRAINING = "generated OOD images", "none"
+"""What a detector file says that its classifier was fine-tuned with."""
+
+
+@dataclass(frozen=True)
+class BuiltDetector:
+    """A detector.onnx, the module that it was exported from, and how close both are."""
+
+    path: Path
+    module: DetectorModule
+    parity: DetectorParity
+
+
+def build_detector(
+    classifier: Classifier | Path | str,
+    id_data: IdData | Path | str,
+    out: Path | str,
+    generated: Sequence[Path | str] = (),
+    config: DetectorConfig = DetectorConfig(),
+    *,
+    module: DetectorModule | None = None,
+    training: str | None = None,
+    progress: Progress = SILENT,
+) -> BuiltDetector:
+    """Builds the detector of a classifier and writes it as the ONNX file ``out``.
+
+    The file is compared with PyTorch on held-out images before it gets its name.
+
+    Args:
+        classifier: The classifier, its folder, or a spec.
+        id_data: In-distribution images; they need no classes.
+        out: The file to write.
+        generated: Sets of guided images that the gate is fitted with; without them it weighs both
+            discrepancies equally.
+        config: Settings of the detector.
+        module: What `detector_for` returned for these arguments, where it is already there.
+        training: What the file says that the classifier was fine-tuned with; by default read from
+            the training.json beside its folder.
+        progress: Hears of the parts.
+
+    Raises:
+        GoodRtError: the images do not fit, or are too few to calibrate alpha.
+        ParityError: the file does not compute what PyTorch computes; nothing is written.
+    """
+    folders, id_data = [Path(path) for path in generated], IdData.of(id_data)
+    if training is None:
+        trained = not isinstance(classifier, Classifier) and training_record(Path(classifier))
+        training = WITH_GENERATED if trained and trained.get("generated") else WITHOUT_TRAINING
+    if module is None:
+        network = open_classifier(classifier, folders)
+        with progress.task("building the detector"):
+            module = detector_for(network, id_data, folders, config)
+    known, _ = half_rows(id_data, "held_out")
+    batches = id_batches(id_data, "held_out", module.classifier, rows=known[:PARITY_IMAGES])
+    images = (torch.cat(list(batches)) + 1) / 2
+    with progress.task("exporting the detector"):
+        parity = export_detector(module, Path(out), images, training=training)
+    return BuiltDetector(Path(out), module, parity)
+
+
+def detector_for(
+    classifier: Classifier,
+    id_data: IdData,
+    generated: Sequence[Path] = (),
+    config: DetectorConfig = DetectorConfig(),
+    bank: FeatureBank | None = None,
+) -> DetectorModule:
+    """The detector of a classifier as a PyTorch module.
+
+    Args:
+        classifier: Images to logits and features.
+        id_data: In-distribution images; they need no classes.
+        generated: Sets of guided images that the gate is fitted with.
+        config: Settings of the detector.
+        bank: Its feature bank, where it is already there.
+    """
+    known, calibration = half_rows(id_data, "held_out")
+    ood = [generated_parts([folder], classifier)[1] for folder in generated]
+    if bank is None:
+        bank = FeatureBank.of(
+            classifier, id_batches(id_data, "train", classifier, config.bank_size)
+        )
+    return build_module(
+        classifier,
+        bank,
+        id_batches(id_data, "held_out", classifier, rows=known),
+        id_batches(id_data, "held_out", classifier, rows=calibration),
+        ood,
+        config,
+    )
+
+
+def open_classifier(
+    classifier: Classifier | Path | str,
+    generated: Sequence[Path] = (),
+    device: torch.device = CPU,
+) -> Classifier:
+    """A classifier for the images of generated sets: one whose network has another size resizes
+    them."""
+    if not isinstance(classifier, Classifier):
+        path = demo_path(classifier, assets.CLASSIFIER)
+        check_classifier_path(path)
+        classifier = load_classifier(path)
+    if generated:
+        classifier = classifier.fitted(GeneratedSet(generated[0]).image_shape)
+    return classifier.to(device)

@@ -1,0 +1,232 @@
+"""The step `evaluate`: ID and OOD test sets through the detectors of several classifiers.
+
+It measures every score of every classifier on sets that no other step has seen, and writes
+evaluation.json and report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from good_rt.classifier import Classifier, Images
+from good_rt.config.settings import DetectorConfig
+from good_rt.data.batches import id_part
+from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.id_data import IdData, from_uint8, unlabelled
+from good_rt.data.image_files import contact_sheet
+from good_rt.detector.module import DetectorModule, Discrepancies, measure
+from good_rt.environment import REPORTED_PACKAGES, versions
+from good_rt.errors import GoodRtError
+from good_rt.evaluation.report import ReportData, Sheet, write_report
+from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
+from good_rt.files import write_json
+from good_rt.method.conformal import allows
+from good_rt.method.gate import FloatArray
+from good_rt.method.scores import LOGIT_SCORES
+from good_rt.progress import SILENT, Progress
+from good_rt.workflow.detector import detector_for, open_classifier
+from good_rt.workflow.train import training_record
+
+TestSets = Mapping[str, NDArray[np.uint8]]
+ALPHAS = (0.01, 0.05)
+"""The shares of ID inputs at which the refusals are checked."""
+SHEET_IMAGES, SHEET_COLUMNS = 32, 8
+GUIDANCE_TEXTS = {
+    "none": ("Unguided", "Samples of the diffusion model without guidance."),
+    "img": ("Image level", "Guided to a low log-partition of the classifier."),
+    "feat": ("Feature level", "Guided away from the features of ID images."),
+    "both": ("Both levels", "Guided by the sum of both."),
+}
+"""Title and caption of a generated set's contact sheet, by kind of guidance."""
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """What a report says beside its figures, and which classifier it is about.
+
+    ``shipped`` names the classifier whose detector is shipped, by default the last; ``training`` is
+    the folder of the fine-tuning to draw; ``also`` are generated sets to show that no gate was
+    fitted on.
+    """
+
+    title: str = "OOD detection, measured"
+    summary: str = (
+        "How well each score of each classifier tells in-distribution test images from OOD images."
+    )
+    models: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    shipped: str | None = None
+    training: Path | None = None
+    also: Sequence[Path] = ()
+
+
+def evaluate(
+    classifiers: Mapping[str, Classifier | DetectorModule | Path | str],
+    id_data: IdData | Path | str,
+    test_sets: Mapping[str, NDArray[np.uint8] | Path | str],
+    out: Path | str,
+    generated: Sequence[Path | str] = (),
+    config: DetectorConfig = DetectorConfig(),
+    page: ReportPage = ReportPage(),
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Measures every score of every classifier; writes out/evaluation.json and out/report.html.
+
+    Args:
+        classifiers: By the name that tables show: a classifier, its folder or spec, or its detector
+            where it is already built.
+        id_data: In-distribution images; their test part is measured.
+        test_sets: OOD images by name: uint8 (N, H, W, C), or any source of images. The first is
+            shown as near-OOD.
+        out: Folder of the two files.
+        generated: Sets of guided images that the detectors' gates are fitted with.
+        config: Settings of the detectors.
+        page: What the report says beside its figures.
+        progress: Hears of the parts.
+
+    Raises:
+        GoodRtError: there is nothing to measure, or images do not fit.
+    """
+    id_data, out = IdData.of(id_data), Path(out)
+    folders = [Path(path) for path in generated]
+    if not classifiers or not test_sets:
+        raise GoodRtError("an evaluation needs at least one classifier and one OOD test set")
+    detectors: dict[str, DetectorModule] = {}
+    with progress.task("building detectors", len(classifiers)) as advance:
+        for name, given in classifiers.items():
+            if not isinstance(given, DetectorModule):
+                classifier = open_classifier(given, folders)
+                given = detector_for(classifier, id_data, folders, config)
+            detectors[name] = given
+            advance(1)
+    last_name, last = list(detectors.items())[-1]
+    shape = last.classifier.config.channels, last.classifier.config.image_size
+    ood = {
+        name: images if isinstance(images, np.ndarray) else unlabelled(Path(images), *shape)
+        for name, images in test_sets.items()
+    }
+    with progress.task("scoring the test sets"):
+        evaluation, scores = evaluate_detectors(detectors, id_data, ood, page.shipped)
+    write_json(out / "evaluation.json", evaluation.to_json())
+    shown = id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images
+    data = ReportData(
+        title=page.title,
+        summary=page.summary,
+        evaluation=evaluation,
+        score="Unified",
+        near=next(iter(ood)),
+        scores=scores,
+        sheets=_sheets(shown, [*page.also, *folders]),
+        training=_training_curve(page.training or _path_of(classifiers[last_name])),
+        models=page.models,
+        settings={**page.settings, "k": str(config.k), "alpha": str(config.alpha)},
+        versions=versions(REPORTED_PACKAGES),
+        files={"detector and figures": str(out), **page.files},
+    )
+    with progress.task("drawing the report"):
+        write_report(out / "report.html", data)
+    return evaluation
+
+
+def evaluate_detectors(
+    detectors: Mapping[str, DetectorModule],
+    id_data: IdData,
+    ood: TestSets,
+    shipped: str | None = None,
+    seed: int = 0,
+) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
+    """Every score of every detector on every OOD set, with the scores themselves for plots.
+
+    Accuracy is each classifier's on the ID test images. Refusals are those of the detector
+    ``shipped``, by default the last, at its own α, listed last, and at those of `ALPHAS` that its
+    number of calibration images allows.
+    """
+    shipped = list(detectors)[-1] if shipped is None else shipped
+    scores, correct = {}, {}
+    for name, detector in detectors.items():
+        measured, labels = measure_part(detector, id_data, "test")
+        of_test = all_scores(detector, measured)
+        of_ood = {
+            kind: all_scores(detector, measure_images(detector, images))
+            for kind, images in ood.items()
+        }
+        scores[name] = {
+            score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood})
+            for score, values in of_test.items()
+        }
+        correct[name] = Share.of(measured.logits.argmax(axis=1) == labels)
+    detector = detectors[shipped]
+    p_values, own = detector.p_values(scores[shipped]["Unified"].id), detector.config.alpha
+    checked = [a for a in ALPHAS if a != own and allows(a, len(detector.calibration))]
+    refusals = [Refusal.at(alpha, p_values) for alpha in (*checked, own)]
+    evaluation = evaluate_scores(
+        scores, shipped=shipped, id_accuracy=correct, id_refusal=refusals, seed=seed
+    )
+    return evaluation, scores
+
+
+def measure_images(
+    detector: DetectorModule, images: NDArray[np.uint8] | Images
+) -> Discrepancies:
+    """Logits and both discrepancies of images (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole
+    or in batches."""
+    if isinstance(images, np.ndarray):
+        images = from_uint8(images)
+    return measure(detector.classifier, detector.feature_bank, images, detector.config)
+
+
+def measure_part(
+    detector: DetectorModule, id_data: IdData, name: str
+) -> tuple[Discrepancies, NDArray[np.int64]]:
+    """A part of the ID data, measured batch by batch, and its labels (N,)."""
+    config, labels = detector.classifier.config, []
+
+    def images() -> Iterator[Tensor]:
+        for batch in id_data.batches(name, config.classes, config.channels, config.image_size):
+            assert batch.labels is not None  # IdData checks it
+            labels.append(batch.labels)
+            yield from_uint8(batch.images)
+
+    return measure_images(detector, images()), np.concatenate(labels)
+
+
+def all_scores(detector: DetectorModule, measured: Discrepancies) -> dict[str, FloatArray]:
+    """Every score (N,) of N measured images by name, higher = more OOD: the post-hoc peers, the
+    k-NN distance, the unified score."""
+    scores = {name: score(measured.logits) for name, score in LOGIT_SCORES.items()}
+    scores["k-NN"] = measured.knn_distance
+    scores["Unified"] = detector.unified(measured.energy, measured.knn_distance)
+    return scores
+
+
+def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet]:
+    """Contact sheets of ID images and of every generated set."""
+    shown = contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS)
+    sheets = [Sheet.of("In-distribution", shown, "Held-out ID images.")]
+    for folder in folders:
+        generated = GeneratedSet(folder)
+        rows, images = generated.rows(), generated.images()
+        title, caption = GUIDANCE_TEXTS[rows[0].guidance]
+        energy = np.mean([row.energy for row in rows])
+        distance = np.mean([row.knn_distance for row in rows])
+        caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
+        sheets.append(Sheet.of(title, contact_sheet(images[:SHEET_IMAGES], SHEET_COLUMNS), caption))
+    return sheets
+
+
+def _path_of(given: object) -> Path | None:
+    return Path(given) if isinstance(given, (str, Path)) else None
+
+
+def _training_curve(classifier: Path | None) -> list[tuple[float, float, float]]:
+    """(step, CE, BCE) of the fine-tuning behind a classifier's path; empty where it had none with
+    OOD images."""
+    history = training_record(classifier).get("history", ()) if classifier is not None else ()
+    return [(step["step"], step["ce"], step["bce"]) for step in history if step["bce"] is not None]

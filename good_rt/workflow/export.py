@@ -1,0 +1,117 @@
+"""The step `export`: both models as ONNX engines, checked against PyTorch, and as TensorRT plans.
+
+It takes models and ID images and writes the folder of engines that `good_rt.workflow.generate`
+runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from good_rt.config.settings import BankConfig, ExportConfig
+from good_rt.data.batches import id_part
+from good_rt.data.id_data import IdData, from_uint8
+from good_rt.errors import NoGradientRuleError
+from good_rt.export.export import export_models
+from good_rt.export.graphs import FusedGuidance
+from good_rt.export.manifest import Manifest
+from good_rt.models import Models, ModelSpec
+from good_rt.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from good_rt.engines.tensorrt import PlanInfo
+    from good_rt.export.tensorrt import PlanConfig
+
+PARITY_IMAGES = 32
+"""Real images that engines are compared with PyTorch on."""
+GRAPHS, VJP_GRAPHS = 4, 3
+"""Number of graphs without gradients, and of those that are added with them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The engines of a folder: their manifest, and whether anything had to be exported."""
+
+    manifest: Manifest
+    exported: bool
+
+
+def export(
+    models: Models | ModelSpec,
+    id_data: IdData | Path | str,
+    out: Path | str,
+    config: ExportConfig = ExportConfig(),
+    bank: BankConfig = BankConfig(),
+    progress: Progress = SILENT,
+) -> Exported:
+    """Exports both models into the folder ``out`` where something has changed.
+
+    Args:
+        models: Diffusion model and classifier.
+        id_data: In-distribution images: the bank's, and held-out ones for the parity check.
+        out: Folder of the engines, replaced as a whole.
+        config: Opset, tolerances and batches of the parity check.
+        bank: The feature bank that the fused guidance graph holds.
+        progress: Hears of every graph.
+
+    Raises:
+        ParityError: a graph does not compute what PyTorch computes; ``out`` stays as it was.
+        GoodRtError: ``out`` holds other files than engines, or the models do not fit together.
+    """
+    models = models.load() if isinstance(models, ModelSpec) else models
+    id_data, out = IdData.of(id_data), Path(out)
+    classifier = models.classifier.to("cpu")
+    images = from_uint8(id_part(id_data, "held_out", classifier, PARITY_IMAGES).images)
+    fused = None
+    if config.vjp:
+        features = models.bank(id_data, bank.size)
+        fused = FusedGuidance(features, bank.k, bank.temperature)
+    total = GRAPHS + VJP_GRAPHS * config.vjp
+    with progress.task("checking engines, exporting missing ones", total) as advance:
+
+        def run(config: ExportConfig, no_rule: str | None = None) -> tuple[Manifest, bool]:
+            return export_models(
+                models,
+                out,
+                config,
+                images=images,
+                fused=fused,
+                no_rule=no_rule,
+                on_graph=lambda name: advance(1),
+                on_damage=lambda reason: progress.note(
+                    f"exporting again: {reason.removesuffix('; export again')}"
+                ),
+            )
+
+        try:
+            manifest, done = run(config)
+        except NoGradientRuleError as error:
+            manifest, done = run(replace(config, vjp=False), str(error))
+    if manifest.no_gradient_rule is not None:
+        progress.note(f"no engines for gradients: {manifest.no_gradient_rule}")
+    return Exported(manifest, done)
+
+
+def build_tensorrt_plans(
+    folder: Path,
+    config: PlanConfig,
+    progress: Progress = SILENT,
+    *,
+    graph: Path | None = None,
+    force: bool = False,
+) -> Mapping[str, tuple[PlanInfo, bool]]:
+    """The TensorRT plan of every engine in ``folder``, by graph name, and whether it was built now.
+
+    With ``graph`` only the plan of that ONNX file is built, into ``folder``.
+    """
+    from good_rt.export.tensorrt import build_plan, build_plans, plan_path
+
+    if graph is not None:
+        with progress.task(f"building the plan of {graph.name}"):
+            plan = plan_path(folder, graph.stem, config)
+            return {graph.stem: build_plan(graph, config, plan, force=force)}
+    with progress.task("building TensorRT plans", len(Manifest.read(folder).graphs)) as advance:
+        return build_plans(folder, config, force=force, on_graph=lambda name: advance(1))

@@ -1,0 +1,300 @@
+"""The generator: models, engines, feature bank and sampler, put together to make images.
+
+`good_rt.workflow.generate` fills folders with its images. An image depends on the configuration's
+seed and its index (and on the batch size up to floating-point rounding, where PyTorch computes
+gradients), so that an interrupted job resumes with the same images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from good_rt.classifier import Classifier, outputs, predict
+from good_rt.config.settings import GenerationConfig
+from good_rt.data.batches import half_rows, id_batches
+from good_rt.data.id_data import IdData, from_uint8, to_uint8
+from good_rt.diffusion import Conditioning
+from good_rt.engines.autograd import VjpPair
+from good_rt.engines.base import Engine
+from good_rt.errors import GoodRtError, NonFiniteError
+from good_rt.method.bank import FeatureBank
+from good_rt.method.denoiser import Denoiser, Network, remembered
+from good_rt.method.discrepancy import (
+    LEVEL_WEIGHTS,
+    ClassifierGuidance,
+    EngineGuidance,
+    Guidance,
+    IdScales,
+    feature_level,
+    image_level,
+)
+from good_rt.method.guidance import Decoder, LatentGuidance
+from good_rt.method.sampler import sample, sample_seeds
+from good_rt.method.schedule import FloatArray
+from good_rt.models import Models
+
+LARGEST_BATCH = 128
+"""The largest batch that `pick_batch` tries."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The models of a generation, whatever runtime is behind them.
+
+    ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance
+    differentiates. ``fused`` is the engine of decoder, classifier and bank together that takes its
+    place, where there is one. ``conditioning`` is what the classes are to the network, None for an
+    unconditional one.
+    """
+
+    denoiser: Denoiser
+    decode: Decoder
+    decode_with_gradient: Decoder
+    classifier: Classifier
+    bank: FeatureBank
+    scales: IdScales
+    sigmas: FloatArray
+    shape: tuple[int, int, int]
+    conditioning: Conditioning | None
+    fused: Callable[..., tuple[Tensor, ...]] | None
+    device: torch.device
+
+    @property
+    def gradients(self) -> str:
+        """What computes the gradients of guidance: "engine" or "torch"."""
+        return "torch" if self.fused is None else "engine"
+
+    def images(
+        self, config: GenerationConfig, indices: list[int], guided: bool = True
+    ) -> NDArray[np.uint8]:
+        """Images (N, H, W, C) uint8 of a configuration at these indices.
+
+        Args:
+            config: What is generated; its engines, steps and bank must be this generator's.
+            indices: Places in the generated set.
+            guided: False samples the unguided twins of the same seeds.
+
+        Raises:
+            NonFiniteError: a value is not finite; it names step and indices.
+            GoodRtError: the decoder's output is not finite.
+        """
+        guidance: Guidance | LatentGuidance | None = None
+        settings = replace(config.guidance, rho=0.0, mu=0.0)
+        if guided and config.kind != "none":
+            guidance, settings = self.guidance(config), config.guidance
+        strengths = [strength_of(config, index) for index in indices]
+        try:
+            latents = sample(
+                self.denoiser,
+                self.decode_with_gradient,
+                guidance,
+                self.sigmas,
+                settings,
+                sample_seeds(config.seed, indices),
+                self.shape,
+                self.rows(indices),
+                config.sampler.eta,
+                strength=torch.tensor(strengths),
+                device=self.device,
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                error.step, [indices[position] for position in error.samples]
+            ) from None
+        with torch.no_grad():
+            images = self.decode(latents)
+        wrong = ~images.isfinite().flatten(1).all(dim=1)
+        if wrong.any():
+            index = indices[int(wrong.nonzero()[0])]
+            raise GoodRtError(
+                f"the decoder gives a value that is not finite for image {index}; its weights are "
+                "damaged, or it overflows in half precision: use --precision bf16 or fp32"
+            )
+        return to_uint8(images)
+
+    def guidance(self, config: GenerationConfig) -> Guidance | LatentGuidance:
+        """The discrepancy ℓ that the configuration climbs."""
+        lam, bank = LEVEL_WEIGHTS[config.kind], config.bank
+        if self.fused is not None:
+            shape = self.classifier.config
+            return EngineGuidance(
+                self.fused, self.scales, lam, (shape.channels, shape.image_size, shape.image_size)
+            )
+        return ClassifierGuidance(
+            self.classifier, self.bank, self.scales, lam, bank.k, bank.temperature
+        )
+
+    def labels(self, indices: list[int]) -> Tensor:
+        """The classes of the images, in turn: (N,) int64."""
+        return torch.tensor(indices) % len(self.classifier.config.classes)
+
+    def rows(self, indices: list[int]) -> Tensor | None:
+        """The conditioning's rows (N,) int64 of the images: the classes in turn, and each one's
+        prompts in turn."""
+        if self.conditioning is None:
+            return None
+        turn = torch.tensor(indices) // len(self.classifier.config.classes)
+        return self.conditioning.rows(self.labels(indices), turn).to(self.device)
+
+    def discrepancies(
+        self, images: NDArray[np.uint8], config: GenerationConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Energy and distance to the k-th neighbour of images (N, H, W, C) uint8: (N,) each, on the
+        CPU."""
+        logits, features = predict(self.classifier, from_uint8(images))
+        return (
+            image_level(logits, config.bank.temperature),
+            feature_level(features, self.bank, config.bank.k),
+        )
+
+
+def strength_of(config: GenerationConfig, index: int) -> float:
+    """The factor of μ and ρ of the image at this index."""
+    return config.strengths[index % len(config.strengths)]
+
+
+def generation_record(
+    models: Models, config: GenerationConfig, gradients: str
+) -> dict[str, Any]:
+    """What a generated set records of everything that determines its images, other than their
+    number: models, guidance, sampler, engines.
+
+    ``gradients`` is what computes them in fact: "engine" or "torch".
+    """
+    sampler, bank = config.sampler, config.bank
+    record = {
+        "guidance": config.kind,
+        "config": asdict(config.guidance),
+        "strengths": list(config.strengths),
+        "k": bank.k,
+        "temperature": bank.temperature,
+        "eta": sampler.eta,
+        "seed": config.seed,
+        "batch": config.batch,
+        "twins": config.twins,
+        **models.fingerprints,
+        "engine": str(config.backend),
+        "gradients": gradients,
+        "steps": sampler.steps,
+        "cfg_scale": sampler.cfg,
+        "bank_size": bank.size,
+    }
+    if sampler.cfg_sigma_max < math.inf:
+        record["cfg_sigma_max"] = sampler.cfg_sigma_max
+    if models.device.type != "cpu":
+        record["device"] = models.device.type
+    return {**record, "prompts": list(sampler.prompts)} if models.diffusion.text else record
+
+
+def make_generator(
+    models: Models,
+    id_data: IdData,
+    config: GenerationConfig,
+    engines: Mapping[str, Engine] | None = None,
+) -> Generator:
+    """Puts the models together into a `Generator`.
+
+    The modules that are used move to the models' device, in place; engines are there already.
+    Gradients go through VJP engines where ``engines`` holds them, else through PyTorch modules. The
+    bank holds the ID data's training part, the scales are measured on half of its held-out part.
+
+    Args:
+        models: Diffusion model and classifier.
+        id_data: In-distribution images.
+        config: Settings of sampler, bank and classifier-free guidance.
+        engines: What runs the graphs, by name; None runs PyTorch.
+    """
+    diffusion, classifier, device = models.diffusion, models.classifier, models.device
+    classifier.to(device)
+    conditioning = diffusion.conditioning(classifier.config.classes, config.sampler.prompts)
+    conditioning = None if conditioning is None else conditioning.to(device)
+    decode: Decoder = diffusion.decoder or _identity
+    decode_with_gradient: Decoder = diffusion.gradient_decoder or _identity
+    network: Network = diffusion.network
+    differentiable, fused = network, None
+    if engines:
+        network = engine_function(engines["network"], "output")
+        if "network_backward" in engines:
+            pair = VjpPair(engines["network_forward"], engines["network_backward"])
+            differentiable = pair.function
+        if diffusion.decoder is not None:
+            decode = engine_function(engines["vae_decoder"], "images")
+        if "decoder_backward" in engines:
+            pair = VjpPair(engines["decoder_forward"], engines["decoder_backward"])
+            decode_with_gradient = pair.function
+        if "guidance_vjp" in engines:
+            fused = engine_function(engines["guidance_vjp"], "value", "gradient")
+    for used in (network, differentiable, decode, decode_with_gradient):
+        if isinstance(used, nn.Module):
+            used.to(device)
+    condition: dict[str, Any] = {}
+    if conditioning is not None:
+        condition = {"condition": remembered(conditioning), "null_class": conditioning.null}
+    denoiser = diffusion.process.denoiser(
+        network,
+        differentiable=differentiable,
+        cfg_scale=config.sampler.cfg,
+        cfg_sigma_max=config.sampler.cfg_sigma_max,
+        **condition,
+    )
+    bank = models.bank(id_data, config.bank.size)
+    known, _ = half_rows(id_data, "held_out")
+    held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
+    return Generator(
+        denoiser=denoiser,
+        decode=decode,
+        decode_with_gradient=decode_with_gradient,
+        classifier=classifier,
+        bank=bank,
+        scales=IdScales.measure(*held_out, bank, config.bank.k, config.bank.temperature),
+        sigmas=diffusion.sigmas(config.sampler.steps),
+        shape=diffusion.sample_shape,
+        conditioning=conditioning,
+        fused=fused,
+        device=device,
+    )
+
+
+def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -> int:
+    """The batch size with the most denoised latents a second, found by timing sizes that double
+    from 8."""
+    best, best_rate, size = 1, 0.0, min(8, count)
+    while size <= min(largest, max(count, 1)):
+        y = torch.zeros(size, *generator.shape, device=generator.device)
+        labels = generator.rows(list(range(size)))
+        try:
+            generator.denoiser(y, 1.0, labels).cpu()  # the first run of a size also allocates
+            began = time.perf_counter()
+            generator.denoiser(y, 1.0, labels).cpu()  # copying waits for a GPU
+            rate = size / (time.perf_counter() - began)
+        except torch.OutOfMemoryError:
+            break
+        if rate < 1.05 * best_rate:
+            break
+        best, best_rate, size = size, rate, 2 * size
+    return best
+
+
+def engine_function(engine: Engine, *names: str) -> Callable[..., Any]:
+    """An engine as a function of its inputs in their order, giving the named output or a tuple of
+    several."""
+    inputs = tuple(engine.inputs)
+
+    def run(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = engine(**dict(zip(inputs, tensors, strict=True)))
+        return values[names[0]] if len(names) == 1 else tuple(values[name] for name in names)
+
+    return run
+
+
+def _identity(latents: Tensor) -> Tensor:
+    return latents

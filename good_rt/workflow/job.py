@@ -1,0 +1,263 @@
+"""A job file: everything from a folder of images and two models to detector.onnx and its report.
+
+`good-rt init` writes one, `good-rt run` runs it. Paths are relative to the file; all outputs lie
+below ``out``. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from good_rt.config.declaration import nested, setting
+from good_rt.config.settings import (
+    GUIDED_KINDS,
+    DetectorConfig,
+    GenerationConfig,
+    GuidanceKind,
+    SplitConfig,
+    TrainConfig,
+)
+from good_rt.config.toml import read_toml
+from good_rt.demo import assets
+from good_rt.errors import GoodRtError
+from good_rt.models import DEMO, ModelSpec
+
+JOB_VERSION = 2
+LEAST_IMAGES = 10
+"""Images of each kind that a job generates at least: a part of them is held out."""
+TEST_SHARE = 5
+"""Without OOD test sets, one is generated of this part of the images of a kind, from other
+seeds."""
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """[data]: the in-distribution images, and how they are divided."""
+
+    images: str = setting(help="ID images: any source of images.", required_in_file=True)
+    split: SplitConfig = nested(SplitConfig)
+
+
+@dataclass(frozen=True)
+class GenerateTable:
+    """[generate]: a set of images of each kind of guidance."""
+
+    kinds: tuple[GuidanceKind, ...] = setting(
+        GUIDED_KINDS,
+        "Kinds of guidance, each a generated set: img, feat, both; none makes unguided images, which "
+        "count as ID in the training.",
+    )
+    counts: Mapping[GuidanceKind, int] = setting(
+        {}, "Images of kinds that differ from count, such as {none = 2000}; each names a kind."
+    )
+    config: GenerationConfig = nested(GenerationConfig, without=("kind", "seed"))
+
+    def __post_init__(self) -> None:
+        if not self.guided or len(set(self.kinds)) < len(self.kinds):
+            raise GoodRtError("kinds must name one or more kinds of guidance, each once")
+        for kind, count in self.sets.items():
+            least = 1 if kind == "none" else LEAST_IMAGES
+            if count < least:
+                raise GoodRtError(f"count must be at least {least}, not {count} for {kind!r}")
+
+    @property
+    def guided(self) -> tuple[GuidanceKind, ...]:
+        """The kinds that are guided, in the order of the file."""
+        return tuple(kind for kind in self.kinds if kind != "none")
+
+    @property
+    def sets(self) -> dict[GuidanceKind, int]:
+        """The number of images of each kind."""
+        kinds = (*self.kinds, *(kind for kind in self.counts if kind not in self.kinds))
+        return {kind: self.counts.get(kind, self.config.count) for kind in kinds}
+
+
+@dataclass(frozen=True)
+class TrainTable:
+    """[train]: fine-tuning with the generated images."""
+
+    kinds: tuple[GuidanceKind, ...] = setting(
+        ("img",), "Kinds of generated images that count as OOD; [] for no fine-tuning."
+    )
+    control: bool = setting(
+        False, "Also train the same steps without generated images, to compare with."
+    )
+    config: TrainConfig = nested(TrainConfig, without=("seed",))
+
+
+@dataclass(frozen=True)
+class DetectorTable:
+    """[detector]: the detector that is built."""
+
+    classifier: Literal["trained", "before"] = setting(
+        "trained", "Which classifier: the trained one, or the original one (before)."
+    )
+    config: DetectorConfig = nested(DetectorConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What a job file holds."""
+
+    version: int = setting(JOB_VERSION, "Version of the job file's format.")
+    out: str = setting("job", "Folder of everything that is made, beside the job file.")
+    seed: int = setting(0, "Seed of generation and training.", low=0)
+    title: str | None = setting(None, "Title of the report.")
+    summary: str | None = setting(None, "First paragraph of the report.")
+    data: DataTable = setting(help="")
+    models: ModelSpec = setting(help="")
+    generate: GenerateTable = setting(GenerateTable(), "")
+    train: TrainTable = setting(TrainTable(), "")
+    detector: DetectorTable = setting(DetectorTable(), "")
+    test_sets: Mapping[str, str] = setting(
+        {}, "Real OOD images that only the evaluation sees: name = path."
+    )
+
+    def __post_init__(self) -> None:
+        out = Path(self.out)
+        if not self.out or out.is_absolute() or ".." in out.parts or out == Path():
+            raise GoodRtError(f"out is {self.out!r}, but must be a folder beside the job file")
+        if "none" in self.train.kinds:
+            raise GoodRtError("train.kinds names 'none', but unguided images are not OOD")
+        for kind in self.train.kinds:
+            if kind not in self.generate.kinds:
+                raise GoodRtError(
+                    f"train.kinds names {kind!r}, which generate.kinds does not make"
+                )
+        if self.detector.classifier == "trained" and not self.train.kinds:
+            raise GoodRtError(
+                'detector.classifier is "trained", but train.kinds is empty; make it "before"'
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job file's settings with its paths resolved; ``folder`` replaces ``out`` of the file."""
+
+    path: Path
+    config: JobConfig
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """The job of a TOML file.
+
+        Raises:
+            GoodRtError: names the line of what is wrong, and the nearest known key.
+        """
+        return cls(path, read_toml(path, JobConfig, migrate_job, OLD_KEYS))
+
+    @property
+    def out(self) -> Path:
+        return self.path.parent / self.config.out if self.folder is None else self.folder
+
+    @property
+    def images(self) -> Path:
+        return self._resolved(self.config.data.images, assets.DATA)
+
+    @property
+    def models(self) -> ModelSpec:
+        spec = self.config.models
+        light = spec.gradient_decoder
+        return replace(
+            spec,
+            classifier=self._resolved(spec.classifier, assets.CLASSIFIER),
+            diffusion=self._resolved(spec.diffusion, assets.MODEL),
+            gradient_decoder=None if light is None else self._resolved(light, assets.GRADIENT_DECODER),
+        )
+
+    @property
+    def test_sets(self) -> dict[str, Path]:
+        return {name: self._resolved(value) for name, value in self.config.test_sets.items()}
+
+    def generation(self, kind: GuidanceKind, count: int) -> GenerationConfig:
+        """The configuration of one generated set."""
+        config = replace(self.config.generate.config, kind=kind, count=count, seed=self.config.seed)
+        return config if config.batch == "auto" else replace(config, batch=min(config.batch, count))
+
+    @property
+    def training(self) -> TrainConfig:
+        return replace(self.config.train.config, seed=self.config.seed)
+
+    @property
+    def sets(self) -> dict[str, GenerationConfig]:
+        """Every generated set, by its folder's name."""
+        kinds, unguided = self.config.generate.sets, self.config.train.kinds
+        sets: dict[str, GenerationConfig] = {
+            kind: self.generation(kind, count)
+            for kind, count in kinds.items()
+            if kind != "none" or unguided
+        }
+        if not self.config.test_sets:
+            kind = self.config.generate.guided[-1]
+            test = self.generation(kind, max(kinds[kind] // TEST_SHARE, 5))
+            sets["test"] = replace(test, seed=test.seed + 1)
+        return sets
+
+    def _resolved(self, value: str | Path, demo: Path | None = None) -> Path:
+        """A path of the file, paths in a spec among them (timm:FOLDER, …@WEIGHTS); other parts of a
+        spec stay as they are."""
+        if str(value) == DEMO and demo is not None and not (self.path.parent / value).exists():
+            return demo
+        inside = self.path.parent / Path(value).expanduser()
+        if inside.exists() or ":" not in str(value):
+            return inside
+        return spec_of(
+            str(value), lambda path: path if (path := self.path.parent / path).exists() else None
+        )
+
+
+def spec_of(spec: str, resolve: Callable[[Path], Path | None]) -> Path:
+    """A model's spec with its paths resolved; what ``resolve`` returns None for stays as it is."""
+    name, at, weights = spec.partition("@")
+    kind, colon, rest = name.partition(":")
+    parts = (f"{resolve(Path(part)) or part}" if part else "" for part in (rest, weights))
+    return Path(f"{kind}{colon}{next(parts)}{at}{next(parts)}")
+
+
+OLD_KEYS = {
+    ("test_sets",): ("ood",),
+    ("train", "kinds"): ("train", "ood"),
+    ("generate", "counts"): ("train", "unguided"),
+    ("generate", "mu_schedule"): ("generate", "schedule"),
+    ("generate", "rho_schedule"): ("generate", "schedule"),
+}
+"""Keys of version 1 by those of version 2, to say where a mistake stands in an older file."""
+
+
+def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a job file as this version reads them.
+
+    A file without ``version`` is of version 1 (before 0.2.0), whose gradients were PyTorch's unless
+    it says otherwise.
+
+    Raises:
+        GoodRtError: the file is of a newer version.
+    """
+    version = values.get("version", 1)
+    if isinstance(version, int) and version > JOB_VERSION:
+        raise GoodRtError(
+            f"the job file has version {version}, this good-rt reads up to {JOB_VERSION}; update "
+            "good-rt"
+        )
+    if version != 1:
+        return dict(values)
+    tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
+    generate = tables.setdefault("generate", {})
+    train = tables.get("train", {})
+    if "ood" in tables:
+        tables["test_sets"] = tables.pop("ood")
+    if isinstance(train, dict):
+        if "ood" in train:
+            train["kinds"] = train.pop("ood")
+        unguided = train.pop("unguided", 0)
+        if unguided and isinstance(generate, dict):
+            generate["counts"] = {"none": unguided}
+    if isinstance(generate, dict):
+        if "schedule" in generate:
+            generate["mu_schedule"] = generate["rho_schedule"] = generate.pop("schedule")
+        generate.setdefault("gradients", "torch")
+    return {**tables, "version": JOB_VERSION}

@@ -1,0 +1,182 @@
+"""The step `train`: the classifier, fine-tuned with generated images so that its energy tells ID
+from OOD.
+
+It decodes the images, runs `good_rt.method.training.finetune`, and writes the trained classifier
+and training.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from good_rt.classifier import predict, save_classifier
+from good_rt.config.settings import TrainConfig
+from good_rt.data.batches import id_part
+from good_rt.data.generated_split import generated_images, generated_parts
+from good_rt.data.id_data import IdData, from_uint8, halves
+from good_rt.diffusion import DiffusionModel
+from good_rt.errors import GoodRtError
+from good_rt.files import read_json, sole_user, write_json
+from good_rt.method.training import (
+    TrainingImages,
+    TrainResult,
+    check_trainable,
+    finetune,
+    has_bfloat16,
+)
+from good_rt.models import Models, ModelSpec
+from good_rt.progress import SILENT, Progress
+
+TRAINING_FILE = "training.json"
+TRAINING_BYTES = 4 * 2**30
+"""The most memory that training images take, as floats."""
+DECODED_PIXELS = 2**18
+"""Pixels that go through the autoencoder at once, which takes more memory than any other model."""
+DECODED_IMAGES = 4096
+"""ID images that are also given as the autoencoder reconstructs them."""
+
+
+def train(
+    models: Models | ModelSpec,
+    id_data: IdData | Path | str,
+    out: Path | str,
+    generated: Sequence[Path | str] = (),
+    unguided: Sequence[Path | str] = (),
+    config: TrainConfig = TrainConfig(),
+    images: TrainingImages | None = None,
+    progress: Progress = SILENT,
+) -> TrainResult:
+    """Fine-tunes the classifier; writes out/classifier and out/training.json.
+
+    Args:
+        models: The classifier, and the diffusion model whose autoencoder reconstructs ID images.
+        id_data: In-distribution images.
+        out: Folder of the trained classifier; an interrupted run resumes there.
+        generated: Sets of guided images, as OOD; without them the training is the control.
+        unguided: Sets of unguided images, as ID.
+        config: Settings of the training.
+        images: What `training_images` returned for these arguments (or its ``control``), where
+            several trainings share it.
+        progress: Hears of every step.
+
+    Raises:
+        GoodRtError: the classifier cannot be trained, no state kept the accuracy, or ``out`` holds
+            another training.
+    """
+    models = models.load() if isinstance(models, ModelSpec) else models
+    generated, unguided = [Path(path) for path in generated], [Path(path) for path in unguided]
+    if images is None:
+        images = training_images(models, IdData.of(id_data), generated, unguided, progress)
+    if (images.ood is not None, images.unguided is not None) != (bool(generated), bool(unguided)):
+        raise GoodRtError(
+            "the images to train with are not those of the generated and unguided folders named"
+        )
+    if config.bfloat16 is None:
+        config = replace(config, bfloat16=has_bfloat16(models.device))
+    out, classifier = Path(out), models.classifier.to(models.device)
+    task = progress.task("training" if generated else "training the control", config.steps)
+    with sole_user(out), task as advance:
+        result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
+    save_classifier(result.classifier.cpu(), out / "classifier")
+    write_json(out / TRAINING_FILE, _training_record(config, result, generated, unguided))
+    return result
+
+
+def training_images(
+    models: Models,
+    id_data: IdData,
+    generated: Sequence[Path] = (),
+    unguided: Sequence[Path] = (),
+    progress: Progress = SILENT,
+) -> TrainingImages:
+    """What `good_rt.method.training.finetune` trains with; without ``generated`` sets the control.
+
+    The first `DECODED_IMAGES` ID images are also given as the model's autoencoder reconstructs
+    them. ``unguided`` images are ID, each of the class that the classifier predicts, since not
+    every model is conditional. Of more images than fit into `TRAINING_BYTES`, an even share is
+    taken.
+
+    Raises:
+        GoodRtError: the classifier cannot be trained, or a generated set does not fit.
+    """
+    classifier = models.classifier
+    check_trainable(classifier)  # before the work of decoding
+    classifier.to(models.device)
+    ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
+    samples = [generated_images(folder, classifier, guided=False) for folder in unguided]
+    config = classifier.config
+    limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
+    known = id_part(id_data, "train", classifier, limit)
+    validation, _ = halves(id_part(id_data, "held_out", classifier, limit))
+    assert known.labels is not None and validation.labels is not None
+    pixels = from_uint8(known.images)
+    diffusion, decoded = models.diffusion.to(models.device), None
+    if diffusion.decoder is not None:
+        with progress.task("reconstructing ID images", len(pixels[:DECODED_IMAGES])) as advance:
+            decoded = decoded_images(diffusion, pixels[:DECODED_IMAGES], on_images=advance)
+    sampled = torch.cat(samples) if samples else None
+    return TrainingImages(
+        images=pixels,
+        labels=torch.from_numpy(known.labels),
+        val_images=from_uint8(validation.images),
+        val_labels=torch.from_numpy(validation.labels),
+        decoded=decoded,
+        ood=ood,
+        val_ood=val_ood,
+        unguided=sampled,
+        unguided_labels=None
+        if sampled is None
+        else predict(classifier, sampled)[0].argmax(dim=1),
+    )
+
+
+def decoded_images(
+    model: DiffusionModel,
+    images: Tensor,
+    batch: int | None = None,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Tensor | None:
+    """Reconstructions (N, C, H, W) in [-1, 1], of eight bits a value, by the model's autoencoder of
+    images (N, C, H, W) in [-1, 1]; None for a pixel model, which has none."""
+    encode, decode = model.encoder, model.decoder
+    if encode is None or decode is None:
+        return None
+    device = next(encode.parameters()).device
+    batch = batch or min(64, max(1, DECODED_PIXELS // (images.shape[2] * images.shape[3])))
+    done = []
+    with torch.no_grad():
+        for part in images.split(batch):
+            decoded = decode(encode(part.to(device))).clamp(-1, 1)
+            done.append((((decoded + 1) * 127.5).round() / 127.5 - 1).cpu())
+            on_images(len(part))
+    return torch.cat(done)
+
+
+def training_record(classifier: Path) -> Mapping[str, Any]:
+    """training.json of a classifier that `train` wrote; empty for any other."""
+    # a classifier of the user's own code is named MODULE:ATTR@FOLDER
+    folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
+    path = folder.parent / TRAINING_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _training_record(
+    config: TrainConfig, result: TrainResult, generated: Sequence[Path], unguided: Sequence[Path]
+) -> dict[str, Any]:
+    return {
+        "config": asdict(config),
+        "generated": [str(folder) for folder in generated],
+        "unguided": [str(folder) for folder in unguided],
+        "kept_step": result.kept_step,
+        "held_out_accuracy": result.accuracy,
+        "held_out_accuracy_before": result.accuracy_before,
+        "history": [asdict(step) for step in result.history],
+    }
+
+
