@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from record import Bar, write_result
 from sampler import GENERATORS, SAME_IMAGE, SETTINGS, Case, demo, latents_of, loop_of, open_case
 
-from good_rt.data.id_data import to_uint8
 from good_rt.config.settings import GuidanceConfig
+from good_rt.data.id_data import to_uint8
 from good_rt.workflow.generation import GenerationJob, Generator
 
 COUNT = 32

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier import load_classifier
 from good_rt.cli.options import Bars
+from good_rt.config.settings import GuidanceConfig
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
@@ -41,7 +42,6 @@ from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
 from good_rt.export.to_onnx import first_line
-from good_rt.config.settings import GuidanceConfig
 from good_rt.workflow.steps import run_export, run_sampler_bench
 
 BATCHES = (1, 8, 32)

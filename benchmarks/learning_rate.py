@@ -20,11 +20,11 @@ from record import Bar, kept, write_result
 
 from good_rt.classifier import load_classifier
 from good_rt.cli.demo import ID_BATCH, MAX_DROP, OOD_BATCH
+from good_rt.config.settings import TrainConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.files import read_json
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import has_bfloat16
 from good_rt.workflow.pipeline import all_scores, detector_for, measure_images, measure_part
 from good_rt.workflow.steps import open_training, run_train

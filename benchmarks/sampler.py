@@ -32,13 +32,13 @@ from stable_diffusion import REDUCED, light_decoder, make_all
 from torch import Tensor
 
 from good_rt.cli.options import Bars
+from good_rt.config.settings import GuidanceConfig
 from good_rt.demo import assets
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.export.manifest import load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.method.denoiser import PREDICTIONS
 from good_rt.method.discrepancy import ClassifierGuidance
-from good_rt.config.settings import GuidanceConfig
 from good_rt.method.guidance import limited
 from good_rt.method.sampler import Noise, sample, sample_seeds
 from good_rt.method.schedule import strengths

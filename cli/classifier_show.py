@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from good_rt.cli.options import Existing, emit_json, json_option
+from good_rt.cli.settings import Numbers
+from good_rt.models import check_classifier_path
 
 if TYPE_CHECKING:
     from good_rt.classifier import Classifier
@@ -24,24 +26,8 @@ Examples:
 """
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
-
-
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What the caller may set himself of a classifier that is not a folder."""
+    """The settings that a user may give for a classifier that is not a folder."""
     for option in reversed(
         (
             click.argument("spec"),
@@ -74,6 +60,7 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def open_spec(spec: str, classes: Path | None, **values: Any) -> Classifier:
     """The classifier of a spec, with the options' settings."""
+    check_classifier_path(Path(spec))
     from good_rt.classifier import Settings, load_classifier
     from good_rt.errors import GoodRtError
 
@@ -112,7 +99,7 @@ def print_summary(summary: Summary) -> None:
         "images": f"{summary.channels} x {summary.size} x {summary.size}",
         "preprocessing": "; ".join(steps),
         "features": f"{summary.features}, {summary.feature_dimension} values",
-        "training": "yes" if summary.trainable else "no: bank, detector and calibration alone",
+        "training": "yes" if summary.trainable else "no: only bank, detector and calibration",
         "gradient": "yes" if summary.gradient else "no: it cannot guide a diffusion model",
     }
     for name, text in rows.items():

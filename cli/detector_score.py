@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from good_rt.cli.options import PATH, emit_json, json_option, progress
+from good_rt.cli.options import PATH, emit_json, json_option
 from good_rt.data.image_files import find_images, read_image
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
@@ -83,8 +84,8 @@ def score(
     lines: list[Line] = []
     skipped: list[str] = []
     with (
-        progress(quiet=as_json or len(paths) <= AT_ONCE) as bars,
-        bars.task("scoring", len(paths)) as advance,
+        shown_progress(quiet=as_json or len(paths) <= AT_ONCE) as progress,
+        progress.task("scoring", len(paths)) as advance,
     ):
         for first in range(0, len(paths), AT_ONCE):
             part = paths[first : first + AT_ONCE]

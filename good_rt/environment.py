@@ -29,7 +29,15 @@ PACKAGES = (
     "numpy",
 )
 """What the sampler computes with."""
-REPORTED_PACKAGES = ("good-rt", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+REPORTED_PACKAGES = (
+    "good-rt",
+    "torch",
+    "diffusers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+)
 """What figures depend on."""
 
 

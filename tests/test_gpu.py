@@ -12,13 +12,13 @@ import torch
 
 from good_rt.classifier import Classifier, predict
 from good_rt.config.job import ONNX, Runtime
+from good_rt.config.settings import TrainConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
 from good_rt.engines.tensorrt import load_library, present_architecture
 from good_rt.environment import use_device
 from good_rt.errors import GoodRtError
 from good_rt.method.guidance import value_and_gradient
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import TrainingImages, finetune
 from good_rt.workflow.generation import GenerationJob
 from good_rt.workflow.steps import open_generator

@@ -18,7 +18,12 @@ from good_rt.errors import GoodRtError
 
 Table = TypeVar("Table")
 Place = tuple[str, ...]
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+}
 
 
 def read_toml(

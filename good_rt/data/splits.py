@@ -20,7 +20,7 @@ from good_rt.errors import GoodRtError
 from good_rt.files import read_json, write_json
 
 FORMAT = 1
-FILE = "splits.json"
+SPLITS_FILE = "splits.json"
 HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
@@ -335,4 +335,4 @@ def recorded_splits(path: Path) -> Splits | None:
     """The splits.json that the path is, or that lies in it; None where there is none."""
     if path.is_file() and path.suffix == ".json":
         return Splits.read(path)
-    return Splits.read(path / FILE) if (path / FILE).exists() else None
+    return Splits.read(path / SPLITS_FILE) if (path / SPLITS_FILE).exists() else None

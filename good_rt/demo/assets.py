@@ -19,6 +19,8 @@ MODEL = MODELS / "diffusion"
 """A diffusers folder: unet/, vae/, scheduler/."""
 GRADIENT_DECODER = MODELS / "gradient_decoder"
 """An AutoencoderTiny for the latents of ``MODEL``, for `load_diffusion`'s ``gradient_decoder``."""
+JOB = Path(__file__).parent / "job.toml"
+"""The demo's job file."""
 CLASSIFIER = MODELS / "classifier"
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")
@@ -27,7 +29,9 @@ set ``near``."""
 
 ID_SETS = ("train", "held_out", "test")
 OOD_TEST_SETS = ("near", "mnist", "emoji", "photos", "textures")
-"""For the final evaluation alone."""
+"""For the final evaluation only."""
+TEST_SETS = {name: DATA / f"{name}.npz" for name in OOD_TEST_SETS}
+"""Their paths by name."""
 VALIDATION_SET = "validation"
 """OOD drawings from another source than every test set, for choices of hyper-parameters."""
 

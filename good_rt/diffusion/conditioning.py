@@ -19,7 +19,6 @@ from good_rt.config.settings import PROMPT as TEMPLATE
 from good_rt.errors import GoodRtError
 
 
-
 @dataclass(frozen=True)
 class Conditioning:
     """rows (N,) int64 -> one tensor (N, …) for each of ``names``, the network's inputs after

@@ -75,8 +75,8 @@ def build_detector(
     """
     folders, id_data = [Path(path) for path in generated], IdData.of(id_data)
     if training is None:
-        trained = not isinstance(classifier, Classifier) and training_record(Path(classifier))
-        training = WITH_GENERATED if trained and trained.get("generated") else WITHOUT_TRAINING
+        path = None if isinstance(classifier, Classifier) else Path(classifier)
+        training = training_of(path)
     if module is None:
         network = open_classifier(classifier, folders)
         with progress.task("building the detector"):
@@ -87,6 +87,12 @@ def build_detector(
     with progress.task("exporting the detector"):
         parity = export_detector(module, Path(out), images, training=training)
     return BuiltDetector(Path(out), module, parity)
+
+
+def training_of(classifier: Path | None) -> str:
+    """What the classifier of this path was fine-tuned with, by the training.json beside it."""
+    record = training_record(classifier) if classifier is not None else {}
+    return WITH_GENERATED if record.get("generated") else WITHOUT_TRAINING
 
 
 def detector_for(

@@ -71,9 +71,7 @@ def generate(
         NonFiniteError: a value is not finite; it names step and image.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    generator = open_generator(
-        models, IdData.of(id_data), config, Path(engine_folder), progress
-    )
+    generator = open_generator(models, IdData.of(id_data), config, Path(engine_folder), progress)
     config = with_batch(config, generator, Path(out))
     record = generation_record(models, config, generator.gradients)
     return fill(generator, config, Path(out), record, progress)

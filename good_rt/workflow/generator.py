@@ -162,9 +162,7 @@ def strength_of(config: GenerationConfig, index: int) -> float:
     return config.strengths[index % len(config.strengths)]
 
 
-def generation_record(
-    models: Models, config: GenerationConfig, gradients: str
-) -> dict[str, Any]:
+def generation_record(models: Models, config: GenerationConfig, gradients: str) -> dict[str, Any]:
     """What a generated set records of everything that determines its images, other than their
     number: models, guidance, sampler, engines.
 

@@ -6,7 +6,8 @@ below ``out``. Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from good_rt.config.settings import (
     TrainConfig,
 )
 from good_rt.config.toml import read_toml
+from good_rt.data.sources.open import open_source
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 from good_rt.models import DEMO, ModelSpec
@@ -124,9 +126,7 @@ class JobConfig:
             raise GoodRtError("train.kinds names 'none', but unguided images are not OOD")
         for kind in self.train.kinds:
             if kind not in self.generate.kinds:
-                raise GoodRtError(
-                    f"train.kinds names {kind!r}, which generate.kinds does not make"
-                )
+                raise GoodRtError(f"train.kinds names {kind!r}, which generate.kinds does not make")
         if self.detector.classifier == "trained" and not self.train.kinds:
             raise GoodRtError(
                 'detector.classifier is "trained", but train.kinds is empty; make it "before"'
@@ -166,12 +166,35 @@ class Job:
             spec,
             classifier=self._resolved(spec.classifier, assets.CLASSIFIER),
             diffusion=self._resolved(spec.diffusion, assets.MODEL),
-            gradient_decoder=None if light is None else self._resolved(light, assets.GRADIENT_DECODER),
+            gradient_decoder=None
+            if light is None
+            else self._resolved(light, assets.GRADIENT_DECODER),
         )
 
     @property
     def test_sets(self) -> dict[str, Path]:
         return {name: self._resolved(value) for name, value in self.config.test_sets.items()}
+
+    @contextmanager
+    def named(self, key: str) -> Iterator[None]:
+        """Has an error within the block say which key of the file it is about."""
+        try:
+            yield
+        except GoodRtError as error:
+            raise GoodRtError(f"{error} ({key} in {self.path})") from None
+
+    def check_paths(self) -> None:
+        """Looks for models and images, without loading anything.
+
+        Raises:
+            GoodRtError: a path does not exist; it names the key.
+        """
+        self.models.check_paths(lambda name: self.named(f"models.{name}"))
+        with self.named("data.images"):
+            open_source(self.images)
+        for name, path in self.test_sets.items():
+            with self.named(f"test_sets.{name}"):
+                open_source(path)
 
     def generation(self, kind: GuidanceKind, count: int) -> GenerationConfig:
         """The configuration of one generated set."""

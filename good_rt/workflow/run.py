@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -125,8 +124,9 @@ class _Run:
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
+        self.job.check_paths()
         if not all(map(self._is_whole, self.job.sets)):
-            with self._named("generate.engine"):
+            with self.job.named("generate.engine"):
                 check_backend(self.backend, self.device)
         _ = self.models
         if self.config.train.kinds or self.config.train.control:
@@ -137,19 +137,8 @@ class _Run:
                     f"{error}; or set train.kinds = [], train.control = false and "
                     f'detector.classifier = "before" in {self.job.path}'
                 ) from None
-        with self._named("data.images"):
+        with self.job.named("data.images"):
             IdData(self.job.images).labels(self.models.classifier.config.classes)
-        for name, path in self.job.test_sets.items():
-            with self._named(f"test_sets.{name}"):
-                open_source(path)
-
-    @contextmanager
-    def _named(self, key: str) -> Iterator[None]:
-        """Has an error say which key of the job file it is about."""
-        try:
-            yield
-        except GoodRtError as error:
-            raise GoodRtError(f"{error} ({key} in {self.job.path})") from None
 
     def all(self) -> RunResult:
         remove_leftovers(self.out)
@@ -197,7 +186,7 @@ class _Run:
 
     @cached_property
     def models(self) -> Models:
-        return self.job.models.load(self.device, lambda name: self._named(f"models.{name}"))
+        return self.job.models.load(self.device, lambda name: self.job.named(f"models.{name}"))
 
     @cached_property
     def id_data(self) -> IdData:
@@ -332,9 +321,7 @@ class _Run:
 
         def work() -> None:
             fixed = with_batch(config, self._generator, folder)
-            fill(
-                self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress
-            )
+            fill(self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress)
 
         key = key_of(record, config.count)
         self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
@@ -355,18 +342,14 @@ class _Run:
             if not shared:
                 ood = runs.get("trained", [])
                 unguided = samples if ood else []
-                shared.append(
-                    training_images(models, self.id_data, ood, unguided, self.progress)
-                )
+                shared.append(training_images(models, self.id_data, ood, unguided, self.progress))
             return shared[0]
 
         for name, ood in runs.items():
             folder, unguided = self.out / name, samples if ood else []
             sets = [set_key(path) for path in (*ood, *unguided)]
             settings = asdict(self.job.training) | {"bfloat16": None}
-            key = key_of(
-                settings, sets, models.fingerprints, self.id_data.splits.fingerprint
-            )
+            key = key_of(settings, sets, models.fingerprints, self.id_data.splits.fingerprint)
             trained: list[Classifier] = []
 
             def work(
@@ -477,7 +460,8 @@ class _Run:
         )
         page = ReportPage(
             title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
-            summary=(self.config.summary or ReportPage.summary) + ("" if test_sets else NO_TEST_SETS),
+            summary=(self.config.summary or ReportPage.summary)
+            + ("" if test_sets else NO_TEST_SETS),
             models={name: CLASSIFIERS[name] for name in self.classifiers},
             settings=self._settings_text(),
             files={"detector": str(detector)},
@@ -485,9 +469,7 @@ class _Run:
             training=saved_spec(self.models.classifier, self.out / "trained" / "classifier")
             if "trained" in self.classifiers
             else None,
-            also=[
-                self._set_folder("none") for name in self.job.sets if name == "none"
-            ],
+            also=[self._set_folder("none") for name in self.job.sets if name == "none"],
         )
 
         def work() -> None:
@@ -515,4 +497,6 @@ class _Run:
 
 def set_key(folder: Path) -> str:
     """A hash of what a generated set holds: its rows, and the settings that made it."""
-    return key_of(read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()])
+    return key_of(
+        read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()]
+    )

@@ -130,9 +130,7 @@ def training_images(
         ood=ood,
         val_ood=val_ood,
         unguided=sampled,
-        unguided_labels=None
-        if sampled is None
-        else predict(classifier, sampled)[0].argmax(dim=1),
+        unguided_labels=None if sampled is None else predict(classifier, sampled)[0].argmax(dim=1),
     )
 
 
@@ -178,5 +176,3 @@ def _training_record(
         "held_out_accuracy_before": result.accuracy_before,
         "history": [asdict(step) for step in result.history],
     }
-
-

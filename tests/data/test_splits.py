@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from good_rt.config.settings import SplitConfig
 from good_rt.data.classes import match_classes
 from good_rt.data.id_data import IdData
 from good_rt.data.sources.base import PARTS, Entry, Item
 from good_rt.data.sources.open import open_source
-from good_rt.config.settings import SplitConfig
 from good_rt.data.splits import Splits, make_splits
 from good_rt.errors import GoodRtError
 

@@ -11,9 +11,9 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from good_rt.classifier import Classifier, predict
+from good_rt.config.settings import DetectorConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import DetectorModule, build_detector, measure
 from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError

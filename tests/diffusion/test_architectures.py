@@ -27,6 +27,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 
 from good_rt.classifier import Classifier
+from good_rt.config.settings import GuidanceConfig
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
@@ -36,7 +37,6 @@ from good_rt.errors import GoodRtError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import load_engines
-from good_rt.config.settings import GuidanceConfig
 from good_rt.method.sampler import Noise, sample
 from good_rt.workflow.generation import GenerationJob, Generator, make_generator
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from good_rt.classifier import Classifier
+from good_rt.config.settings import GuidanceConfig
 from good_rt.data.id_data import IdData
 from good_rt.diffusion import load_diffusion
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.config.settings import GuidanceConfig
 from good_rt.workflow.generation import GenerationJob, Generator, make_generator
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ from PIL import Image
 from scipy.special import softmax
 
 from good_rt.classifier import Classifier
+from good_rt.config.settings import DetectorConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import DetectorModule, build_detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
