@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
 from good_rt.diffusion import DiffusionModel
-from good_rt.export.fused import GuidanceModule
+from good_rt.export.guidance_module import GuidanceModule
 from good_rt.method.bank import FeatureBank
 
 Arrays = Mapping[str, Tensor]

@@ -26,7 +26,16 @@ from good_rt.files import read_json, sha256, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SHAPING = ("graphs", "to_onnx", "staged", "vjp", "vjp_rules", "joining", "split", "fused")
+SHAPING = (
+    "graphs",
+    "to_onnx",
+    "group_norm",
+    "guidance_module",
+    "vjp/trace",
+    "vjp/rules/registry",
+    "vjp/operator_fusion",
+    "vjp/forward_backward",
+)
 """The modules of which a graph's operations follow."""
 
 

@@ -1,7 +1,7 @@
 """A module together with its vector-Jacobian product, as one graph with a dynamic batch.
 
 Guidance goes back through decoder and UNet; with this they need no autograd, so that any ONNX
-runtime can run them. The module is exported to aten operations, and `good_rt.export.vjp_rules` says
+runtime can run them. The module is exported to aten operations, and `good_rt.export.vjp.rules` says
 how each of them is pulled back.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from good_rt.errors import GoodRtError, NoGradientRuleError
-from good_rt.export.joining import fold_batch_norms, join_enlargements
 from good_rt.export.to_onnx import OPSET, export_onnx, first_line, quiet, trace
-from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
+from good_rt.export.vjp.operator_fusion import fold_batch_norms, join_enlargements
+from good_rt.export.vjp.rules import RULES, ZERO_GRADIENT, Gradient, Rule
 
 aten = torch.ops.aten
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
-from good_rt.export.staged import group_mean, normalised
+from good_rt.export.group_norm import group_mean, normalised
 
 Gradient = Callable[[Any], Tensor]
 """The output's cotangent -> an argument's. Of several outputs it is a list, None where one is not
