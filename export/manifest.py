@@ -32,7 +32,22 @@ SHAPING = (
     "group_norm",
     "guidance_module",
     "vjp/trace",
-    "vjp/rules/registry",
+    "vjp/module",
+    *(
+        f"vjp/rules/{name}"
+        for name in (
+            "registry",
+            "attention",
+            "convolution",
+            "elementwise",
+            "indexing",
+            "matmul",
+            "normalisation",
+            "pooling",
+            "reduction",
+            "shape",
+        )
+    ),
     "vjp/operator_fusion",
     "vjp/forward_backward",
 )
