@@ -1,5 +1,5 @@
-"""`good-rt export` as a function: UNet, VAE and classifier to ONNX engines that are proved before
-they are kept."""
+"""`good-rt export` as a function: network, VAE and classifier to ONNX engines that are proved
+before they are kept."""
 
 from __future__ import annotations
 

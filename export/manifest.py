@@ -24,7 +24,8 @@ from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
 from good_rt.files import read_json, sha256, write_json
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 called the network's graphs unet, unet_vjp, ...; such a folder is exported again."""
 MANIFEST = "manifest.json"
 SHAPING = (
     "graphs",
