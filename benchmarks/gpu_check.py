@@ -57,9 +57,9 @@ def modules() -> dict[str, nn.Module]:
     gradient."""
     model, classifier = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
     found = {
-        "unet": model.unet,
+        "network": model.network,
         "classifier": classifier,
-        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+        "network_vjp": AutogradVjp(model.network, 1, 0),
     }
     if model.encoder is not None and model.decoder is not None:
         found |= {"vae_encoder": model.encoder, "vae_decoder": model.decoder}

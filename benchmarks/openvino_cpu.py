@@ -34,11 +34,11 @@ from good_rt.workflow.steps import run_export
 from good_rt.workflow.timing import ratio, side_by_side
 
 GRAPHS = (
-    "unet",
+    "network",
     "vae_decoder",
     "classifier",
-    "unet_vjp",
-    "unet_backward",
+    "network_vjp",
+    "network_backward",
     "decoder_backward",
     "guidance_vjp",
 )

@@ -90,7 +90,7 @@ def tfg_latents(
     rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
     noise = Noise(seeds, 0)
     x = noise(
-        torch.empty(len(seeds), *model.sample_shape, dtype=next(model.unet.parameters()).dtype)
+        torch.empty(len(seeds), *model.sample_shape, dtype=next(model.network.parameters()).dtype)
     )
     x0_of = PREDICTIONS[model.prediction_type]
     times = np.interp(
@@ -102,13 +102,13 @@ def tfg_latents(
         push = torch.zeros_like(x)
         if rho[step]:
             x = x.detach().requires_grad_(True)
-            x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
+            x0 = x0_of(model.network(x, t, *condition), x / a**0.5, float(sigmas[step]))
             value = guidance(model.gradient_decoder(x0))
             (gradient,) = torch.autograd.grad(value.sum(), x)
             push = rho[step] * limited(gradient, value.detach(), config, step)
         else:
             with torch.no_grad():
-                x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
+                x0 = x0_of(model.network(x, t, *condition), x / a**0.5, float(sigmas[step]))
         x, x0 = x.detach(), x0.detach()
         shift = torch.zeros_like(x)
         if mu[step]:
@@ -183,7 +183,7 @@ def loop_of(
     well if this is."""
     model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
     if double:
-        for module in (model.unet, model.gradient_decoder):
+        for module in (model.network, model.gradient_decoder):
             assert module is not None
             module.double()
     guidance = ClassifierGuidance(
@@ -279,10 +279,10 @@ def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
     """The VJP engines of decoder and UNet against autograd, alone."""
     model = load_diffusion(assets.MODEL)
     assert model.decoder is not None
-    loaded = load_engines(engines, names=("decoder_vjp", "unet_vjp"))
+    loaded = load_engines(engines, names=("decoder_vjp", "network_vjp"))
     references = {
         "decoder_vjp": AutogradVjp(model.decoder, 1, 0),
-        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+        "network_vjp": AutogradVjp(model.network, 1, 0),
     }
     found: dict[str, Any] = {}
     for name, reference in references.items():

@@ -74,7 +74,7 @@ def _mean_at_once(of: Pattern, name: str = "") -> Op:
 
 
 def _mean_by_rows(of: Pattern, name: str = "") -> Op:
-    """Of a group so large that its sum is taken row by row (`good_rt.export.staged.group_mean`)."""
+    """Of a group so large that its sum is taken row by row (`good_rt.export.group_norm.group_mean`)."""
     columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEPT)
     rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEPT)
     return Op("ReduceMean", (rows, Constant(((2,),))), name, KEPT)
@@ -85,7 +85,7 @@ def _silu(x: Op) -> Op:
 
 
 def _norm(mean_of: Callable[..., Op]) -> Op:
-    """`good_rt.export.staged.normalised`."""
+    """`good_rt.export.group_norm.normalised`."""
     grouped = Op("Reshape", ("x", "shape"), "grouped")
     mean = mean_of(grouped, "mean")
     centred = Op("Sub", (grouped, mean), "centred")
@@ -96,7 +96,7 @@ def _norm(mean_of: Callable[..., Op]) -> Op:
 
 
 def _gradient(mean_of: Callable[..., Op], silu: bool) -> Op:
-    """`good_rt.export.vjp_rules` on group norm, and on a SiLU after it."""
+    """`good_rt.export.vjp.rules` on group norm, and on a SiLU after it."""
     centred = Op("Sub", (Op("Reshape", ("x", "shape"), "grouped"), "mean"), "centred")
     factor = Op("Mul", ("rstd", "gamma"), "factor")
     y = Op("Reshape", (Op("Add", (Op("Mul", (centred, factor)), "beta")), "to"), "y")
@@ -110,18 +110,18 @@ def _gradient(mean_of: Callable[..., Op], silu: bool) -> Op:
 
 
 def _instance_norm() -> Op:
-    """`good_rt.export.staged.group_norm` as PyTorch's exporter writes it."""
+    """`good_rt.export.group_norm.group_norm` as PyTorch's exporter writes it."""
     grouped = Op("Reshape", ("x", "shape"))
     inner = Op("InstanceNormalization", (grouped, Constant((1.0,)), Constant((0.0,))), "inner")
     return Op("Add", (Op("Mul", (Op("Reshape", (inner, "back")), "gamma")), "beta"), "y")
 
 
 RELU_GRADIENT = Op("Mul", ("cotangent", Op("Cast", (Op("Greater", ("x", Constant((0.0,)))),))))
-"""`good_rt.export.vjp_rules.masked` on a ReLU's output."""
+"""`good_rt.export.vjp.rules.masked` on a ReLU's output."""
 
 
 def _interleaved() -> Op:
-    """`good_rt.export.joining.interleaved`."""
+    """`good_rt.export.vjp.operator_fusion.interleaved`."""
 
     def side_by_side(left: str, right: str) -> Op:
         parts = tuple(Op("Unsqueeze", (name, Constant(((-1,), (4,))))) for name in (left, right))

@@ -22,7 +22,7 @@ from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import ParityError
-from good_rt.export.merge import merge_detector
+from good_rt.export.detector_merge import merge_detector
 from good_rt.export.parity import RELATIVE
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path

@@ -1,5 +1,5 @@
-"""`good-rt export` as a function: UNet, VAE and classifier to ONNX engines that are proved before
-they are kept."""
+"""`good-rt export` as a function: network, VAE and classifier to ONNX engines that are proved
+before they are kept."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter_hash, graph_hash
 from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
-from good_rt.export.split import split_vjp
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.export.vjp import cotangent_names, export_vjp_onnx
+from good_rt.export.vjp.forward_backward import split_vjp
 from good_rt.files import atomic_path
 
 HALVES = ("forward", "backward")

@@ -24,9 +24,34 @@ from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
 from good_rt.files import read_json, sha256, write_json
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 called the network's graphs unet, unet_vjp, ...; such a folder is exported again."""
 MANIFEST = "manifest.json"
-SHAPING = ("graphs", "to_onnx", "staged", "vjp", "vjp_rules", "joining", "split", "fused")
+SHAPING = (
+    "graphs",
+    "to_onnx",
+    "group_norm",
+    "guidance_module",
+    "vjp/trace",
+    "vjp/module",
+    *(
+        f"vjp/rules/{name}"
+        for name in (
+            "registry",
+            "attention",
+            "convolution",
+            "elementwise",
+            "indexing",
+            "matmul",
+            "normalisation",
+            "pooling",
+            "reduction",
+            "shape",
+        )
+    ),
+    "vjp/operator_fusion",
+    "vjp/forward_backward",
+)
 """The modules of which a graph's operations follow."""
 
 

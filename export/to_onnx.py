@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from good_rt.engines.onnx_file import LARGEST_FILE
 from good_rt.errors import GoodRtError
-from good_rt.export.staged import stage_large_groups
+from good_rt.export.group_norm import stage_large_groups
 from good_rt.files import atomic_path
 
 OPSET = 20

@@ -69,7 +69,7 @@ def test_guided_images(
     with second_device() as device:
         models = load_diffusion(model_dir), load_classifier(classifier_dir)
         there = make_generator(*models, IdData(id_dir), make_job(), steps=3, device=device)
-        assert next(models[0].unet.parameters()).device == device == models[1].device
+        assert next(models[0].network.parameters()).device == device == models[1].device
         assert there.scales == generator.scales
         found = there.images(job, [0, 1, 2]).astype(int)
     assert np.abs(found - expected).max() <= LEVELS

@@ -297,8 +297,8 @@ def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[Exporte
     if "network" in parts:
         size = FLOAT * parts["network"].parameters
         graphs += [
-            ExportedGraph("unet", inputs, size),
-            ExportedGraph("unet_vjp", ("cotangent", *inputs), size),
+            ExportedGraph("network", inputs, size),
+            ExportedGraph("network_vjp", ("cotangent", *inputs), size),
         ]
     if "autoencoder" in parts:
         size = FLOAT * parts["autoencoder"].parameters

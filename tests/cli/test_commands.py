@@ -23,7 +23,7 @@ from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
 from good_rt.evaluation.results import Evaluation
 from good_rt.export.manifest import load_engines
-from good_rt.export.vjp_rules import RULES
+from good_rt.export.vjp.rules import RULES
 
 Run = Callable[..., Any]
 UNET = "unet/diffusion_pytorch_model.safetensors"

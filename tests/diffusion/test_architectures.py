@@ -116,7 +116,7 @@ def test_images_are_those_of_diffusers_pipeline(
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null, "cfg_scale": SCALE}
     latents = sample(
-        model.process.denoiser(model.unet, **further),
+        model.process.denoiser(model.network, **further),
         model.decoder or torch.nn.Identity(),
         None,
         model.sigmas(STEPS),
@@ -172,13 +172,13 @@ def test_the_whole_way(
     )
     assert done
     gradients = [row for row in manifest.parity if row.output == "gradient"]
-    assert {"unet_vjp", "unet_vjp in two", "guidance_vjp"} <= {row.graph for row in gradients}
+    assert {"network_vjp", "network_vjp in two", "guidance_vjp"} <= {row.graph for row in gradients}
     assert max(row.max_relative for row in gradients) < 1e-3
     model = load(folders, name)
     scale = 1.0 if model.conditioner is None else SCALE
     engines = load_engines(tmp_path / "engines", {"model": model.fingerprint})
     expected_names = model.conditioning(CLASSES).names if model.conditioner is not None else ()
-    assert tuple(engines["unet"].inputs) == ("sample", "timestep", *expected_names)
+    assert tuple(engines["network"].inputs) == ("sample", "timestep", *expected_names)
     found, indices = [], [0, 1, 2, 10, 11, 12]
     for given in (engines, None):
         made = make_generator(
@@ -264,7 +264,7 @@ def test_weights_in_half_precision_and_in_several_files(
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     model = load_diffusion(tmp_path)
-    for found, expected in zip(model.unet.parameters(), unet.parameters(), strict=True):
+    for found, expected in zip(model.network.parameters(), unet.parameters(), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected.float(), rtol=0, atol=0)
 

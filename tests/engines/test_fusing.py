@@ -28,7 +28,7 @@ from good_rt.engines.kernels import SWITCH, library
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import AutogradVjp
-from good_rt.export.split import split_vjp
+from good_rt.export.vjp.forward_backward import split_vjp
 from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
 

@@ -43,8 +43,8 @@ def pixel_engines(
 
 def test_a_pixel_model_has_two_graphs(pixel_engines: Path) -> None:
     engines = load_engines(pixel_engines)
-    assert set(engines) == {"unet", "classifier"}
-    assert set(engines["unet"].inputs) == {"sample", "timestep"}
+    assert set(engines) == {"network", "classifier"}
+    assert set(engines["network"].inputs) == {"sample", "timestep"}
 
 
 def test_an_unchanged_model_is_left_alone(
@@ -106,7 +106,7 @@ def test_what_changed_is_exported_again(
     after = state(pixel_engines)
     assert done and after.keys() == before.keys()
     assert all(after[name] != before[name] for name in after)
-    assert load_engines(pixel_engines, manifest.source).keys() == {"unet", "classifier"}
+    assert load_engines(pixel_engines, manifest.source).keys() == {"network", "classifier"}
     assert [path.name for path in pixel_engines.parent.iterdir()] == ["engines"]
 
 
@@ -146,7 +146,7 @@ def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
     for out in (pixel_engines, fresh):
         with pytest.raises(
             ParityError,
-            match=r"(unet|classifier)\.onnx is not what PyTorch computes: .* times the ",
+            match=r"(network|classifier)\.onnx is not what PyTorch computes: .* times the ",
         ):
             export_models(pixel_dir, classifier_dir, out, images=IMAGES, force=True)
     assert state(pixel_engines) == before
@@ -187,19 +187,19 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(
     model = load_diffusion(model_dir)
     classifier = load_classifier(assets.CLASSIFIER)
     graphs = graphs_of(model, classifier, IMAGES)
-    assert set(graphs) == {"unet", "vae_encoder", "vae_decoder", "classifier"}
+    assert set(graphs) == {"network", "vae_encoder", "vae_decoder", "classifier"}
     assert model.encoder is not None
     with torch.no_grad():
         torch.testing.assert_close(
             graphs["vae_decoder"].inputs["real"](3)["latents"], model.encoder(IMAGES[:3])
         )
-    made = graphs["unet"].inputs["real"](5)
+    made = graphs["network"].inputs["real"](5)
     assert made["sample"].shape == (5, 4, 8, 8)
     assert made["timestep"].tolist() == [999, 749, 500, 250, 0]
     assert made["timestep"].dtype == torch.float32
     assert made["class_labels"].tolist() == [0, 1, 2, 3, 4]
     without = graphs_of(model, classifier, None)
-    assert set(without["unet"].inputs) == {"random"}
+    assert set(without["network"].inputs) == {"random"}
 
 
 def test_weights_beyond_one_file(
@@ -220,21 +220,24 @@ def test_weights_beyond_one_file(
         row.ok for row in manifest.parity
     )
     data = {name: entry.data for name, entry in manifest.graphs.items()}
-    assert data["unet"] == ("unet.onnx.data",)
+    assert data["network"] == ("network.onnx.data",)
     assert (
-        data["unet_vjp"] == data["unet_forward"] == data["unet_backward"] == ("unet_vjp.onnx.data",)
+        data["network_vjp"]
+        == data["network_forward"]
+        == data["network_backward"]
+        == ("network_vjp.onnx.data",)
     )
-    path = tmp_path / "engines" / "unet.onnx.data"
+    path = tmp_path / "engines" / "network.onnx.data"
     assert (
-        path.with_name("unet.onnx").stat().st_size + path.stat().st_size
-        == manifest.graphs["unet"].bytes
+        path.with_name("network.onnx").stat().st_size + path.stat().st_size
+        == manifest.graphs["network"].bytes
     )
     load_engines(tmp_path / "engines")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(GoodRtError, match=r"unet\.onnx is not the file that was exported"):
+    with pytest.raises(GoodRtError, match=r"network\.onnx is not the file that was exported"):
         load_engines(tmp_path / "engines")
     path.unlink()
-    with pytest.raises(GoodRtError, match=r"unet\.onnx\.data is missing; export again"):
+    with pytest.raises(GoodRtError, match=r"network\.onnx\.data is missing; export again"):
         load_engines(tmp_path / "engines")

@@ -27,7 +27,7 @@ LEVELS = 2
 def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
     rows = [row for row in Manifest.read(gradient_engines_dir).parity if row.output == "gradient"]
     assert {row.graph for row in rows} == {
-        "unet_vjp", "unet_vjp in two", "decoder_vjp", "decoder_vjp in two", "guidance_vjp"
+        "network_vjp", "network_vjp in two", "decoder_vjp", "decoder_vjp in two", "guidance_vjp"
     }  # fmt: skip
     assert {row.batch for row in rows} == {1, 2, 5, 16}
     assert max(row.max_relative for row in rows) <= 1e-4
@@ -68,7 +68,8 @@ def test_engines_guide_to_the_images_of_pytorch(
 
 
 @pytest.mark.parametrize(
-    "config", [GuidanceConfig(mu=0.3), GuidanceConfig(mu=0.0, rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)]
+    "config",
+    [GuidanceConfig(mu=0.3), GuidanceConfig(mu=0.0, rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)],
 )
 def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
     gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from good_rt.export.vjp_rules import Gradient, rule
+from good_rt.export.vjp.rules import Gradient, rule
 
 aten = torch.ops.aten
 

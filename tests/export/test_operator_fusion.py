@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from good_rt.export.joining import enlarged_convolution
 from good_rt.export.vjp import vjp_module
+from good_rt.export.vjp.operator_fusion import enlarged_convolution
 
 
 def check_against_autograd(module: nn.Module, product: nn.Module, x: Tensor) -> None:

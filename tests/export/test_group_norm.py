@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.export.group_norm import stage_large_groups
 from good_rt.export.parity import AutogradVjp
-from good_rt.export.staged import stage_large_groups
 from good_rt.export.to_onnx import export_onnx, trace
 from good_rt.export.vjp import export_vjp_onnx
 

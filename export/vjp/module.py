@@ -1,30 +1,29 @@
-"""A module together with its vector-Jacobian product, as one graph with a dynamic batch.
+"""A traced graph together with its vector-Jacobian product, as a module of plain tensor operations.
 
-Guidance goes back through decoder and UNet; with this they need no autograd, so that any ONNX
-runtime can run them. The module is exported to aten operations, and `good_rt.export.vjp_rules` says
-how each of them is pulled back.
+The graph is walked forward, rule by rule, and the rules' gradients backward; what comes out can be
+traced once more, and so becomes an ONNX graph.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from good_rt.errors import GoodRtError, NoGradientRuleError
-from good_rt.export.joining import fold_batch_norms, join_enlargements
-from good_rt.export.to_onnx import OPSET, export_onnx, first_line, quiet, trace
-from good_rt.export.vjp_rules import RULES, ZERO_GRADIENT, Gradient, Rule
+from good_rt.errors import NoGradientRuleError
+from good_rt.export.vjp.rules import RULES, ZERO_GRADIENT, Gradient, Rule
 
 aten = torch.ops.aten
 
 GRADIENT = "gradient"
 """The name of the output that holds Jᵀv."""
+FREE_OF_STRIDES = {aten.view.default: aten.reshape.default}
+"""What an operation becomes, since a rule's output may lie in memory in another order than the
+traced one's."""
 
 
 def cotangent_names(outputs: Sequence[str]) -> tuple[str, ...]:
@@ -114,7 +113,10 @@ def _unknown(node: fx.Node, what: str = "") -> str:
     in."""
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
     place = f" (in {modules[-1]})" if modules else ""
-    return f"{node.target}{place} has no gradient rule{what}; PyTorch's gradients need none: --gradients torch"
+    return (
+        f"{node.target}{place} has no gradient rule{what}; PyTorch's gradients need none: "
+        "--gradients torch"
+    )
 
 
 def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
@@ -142,104 +144,3 @@ def _active(graph: fx.Graph, wrt: fx.Node) -> set[fx.Node]:
         ):
             raise NoGradientRuleError(_unknown(node))
     return active
-
-
-FREE_OF_STRIDES = {aten.view.default: aten.reshape.default}
-"""What an operation becomes, since a rule's output may lie in memory in another order than the
-traced one's."""
-ASSERTIONS = (
-    aten._assert_scalar.default,
-    aten._assert_tensor_metadata.default,
-    aten._assert_async.msg,
-)
-"""What torch.export leaves to check at run time; engines check their inputs themselves."""
-KEPT = (
-    aten.group_norm.default,
-    aten.layer_norm.default,
-    aten.instance_norm.default,
-    aten.silu.default,
-    aten.gelu.default,
-    aten.elu.default,
-    aten.softplus.default,
-    aten.leaky_relu.default,
-    aten.linear.default,
-    aten.logsumexp.default,
-    aten.scaled_dot_product_attention.default,
-    aten.upsample_nearest2d.vec,
-    aten.avg_pool2d.default,
-    aten.max_pool2d.default,
-    aten.detach.default,  # which would become an alias, and that has a gradient
-)
-"""Operations that are not taken apart, since their own rule is better than the sum of those of
-their parts."""
-
-
-def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:
-    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any
-    batch size from 1.
-
-    ``examples`` are inputs by name, in the module's order. Raises GoodRtError when the module
-    cannot be traced, and one that names the aten operation when the gradient goes through one that
-    has no rule.
-    """
-    if wrt not in examples:
-        raise GoodRtError(
-            f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}"
-        )
-    table = torch.export.default_decompositions()
-    for operation in KEPT:
-        table.pop(operation, None)  # some have no decomposition in this version of torch
-    fused_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
-    try:
-        with quiet():
-            primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
-    except Exception as error:  # torch.export raises many kinds
-        raise GoodRtError(
-            f"{type(module).__name__} cannot be traced: {first_line(error)}"
-        ) from None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused_attention)
-    for node in list(primal.graph.nodes):
-        if node.target in ASSERTIONS:
-            primal.graph.erase_node(node)
-    primal.graph.eliminate_dead_code()
-    fold_batch_norms(primal)
-    join_enlargements(primal.graph)
-    inputs = [node for node in primal.graph.nodes if node.op == "placeholder"]
-    return VjpModule(primal, inputs[list(examples).index(wrt)])
-
-
-def export_vjp_onnx(
-    module: nn.Module,
-    examples: Mapping[str, Tensor],
-    wrt: str,
-    outputs: Sequence[str],
-    path: Path,
-    *,
-    opset: int = OPSET,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes the module with its vector-Jacobian product with respect to the input ``wrt`` as one
-    file.
-
-    Inputs: `cotangent_names`, then the module's own by name; outputs: ``outputs``, the module's
-    own, then "gradient". Raises GoodRtError, leaving nothing behind, when there is no rule for an
-    operation or the export fails.
-    """
-    product = vjp_module(module, examples, wrt)
-    with torch.no_grad():
-        values = module(*examples.values())
-    cotangents = dict(
-        zip(
-            cotangent_names(outputs),
-            values if isinstance(values, tuple) else (values,),
-            strict=True,
-        )
-    )
-    inputs = {**cotangents, **examples}
-    export_onnx(
-        product, inputs, (*outputs, GRADIENT), path, opset=opset, metadata=metadata, rewrite=False
-    )

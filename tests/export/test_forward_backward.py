@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from good_rt.engines.autograd import VjpPair
 from good_rt.engines.onnxruntime import PART, OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
-from good_rt.export.split import split_vjp
 from good_rt.export.vjp import export_vjp_onnx
+from good_rt.export.vjp.forward_backward import split_vjp
 
 
 class Attention(nn.Module):

@@ -88,8 +88,8 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
 
 
 def _norms(graph: onnx.GraphProto) -> set[str]:
-    """The inputs of group norms, their means and 1 / std, as `good_rt.export.staged.normalised` has
-    them."""
+    """The inputs of group norms, their means and 1 / std, as
+    `good_rt.export.group_norm.normalised` has them."""
     made = {name: node for node in graph.node for name in node.output}
     found = set[str]()
     for node in graph.node:
