@@ -22,11 +22,25 @@ from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
 from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
-from good_rt.files import read_json, sha256, write_json
+from good_rt.files import sha256
+from good_rt.records import RecordType, Values, drop_format
 
-FORMAT = 2
-"""Format 1 called the network's graphs unet, unet_vjp, ...; such a folder is exported again."""
 MANIFEST = "manifest.json"
+
+
+def _rename_unet(values: Values) -> Values:
+    """Version 1 to 2: the network's graphs were called "unet", and the exporter had no number."""
+
+    def renamed(name: str) -> str:
+        return f"network{name.removeprefix('unet')}" if name.startswith("unet") else name
+
+    graphs = {renamed(name): entry for name, entry in values["graphs"].items()}
+    parity = [{**row, "graph": renamed(row["graph"])} for row in values["parity"]]
+    new = {"exporter": 0, "no_gradient_rule": None}
+    return {**new, **drop_format(values), "graphs": graphs, "parity": parity}
+
+
+ENGINES_RECORD = RecordType("engines", "export again", (_rename_unet,))
 SHAPING = (
     "graphs",
     "to_onnx",
@@ -78,7 +92,6 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     parity: tuple[Parity, ...]
     versions: Mapping[str, str]
-    format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "cpu": platform.processor() or platform.machine()}
@@ -92,12 +105,7 @@ class Manifest:
                 f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt "
                 "export`"
             )
-        value = read_json(path)
-        if value.get("format") != FORMAT:
-            raise GoodRtError(
-                f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export "
-                "again"
-            )
+        value = ENGINES_RECORD.read(path)
         try:
             graphs = {
                 name: GraphEntry(
@@ -122,16 +130,14 @@ class Manifest:
                 raise TypeError("a file's name is no text")
             return cls(source, value["opset"], tolerance, graphs, parity, versions)
         except (KeyError, TypeError, AttributeError) as error:
-            raise GoodRtError(
-                f"{path} is damaged ({type(error).__name__}: {error}); export again"
-            ) from None
+            raise ENGINES_RECORD.damaged(path, error) from None
 
     def is_of(self, source: Mapping[str, str]) -> bool:
         """Whether the graphs were made from these fingerprints (and perhaps from more)."""
         return all(self.source.get(name) == fingerprint for name, fingerprint in source.items())
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, self.to_json())
+        ENGINES_RECORD.write(folder / MANIFEST, self.to_json())
 
     def check_files(self, folder: Path) -> None:
         """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one

@@ -26,6 +26,7 @@ from good_rt.data.sources.open import open_source
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 from good_rt.models import DEMO, ModelSpec
+from good_rt.records import newer_version
 
 JOB_VERSION = 2
 LEAST_IMAGES = 10
@@ -262,10 +263,7 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     version = values.get("version", 1)
     if isinstance(version, int) and version > JOB_VERSION:
-        raise GoodRtError(
-            f"the job file has version {version}, this good-rt reads up to {JOB_VERSION}; update "
-            "good-rt"
-        )
+        raise newer_version("the job file", f"job version {version}", JOB_VERSION)
     if version != 1:
         return dict(values)
     tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}

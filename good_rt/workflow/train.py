@@ -22,7 +22,7 @@ from good_rt.data.generated_split import generated_images, generated_parts
 from good_rt.data.id_data import IdData, from_uint8, halves
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
-from good_rt.files import read_json, sole_user, write_json
+from good_rt.files import sole_user
 from good_rt.method.training import (
     TrainingImages,
     TrainResult,
@@ -32,8 +32,10 @@ from good_rt.method.training import (
 )
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
+from good_rt.records import RecordType, drop_format
 
 TRAINING_FILE = "training.json"
+TRAINING_RECORD = RecordType("training", "train again", (drop_format,))
 TRAINING_BYTES = 4 * 2**30
 """The most memory that training images take, as floats."""
 DECODED_PIXELS = 2**18
@@ -84,7 +86,7 @@ def train(
     with sole_user(out), task as advance:
         result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier.cpu(), out / "classifier")
-    write_json(out / TRAINING_FILE, _training_record(config, result, generated, unguided))
+    TRAINING_RECORD.write(out / TRAINING_FILE, _training_record(config, result, generated, unguided))
     return result
 
 
@@ -161,7 +163,7 @@ def training_record(classifier: Path) -> Mapping[str, Any]:
     # a classifier of the user's own code is named MODULE:ATTR@FOLDER
     folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
     path = folder.parent / TRAINING_FILE
-    return read_json(path) if path.exists() else {}
+    return TRAINING_RECORD.read(path) if path.exists() else {}
 
 
 def _training_record(

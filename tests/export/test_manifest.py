@@ -82,9 +82,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"holds no engines \(manifest\.json is missing\); make them with `good-rt export`",
     ),
     "no JSON": (lambda f: (f / MANIFEST).write_text("{"), r"manifest\.json is not valid JSON"),
-    "format": (
-        edit(lambda v: v.update(format=99)),
-        "has format 99, this version reads 2; export again",
+    "newer": (
+        edit(lambda v: v.update(version=99)),
+        r"was written by good-rt .* \(engines version 99\); .* reads up to version 2",
     ),
     "no graphs": (edit(lambda v: v.pop("graphs")), r"is damaged \(KeyError: 'graphs'\)"),
     "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
