@@ -20,17 +20,15 @@ from elsewhere import ELSEWHERE, second_device
 from torch import nn
 
 from good_rt.classifier import Classifier, load_classifier, predict
-from good_rt.classifier.graph import graph_network
+from good_rt.classifier.sources.graph import graph_network
+from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
 from good_rt.method.bank import FeatureBank
-from good_rt.config.settings import GuidanceConfig
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import TrainingImages, finetune
 from good_rt.workflow import steps as workflow
 from good_rt.workflow.generation import (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Images, Resize, outputs, predict
 from good_rt.classifier.folder import ARCHITECTURES, save_classifier
-from good_rt.classifier.sources import Settings, load_classifier, saved_spec
+from good_rt.classifier.load import Settings, load_classifier, saved_spec
 from good_rt.classifier.weights import load_weights
 
 __all__ = [

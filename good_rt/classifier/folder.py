@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
-from good_rt.classifier.registry import SOURCES, source
+from good_rt.classifier.sources.registry import SOURCES, source
 from good_rt.classifier.weights import library_state, load_weights, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, read_json, sha256, write_json

@@ -18,15 +18,13 @@ from architectures import BUILDERS, load
 from id_data import write_id_data
 
 from good_rt.classifier import Classifier, predict
+from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.export.detector import export_detector
-from good_rt.config.settings import GuidanceConfig
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import finetune
 from good_rt.workflow.generation import GenerationJob, generate, make_generator
 from good_rt.workflow.pipeline import detector_for, evaluate_detectors, training_images

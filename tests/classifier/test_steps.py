@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
+from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import build_module
 from good_rt.detector.runtime import Detector
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
@@ -24,9 +24,7 @@ from good_rt.export.fused import GuidanceModule
 from good_rt.export.vjp import export_vjp_onnx
 from good_rt.method.bank import FeatureBank
 from good_rt.method.discrepancy import ClassifierGuidance, IdScales
-from good_rt.config.settings import GuidanceConfig
 from good_rt.method.sampler import sample, sample_seeds
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import TrainingImages, finetune
 
 ID = from_uint8(assets.load_images("train").images[:40])

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.exported import found, with_weights
-from good_rt.classifier.graph import GraphNetwork, graph_network
 from good_rt.classifier.network import check_parts, example_images, output_of
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.exported import found, with_weights
+from good_rt.classifier.sources.graph import GraphNetwork, graph_network
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import pickle_refusal
 from good_rt.errors import GoodRtError
 

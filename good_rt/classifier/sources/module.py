@@ -17,7 +17,7 @@ from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import Network, Parted, check_parts, example_images, part, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.graph import GraphNetwork, graph_network, input_shape
 from good_rt.classifier.network import example_images, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.graph import GraphNetwork, graph_network, input_shape
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 

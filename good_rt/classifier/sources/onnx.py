@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import Network, example_images, run
-from good_rt.classifier.onnx_operations import OPERATIONS, OnnxGraph
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.onnx_operations import OPERATIONS, OnnxGraph
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.errors import GoodRtError, require
 
 FILE = "model.onnx"

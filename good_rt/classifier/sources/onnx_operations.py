@@ -1,7 +1,7 @@
 """ONNX operations in PyTorch: one function an operation, for the forms in which image classifiers
 use them.
 
-`good_rt.classifier.onnx` compares every converted file with ONNX Runtime before it is used; an
+`good_rt.classifier.sources.onnx` compares every converted file with ONNX Runtime before it is used; an
 operation or a form that is not here leaves the file as it is. Another operation is one more
 function.
 """

@@ -14,7 +14,7 @@ from torch import nn
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
 from good_rt.classifier.folder import CONFIG, WEIGHTS, folder_fingerprint, load_folder, read_config
 from good_rt.classifier.network import example_images, run
-from good_rt.classifier.registry import SOURCES, Found, Request, source
+from good_rt.classifier.sources.registry import SOURCES, Found, Request, source
 from good_rt.classifier.weights import (
     PICKLES,
     load_weights,
@@ -168,7 +168,7 @@ def _refuse_settings(settings: Settings, text: str) -> None:
 
 def _module_folder(name: str, folder: Path) -> Classifier:
     """A classifier folder that was made from the user's code, which the spec names again."""
-    from good_rt.classifier import module
+    from good_rt.classifier.sources import module
 
     config = read_config(folder)
     if config.architecture != f"module:{name}":

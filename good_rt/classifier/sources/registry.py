@@ -31,17 +31,26 @@ class Entry:
 
 
 SOURCES: dict[str, Entry] = {
-    "timm": Entry("good_rt.classifier.timm", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
-    "torchvision": Entry("good_rt.classifier.torchvision", "torchvision:NAME@weights.safetensors"),
-    "transformers": Entry("good_rt.classifier.transformers", "transformers:FOLDER_OR_NAME"),
+    "timm": Entry("good_rt.classifier.sources.timm", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
+    "torchvision": Entry(
+        "good_rt.classifier.sources.torchvision", "torchvision:NAME@weights.safetensors"
+    ),
+    "transformers": Entry("good_rt.classifier.sources.transformers", "transformers:FOLDER_OR_NAME"),
     "exported": Entry(
-        "good_rt.classifier.exported", "FILE.pt2", prefixed=False, suffixes=(".pt2",)
+        "good_rt.classifier.sources.exported", "FILE.pt2", prefixed=False, suffixes=(".pt2",)
     ),
     "torchscript": Entry(
-        "good_rt.classifier.torchscript", "FILE.pt", prefixed=False, suffixes=(".pt", ".ts", ".jit")
+        "good_rt.classifier.sources.torchscript",
+        "FILE.pt",
+        prefixed=False,
+        suffixes=(".pt", ".ts", ".jit"),
     ),
-    "onnx": Entry("good_rt.classifier.onnx", "FILE.onnx", prefixed=False, suffixes=(".onnx",)),
-    "module": Entry("good_rt.classifier.module", "MODULE:ATTR@weights.safetensors", prefixed=False),
+    "onnx": Entry(
+        "good_rt.classifier.sources.onnx", "FILE.onnx", prefixed=False, suffixes=(".onnx",)
+    ),
+    "module": Entry(
+        "good_rt.classifier.sources.module", "MODULE:ATTR@weights.safetensors", prefixed=False
+    ),
 }
 
 

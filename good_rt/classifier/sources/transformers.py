@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import hub_file, library
 from good_rt.classifier.network import (
     Parted,
     check_parts,
@@ -23,7 +22,8 @@ from good_rt.classifier.network import (
     output_of,
     run,
 )
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.library import hub_file, library
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json

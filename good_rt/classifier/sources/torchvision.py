@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import library
 from good_rt.classifier.network import example_images, last_linear, part
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.library import library
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
 from good_rt.errors import GoodRtError
 

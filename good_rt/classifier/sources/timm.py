@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import hub_file, library
 from good_rt.classifier.network import Network, check_parts, example_images, part, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.library import hub_file, library
+from good_rt.classifier.sources.registry import Found, Request
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
