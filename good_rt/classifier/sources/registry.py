@@ -1,61 +1,52 @@
-"""Where classifiers come from: the kinds of spec, and the file that reads each. Another source is
-one more line here.
+"""The kinds of classifier spec, and the file that reads each. Another kind is one more line here.
 
-Each file has the two functions of `Source`; it is imported when it is asked for, and its library
-with it.
+A source is imported when a spec or a classifier folder asks for it, and its library with it.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
 
+HERE = "good_rt.classifier.sources"
+
 
 @dataclass(frozen=True)
-class Entry:
-    """One kind of spec: the module that reads it, its form for people, and the files that it is
-    known by."""
+class SpecForm:
+    """One kind of spec: the source that reads it, as MODULE:NAME, its form for people, and the
+    files that it is recognised by."""
 
-    module: str
+    source: str
     form: str
     prefixed: bool = True
     """Whether a spec reads KIND:NAME; without, it is known by its file's suffix or its form."""
     suffixes: tuple[str, ...] = ()
 
 
-SOURCES: dict[str, Entry] = {
-    "timm": Entry("good_rt.classifier.sources.timm", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
-    "torchvision": Entry(
-        "good_rt.classifier.sources.torchvision", "torchvision:NAME@weights.safetensors"
+SOURCES: dict[str, SpecForm] = {
+    "timm": SpecForm(f"{HERE}.timm:TIMM", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
+    "torchvision": SpecForm(
+        f"{HERE}.torchvision:TORCHVISION", "torchvision:NAME@weights.safetensors"
     ),
-    "transformers": Entry("good_rt.classifier.sources.transformers", "transformers:FOLDER_OR_NAME"),
-    "exported": Entry(
-        "good_rt.classifier.sources.exported", "FILE.pt2", prefixed=False, suffixes=(".pt2",)
+    "transformers": SpecForm(f"{HERE}.transformers:TRANSFORMERS", "transformers:FOLDER_OR_NAME"),
+    "exported": SpecForm(f"{HERE}.exported:EXPORTED", "FILE.pt2", False, (".pt2",)),
+    "torchscript": SpecForm(
+        f"{HERE}.torchscript:TORCHSCRIPT", "FILE.pt", False, (".pt", ".ts", ".jit")
     ),
-    "torchscript": Entry(
-        "good_rt.classifier.sources.torchscript",
-        "FILE.pt",
-        prefixed=False,
-        suffixes=(".pt", ".ts", ".jit"),
-    ),
-    "onnx": Entry(
-        "good_rt.classifier.sources.onnx", "FILE.onnx", prefixed=False, suffixes=(".onnx",)
-    ),
-    "module": Entry(
-        "good_rt.classifier.sources.module", "MODULE:ATTR@weights.safetensors", prefixed=False
-    ),
+    "onnx": SpecForm(f"{HERE}.onnx:ONNX", "FILE.onnx", False, (".onnx",)),
+    "module": SpecForm(f"{HERE}.module:MODULE", "MODULE:ATTR@weights.safetensors", False),
 }
 
 
 @dataclass(frozen=True)
-class Request:
+class ClassifierRequest:
     """A spec taken apart: what comes before the @, the weights after it, and what the caller sets
     himself."""
 
@@ -67,7 +58,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class OpenedClassifier:
     """What a source knows of a classifier. None is what it does not know.
 
     ``architecture`` and ``arguments`` are what classifier.json keeps, to build the network again
@@ -91,19 +82,19 @@ class Found:
     """Whether the preprocessing was read from the source's own settings."""
 
 
-class Source(Protocol):
-    """The functions of a source's module."""
+@dataclass(frozen=True)
+class ClassifierSource:
+    """The two functions that read one kind of classifier. Both raise GoodRtError when they
+    cannot."""
 
-    def open(self, request: Request) -> Found:
-        """Reads what the spec names. Raises GoodRtError when it cannot."""
-        ...
-
-    def restore(self, config: ClassifierConfig, folder: Path) -> nn.Module:
-        """The network of a classifier folder, with its weights. Raises GoodRtError when it
-        cannot."""
-        ...
+    open: Callable[[ClassifierRequest], OpenedClassifier]
+    """Reads what a spec names."""
+    restore: Callable[[ClassifierConfig, Path], nn.Module]
+    """The network of a classifier folder, with its weights."""
 
 
-def source(kind: str) -> Source:
-    """The module that reads this kind of classifier."""
-    return cast(Source, importlib.import_module(SOURCES[kind].module))
+def classifier_source(kind: str) -> ClassifierSource:
+    """The source that reads this kind of classifier, imported with its library."""
+    module, _, name = SOURCES[kind].source.partition(":")
+    source: ClassifierSource = getattr(importlib.import_module(module), name)
+    return source
