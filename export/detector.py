@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import good_rt
-from good_rt.classifier.onnx import OnnxNetwork
+from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine

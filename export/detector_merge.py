@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
 from good_rt.classifier.base import as_vectors
-from good_rt.classifier.onnx import OnnxNetwork
+from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError

@@ -20,7 +20,7 @@ from elsewhere import ELSEWHERE, second_device
 from torch import nn
 
 from good_rt.classifier import Classifier, load_classifier, predict
-from good_rt.classifier.graph import graph_network
+from good_rt.classifier.sources.graph import graph_network
 from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets

@@ -1,16 +1,14 @@
-"""The user's classifier, wherever it comes from: logits and unit-norm features from images in [-1,
-1].
+"""The user's classifier, wherever it comes from: images in [-1, 1] to logits and unit features.
 
-`good_rt.classifier.base` has the one `Classifier` that guidance, training, bank and detector share;
-the other files say how to read one: a file a library. `load_classifier` takes a folder or a spec
-such as ``timm:resnet18``.
+`base` has the one `Classifier` that guidance, training, bank and detector share; `load` opens one
+from a folder or a spec such as ``timm:resnet18``, with the help of `sources`, a file a library.
 """
 
 from __future__ import annotations
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Images, Resize, outputs, predict
 from good_rt.classifier.folder import ARCHITECTURES, save_classifier
-from good_rt.classifier.sources import Settings, load_classifier, saved_spec
+from good_rt.classifier.load import Settings, load_classifier, saved_spec
 from good_rt.classifier.weights import load_weights
 
 __all__ = [

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
-from good_rt.classifier.registry import SOURCES, source
+from good_rt.classifier.sources.registry import SOURCES, classifier_source
 from good_rt.classifier.weights import library_state, load_weights, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, sha256
@@ -58,11 +58,11 @@ def load_folder(folder: Path) -> Classifier:
     path = folder / CONFIG
     kind, colon, _ = config.architecture.partition(":")
     if config.architecture in ARCHITECTURES:
-        network = _build(config, path)
+        network = _build_architecture(config, path)
         whose = f"architecture {config.architecture!r}"
         put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, whose, CONFIG)
     elif kind in SOURCES and (colon or not SOURCES[kind].prefixed):
-        network = source(kind).restore(config, folder)
+        network = classifier_source(kind).restore(config, folder)
     else:
         known = ", ".join(
             [
@@ -106,7 +106,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     CLASSIFIER_RECORD.write(folder / CONFIG, asdict(classifier.config))
 
 
-def _build(config: ClassifierConfig, path: Path) -> nn.Module:
+def _build_architecture(config: ClassifierConfig, path: Path) -> nn.Module:
     module, _, name = ARCHITECTURES[config.architecture].partition(":")
     try:
         network: nn.Module = getattr(importlib.import_module(module), name)(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from good_rt.errors import GoodRtError
 
 
-class Network(nn.Module):
+class ClassifierNetwork(nn.Module):
     """What `good_rt.classifier.Classifier` calls, with what is to be known of it.
 
     ``files`` are written into a classifier folder beside the weights, by name.
@@ -51,7 +51,7 @@ class Network(nn.Module):
         return {name: name.removeprefix("model.") for name in self.state_dict()}
 
 
-class Parted(Network):
+class Parted(ClassifierNetwork):
     """``model`` without its module ``head``, and that module: the features are the head's input.
 
     Raises GoodRtError when the model has no such module. `check_parts` says whether the output is
@@ -113,7 +113,7 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
         if isinstance(module, nn.Linear)
     ]
     try:
-        run(model, images)
+        run_network(model, images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -127,7 +127,7 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 
 
 @torch.no_grad()
-def run(model: nn.Module, images: Tensor) -> Tensor:
+def run_network(model: nn.Module, images: Tensor) -> Tensor:
     """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not
     take them."""
     return output_of(_tried(model, model, images))
@@ -160,20 +160,20 @@ def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
     ``images`` are any that it takes, already prepared; the two parts are checked on them. Raises
     GoodRtError when the model's output is something else than the head's.
     """
-    whole = run(model, images)
+    whole = run_network(model, images)
     parted = Parted(model, head or last_linear(model, images))
     check_parts(parted, images, whole)
     return parted
 
 
-def check_parts(network: Network, images: Tensor, whole: Tensor) -> None:
+def check_parts(network: ClassifierNetwork, images: Tensor, whole: Tensor) -> None:
     """Raises GoodRtError unless the head on the features gives ``whole``, the logits of the
     undivided model."""
     if whole.ndim != 2:
         raise GoodRtError(
             f"the classifier's output has shape {tuple(whole.shape)}; it must be logits (N, K)"
         )
-    logits = run(network, images)
+    logits = run_network(network, images)
     if logits.shape != whole.shape or not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4):
         raise GoodRtError(
             f"the classifier's output is not that of {network.features.rpartition(' ')[2]!r} "
@@ -189,9 +189,9 @@ def example_images(channels: int, size: int) -> Tensor:
 
 
 def library_names(network: nn.Module) -> dict[str, str]:
-    """`Network.library_names`, for any module."""
+    """`ClassifierNetwork.library_names`, for any module."""
     return (
         network.library_names()
-        if isinstance(network, Network)
+        if isinstance(network, ClassifierNetwork)
         else {name: name for name in network.state_dict()}
     )

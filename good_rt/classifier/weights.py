@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from good_rt.classifier.network import library_names
 from good_rt.errors import GoodRtError
 
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar"})
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar"})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -22,14 +22,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.exists():
-        pickled = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
+        pickled = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLE_SUFFIXES)
         hint = (
             f"; {pickled[0]} is a pickle and is not read: convert it to safetensors"
             if pickled
             else ""
         )
         raise GoodRtError(f"{path} is missing{hint}")
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLE_SUFFIXES:
         raise GoodRtError(pickle_refusal(path))
     try:
         state = load_file(path)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
-from good_rt.data.sources.base import Source
+from good_rt.data.sources.base import ImageSource
 from good_rt.data.sources.npz import HINT as NPZ_HINT
 from good_rt.data.sources.npz import NpzSource
 from good_rt.data.sources.open import open_source
@@ -47,7 +47,7 @@ class IdData:
         return images if isinstance(images, IdData) else cls(Path(images))
 
     @cached_property
-    def source(self) -> Source:
+    def source(self) -> ImageSource:
         return open_source(self.folder if self.record is None else self.record.source)
 
     @cached_property

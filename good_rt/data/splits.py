@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from good_rt.config.settings import SplitConfig
-from good_rt.data.sources.base import PARTS, Item, Source, hash_of
+from good_rt.data.sources.base import PARTS, ImageSource, Item, hash_of
 from good_rt.errors import GoodRtError
 from good_rt.records import RecordType, drop_format
 
@@ -140,7 +140,7 @@ class Splits:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SPLITS_RECORD.damaged(path, error) from None
 
-    def check_listing(self, source: Source) -> None:
+    def check_listing(self, source: ImageSource) -> None:
         """Raises GoodRtError when the source is not the one that was split any more."""
         if source.listing != self.listing:
             raise GoodRtError(
@@ -158,7 +158,7 @@ class Splits:
 
 
 def make_splits(
-    source: Source,
+    source: ImageSource,
     config: SplitConfig = SplitConfig(),
     *,
     check: bool = False,
@@ -230,7 +230,7 @@ def _check(item: Item) -> None:
         item.image(3, CHECK_SIZE)
 
 
-def _contradiction(source: Source, group: Sequence[int]) -> str | None:
+def _contradiction(source: ImageSource, group: Sequence[int]) -> str | None:
     """What two copies of one image disagree on: their class, or the given part."""
     entries = [source.entries[row] for row in group]
     first = entries[0]
@@ -248,7 +248,7 @@ def _rank(digest: str, seed: int) -> str:
 
 
 def _by_label(
-    source: Source, copies: Mapping[str, list[int]], seed: int
+    source: ImageSource, copies: Mapping[str, list[int]], seed: int
 ) -> dict[int | None, list[str]]:
     """The distinct contents of each class, in the order of their hashes."""
     found: dict[int | None, list[str]] = {}
@@ -258,7 +258,10 @@ def _by_label(
 
 
 def _chosen(
-    source: Source, copies: Mapping[str, list[int]], config: SplitConfig, known: Mapping[str, str]
+    source: ImageSource,
+    copies: Mapping[str, list[int]],
+    config: SplitConfig,
+    known: Mapping[str, str],
 ) -> dict[str, str]:
     """Parts by content: every class first gives one image to each part, then to the part that lacks
     most, in the class and, where that is even, in all classes."""
@@ -303,7 +306,9 @@ def _chosen(
     return chosen
 
 
-def _given(source: Source, copies: Mapping[str, list[int]], config: SplitConfig) -> dict[str, str]:
+def _given(
+    source: ImageSource, copies: Mapping[str, list[int]], config: SplitConfig
+) -> dict[str, str]:
     """The parts that the data came in. Where there is one beside train, its half becomes the part
     that is missing; .npz files are as they are called."""
     chosen = {digest: source.entries[group[0]].part or "train" for digest, group in copies.items()}

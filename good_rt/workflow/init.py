@@ -17,7 +17,7 @@ from good_rt.config.settings import DetectorConfig, SplitConfig, TrainConfig
 from good_rt.config.toml import toml_key, toml_value
 from good_rt.data.id_data import IdData
 from good_rt.data.image_files import image_header
-from good_rt.data.sources.base import Source
+from good_rt.data.sources.base import ImageSource
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
@@ -158,7 +158,7 @@ def inspect_job(
     return Findings(images, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
 
 
-def _sizes(source: Source) -> str:
+def _sizes(source: ImageSource) -> str:
     """The sizes and modes of some images, evenly spaced: '320x240 to 640x480 pixels, L and RGB'."""
     count = len(source.entries)
     rows = sorted(set(np.linspace(0, count - 1, min(PROBED, count)).round().astype(int).tolist()))

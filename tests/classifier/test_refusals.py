@@ -22,7 +22,7 @@ from good_rt.classifier import (
     load_classifier,
     save_classifier,
 )
-from good_rt.classifier.exported import check_archive
+from good_rt.classifier.sources.exported import check_archive
 from good_rt.demo.network import SmallResNet
 from good_rt.errors import GoodRtError
 

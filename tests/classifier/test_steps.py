@@ -15,7 +15,7 @@ from good_rt.classifier import Classifier, load_classifier, predict, save_classi
 from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.detector.module import build_detector
+from good_rt.detector.module import build_module
 from good_rt.detector.runtime import Detector
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
@@ -66,8 +66,13 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
 
 def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: Path) -> None:
     classifier = every_source.load()
-    module = build_detector(
-        classifier, ID[:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2)
+    module = build_module(
+        classifier,
+        FeatureBank.of(classifier, ID[:20]),
+        ID[20:30],
+        ID[30:],
+        [OOD],
+        DetectorConfig(k=2, alpha=0.2),
     )
     images = (
         from_uint8(assets.load_images("test").images[:40]) + 1
@@ -145,8 +150,13 @@ def test_every_step_prepares_an_image_alike(
     seen["bank"] = given[0]
     given.clear()
     bank = FeatureBank(predict(classifier, ID[1:10])[1])
-    module = build_detector(
-        classifier, ID[1:20], ID[20:30], ID[30:], [OOD], DetectorConfig(k=2, alpha=0.2)
+    module = build_module(
+        classifier,
+        FeatureBank.of(classifier, ID[1:20]),
+        ID[20:30],
+        ID[30:],
+        [OOD],
+        DetectorConfig(k=2, alpha=0.2),
     )
     given.clear()
     module((image + 1) / 2)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from good_rt.data.id_data import IdData
-from good_rt.data.sources.base import PARTS, Source, part_in
+from good_rt.data.sources.base import PARTS, ImageSource, part_in
 from good_rt.data.sources.open import open_source
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
@@ -112,13 +112,13 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(params=list(WRITERS))
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> ImageSource:
     found = open_source(WRITERS[request.param](tmp_path))
     assert found.kind == request.param.partition(",")[0]
     return found
 
 
-def test_every_source_gives_the_same_images_and_classes(source: Source) -> None:
+def test_every_source_gives_the_same_images_and_classes(source: ImageSource) -> None:
     expected = {
         image.tobytes(): CLASSES[label] for image, label in zip(pictures(), LABELS, strict=True)
     }
@@ -133,7 +133,7 @@ def test_every_source_gives_the_same_images_and_classes(source: Source) -> None:
     assert len({entry.name for entry in source.entries}) == COUNT
 
 
-def test_id_data_divides_every_source(source: Source) -> None:
+def test_id_data_divides_every_source(source: ImageSource) -> None:
     data = IdData(source.path)
     parts = {name: data.part(name, CLASSES, 1, 32) for name in PARTS}
     assert {name: len(part) for name, part in parts.items()} == {
@@ -152,7 +152,7 @@ def test_id_data_divides_every_source(source: Source) -> None:
     }
 
 
-def test_rows_are_those_of_the_listing(source: Source) -> None:
+def test_rows_are_those_of_the_listing(source: ImageSource) -> None:
     every = {item.row: item.digest() for item in source.items()}
     rows = [3, 4, 17, 23]
     assert {item.row: item.digest() for item in source.items(rows)} == {
@@ -162,7 +162,7 @@ def test_rows_are_those_of_the_listing(source: Source) -> None:
     assert len(set(every.values())) == COUNT
 
 
-def test_the_listing_tells_a_changed_source(source: Source) -> None:
+def test_the_listing_tells_a_changed_source(source: ImageSource) -> None:
     before = source.listing
     assert open_source(source.path).listing == before
     for path in sorted(source.path.rglob("*") if source.path.is_dir() else [source.path]):

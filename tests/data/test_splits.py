@@ -17,7 +17,7 @@ from PIL import Image
 from good_rt.config.settings import SplitConfig
 from good_rt.data.classes import match_classes
 from good_rt.data.id_data import IdData
-from good_rt.data.sources.base import PARTS, Entry, Item
+from good_rt.data.sources.base import PARTS, Item, ListedImage
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.errors import GoodRtError
@@ -34,7 +34,9 @@ class Memory:
         self.contents = contents
         given = parts or [None] * len(contents)
         pairs = zip(labels, given, strict=True)
-        self.entries = [Entry(f"{i}.png", label, part) for i, (label, part) in enumerate(pairs)]
+        self.entries = [
+            ListedImage(f"{i}.png", label, part) for i, (label, part) in enumerate(pairs)
+        ]
         self.listing = str(contents)
 
     def items(self, rows: object = None) -> Iterator[Item]:

@@ -33,7 +33,7 @@ PART_NAMES = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedImage:
     """One image of a source's listing: its name there, its label where it has one, and the part it
     was put into."""
 
@@ -77,7 +77,7 @@ class Item:
         return self.content
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Labelled images in one place.
 
     ``classes`` are the labels' names, None where labels are mere numbers. ``listing`` says cheaply
@@ -93,7 +93,7 @@ class Source(Protocol):
     @property
     def classes(self) -> tuple[str, ...] | None: ...
     @property
-    def entries(self) -> Sequence[Entry]: ...
+    def entries(self) -> Sequence[ListedImage]: ...
     @property
     def listing(self) -> str: ...
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]: ...

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from good_rt.data.image_files import MAX_BYTES, image_files, visible
-from good_rt.data.sources.base import PART_NAMES, Entry, Item, hash_of
+from good_rt.data.sources.base import PART_NAMES, Item, ListedImage, hash_of
 from good_rt.errors import GoodRtError
 
 
@@ -22,7 +22,7 @@ class FolderSource:
     kind: str = "folder"
 
     @cached_property
-    def _listed(self) -> tuple[tuple[str, ...] | None, tuple[Entry, ...]]:
+    def _listed(self) -> tuple[tuple[str, ...] | None, tuple[ListedImage, ...]]:
         parts = self._parts()
         roots = (
             {self.path / name: part for name, part in parts.items()} if parts else {self.path: None}
@@ -31,14 +31,14 @@ class FolderSource:
         classes = sorted({folder.name for folders in named.values() for folder in folders})
         if not classes:
             entries = [
-                Entry(self._name(file), None, part)
+                ListedImage(self._name(file), None, part)
                 for root, part in roots.items()
                 for file in image_files(root)
             ]
             return None, tuple(entries)
         index = {name: label for label, name in enumerate(classes)}
         found = [
-            Entry(self._name(file), index[folder.name], part)
+            ListedImage(self._name(file), index[folder.name], part)
             for root, part in roots.items()
             for folder in named[root]
             for file in image_files(folder)
@@ -68,7 +68,7 @@ class FolderSource:
         return self._listed[0]
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[ListedImage, ...]:
         return self._listed[1]
 
     @cached_property

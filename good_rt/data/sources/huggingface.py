@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from good_rt.data.sources.base import PART_NAMES, Entry, Item, hash_of, part_in
+from good_rt.data.sources.base import PART_NAMES, Item, ListedImage, hash_of, part_in
 from good_rt.errors import GoodRtError, require
 from good_rt.files import read_json
 
@@ -59,7 +59,7 @@ class HuggingFaceSource:
         return self._columns[2]
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[ListedImage, ...]:
         _, column, _ = self._columns
         # a split that no part is named after is of none; parts count when there are several
         parts = {
@@ -70,7 +70,7 @@ class HuggingFaceSource:
             and "train" in parts.values()
             and len(set(parts.values())) > 1
         )
-        found: list[Entry] = []
+        found: list[ListedImage] = []
         counts: dict[str | None, int] = {}
         for file, split in self.files:
             for batch in _batches(file, None if column is None else [column]):
@@ -85,7 +85,9 @@ class HuggingFaceSource:
                             "numbers"
                         )
                     found.append(
-                        Entry(name, label, parts[split] if known and split is not None else None)
+                        ListedImage(
+                            name, label, parts[split] if known and split is not None else None
+                        )
                     )
         return tuple(found)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.data.sources.base import PARTS, Entry, Item, hash_of
+from good_rt.data.sources.base import PARTS, Item, ListedImage, hash_of
 from good_rt.errors import GoodRtError
 
 BLOCK_BYTES = 4 * 2**20
@@ -39,13 +39,14 @@ class NpzSource:
         return cls(path, {"": path})
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
-        found: list[Entry] = []
+    def entries(self) -> tuple[ListedImage, ...]:
+        found: list[ListedImage] = []
         for part, path in self.files.items():
             count, labels = _labels(path)
             name, numbers = path.name, [None] * count if labels is None else labels.tolist()
             found += [
-                Entry(f"{name}[{row}]", label, part or None) for row, label in enumerate(numbers)
+                ListedImage(f"{name}[{row}]", label, part or None)
+                for row, label in enumerate(numbers)
             ]
         return tuple(found)
 

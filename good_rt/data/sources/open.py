@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from good_rt.data.sources.base import PARTS, Source
+from good_rt.data.sources.base import PARTS, ImageSource
 from good_rt.data.sources.folder import FolderSource
 from good_rt.data.sources.huggingface import HuggingFaceSource, find_files
 from good_rt.data.sources.npz import HINT, NpzSource
@@ -18,7 +18,7 @@ KINDS = (
 )
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> ImageSource:
     """The source at a path. Raises GoodRtError when there is nothing, or nothing that is known."""
     if not path.exists():
         if path.suffix == ".npz":
@@ -30,7 +30,7 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def _file(path: Path) -> Source | None:
+def _file(path: Path) -> ImageSource | None:
     if path.suffix == ".npz":
         return NpzSource.single(path)
     if path.name.endswith(TAR_SUFFIXES):
@@ -40,7 +40,7 @@ def _file(path: Path) -> Source | None:
     return None
 
 
-def _folder(path: Path) -> Source | None:
+def _folder(path: Path) -> ImageSource | None:
     if any((path / f"{part}.npz").exists() for part in PARTS):
         return NpzSource.parts(path)
     files = find_files(path)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from good_rt.data.image_files import MAX_BYTES, SUFFIXES
-from good_rt.data.sources.base import PART_NAMES, Entry, Item, hash_of, numbered, part_in
+from good_rt.data.sources.base import PART_NAMES, Item, ListedImage, hash_of, numbered, part_in
 from good_rt.errors import GoodRtError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -32,7 +32,7 @@ class WebDatasetSource:
     @cached_property
     def _listed(
         self,
-    ) -> tuple[tuple[str, ...] | None, tuple[Entry, ...], dict[Path, dict[str, int]]]:
+    ) -> tuple[tuple[str, ...] | None, tuple[ListedImage, ...], dict[Path, dict[str, int]]]:
         samples: list[tuple[Path, str, str | None]] = []
         for shard in self.shards:
             samples += ((shard, name, label) for name, label in _samples(shard))
@@ -43,7 +43,7 @@ class WebDatasetSource:
             raise GoodRtError(f"{shard}: {name} has no class, others have; add KEY.cls beside it")
         classes, index = self._classes(given)
         entries = tuple(
-            Entry(
+            ListedImage(
                 f"{self._name(shard)}/{name}",
                 None if label is None else index[label],
                 parts.get(shard),
@@ -94,7 +94,7 @@ class WebDatasetSource:
         return self._listed[0]
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[ListedImage, ...]:
         return self._listed[1]
 
     @cached_property

@@ -14,16 +14,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import hub_file, library
 from good_rt.classifier.network import (
     Parted,
     check_parts,
     example_images,
     last_linear,
     output_of,
-    run,
+    run_network,
 )
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.library import hub_file, import_library
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
@@ -32,7 +36,7 @@ INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, as ``resample`` has it."""
 
 
-def open(request: Request) -> Found:
+def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
     """``FOLDER`` or ``OWNER/NAME``; its weights, or those of the request."""
     spec, folder = f"transformers:{request.name}", Path(request.name)
 
@@ -57,21 +61,25 @@ def open(request: Request) -> Found:
         load_weights(
             file("model.safetensors")
         )  # for its refusals; transformers knows older names of weights
-    model = _pretrained(request.name, spec) if request.weights is None else _create(values, spec)
+    model = (
+        _pretrained(request.name, spec)
+        if request.weights is None
+        else _create_transformers(values, spec)
+    )
     preprocessing = _preprocessing(read_json(file("preprocessor_config.json")), spec)
     channels = int(getattr(model.config, "num_channels", 3))
     size = preprocessing["input_size"]
-    network = _parts(model, channels, size, request.features)
+    network = _split_transformers(model, channels, size, request.features)
     if request.weights is not None:
         put_weights(network, load_weights(request.weights), request.weights, spec)
     outputs = int(model.config.num_labels)
     labels = model.config.id2label
     names = tuple(str(labels[i]) for i in range(outputs)) if len(labels) == outputs else None
-    return Found(
+    return OpenedClassifier(
         network=network,
         architecture=f"transformers:{model.config.model_type}",
         outputs=outputs,
-        arguments=_plain(values),
+        arguments=_model_settings(values),
         classes=None if names is not None and names[0] == "LABEL_0" else names,
         input_channels=channels,
         stated=True,
@@ -79,11 +87,13 @@ def open(request: Request) -> Found:
     )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_transformers(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder, whose ``arguments`` are the model's config.json."""
-    model = _create(config.arguments, str(folder))
+    model = _create_transformers(config.arguments, str(folder))
     size = config.resize.crop if config.resize else config.image_size
-    network = _parts(model, config.input_channels or config.channels, size, config.features)
+    network = _split_transformers(
+        model, config.input_channels or config.channels, size, config.features
+    )
     put_weights(
         network,
         load_weights(folder / "model.safetensors"),
@@ -93,6 +103,9 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     return network
 
 
+TRANSFORMERS = ClassifierSource(open_transformers, restore_transformers)
+
+
 class TransformersNetwork(Parted):
     """A transformers model, called by its own argument's name."""
 
@@ -100,9 +113,9 @@ class TransformersNetwork(Parted):
         return output_of(self.model(pixel_values=images))
 
 
-def _create(values: Mapping[str, Any], where: str) -> Any:
+def _create_transformers(values: Mapping[str, Any], where: str) -> Any:
     """The model with random weights. Nothing outside transformers itself is imported for it."""
-    transformers = library("transformers")
+    transformers = import_library("transformers")
     kind = values.get("model_type")
     settings = {
         name: value for name, value in values.items() if name not in {"model_type", "auto_map"}
@@ -122,8 +135,8 @@ def _create(values: Mapping[str, Any], where: str) -> Any:
 
 def _pretrained(name: str, where: str) -> Any:
     """The model with its own weights, which all have to be there."""
-    transformers = library("transformers")
-    logging = library("transformers.utils.logging")
+    transformers = import_library("transformers")
+    logging = import_library("transformers.utils.logging")
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -154,9 +167,9 @@ def _pretrained(name: str, where: str) -> Any:
     return model.eval().float()
 
 
-def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> Parted:
+def _split_transformers(model: nn.Module, channels: int, size: int, features: str | None) -> Parted:
     images = example_images(channels, size)
-    whole = run(model, images)
+    whole = run_network(model, images)
     head = features
     if head is None:
         head = (
@@ -172,7 +185,7 @@ def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> 
     return parted
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _model_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """config.json without what only says where it comes from."""
     left_out = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
     return {name: value for name, value in values.items() if name not in left_out}

@@ -14,17 +14,21 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.exported import found, with_weights
-from good_rt.classifier.graph import GraphNetwork, graph_network
 from good_rt.classifier.network import check_parts, example_images, output_of
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.exported import graph_classifier, with_weights
+from good_rt.classifier.sources.graph import GraphNetwork, graph_network
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import pickle_refusal
 from good_rt.errors import GoodRtError
 
-FILE = "model.pt"
+TORCHSCRIPT_FILE = "model.pt"
 
 
-def open(request: Request) -> Found:
+def open_torchscript(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network, with the weights in it; the size of its images has to be given."""
     path = Path(request.name)
     if request.input_size is None:
@@ -34,16 +38,26 @@ def open(request: Request) -> Found:
             "with `good-rt classifier save`"
         )
     network = _read(path, request.input_channels or 3, request.input_size, request.features)
-    return found(network, "torchscript", request.input_channels or 3, request.input_size, str(path))
+    return graph_classifier(
+        network, "torchscript", request.input_channels or 3, request.input_size, str(path)
+    )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_torchscript(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The file in the folder, with the folder's weights."""
     size = config.resize.crop if config.resize else config.image_size
     return with_weights(
-        _read(folder / FILE, config.input_channels or config.channels, size, config.features),
+        _read(
+            folder / TORCHSCRIPT_FILE,
+            config.input_channels or config.channels,
+            size,
+            config.features,
+        ),
         folder,
     )
+
+
+TORCHSCRIPT = ClassifierSource(open_torchscript, restore_torchscript)
 
 
 def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNetwork:
@@ -76,7 +90,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
                 "torch.export.save to a .pt2 file"
             ) from None
     network = graph_network(program, str(path), features)
-    network.files = {FILE: path.read_bytes()}
+    network.files = {TORCHSCRIPT_FILE: path.read_bytes()}
     if torch.allclose(whole.sum(dim=1), torch.ones(len(whole)), atol=1e-3):
         return network  # probabilities, whose softmax is left out
     check_parts(network, images, whole)

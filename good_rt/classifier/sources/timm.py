@@ -15,15 +15,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import hub_file, library
-from good_rt.classifier.network import Network, check_parts, example_images, part, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.network import (
+    ClassifierNetwork,
+    check_parts,
+    example_images,
+    part,
+    run_network,
+)
+from good_rt.classifier.sources.library import hub_file, import_library
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 
 
-class TimmNetwork(Network):
+class TimmNetwork(ClassifierNetwork):
     """A timm model, by its own convention for features and head."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,10 +48,10 @@ class TimmNetwork(Network):
         return self.model.get_classifier()(features)
 
 
-def open(request: Request) -> Found:
+def open_timm(request: ClassifierRequest) -> OpenedClassifier:
     """``NAME``: the pretrained weights, or those of the request; ``FOLDER`` or ``OWNER/NAME``: with
     its config.json."""
-    library("timm")
+    import_library("timm")
     spec, weights, arguments, classes = f"timm:{request.name}", request.weights, {}, None
     name = request.name
     settings: Mapping[str, Any] = {}
@@ -59,7 +69,7 @@ def open(request: Request) -> Found:
             raise GoodRtError(f"{spec}: its config.json names no timm architecture")
         name, arguments = settings["architecture"], dict(settings.get("model_args") or {})
         classes = _class_names(settings)
-    model = _create(name, {}, spec)
+    model = _create_timm(name, {}, spec)
     own = getattr(model, "pretrained_cfg", {})
     if weights is None:
         if not own.get("hf_hub_id"):
@@ -69,11 +79,11 @@ def open(request: Request) -> Found:
         weights = hub_file(own["hf_hub_id"], "model.safetensors", spec)
         classes = _imagenet_names(own)
     state = load_weights(weights)
-    arguments |= _sizes(own, state, spec, weights)
+    arguments |= _weight_sizes(own, state, spec, weights)
     outputs = arguments.pop("num_classes")
-    model = _create(name, {"num_classes": outputs, **arguments}, spec)
+    model = _create_timm(name, {"num_classes": outputs, **arguments}, spec)
     put_weights(model, state, weights, spec)
-    data = library("timm.data").resolve_data_config(
+    data = import_library("timm.data").resolve_data_config(
         pretrained_cfg={**own, **(settings.get("pretrained_cfg") or {})}, model=None, verbose=False
     )
     channels, size = (
@@ -85,8 +95,8 @@ def open(request: Request) -> Found:
             f"{spec} takes images of {data['input_size'][1:]} pixels; only square ones are "
             "supported"
         )
-    return Found(
-        network=_parts(model, channels, size, request.features),
+    return OpenedClassifier(
+        network=_split_timm(model, channels, size, request.features),
         architecture=f"timm:{name}",
         outputs=outputs,
         arguments=arguments,
@@ -95,20 +105,20 @@ def open(request: Request) -> Found:
         input_size=size,
         resize_size=math.floor(size / data["crop_pct"]),
         interpolation=data["interpolation"],
-        mean=_of_channels(data["mean"], channels),
-        std=_of_channels(data["std"], channels),
+        mean=_per_channel(data["mean"], channels),
+        std=_per_channel(data["std"], channels),
         stated=True,
     )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_timm(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder."""
-    library("timm")
+    import_library("timm")
     name = config.architecture.partition(":")[2]
     where = f"{folder / 'classifier.json'}"
-    model = _create(name, {**config.arguments, "num_classes": len(config.classes)}, where)
+    model = _create_timm(name, {**config.arguments, "num_classes": len(config.classes)}, where)
     channels = config.input_channels or config.channels
-    network = _parts(
+    network = _split_timm(
         model, channels, config.resize.crop if config.resize else config.image_size, config.features
     )
     put_weights(
@@ -120,8 +130,11 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     return network
 
 
-def _create(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
-    timm = library("timm")
+TIMM = ClassifierSource(open_timm, restore_timm)
+
+
+def _create_timm(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
+    timm = import_library("timm")
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:4]
         hint = (
@@ -139,12 +152,14 @@ def _create(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
     return model.eval()
 
 
-def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> Network:
+def _split_timm(
+    model: nn.Module, channels: int, size: int, features: str | None
+) -> ClassifierNetwork:
     """By timm's convention where that gives the model's own logits, else before the last Linear."""
     images = example_images(channels, size)
     if features is not None:
         return part(model, images, features)
-    network, whole = TimmNetwork(model), run(model, images)
+    network, whole = TimmNetwork(model), run_network(model, images)
     try:
         check_parts(network, images, whole)
     except (
@@ -156,7 +171,7 @@ def _parts(model: nn.Module, channels: int, size: int, features: str | None) -> 
     return network
 
 
-def _sizes(
+def _weight_sizes(
     settings: Mapping[str, Any], state: Mapping[str, Tensor], spec: str, path: Path
 ) -> dict[str, int]:
     """The numbers of classes and, where it is not the model's own, of channels that the weights
@@ -177,7 +192,7 @@ def _sizes(
     return found
 
 
-def _of_channels(values: Any, channels: int) -> tuple[float, ...]:
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     """One value a channel; of a network with fewer channels than its settings, their mean."""
     values = tuple(float(value) for value in values)
     return values if len(values) in {1, channels} else (sum(values) / len(values),)
@@ -192,5 +207,5 @@ def _imagenet_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The classes of a model that timm itself offers, where they are those of an ImageNet."""
     if settings.get("num_classes") != 1000:
         return None
-    info = library("timm.data").ImageNetInfo()
+    info = import_library("timm.data").ImageNetInfo()
     return tuple(info.index_to_description(i) for i in range(1000))

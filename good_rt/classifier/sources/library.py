@@ -12,7 +12,7 @@ from good_rt.errors import GoodRtError
 EXTRA = "classifiers"
 
 
-def library(name: str) -> Any:
+def import_library(name: str) -> Any:
     """Imports a library of the extra `classifiers`. Raises GoodRtError that says how to get it."""
     try:
         return importlib.import_module(name)
@@ -37,7 +37,7 @@ def hub_file(repository: str, name: str, spec: str) -> Path:
 
     Raises GoodRtError when there is none of that name, or no network and no cached copy.
     """
-    library("huggingface_hub")
+    import_library("huggingface_hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 

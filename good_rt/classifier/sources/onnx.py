@@ -15,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.network import Network, example_images, run
-from good_rt.classifier.onnx_operations import OPERATIONS, OnnxGraph
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.network import ClassifierNetwork, example_images, run_network
+from good_rt.classifier.sources.onnx_operations import OPERATIONS, OnnxGraph
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.errors import GoodRtError, require
 
-FILE = "model.onnx"
-LAYERS = ("Gemm", "MatMul", "Conv")
-SHAPING = (
+ONNX_FILE = "model.onnx"
+LAYER_OPERATIONS = ("Gemm", "MatMul", "Conv")
+SHAPING_OPERATIONS = (
     "Add",
     "Identity",
     "Flatten",
@@ -38,7 +42,7 @@ SHAPING = (
 wanted."""
 
 
-class ConvertedNetwork(Network):
+class ConvertedNetwork(ClassifierNetwork):
     """An ONNX file in PyTorch operations; its weights are constants."""
 
     trainable = False
@@ -58,7 +62,7 @@ class ConvertedNetwork(Network):
         return {}  # all of it is in the file
 
 
-class OnnxNetwork(Network):
+class OnnxNetwork(ClassifierNetwork):
     """An ONNX file run by ONNX Runtime, in two parts; it has no gradient and cannot be traced."""
 
     trainable = False
@@ -91,27 +95,32 @@ class OnnxNetwork(Network):
         return self  # nothing in it changes
 
 
-def open(request: Request) -> Found:
+def open_onnx(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network; the size of its images has to be given where the file leaves it open."""
     path = Path(request.name)
     network, channels, size = read(path, request.features)
     size = size or request.input_size
     if size is None:
         raise GoodRtError(f"{path} does not say what images it takes; give the size")
-    outputs = run(network, example_images(channels, size))
+    outputs = run_network(network, example_images(channels, size))
     if outputs.ndim != 2:
         raise GoodRtError(
             f"{path} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
         )
-    return Found(network, "onnx", outputs.shape[1], input_channels=channels, input_size=size)
+    return OpenedClassifier(
+        network, "onnx", outputs.shape[1], input_channels=channels, input_size=size
+    )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_onnx(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The file in the folder."""
-    return read(folder / FILE, config.features)[0]
+    return read(folder / ONNX_FILE, config.features)[0]
 
 
-def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
+ONNX = ClassifierSource(open_onnx, restore_onnx)
+
+
+def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int | None]:
     """The network, its channels, and its size where the file fixes one.
 
     Raises GoodRtError when the file is missing, damaged, or does not turn a batch of images into
@@ -155,7 +164,7 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
     as_it_is = OnnxNetwork(
         body, head, name, f"{unknown[0]} has no conversion" if unknown else "", parameters
     )
-    network: Network = as_it_is
+    network: ClassifierNetwork = as_it_is
     if not unknown:
         converted = ConvertedNetwork(OnnxGraph(body), OnnxGraph(head), name)
         difference = _difference(converted, as_it_is, example_images(shape[1], shape[2] or 64))
@@ -163,18 +172,21 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
             network = converted
         else:
             as_it_is.why = difference
-    network.files = {FILE: path.read_bytes()}
+    network.files = {ONNX_FILE: path.read_bytes()}
     network.eval()
     return network, shape[1], shape[2]
 
 
-def _difference(converted: Network, original: Network, images: Tensor) -> str | None:
+def _difference(
+    converted: ClassifierNetwork, original: ClassifierNetwork, images: Tensor
+) -> str | None:
     """Why the conversion is not used; None where it computes what ONNX Runtime does."""
     try:
-        ours = run(converted, images)
+        ours = run_network(converted, images)
     except (GoodRtError, NotImplementedError, IndexError, KeyError) as error:
-        return f"its conversion fails: {next(iter(str(error).splitlines()), type(error).__name__)[:80]}"
-    if not torch.allclose(ours, run(original, images), rtol=1e-3, atol=1e-3):
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"its conversion fails: {reason[:80]}"
+    if not torch.allclose(ours, run_network(original, images), rtol=1e-3, atol=1e-3):
         return "its conversion computes something else"
     return None
 
@@ -190,16 +202,20 @@ def _layer(graph: Any, features: str | None, path: Path) -> tuple[Any, str]:
             if features in {node.name, *node.output}:
                 return node, logits
         known = ", ".join(
-            [node.name or node.output[0] for node in graph.node if node.op_type in LAYERS][-6:]
+            [
+                node.name or node.output[0]
+                for node in graph.node
+                if node.op_type in LAYER_OPERATIONS
+            ][-6:]
         )
         raise GoodRtError(f"{path} has no node {features!r}; its last layers are {known}")
     name = logits
     while name in made:
         node = made[name]
-        if node.op_type in LAYERS:
+        if node.op_type in LAYER_OPERATIONS:
             return node, logits
         before = [source for source in node.input if source in made]
-        if node.op_type not in SHAPING or not before:
+        if node.op_type not in SHAPING_OPERATIONS or not before:
             break
         name = before[0]
     raise GoodRtError(

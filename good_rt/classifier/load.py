@@ -13,10 +13,15 @@ from torch import nn
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
 from good_rt.classifier.folder import CONFIG, WEIGHTS, folder_fingerprint, load_folder, read_config
-from good_rt.classifier.network import example_images, run
-from good_rt.classifier.registry import SOURCES, Found, Request, source
+from good_rt.classifier.network import example_images, run_network
+from good_rt.classifier.sources.registry import (
+    SOURCES,
+    ClassifierRequest,
+    OpenedClassifier,
+    classifier_source,
+)
 from good_rt.classifier.weights import (
-    PICKLES,
+    PICKLE_SUFFIXES,
     load_weights,
     pickle_refusal,
     put_weights,
@@ -62,14 +67,14 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
     if kind == "module" and request.weights is not None and request.weights.is_dir():
         _refuse_settings(settings, text)
         return _module_folder(request.name, request.weights)
-    found = source(kind).open(request)
-    network = found.network.eval().requires_grad_(False)
-    config = _config(found, settings, text)
+    opened = classifier_source(kind).open(request)
+    network = opened.network.eval().requires_grad_(False)
+    config = _config(opened, settings, text)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     digest.update(weights_hash(network).encode())
     classifier = Classifier(network, config, digest.hexdigest()).eval()
     channels = config.input_channels or config.channels
-    logits = run(
+    logits = run_network(
         network,
         example_images(channels, config.resize.crop if config.resize else config.image_size),
     )
@@ -87,19 +92,19 @@ def saved_spec(classifier: Classifier, folder: Path) -> Path:
     return Path(f"{name}@{folder}") if kind == "module" else folder
 
 
-def _parse(text: str, settings: Settings) -> tuple[str, Request]:
+def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
     """The kind of spec and its parts."""
     name, _, weights = (text, "", "") if Path(text).exists() else text.partition("@")
 
-    def request(name: str) -> Request:
+    def request(name: str) -> ClassifierRequest:
         given = Path(weights) if weights else None
-        return Request(name, given, settings.features, settings.size, settings.channels)
+        return ClassifierRequest(name, given, settings.features, settings.size, settings.channels)
 
     if weights and not Path(weights).exists():
         raise GoodRtError(
             f"{weights} does not exist (in {text!r}); give a safetensors file after the @"
         )
-    if weights and Path(weights).suffix in PICKLES:
+    if weights and Path(weights).suffix in PICKLE_SUFFIXES:
         raise GoodRtError(pickle_refusal(weights))
     prefix, colon, rest = name.partition(":")
     if colon and prefix in SOURCES and SOURCES[prefix].prefixed:
@@ -118,7 +123,7 @@ def _parse(text: str, settings: Settings) -> tuple[str, Request]:
             return kind, request(name)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
         return "module", request(name)
-    if suffix in PICKLES and Path(name).exists():
+    if suffix in PICKLE_SUFFIXES and Path(name).exists():
         raise GoodRtError(pickle_refusal(name))
     if suffix == ".safetensors":
         raise GoodRtError(
@@ -129,29 +134,31 @@ def _parse(text: str, settings: Settings) -> tuple[str, Request]:
     return "folder", request(name)
 
 
-def _config(found: Found, settings: Settings, text: str) -> ClassifierConfig:
-    size = settings.size or found.input_size
+def _config(opened: OpenedClassifier, settings: Settings, text: str) -> ClassifierConfig:
+    size = settings.size or opened.input_size
     if size is None:
         raise GoodRtError(f"{text} does not say what images it takes; give the size")
-    classes = settings.classes or found.classes or tuple(f"class {i}" for i in range(found.outputs))
-    if len(classes) != found.outputs:
+    classes = (
+        settings.classes or opened.classes or tuple(f"class {i}" for i in range(opened.outputs))
+    )
+    if len(classes) != opened.outputs:
         raise GoodRtError(
-            f"{text} has {found.outputs} outputs, but {len(classes)} classes are named"
+            f"{text} has {opened.outputs} outputs, but {len(classes)} classes are named"
         )
-    own_size = size == found.input_size
+    own_size = size == opened.input_size
     return ClassifierConfig(
-        architecture=found.architecture,
+        architecture=opened.architecture,
         classes=classes,
-        channels=found.input_channels,
+        channels=opened.input_channels,
         image_size=size,
-        arguments=dict(found.arguments),
-        mean=settings.mean or found.mean,
-        std=settings.std or found.std,
-        input_channels=found.input_channels,
+        arguments=dict(opened.arguments),
+        mean=settings.mean or opened.mean,
+        std=settings.std or opened.std,
+        input_channels=opened.input_channels,
         resize=Resize(
-            (found.resize_size if own_size else None) or size,
+            (opened.resize_size if own_size else None) or size,
             size,
-            settings.interpolation or found.interpolation,
+            settings.interpolation or opened.interpolation,
         ),
         features=settings.features,
     )
@@ -168,7 +175,7 @@ def _refuse_settings(settings: Settings, text: str) -> None:
 
 def _module_folder(name: str, folder: Path) -> Classifier:
     """A classifier folder that was made from the user's code, which the spec names again."""
-    from good_rt.classifier import module
+    from good_rt.classifier.sources import module
 
     config = read_config(folder)
     if config.architecture != f"module:{name}":

@@ -16,13 +16,24 @@ from pathlib import Path
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.network import Network, Parted, check_parts, example_images, part, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.network import (
+    ClassifierNetwork,
+    Parted,
+    check_parts,
+    example_images,
+    part,
+    run_network,
+)
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 
 
-class OwnParts(Network):
+class OwnParts(ClassifierNetwork):
     """A module with forward_features and forward_head of its own."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,7 +48,7 @@ class OwnParts(Network):
         return self.model.forward_head(features)  # type: ignore[operator]
 
 
-def open(request: Request) -> Found:
+def open_module(request: ClassifierRequest) -> OpenedClassifier:
     """Imports the module, also from the folder that the command runs in, and puts the weights into
     it."""
     size = getattr(attribute(request.name), "image_size", None) or request.input_size
@@ -48,16 +59,16 @@ def open(request: Request) -> Found:
         put_weights(model, load_weights(request.weights), request.weights, request.name)
     channels = request.input_channels or _first_channels(model)
     network = parts(model, channels, size, request.features)
-    return Found(
+    return OpenedClassifier(
         network=network,
         architecture=f"module:{request.name}",
-        outputs=run(network, example_images(channels, size)).shape[1],
+        outputs=run_network(network, example_images(channels, size)).shape[1],
         input_channels=channels,
         input_size=size,
     )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_module(config: ClassifierConfig, folder: Path) -> nn.Module:
     """Always refused: a folder names no code."""
     name = config.architecture.partition(":")[2]
     raise GoodRtError(
@@ -65,6 +76,9 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
         "that code, open it "
         f"as {name}@{folder}"
     )
+
+
+MODULE = ClassifierSource(open_module, restore_module)
 
 
 def attribute(name: str) -> object:
@@ -108,12 +122,12 @@ def make(name: str) -> nn.Module:
     return (copy.deepcopy(found) if shared else found).eval().float()
 
 
-def parts(model: nn.Module, channels: int, size: int, features: str | None) -> Network:
+def parts(model: nn.Module, channels: int, size: int, features: str | None) -> ClassifierNetwork:
     """By the module's own forward_features and forward_head, else before its last Linear."""
     images = example_images(channels, size)
     if features is None and hasattr(model, "forward_features") and hasattr(model, "forward_head"):
         network = OwnParts(model)
-        check_parts(network, images, run(model, images))
+        check_parts(network, images, run_network(model, images))
         return network
     parted: Parted = part(model, images, features)
     return parted

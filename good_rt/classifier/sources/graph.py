@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from good_rt.classifier.network import Network
+from good_rt.classifier.network import ClassifierNetwork
 from good_rt.errors import GoodRtError
 
 aten = torch.ops.aten
@@ -22,9 +22,9 @@ SOFTMAXES = {
     aten.log_softmax.int,
     aten._log_softmax.default,
 }
-TRAINING: dict[Any, int] = {aten.batch_norm.default: 5, aten.dropout.default: 2}
+TRAINING_ARGUMENTS: dict[Any, int] = {aten.batch_norm.default: 5, aten.dropout.default: 2}
 """The operations that act otherwise in training, and the place of the argument that says so."""
-LAYERS: dict[Any, int] = {
+FEATURE_ARGUMENTS: dict[Any, int] = {
     aten.linear.default: 0,
     aten.addmm.default: 1,
     aten.mm.default: 0,
@@ -36,7 +36,7 @@ LAYERS: dict[Any, int] = {
 """The operations that a last layer is, and the place of the features among their arguments."""
 
 
-class GraphNetwork(Network):
+class GraphNetwork(ClassifierNetwork):
     """``body`` and ``head`` of a graph; with parameters it can be trained, in the mode in which it
     was exported."""
 
@@ -90,7 +90,7 @@ def graph_network(
     if len(inputs) != 1 or not outputs:
         raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes images alone")
     for node in nodes:
-        training = TRAINING.get(node.target)
+        training = TRAINING_ARGUMENTS.get(node.target)
         if training is not None and len(node.args) > training and node.args[training] is True:
             raise GoodRtError(
                 f"{where} was exported in training mode; call model.eval() before exporting it"
@@ -98,8 +98,8 @@ def graph_network(
     logits = outputs[0]
     while logits.target in SOFTMAXES:
         logits = logits.args[0]  # type: ignore[assignment]
-    layer = _last_layer(logits, where) if features is None else _named(nodes, features, where)
-    place = LAYERS.get(layer.target, 0)
+    layer = _last_layer(logits, where) if features is None else _named_layer(nodes, features, where)
+    place = FEATURE_ARGUMENTS.get(layer.target, 0)
     source = layer.args[place]
     if not isinstance(source, fx.Node):
         raise GoodRtError(f"{where}: {layer.name!r} takes no tensor that could be the features")
@@ -132,7 +132,7 @@ def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int,
 def _last_layer(logits: fx.Node, where: str) -> fx.Node:
     """The layer that gives the logits, behind what only shapes them."""
     node = logits
-    while node.target not in LAYERS:
+    while node.target not in FEATURE_ARGUMENTS:
         before = [
             source for source in node.all_input_nodes if isinstance(source.meta.get("val"), Tensor)
         ]
@@ -146,13 +146,15 @@ def _last_layer(logits: fx.Node, where: str) -> fx.Node:
     return node
 
 
-def _named(nodes: Iterable[fx.Node], name: str, where: str) -> fx.Node:
+def _named_layer(nodes: Iterable[fx.Node], name: str, where: str) -> fx.Node:
     """The first operation of a module, or the operation itself, of that name."""
     for node in nodes:
         if node.op == "call_function" and (name == node.name or name == _module_of(node)):
             return node
     known = list(
-        dict.fromkeys(_module_of(node) or node.name for node in nodes if node.target in LAYERS)
+        dict.fromkeys(
+            _module_of(node) or node.name for node in nodes if node.target in FEATURE_ARGUMENTS
+        )
     )[-8:]
     raise GoodRtError(
         f"{where} has no module or operation {name!r}; its last layers are {', '.join(known)}"

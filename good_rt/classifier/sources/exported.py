@@ -17,13 +17,17 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.graph import GraphNetwork, graph_network, input_shape
-from good_rt.classifier.network import example_images, run
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.network import example_images, run_network
+from good_rt.classifier.sources.graph import GraphNetwork, graph_network, input_shape
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
 
-FILE = "model.pt2"
+EXPORTED_FILE = "model.pt2"
 TARGET = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
 """What an operation may be called: PyTorch would look up anything else as well."""
 WORDS = frozenset(
@@ -67,36 +71,41 @@ WORDS = frozenset(
 as Python."""
 
 
-def open(request: Request) -> Found:
+def open_exported(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network, with the weights in it."""
     path = Path(request.name)
     program = load_program(path)
     channels, size = input_shape(program, str(path))
     network = graph_network(program, str(path), request.features)
-    network.files = {FILE: path.read_bytes()}
-    return found(network, "exported", channels, size or request.input_size, str(path))
+    network.files = {EXPORTED_FILE: path.read_bytes()}
+    return graph_classifier(network, "exported", channels, size or request.input_size, str(path))
 
 
-def found(
+def graph_classifier(
     network: GraphNetwork, architecture: str, channels: int, size: int | None, where: str
-) -> Found:
+) -> OpenedClassifier:
     """What there is to know of a graph."""
     if size is None:
         raise GoodRtError(f"{where} does not say what images it takes; give the size")
-    outputs = run(network, example_images(channels, size))
+    outputs = run_network(network, example_images(channels, size))
     if outputs.ndim != 2:
         raise GoodRtError(
             f"{where} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
         )
-    return Found(network, architecture, outputs.shape[1], input_channels=channels, input_size=size)
+    return OpenedClassifier(
+        network, architecture, outputs.shape[1], input_channels=channels, input_size=size
+    )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_exported(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The file in the folder, with the folder's weights."""
-    path = folder / FILE
+    path = folder / EXPORTED_FILE
     network = graph_network(load_program(path), str(path), config.features)
-    network.files = {FILE: path.read_bytes()}
+    network.files = {EXPORTED_FILE: path.read_bytes()}
     return with_weights(network, folder)
+
+
+EXPORTED = ClassifierSource(open_exported, restore_exported)
 
 
 def with_weights(network: GraphNetwork, folder: Path) -> GraphNetwork:

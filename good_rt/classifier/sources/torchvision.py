@@ -13,17 +13,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.library import library
 from good_rt.classifier.network import example_images, last_linear, part
-from good_rt.classifier.registry import Found, Request
+from good_rt.classifier.sources.library import import_library
+from good_rt.classifier.sources.registry import (
+    ClassifierRequest,
+    ClassifierSource,
+    OpenedClassifier,
+)
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
 from good_rt.errors import GoodRtError
 
 
-def open(request: Request) -> Found:
+def open_torchvision(request: ClassifierRequest) -> OpenedClassifier:
     """``NAME`` with the weights of the request, for any number of classes."""
     spec = f"torchvision:{request.name}"
-    model, preset, categories = _create(request.name, {}, spec)
+    model, preset, categories = _create_torchvision(request.name, {}, spec)
     if request.weights is None:
         url = _weights_url(request.name)
         raise GoodRtError(
@@ -39,9 +43,9 @@ def open(request: Request) -> Found:
     last = _last_weight(state, head)
     outputs = 1000 if last is None else len(last)
     if outputs != 1000:
-        model, _, _ = _create(request.name, {"num_classes": outputs}, spec)
+        model, _, _ = _create_torchvision(request.name, {"num_classes": outputs}, spec)
     put_weights(model, state, request.weights, spec)
-    return Found(
+    return OpenedClassifier(
         network=part(model, example_images(3, size), request.features),
         architecture=spec,
         outputs=outputs,
@@ -56,10 +60,10 @@ def open(request: Request) -> Found:
     )
 
 
-def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
+def restore_torchvision(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder."""
     name = config.architecture.partition(":")[2]
-    model, _, _ = _create(
+    model, _, _ = _create_torchvision(
         name, {**config.arguments, "num_classes": len(config.classes)}, str(folder)
     )
     size = config.resize.crop if config.resize else config.image_size
@@ -75,12 +79,15 @@ def restore(config: ClassifierConfig, folder: Path) -> nn.Module:
     return network
 
 
-def _create(
+TORCHVISION = ClassifierSource(open_torchvision, restore_torchvision)
+
+
+def _create_torchvision(
     name: str, arguments: Mapping[str, Any], where: str
 ) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
     """The model with random weights, the preprocessing of its default weights, and their
     classes."""
-    models = library("torchvision.models")
+    models = import_library("torchvision.models")
     if name not in models.list_models(module=models):
         close = [
             other for other in models.list_models(module=models) if other.startswith(name[:5])
@@ -120,5 +127,5 @@ def _last_weight(state: Mapping[str, Tensor], head: str) -> Tensor | None:
 
 
 def _weights_url(name: str) -> str | None:
-    weights = library("torchvision.models").get_model_weights(name).DEFAULT
+    weights = import_library("torchvision.models").get_model_weights(name).DEFAULT
     return str(weights.url) if weights.url else None

@@ -1,8 +1,8 @@
 """ONNX operations in PyTorch: one function an operation, for the forms in which image classifiers
 use them.
 
-`good_rt.classifier.onnx` compares every converted file with ONNX Runtime before it is used; an
-operation or a form that is not here leaves the file as it is. Another operation is one more
+`good_rt.classifier.sources.onnx` compares every converted file with ONNX Runtime before it is used;
+an operation or a form that is not here leaves the file as it is. Another operation is one more
 function.
 """
 
@@ -115,7 +115,7 @@ def _gemm(
 
 
 @operation("BatchNormalization")
-def _batch_norm(
+def _onnx_batch_norm(
     x: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -132,7 +132,7 @@ def _batch_norm(
 
 
 @operation("LayerNormalization")
-def _layer_norm(
+def _onnx_layer_norm(
     x: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
@@ -147,7 +147,7 @@ def _layer_norm(
 
 
 @operation("MaxPool")
-def _max_pool(
+def _onnx_max_pool(
     x: Tensor,
     *,
     kernel_shape: Sequence[int],
@@ -190,7 +190,7 @@ def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 
 @operation("Reshape")
-def _reshape(x: Tensor, shape: Sequence[int], *, allowzero: int = 0) -> Tensor:
+def _onnx_reshape(x: Tensor, shape: Sequence[int], *, allowzero: int = 0) -> Tensor:
     wanted: list[Any] = [x.shape[i] if size == 0 else size for i, size in enumerate(shape)]
     if wanted[0] not in (-1,) and -1 not in wanted[1:] and shape[0] != 0:
         raise NotImplementedError("Reshape to a fixed batch")
@@ -198,14 +198,14 @@ def _reshape(x: Tensor, shape: Sequence[int], *, allowzero: int = 0) -> Tensor:
 
 
 @operation("Squeeze")
-def _squeeze(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+def _onnx_squeeze(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     if axes is None:
         raise NotImplementedError("Squeeze of every axis")
     return x.squeeze(tuple(axes))
 
 
 @operation("Unsqueeze")
-def _unsqueeze(x: Any, axes: Sequence[int]) -> Any:
+def _onnx_unsqueeze(x: Any, axes: Sequence[int]) -> Any:
     if not isinstance(x, Tensor):
         return [x]
     for axis in sorted(axes):
@@ -275,7 +275,7 @@ def _gather(x: Any, index: Any, *, axis: int = 0) -> Any:
 
 
 @operation("Slice")
-def _slice(
+def _onnx_slice(
     x: Any,
     starts: Sequence[int],
     ends: Sequence[int],
@@ -294,7 +294,7 @@ def _slice(
 
 
 @operation("Split")
-def _split(x: Tensor, sizes: Sequence[int], *, axis: int = 0) -> Sequence[Tensor]:
+def _onnx_split(x: Tensor, sizes: Sequence[int], *, axis: int = 0) -> Sequence[Tensor]:
     return x.split(list(sizes), axis)
 
 

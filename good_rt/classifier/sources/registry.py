@@ -1,0 +1,100 @@
+"""The kinds of classifier spec, and the file that reads each. Another kind is one more line here.
+
+A source is imported when a spec or a classifier folder asks for it, and its library with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from good_rt.classifier.base import ClassifierConfig
+
+HERE = "good_rt.classifier.sources"
+
+
+@dataclass(frozen=True)
+class SpecForm:
+    """One kind of spec: the source that reads it, as MODULE:NAME, its form for people, and the
+    files that it is recognised by."""
+
+    source: str
+    form: str
+    prefixed: bool = True
+    """Whether a spec reads KIND:NAME; without, it is known by its file's suffix or its form."""
+    suffixes: tuple[str, ...] = ()
+
+
+SOURCES: dict[str, SpecForm] = {
+    "timm": SpecForm(f"{HERE}.timm:TIMM", "timm:NAME_OR_FOLDER[@weights.safetensors]"),
+    "torchvision": SpecForm(
+        f"{HERE}.torchvision:TORCHVISION", "torchvision:NAME@weights.safetensors"
+    ),
+    "transformers": SpecForm(f"{HERE}.transformers:TRANSFORMERS", "transformers:FOLDER_OR_NAME"),
+    "exported": SpecForm(f"{HERE}.exported:EXPORTED", "FILE.pt2", False, (".pt2",)),
+    "torchscript": SpecForm(
+        f"{HERE}.torchscript:TORCHSCRIPT", "FILE.pt", False, (".pt", ".ts", ".jit")
+    ),
+    "onnx": SpecForm(f"{HERE}.onnx:ONNX", "FILE.onnx", False, (".onnx",)),
+    "module": SpecForm(f"{HERE}.module:MODULE", "MODULE:ATTR@weights.safetensors", False),
+}
+
+
+@dataclass(frozen=True)
+class ClassifierRequest:
+    """A spec taken apart: what comes before the @, the weights after it, and what the caller sets
+    himself."""
+
+    name: str
+    weights: Path | None = None
+    features: str | None = None
+    input_size: int | None = None
+    input_channels: int | None = None
+
+
+@dataclass(frozen=True)
+class OpenedClassifier:
+    """What a source knows of a classifier. None is what it does not know.
+
+    ``architecture`` and ``arguments`` are what classifier.json keeps, to build the network again
+    from.
+    """
+
+    network: nn.Module
+    architecture: str
+    outputs: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    input_channels: int = 3
+    input_size: int | None = None
+    resize_size: int | None = None
+    """Size that images are resized to before the middle ``input_size`` is kept."""
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] | None = (0.0,)
+    """Of images in [0, 1], which most networks take; None where it takes [-1, 1]."""
+    std: tuple[float, ...] | None = (1.0,)
+    stated: bool = False
+    """Whether the preprocessing was read from the source's own settings."""
+
+
+@dataclass(frozen=True)
+class ClassifierSource:
+    """The two functions that read one kind of classifier. Both raise GoodRtError when they
+    cannot."""
+
+    open: Callable[[ClassifierRequest], OpenedClassifier]
+    """Reads what a spec names."""
+    restore: Callable[[ClassifierConfig, Path], nn.Module]
+    """The network of a classifier folder, with its weights."""
+
+
+def classifier_source(kind: str) -> ClassifierSource:
+    """The source that reads this kind of classifier, imported with its library."""
+    module, _, name = SOURCES[kind].source.partition(":")
+    source: ClassifierSource = getattr(importlib.import_module(module), name)
+    return source
