@@ -97,7 +97,7 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     ):
         training_images(models, IdData(id_dir), generated_dirs, unguided=generated_dirs)
     with pytest.raises(
-        GoodRtError, match="was generated with guidance 'none'; OOD images are guided"
+        GoodRtError, match="was generated with guidance 'none'; OOD images must be guided"
     ):
         training_images(models, IdData(id_dir), [plain.folder])
 
