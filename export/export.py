@@ -80,7 +80,7 @@ def export_models(
         found = Manifest.read(out)
         before |= {"opset": found.opset, **found.tolerance}
         as_asked = all(value is None or before[name] == value for name, value in asked.items())
-        if not force and found.is_of(source) and as_asked and found.exporter == EXPORTER:
+        if not config.force and found.is_of(source) and as_asked and found.exporter == EXPORTER:
             found.check_files(out)
             return found, False
     except GoodRtError as error:  # nothing there yet, or damaged: exported anew

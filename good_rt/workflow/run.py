@@ -350,15 +350,11 @@ class _Run:
             sets = [set_key(path) for path in (*ood, *unguided)]
             settings = asdict(self.job.training) | {"bfloat16": None}
             key = key_of(settings, sets, models.fingerprints, self.id_data.splits.fingerprint)
-            trained: list[Classifier] = []
 
             def work(
-                ood: list[Path] = ood,
-                unguided: list[Path] = unguided,
-                folder: Path = folder,
-                trained: list[Classifier] = trained,
+                ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder
             ) -> None:
-                result = train(
+                train(
                     models,
                     self.id_data,
                     folder,
@@ -368,15 +364,13 @@ class _Run:
                     images() if ood else images().control,
                     self.progress,
                 )
-                trained.append(result.classifier)
 
             weights = folder / "classifier" / "model.safetensors"
             self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
-            if not trained:
-                spec = saved_spec(models.classifier, folder / "classifier")
-                classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
-                trained.append(classifier)
-            self.classifiers[name] = trained[0].to(self.device)
+            # read from its folder, whose fingerprint the later steps record
+            spec = saved_spec(models.classifier, folder / "classifier")
+            classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
+            self.classifiers[name] = classifier.to(self.device)
 
     def _detector(self, name: str, generated: Mapping[str, Path]) -> DetectorModule:
         """The detector of a classifier, built once."""

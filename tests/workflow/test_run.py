@@ -260,6 +260,7 @@ def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.M
     assert calls == {
         "good_rt.diffusion.load_diffusion": 1,
         "good_rt.classifier.load_classifier": 1,
+        "good_rt.workflow.run.load_classifier": 2,  # control and trained
         "good_rt.workflow.run.training_images": 1,
         "good_rt.workflow.run.detector_for": 3,  # of before, control and trained
     }
