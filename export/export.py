@@ -21,8 +21,8 @@ from good_rt.engines.base import Engine
 from good_rt.engines.onnx_file import data_files
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError, ParityError
-from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
-from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter_hash, graph_hash
+from good_rt.export.graphs import EXPORTER, Arrays, FusedGuidance, Graph, InputMaker, graphs_of
+from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, graph_hash
 from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.export.vjp import cotangent_names, export_vjp_onnx
@@ -56,7 +56,7 @@ def export_models(
     each of ``batches``; with ``fused`` the graphs that give gradients are exported as well.
     ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s; ``opset`` and tolerances that
     are None are those of the export that is there, or the defaults. An unchanged model with intact
-    files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage`` hears why
+    files that this `EXPORTER` wrote is left alone unless ``force``; ``on_damage`` hears why
     they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what
     PyTorch computes, and GoodRtError when ``out`` holds other things than engines.
     """
@@ -81,12 +81,7 @@ def export_models(
         found = Manifest.read(out)
         before |= {"opset": found.opset, **found.tolerance}
         as_asked = all(value is None or before[name] == value for name, value in asked.items())
-        if (
-            not force
-            and found.is_of(source)
-            and as_asked
-            and found.versions.get("exporter") == exporter_hash()
-        ):
+        if not force and found.is_of(source) and as_asked and found.exporter == EXPORTER:
             found.check_files(out)
             return found, False
     except GoodRtError as error:  # nothing there yet, or damaged: exported anew
@@ -109,21 +104,17 @@ def export_models(
         # what can't be pulled back is found out first
         for name, graph in sorted(graphs.items(), key=lambda item: item[1].wrt is None):
             on_graph(name)
-            path = folder / f"{name}.onnx"
-            _write(graph, path, opset)
-            engine = OnnxRuntimeEngine(path)
+            paths = write_graph(name, graph, folder, opset)
             reference, makers = _reference(graph)
+            engine = OnnxRuntimeEngine(paths[0])
             rows += check(name, engine, reference, makers)
-            entries[name] = _entry(path, engine)
+            entries[name] = _entry(paths[0], engine)
             del engine  # a large model's weights need not be there twice
             if graph.split:
-                forward, backward = (
-                    folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES
-                )
-                split_vjp(path, forward, backward)
-                halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
-                rows += check(f"{name} in two", VjpPair(*halves.values()), reference, makers)
-                entries |= {half.stem: _entry(half, engine) for half, engine in halves.items()}
+                halves = [OnnxRuntimeEngine(path) for path in paths[1:]]
+                rows += check(f"{name} in two", VjpPair(*halves), reference, makers)
+                for path, half in zip(paths[1:], halves, strict=True):
+                    entries[path.stem] = _entry(path, half)
                 del halves
         failed = [row for row in rows if not row.ok]
         if failed:
@@ -137,13 +128,12 @@ def export_models(
             )
         versions = {
             "good-rt": good_rt.__version__,
-            "exporter": exporter_hash(),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         }
         tolerance = {"relative": relative, "absolute": absolute}
-        manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions)
+        manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions, EXPORTER)
         manifest.write(folder)
     return manifest, True
 
@@ -154,12 +144,32 @@ def _entry(path: Path, engine: Engine) -> GraphEntry:
     return GraphEntry(path.name, graph_hash(path, data), size, engine.inputs, engine.outputs, data)
 
 
-def _write(graph: Graph, path: Path, opset: int) -> None:
-    examples = graph.inputs["random"](2)
+def write_graph(name: str, graph: Graph, folder: Path, opset: int) -> list[Path]:
+    """Writes NAME.onnx into the folder, and its forward and backward half where it is split.
+
+    Args:
+        name: The graph's name; halves are called the same without "_vjp".
+        graph: Module, outputs and example inputs.
+        folder: An existing folder.
+        opset: ONNX operator set.
+
+    Returns:
+        The files, the whole graph first.
+
+    Raises:
+        NoGradientRuleError: the gradient goes through an operation that has no rule.
+        GoodRtError: the module cannot be exported.
+    """
+    path, examples = folder / f"{name}.onnx", graph.inputs["random"](2)
     if graph.wrt is None:
         export_onnx(graph.module, examples, graph.outputs, path, opset=opset)
     else:
         export_vjp_onnx(graph.module, examples, graph.wrt, graph.outputs, path, opset=opset)
+    if not graph.split:
+        return [path]
+    halves = [folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES]
+    split_vjp(path, *halves)
+    return [path, *halves]
 
 
 def _reference(graph: Graph) -> tuple[nn.Module, Mapping[str, InputMaker]]:

@@ -11,7 +11,6 @@ import hashlib
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +26,6 @@ from good_rt.files import read_json, sha256, write_json
 FORMAT = 2
 """Format 1 called the network's graphs unet, unet_vjp, ...; such a folder is exported again."""
 MANIFEST = "manifest.json"
-SHAPING = (
-    "graphs",
-    "to_onnx",
-    "group_norm",
-    "guidance_module",
-    "vjp/trace",
-    "vjp/module",
-    *(
-        f"vjp/rules/{name}"
-        for name in (
-            "registry",
-            "attention",
-            "convolution",
-            "elementwise",
-            "indexing",
-            "matmul",
-            "normalisation",
-            "pooling",
-            "reduction",
-            "shape",
-        )
-    ),
-    "vjp/operator_fusion",
-    "vjp/forward_backward",
-)
-"""The modules of which a graph's operations follow."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +43,11 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All graphs of one model and classifier. ``source`` holds the fingerprints of both."""
+    """All graphs of one model and classifier.
+
+    ``source`` holds the fingerprints of both, ``exporter`` is the `good_rt.export.graphs.EXPORTER`
+    that wrote the graphs.
+    """
 
     source: Mapping[str, str]
     opset: int
@@ -78,6 +55,7 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     parity: tuple[Parity, ...]
     versions: Mapping[str, str]
+    exporter: int
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +98,9 @@ class Manifest:
                 for name in (entry.file, *entry.data)
             ):
                 raise TypeError("a file's name is no text")
-            return cls(source, value["opset"], tolerance, graphs, parity, versions)
+            return cls(
+                source, value["opset"], tolerance, graphs, parity, versions, value["exporter"]
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise GoodRtError(
                 f"{path} is damaged ({type(error).__name__}: {error}); export again"
@@ -149,16 +129,6 @@ class Manifest:
                     f"{folder / entry.file} is not the file that was exported (its hash differs); "
                     "export again"
                 )
-
-
-@cache
-def exporter_hash() -> str:
-    """One hash of the code in this folder that shapes graphs, so that those of an older version are
-    made anew."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(
-        "".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()
-    ).hexdigest()
 
 
 def graph_hash(path: Path, data: Sequence[str]) -> str:
