@@ -95,7 +95,7 @@ def test_what_changed_is_exported_again(
     elif change == "version":
         manifest_path = pixel_engines / "manifest.json"
         older = json.loads(manifest_path.read_text())
-        older["versions"]["exporter"] = "an older one's"
+        older["exporter"] -= 1
         manifest_path.write_text(json.dumps(older))
     else:
         settings = {"force": True}

@@ -90,6 +90,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
     "odd source": (edit(lambda v: v.update(source=[])), "is damaged"),
     "no versions": (edit(lambda v: v.update(versions=None)), "is damaged"),
+    "no exporter": (edit(lambda v: v.pop("exporter")), r"is damaged \(KeyError: 'exporter'\)"),
     "no tolerance": (edit(lambda v: v.update(tolerance=None)), "is damaged"),
     "odd file": (edit(lambda v: v["graphs"]["network"].update(file=5)), "is damaged"),
     "odd data": (edit(lambda v: v["graphs"]["network"].update(data=[3])), "is damaged"),
