@@ -92,8 +92,8 @@ def plugin_scores(names: Iterable[str]) -> dict[str, LogitScore]:
         score = load_plugin(SCORE_PLUGINS, name)
         if not callable(score):
             raise GoodRtError(
-                f"the plug-in {name!r} is of type {type(score).__name__}; its entry point must name a "
-                "function of logits (N, K)"
+                f"the plug-in {name!r} is of type {type(score).__name__}; its entry point must "
+                "name a function of logits (N, K)"
             )
         scores[name] = partial(_plugin_score, name, score)
     return scores

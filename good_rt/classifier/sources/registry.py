@@ -111,8 +111,8 @@ def classifier_source(kind: str) -> ClassifierSource:
         plugin = load_plugin(CLASSIFIER_PLUGINS, kind)
         if not isinstance(plugin, ClassifierSource):
             raise GoodRtError(
-                f"the plug-in {kind!r} is of type {type(plugin).__name__}; its entry point must name a "
-                "good_rt.classifier.ClassifierSource"
+                f"the plug-in {kind!r} is of type {type(plugin).__name__}; its entry point must "
+                "name a good_rt.classifier.ClassifierSource"
             )
         return plugin
     module, _, name = SOURCES[kind].source.partition(":")
