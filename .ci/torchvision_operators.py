@@ -1,13 +1,15 @@
-"""A pytest plugin that lets a torchvision built for another torch be imported, as peers need it
-beside a CPU torch.
+"""A pytest plugin that lets a torchvision built for another torch be imported, as the tests' peers
+need it beside a CPU torch.
 
-At import it asks for two operators that its own compiled part would bring; declared here, they are
-never called.
+At import torchvision asks for two operators of its compiled part. Where that part cannot be loaded,
+they are declared here, and never called; where it can, torchvision stays as it is.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import torch
 
@@ -15,16 +17,31 @@ _library: list[torch.library.Library] = []  # operators live as long as their li
 
 
 def declare() -> None:
-    """Declares what is missing; does nothing where torchvision is absent or whole."""
-    if _library or importlib.util.find_spec("torchvision") is None:
+    """Declares the missing operators; does nothing where torchvision is absent or brings them."""
+    package = importlib.util.find_spec("torchvision")
+    if _library or package is None or package.origin is None:
         return
-    try:
-        torch.ops.torchvision.nms  # noqa: B018 (looking it up is the question)
-    except AttributeError:
+    if not _loads_compiled_part(Path(package.origin).parent):
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library.append(library)
+
+
+def _loads_compiled_part(folder: Path) -> bool:
+    """Whether torchvision's own operators are there, after loading them as torchvision would.
+
+    The question must come before the declaration: PyTorch takes a namespace's definitions once, so
+    that torchvision's own would be refused after ours.
+    """
+    files = [folder / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
+    for file in filter(Path.exists, files):
+        try:
+            torch.ops.load_library(str(file))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 declare()

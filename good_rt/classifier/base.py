@@ -122,6 +122,11 @@ class Classifier(nn.Module):
             raise GoodRtError(
                 f"the classifier takes images of shape {(channels, size, size)}, not {found}"
             )
+        if not images.is_floating_point():
+            raise GoodRtError(
+                f"the classifier takes floats in [-1, 1], not {images.dtype}; convert pixels with "
+                "good_rt.data.id_data.from_uint8"
+            )
         features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
         return self.network.forward_head(features), F.normalize(as_vectors(features), dim=1)  # type: ignore[operator]
 

@@ -63,6 +63,11 @@ def load_folder(folder: Path) -> Classifier:
         put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, whose, CONFIG)
     elif kind in SOURCES and (colon or not SOURCES[kind].prefixed):
         network = classifier_source(kind).restore(config, folder)
+    elif kind == "plugin":
+        raise GoodRtError(
+            f"{folder} was made by a plug-in, and a folder cannot have code run; if you trust the "
+            f"plug-in, open it as {config.architecture.removeprefix('plugin:')}@{folder}"
+        )
     else:
         known = ", ".join(
             [

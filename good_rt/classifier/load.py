@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -28,8 +28,9 @@ from good_rt.classifier.weights import (
     weights_hash,
 )
 from good_rt.errors import GoodRtError
+from good_rt.plugins import CLASSIFIER_PLUGINS, PLUGIN_NAME, installed_text, plugin_names
 
-FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()))
+FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()), "PLUGIN:ARGUMENT")
 """What `load_classifier` takes, for people."""
 
 
@@ -64,10 +65,13 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
     kind, request = _parse(text, settings)
     if kind == "folder":
         return load_folder(path)
-    if kind == "module" and request.weights is not None and request.weights.is_dir():
+    runs_code = kind == "module" or kind not in SOURCES
+    if runs_code and request.weights is not None and request.weights.is_dir():
         _refuse_settings(settings, text)
-        return _module_folder(request.name, request.weights)
+        return _folder_with_code(kind, request.name, request.weights)
     opened = classifier_source(kind).open(request)
+    if kind not in SOURCES:
+        opened = replace(opened, architecture=_plugin_architecture(kind, request.name))
     network = opened.network.eval().requires_grad_(False)
     config = _config(opened, settings, text)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
@@ -87,9 +91,9 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
 
 def saved_spec(classifier: Classifier, folder: Path) -> Path:
     """What `load_classifier` opens a classifier by that was saved to a folder: the folder, which
-    can have no code run, after the name of the user's own code where it is of such."""
+    can have no code run, after the name of the user's own code or plug-in where it is of such."""
     kind, _, name = classifier.config.architecture.partition(":")
-    return Path(f"{name}@{folder}") if kind == "module" else folder
+    return Path(f"{name}@{folder}") if kind in {"module", "plugin"} else folder
 
 
 def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
@@ -121,6 +125,9 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
             if not Path(name).exists():
                 raise GoodRtError(f"{name} does not exist; give the path of a {suffix} file")
             return kind, request(name)
+    could_be_plugin = colon and rest and PLUGIN_NAME.fullmatch(prefix) and not Path(name).exists()
+    if could_be_plugin and prefix in plugin_names(CLASSIFIER_PLUGINS):
+        return prefix, request(rest)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
         return "module", request(name)
     if suffix in PICKLE_SUFFIXES and Path(name).exists():
@@ -128,6 +135,11 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
     if suffix == ".safetensors":
         raise GoodRtError(
             f"{text} holds weights alone; say of which network, such as timm:resnet18@{text}"
+        )
+    if could_be_plugin:
+        raise GoodRtError(
+            f"{text!r} names no classifier plug-in: {installed_text(CLASSIFIER_PLUGINS)}; known "
+            f"forms are {', '.join(FORMS)}"
         )
     if weights:
         raise GoodRtError(f"{text!r} is no classifier; known are {', '.join(FORMS)}")
@@ -173,19 +185,35 @@ def _refuse_settings(settings: Settings, text: str) -> None:
         )
 
 
-def _module_folder(name: str, folder: Path) -> Classifier:
-    """A classifier folder that was made from the user's code, which the spec names again."""
-    from good_rt.classifier.sources import module
+def _plugin_architecture(name: str, argument: str) -> str:
+    """What classifier.json has of a plug-in's classifier."""
+    return f"plugin:{name}:{argument}"
 
+
+def _folder_with_code(kind: str, name: str, folder: Path) -> Classifier:
+    """A classifier folder that was made from the user's code or a plug-in, which the spec names
+    again."""
     config = read_config(folder)
-    if config.architecture != f"module:{name}":
-        raise GoodRtError(f"{folder} was made from {config.architecture}, not from module:{name}")
-    channels = config.input_channels or config.channels
-    size = config.resize.crop if config.resize else config.image_size
-    network: nn.Module = module.parts(module.make(name), channels, size, config.features)
-    put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, name)
+    architecture = f"module:{name}" if kind == "module" else _plugin_architecture(kind, name)
+    if config.architecture != architecture:
+        raise GoodRtError(f"{folder} was made from {config.architecture}, not from {architecture}")
+    if kind == "module":
+        network = _module_network(name, config, folder)
+    else:
+        network = classifier_source(kind).restore(config, folder)
     return (
         Classifier(network, config, folder_fingerprint(network, folder))
         .eval()
         .requires_grad_(False)
     )
+
+
+def _module_network(name: str, config: ClassifierConfig, folder: Path) -> nn.Module:
+    """The user's own module with a folder's weights."""
+    from good_rt.classifier.sources import module
+
+    channels = config.input_channels or config.channels
+    size = config.resize.crop if config.resize else config.image_size
+    network: nn.Module = module.parts(module.make(name), channels, size, config.features)
+    put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, name)
+    return network

@@ -7,19 +7,25 @@ is in `good_rt.method.bank`, the unified score in `good_rt.method.gate`;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from good_rt.errors import GoodRtError
+from good_rt.plugins import SCORE_PLUGINS, load_plugin
 
 Scores = NDArray[np.float64]
 Score = TypeVar("Score", bound=Callable[..., Scores])
+LogitScore = Callable[[ArrayLike], Scores]
+"""Logits (N, K) -> (N,) float64, higher = more OOD; `good_rt.testing` checks the rules."""
 
-LOGIT_SCORES: dict[str, Callable[[ArrayLike], Scores]] = {}
+LOGIT_SCORES: dict[str, LogitScore] = {}
 """Every score of this file by the name that tables show, in that order."""
+OTHER_ROWS = ("k-NN", "Unified")
+"""The scores of an evaluation that need more than logits."""
 
 
 def logit_score(name: str) -> Callable[[Score], Score]:
@@ -62,6 +68,49 @@ def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
     largest: Scores = array.max(1, keepdims=True)
     rest: Scores = np.exp((array - largest) / temperature).sum(1)
     return -(largest[:, 0] + temperature * np.log(rest))
+
+
+def plugin_scores(names: Iterable[str]) -> dict[str, LogitScore]:
+    """The scores of installed plug-ins by their names, in that order; others are not imported.
+
+    A plug-in's distribution names a function of logits (N, K) in the entry point group
+    ``good_rt.scores``.
+
+    Args:
+        names: Entry points' names.
+
+    Returns:
+        What can stand beside `LOGIT_SCORES`: a row of an evaluation for each.
+
+    Raises:
+        GoodRtError: a name is unknown or taken, or its import fails or gives no function.
+    """
+    scores: dict[str, LogitScore] = {}
+    for name in names:
+        if name in (*LOGIT_SCORES, *OTHER_ROWS):
+            raise GoodRtError(f"the score {name!r} is always reported; it needs no plug-in")
+        score = load_plugin(SCORE_PLUGINS, name)
+        if not callable(score):
+            raise GoodRtError(
+                f"the plug-in {name!r} is of type {type(score).__name__}; its entry point must "
+                "name a function of logits (N, K)"
+            )
+        scores[name] = partial(_plugin_score, name, score)
+    return scores
+
+
+def _plugin_score(name: str, score: Callable[[Scores], ArrayLike], logits: ArrayLike) -> Scores:
+    """A plug-in's scores (N,). Raises GoodRtError when they are none for these logits (N, K)."""
+    checked_logits = _checked(logits)
+    scores = np.asarray(score(checked_logits), np.float64)
+    if scores.shape != checked_logits.shape[:1] or not np.isfinite(scores).all():
+        shape_fits = scores.shape == checked_logits.shape[:1]
+        what = "values that are not finite" if shape_fits else f"an array of shape {scores.shape}"
+        raise GoodRtError(
+            f"the score plug-in {name!r} gave {what} for {len(checked_logits)} images; it must "
+            "give one finite number each: run good_rt.testing.score_checks on it"
+        )
+    return scores
 
 
 def _checked(logits: ArrayLike) -> Scores:

@@ -93,7 +93,7 @@ def graph_classifier(
             f"{where} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
         )
     return OpenedClassifier(
-        network, architecture, outputs.shape[1], input_channels=channels, input_size=size
+        network, outputs.shape[1], architecture, input_channels=channels, input_size=size
     )
 
 

@@ -31,6 +31,7 @@ from good_rt.classifier.sources.registry import (
 )
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError
+from good_rt.plugins import CLASSIFIER_PLUGINS, installed_text
 
 
 class OwnParts(ClassifierNetwork):
@@ -94,7 +95,8 @@ def attribute(name: str) -> object:
             found = getattr(found, step)
     except ImportError as error:
         raise GoodRtError(
-            f"{name}: module {module!r} cannot be imported ({error}); run where Python finds it"
+            f"{name}: module {module!r} cannot be imported ({error}); run where Python finds it. "
+            f"It is not a plug-in either: {installed_text(CLASSIFIER_PLUGINS)}"
         ) from None
     except AttributeError:
         raise GoodRtError(f"{name}: {module!r} has no {attr!r}; give module:attr") from None

@@ -108,7 +108,7 @@ def open_onnx(request: ClassifierRequest) -> OpenedClassifier:
             f"{path} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
         )
     return OpenedClassifier(
-        network, "onnx", outputs.shape[1], input_channels=channels, input_size=size
+        network, outputs.shape[1], "onnx", input_channels=channels, input_size=size
     )
 
 

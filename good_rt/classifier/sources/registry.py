@@ -1,6 +1,7 @@
 """The kinds of classifier spec, and the file that reads each. Another kind is one more line here.
 
-A source is imported when a spec or a classifier folder asks for it, and its library with it.
+A source is imported when a spec or a classifier folder asks for it, and its library with it; an
+installed plug-in when a spec names it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
+from good_rt.errors import GoodRtError
+from good_rt.plugins import CLASSIFIER_PLUGINS, load_plugin
 
 HERE = "good_rt.classifier.sources"
 
@@ -61,13 +64,15 @@ class ClassifierRequest:
 class OpenedClassifier:
     """What a source knows of a classifier. None is what it does not know.
 
-    ``architecture`` and ``arguments`` are what classifier.json keeps, to build the network again
-    from.
+    ``network`` has ``forward_features`` and ``forward_head`` (`good_rt.classifier.Classifier`);
+    ``outputs`` is the number of its logits. ``arguments`` is kept in classifier.json, to build the
+    network again from.
     """
 
     network: nn.Module
-    architecture: str
     outputs: int
+    architecture: str = ""
+    """Its source and name in classifier.json. `load_classifier` writes that of a plug-in."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     input_channels: int = 3
@@ -94,7 +99,22 @@ class ClassifierSource:
 
 
 def classifier_source(kind: str) -> ClassifierSource:
-    """The source that reads this kind of classifier, imported with its library."""
+    """The source that reads this kind of classifier, imported with its library.
+
+    Args:
+        kind: A key of `SOURCES`, or an installed plug-in's name.
+
+    Raises:
+        GoodRtError: there is no such plug-in, it cannot be imported, or is something else.
+    """
+    if kind not in SOURCES:
+        plugin = load_plugin(CLASSIFIER_PLUGINS, kind)
+        if not isinstance(plugin, ClassifierSource):
+            raise GoodRtError(
+                f"the plug-in {kind!r} is of type {type(plugin).__name__}; its entry point must "
+                "name a good_rt.classifier.ClassifierSource"
+            )
+        return plugin
     module, _, name = SOURCES[kind].source.partition(":")
     source: ClassifierSource = getattr(importlib.import_module(module), name)
     return source
