@@ -137,7 +137,9 @@ class Models:
     diffusion: DiffusionModel
     classifier: Classifier
     device: torch.device
-    _banks: dict[tuple[IdData, int], FeatureBank] = field(default_factory=dict, repr=False)
+    _banks: dict[tuple[IdData, int], FeatureBank] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def fingerprints(self) -> dict[str, str]:
