@@ -18,6 +18,12 @@ from good_rt.diffusion import DiffusionModel
 from good_rt.export.guidance_module import GuidanceModule
 from good_rt.method.bank import FeatureBank
 
+EXPORTER = 1
+"""The version of the exported graphs: engines of another one are exported again.
+
+Whoever changes what a graph computes, or how, raises it; tests/export/test_exporter_version.py
+fails where the text of a graph changes and this number does not.
+"""
 Arrays = Mapping[str, Tensor]
 InputMaker = Callable[[int], Arrays]
 """Batch size -> inputs by name, in the module's order; the same for the same size."""

@@ -11,7 +11,6 @@ import hashlib
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +40,6 @@ def _rename_unet(values: Values) -> Values:
 
 
 ENGINES_RECORD = RecordType("engines", "export again", (_rename_unet,))
-SHAPING = (
-    "graphs",
-    "to_onnx",
-    "group_norm",
-    "guidance_module",
-    "vjp/trace",
-    "vjp/module",
-    *(
-        f"vjp/rules/{name}"
-        for name in (
-            "registry",
-            "attention",
-            "convolution",
-            "elementwise",
-            "indexing",
-            "matmul",
-            "normalisation",
-            "pooling",
-            "reduction",
-            "shape",
-        )
-    ),
-    "vjp/operator_fusion",
-    "vjp/forward_backward",
-)
-"""The modules of which a graph's operations follow."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +57,11 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All graphs of one model and classifier. ``source`` holds the fingerprints of both."""
+    """All graphs of one model and classifier.
+
+    ``source`` holds the fingerprints of both, ``exporter`` is the `good_rt.export.graphs.EXPORTER`
+    that wrote the graphs.
+    """
 
     source: Mapping[str, str]
     opset: int
@@ -92,6 +69,9 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     parity: tuple[Parity, ...]
     versions: Mapping[str, str]
+    exporter: int
+    no_gradient_rule: str | None = None
+    """Why there are no graphs with gradients although they were wanted."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "cpu": platform.processor() or platform.machine()}
@@ -128,7 +108,16 @@ class Manifest:
                 for name in (entry.file, *entry.data)
             ):
                 raise TypeError("a file's name is no text")
-            return cls(source, value["opset"], tolerance, graphs, parity, versions)
+            return cls(
+                source,
+                value["opset"],
+                tolerance,
+                graphs,
+                parity,
+                versions,
+                value["exporter"],
+                value["no_gradient_rule"],
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise ENGINES_RECORD.damaged(path, error) from None
 
@@ -155,16 +144,6 @@ class Manifest:
                     f"{folder / entry.file} is not the file that was exported (its hash differs); "
                     "export again"
                 )
-
-
-@cache
-def exporter_hash() -> str:
-    """One hash of the code in this folder that shapes graphs, so that those of an older version are
-    made anew."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(
-        "".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()
-    ).hexdigest()
 
 
 def graph_hash(path: Path, data: Sequence[str]) -> str:

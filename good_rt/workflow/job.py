@@ -250,6 +250,13 @@ OLD_KEYS = {
     ("generate", "rho_schedule"): ("generate", "schedule"),
 }
 """Keys of version 1 by those of version 2, to say where a mistake stands in an older file."""
+NEW_KEYS = (
+    *((key,) for key in ("title", "summary", "test_sets")),
+    ("train", "kinds"),
+    *(("generate", key) for key in ("counts", "mu_schedule", "rho_schedule", "temperature")),
+    ("detector", "temperature"),
+)
+"""Keys that version 1 did not have: a file with one of them is not of version 1."""
 
 
 def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +273,12 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
         raise newer_version("the job file", f"job version {version}", JOB_VERSION)
     if version != 1:
         return dict(values)
+    for new in NEW_KEYS:
+        if new[0] in values and (len(new) == 1 or new[1] in values[new[0]]):
+            raise GoodRtError(
+                f"{'.'.join(new)} is a key of version {JOB_VERSION}, and the file does not say its "
+                f"version; add `version = {JOB_VERSION}` as its first line"
+            )
     tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
     generate = tables.setdefault("generate", {})
     train = tables.get("train", {})

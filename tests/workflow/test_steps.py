@@ -14,26 +14,22 @@ from PIL import Image
 from scipy.special import softmax
 
 from good_rt.classifier import Classifier
-from good_rt.config.settings import DetectorConfig
+from good_rt.config.settings import DetectorConfig, GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
+from good_rt.data.generated_split import HELD_OUT_EVERY, generated_parts
 from good_rt.data.id_data import IdData, from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
-from good_rt.detector.module import DetectorModule, build_detector
+from good_rt.detector.module import DetectorModule, build_module
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
+from good_rt.method.bank import FeatureBank
 from good_rt.method.scores import LOGIT_SCORES
-from good_rt.workflow.generation import GenerationJob, Generator, generate
-from good_rt.workflow.pipeline import (
-    HELD_OUT_EVERY,
-    decoded_images,
-    detector_for,
-    evaluate_detectors,
-    generated_parts,
-    measure_images,
-    training_images,
-)
+from good_rt.models import Models
+from good_rt.workflow.detector import detector_for
+from good_rt.workflow.evaluate import evaluate, evaluate_detectors, measure_images
+from good_rt.workflow.train import decoded_images, training_images
 
 
 def images_of(tensor: torch.Tensor) -> set[bytes]:
@@ -60,12 +56,12 @@ def test_generated_images_are_trained_with_or_held_out(
 
 
 def test_training_and_calibration_share_nothing(
-    classifier: Classifier,
+    models: Models,
     id_dir: Path,
     generated_dirs: list[Path],
     detector_module: DetectorModule,
 ) -> None:
-    data = training_images(classifier, IdData(id_dir), generated_dirs)
+    data = training_images(models, IdData(id_dir), generated_dirs)
     assert data.ood is not None and data.val_ood is not None
     assert images_of(data.images) == part(id_dir, "train")
     held_out, test = part(id_dir, "held_out"), part(id_dir, "test")
@@ -82,53 +78,46 @@ def test_training_and_calibration_share_nothing(
 
 
 def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
-    classifier: Classifier,
-    generator: Generator,
-    make_job: Callable[..., GenerationJob],
+    models: Models,
+    fill_set: Callable[..., GeneratedSet],
+    make_config: Callable[..., GenerationConfig],
     id_dir: Path,
     generated_dirs: list[Path],
     tmp_path: Path,
 ) -> None:
-    plain = generate(generator, make_job(guidance="none"), tmp_path / "plain")
-    data = training_images(classifier, IdData(id_dir), generated_dirs, unguided=[plain.folder])
+    plain = fill_set(make_config(kind="none"), tmp_path / "plain")
+    data = training_images(models, IdData(id_dir), generated_dirs, unguided=[plain.folder])
     assert data.unguided is not None and data.unguided_labels is not None
     expected = from_uint8(plain.images())
     assert torch.equal(data.unguided, expected)
-    assert torch.equal(data.unguided_labels, classifier(expected)[0].argmax(dim=1))
+    assert torch.equal(data.unguided_labels, models.classifier(expected)[0].argmax(dim=1))
     with pytest.raises(
         GoodRtError,
-        match=r"images/000000\.png was generated with guidance 'img'; unguided ones are",
+        match=r"images/000000\.png was generated with guidance 'img'; unguided images are",
     ):
-        training_images(classifier, IdData(id_dir), generated_dirs, unguided=generated_dirs)
+        training_images(models, IdData(id_dir), generated_dirs, unguided=generated_dirs)
     with pytest.raises(
-        GoodRtError, match="was generated with guidance 'none'; OOD images are guided"
+        GoodRtError, match="was generated with guidance 'none'; OOD images must be guided"
     ):
-        training_images(classifier, IdData(id_dir), [plain.folder])
+        training_images(models, IdData(id_dir), [plain.folder])
 
 
 def test_the_control_of_training_images_is_what_it_would_read_itself(
-    classifier: Classifier,
-    generator: Generator,
-    make_job: Callable[..., GenerationJob],
+    models: Models,
+    fill_set: Callable[..., GeneratedSet],
+    make_config: Callable[..., GenerationConfig],
     id_dir: Path,
     generated_dirs: list[Path],
-    model_dir: Path,
     tmp_path: Path,
 ) -> None:
-    plain, model = (
-        generate(generator, make_job(guidance="none"), tmp_path / "plain"),
-        load_diffusion(model_dir),
-    )
-    data = training_images(classifier, IdData(id_dir), generated_dirs, model, [plain.folder])
+    plain = fill_set(make_config(kind="none"), tmp_path / "plain")
+    data = training_images(models, IdData(id_dir), generated_dirs, [plain.folder])
     assert all(tensor is not None for tensor in vars(data).values())
-    control, alone = (
-        vars(data.control),
-        vars(training_images(classifier, IdData(id_dir), model=model)),
-    )
-    made = {"ood", "val_ood", "unguided", "unguided_labels"}
-    assert {name for name, tensor in control.items() if tensor is None} == made
-    assert {name for name, tensor in alone.items() if tensor is None} == made
-    assert all(torch.equal(control[name], alone[name]) for name in set(alone) - made)
+    control, alone = vars(data.control), vars(training_images(models, IdData(id_dir)))
+    generated = {"ood", "val_ood", "unguided", "unguided_labels"}
+    assert {name for name, tensor in control.items() if tensor is None} == generated
+    assert {name for name, tensor in alone.items() if tensor is None} == generated
+    assert all(torch.equal(control[name], alone[name]) for name in set(alone) - generated)
 
 
 def test_the_detector_is_built_of_those_parts(
@@ -141,15 +130,20 @@ def test_the_detector_is_built_of_those_parts(
         from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240))
     )
     ood = [from_uint8(GeneratedSet(folder).images()[4::5]) for folder in generated_dirs]
-    expected = build_detector(
-        classifier, train, held_out[::2], held_out[1::2], ood, DetectorConfig(k=3, alpha=0.1)
+    expected = build_module(
+        classifier,
+        FeatureBank.of(classifier, train),
+        held_out[::2],
+        held_out[1::2],
+        ood,
+        DetectorConfig(k=3, alpha=0.1),
     )
     torch.testing.assert_close(expected.bank, detector_module.bank)
     assert expected.unified.to_json() == pytest.approx(detector_module.unified.to_json(), rel=1e-3)
     torch.testing.assert_close(
         expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3
     )
-    small = detector_for(classifier, IdData(id_dir), generated_dirs, bank_size=50)
+    small = detector_for(classifier, IdData(id_dir), generated_dirs, DetectorConfig(bank_size=50))
     assert len(small.bank) == 50
 
 
@@ -202,8 +196,9 @@ def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_
     )
     refused = {refusal.alpha: refusal.share.rate for refusal in evaluation.id_refusal}
     assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
-    with pytest.raises(GoodRtError, match="at least one classifier and one OOD set"):
-        evaluate_detectors({}, IdData(id_dir), ood)
+    for classifiers, test_sets in (({}, ood), ({"tiny": detector_module}, {})):
+        with pytest.raises(GoodRtError, match="at least one classifier and one OOD test set"):
+            evaluate(classifiers, id_dir, test_sets, id_dir / "evaluation")
 
 
 def test_the_refusals_are_the_shipped_detectors(
@@ -221,9 +216,8 @@ def test_the_refusals_are_the_shipped_detectors(
         assert (evaluation.id_refusal[-1].share.rate == 1) is refuses_all
 
 
-def test_a_detector_without_generated_images_and_classes(
-    classifier: Classifier, tmp_path: Path
-) -> None:
+def test_a_detector_without_generated_images_and_classes(models: Models, tmp_path: Path) -> None:
+    classifier = models.classifier
     pixels = assets.load_images("test").images[:200, ..., 0]
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -237,4 +231,4 @@ def test_a_detector_without_generated_images_and_classes(
     scores = made.unified(found.energy, found.knn_distance)
     np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
     with pytest.raises(GoodRtError, match="has no labels"):
-        training_images(classifier, IdData(tmp_path))
+        training_images(models, IdData(tmp_path))
