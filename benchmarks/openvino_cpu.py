@@ -24,14 +24,14 @@ from plans import inputs_of
 from record import Bar, write_result
 from torch import Tensor
 
-from good_rt.cli.options import Bars
 from good_rt.demo import assets
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.export.manifest import Manifest
 from good_rt.export.parity import nearest
 from good_rt.export.vjp import GRADIENT
-from good_rt.workflow.steps import run_export
-from good_rt.workflow.timing import ratio, side_by_side
+from good_rt.models import ModelSpec
+from good_rt.workflow.bench import ratio, side_by_side
+from good_rt.workflow.export import export
 
 GRAPHS = (
     "network",
@@ -209,7 +209,7 @@ def main(engines: Path, repeats: int, only: tuple[str, ...]) -> None:
     """Measures, and writes results/openvino.json."""
     torch.set_num_threads(1)
     if not engines.exists():
-        run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
+        export(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
     manifest = Manifest.read(engines)
     manifest.check_files(engines)
     rows = [

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
 
-from good_rt.cli.options import Bars
 from good_rt.demo import assets
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
@@ -31,7 +30,8 @@ from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
 from good_rt.export.precision import HALF, rounding_error
 from good_rt.export.tensorrt import BATCHES, PlanConfig, build_plan
-from good_rt.workflow.steps import run_export
+from good_rt.models import ModelSpec
+from good_rt.workflow.export import export
 
 ARCHITECTURES = ("sm86", "sm89", "sm120")
 ERROR_BATCH = 4
@@ -107,7 +107,7 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
     """Build the plans of the demo's graphs (exported to --engines first where they are not there)
     and record them."""
     if not engines.exists():
-        run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
+        export(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
     manifest = Manifest.read(engines)
     manifest.check_files(engines)
     entries = {name: entry for name, entry in manifest.graphs.items() if not only or name in only}

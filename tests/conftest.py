@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,14 @@ def pixel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder / "unet")
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an architecture, built once. Not to be changed."""
+    from architectures import build
+
+    return cache(lambda name: build(name, tmp_path_factory.mktemp("architectures") / name))
 
 
 @pytest.fixture(scope="session")

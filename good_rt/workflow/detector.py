@@ -20,7 +20,6 @@ from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
-from good_rt.environment import CPU
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.method.bank import FeatureBank
 from good_rt.models import check_classifier_path, demo_path
@@ -130,14 +129,14 @@ def detector_for(
 def open_classifier(
     classifier: Classifier | Path | str,
     generated: Sequence[Path] = (),
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> Classifier:
     """A classifier for the images of generated sets: one whose network has another size resizes
-    them."""
+    them. Without ``device`` it stays where it is."""
     if not isinstance(classifier, Classifier):
         path = demo_path(classifier, assets.CLASSIFIER)
         check_classifier_path(path)
         classifier = load_classifier(path)
     if generated:
         classifier = classifier.fitted(GeneratedSet(generated[0]).image_shape)
-    return classifier.to(device)
+    return classifier if device is None else classifier.to(device)
