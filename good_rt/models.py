@@ -112,7 +112,7 @@ class ModelSpec:
         from good_rt.diffusion import load_diffusion
         from good_rt.environment import use_device
 
-        used_device = use_device(str(device))
+        used_device = use_device(device)
         with blame("diffusion"):
             diffusion = load_diffusion(
                 self.diffusion_path,
@@ -148,6 +148,7 @@ class Models:
 
     def bank(self, id_data: IdData, size: int) -> FeatureBank:
         """The feature bank of at most ``size`` evenly spaced training images, computed once."""
+        size = min(size, len(id_data.rows("train")))
         if (id_data, size) not in self._banks:
             from good_rt.data.batches import id_batches
             from good_rt.method.bank import FeatureBank

@@ -96,9 +96,7 @@ def run_job(
     Raises:
         GoodRtError: something does not fit; said before anything long begins.
     """
-    run = _Run(
-        job if isinstance(job, Job) else Job.read(Path(job)), use_device(str(device)), progress
-    )
+    run = _Run(job if isinstance(job, Job) else Job.read(Path(job)), use_device(device), progress)
     run.check()
     with sole_user(run.out):
         return run.all()
@@ -242,6 +240,9 @@ class _Run:
     def _export(self) -> None:
         if not self.backend.uses_engines:
             return
+        if all(map(self._is_whole, self.job.sets)):  # engines only serve to generate
+            self.steps.append(StepDone("export", True, 0.0))
+            return
         bank = self.config.generate.config.bank
         inputs = (self.id_data.splits.fingerprint, asdict(bank)) if self._wants_vjp else None
         key = key_of(self.models.fingerprints, inputs, EXPORTER)
@@ -256,8 +257,8 @@ class _Run:
     @cached_property
     def gradients(self) -> str:
         """What computes gradients: "engine", or "torch", also where an operation has no rule."""
-        if not self._wants_vjp:
-            return "torch"
+        if not self._wants_vjp or self.backend.gradients != "auto":
+            return "engine" if self._wants_vjp else "torch"
         return "torch" if Manifest.read(self._engine_folder).no_gradient_rule else "engine"
 
     @cached_property
@@ -275,27 +276,23 @@ class _Run:
 
     def _record(self, name: str) -> dict[str, Any]:
         """What job.json says of a set; a whole one is accepted from any device."""
-        config, path = self.job.sets[name], self._set_folder(name) / "job.json"
-        record = generation_record(self.models, config, self.gradients)
+        config, written = self.job.sets[name], GeneratedSet(self._set_folder(name)).settings()
+        whole = self._is_whole(name)
+        by_device = ("device", "gradients") if self.backend.gradients == "auto" else ("device",)
+        gradients = written["gradients"] if whole and "gradients" in by_device else self.gradients
+        record = generation_record(self.models, config, gradients)
         record["data"] = self.id_data.splits.fingerprint
-        if not path.exists():
-            return record
-        written = read_json(path)
-        if config.batch == "auto":
+        if written and config.batch == "auto":
             record["batch"] = written.get("batch")
-        if self._is_whole(name):
-            by_device = {"device", "gradients"} if self.backend.gradients == "auto" else {"device"}
+        if whole:
             record = {key: value for key, value in record.items() if key not in by_device}
             record |= {key: value for key, value in written.items() if key in by_device}
         return record
 
     def _is_whole(self, name: str) -> bool:
         """Whether all images of a set are there, of whatever settings."""
-        folder = self._set_folder(name)
-        generated = GeneratedSet(folder)
-        return (folder / "job.json").exists() and (
-            len(generated.rows()) >= self.job.sets[name].count
-        )
+        generated = GeneratedSet(self._set_folder(name))
+        return bool(generated.settings()) and len(generated.rows()) >= self.job.sets[name].count
 
     def _check_sets(self) -> None:
         """Looks for images of other settings in the way, of any set: they cost hours, so they are
@@ -416,6 +413,7 @@ class _Run:
         config, sampler = generate.config, generate.config.sampler
         strengths = ", ".join(f"{factor:g}" for factor in config.strengths)
         counts = ", ".join(f"{count} {kind}" for kind, count in generate.sets.items())
+        gradients = GeneratedSet(self._set_folder(generate.guided[0])).settings()["gradients"]
         training = "none"
         if train_table.kinds:
             t = train_table.config
@@ -431,7 +429,7 @@ class _Run:
             "images": f"{self.job.images} ({self.id_data.splits.sizes})",
             "generated": counts,
             "guidance": f"mu {config.guidance.mu:g}, rho {config.guidance.rho:g}, times "
-            f"{strengths}; gradients by {self.gradients}",
+            f"{strengths}; gradients by {gradients}",
             "sampler": f"{sampler.steps} steps, eta {sampler.eta:g}, cfg {sampler.cfg:g}",
             "training": training,
         }
@@ -491,6 +489,5 @@ class _Run:
 
 def set_key(folder: Path) -> str:
     """A hash of what a generated set holds: its rows, and the settings that made it."""
-    return key_of(
-        read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()]
-    )
+    generated = GeneratedSet(folder)
+    return key_of(generated.settings(), [asdict(row) for row in generated.rows()])
