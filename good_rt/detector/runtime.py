@@ -123,7 +123,11 @@ class Detector:
                 f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt "
                 "detector build`"
             )
-        self.info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
+        self.info = info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
+        inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
+        expected = {"images": [info.channels, info.image_size, info.image_size]}
+        if inputs != expected:
+            raise DETECTOR_RECORD.damaged(path, f"its inputs are {inputs}, not {expected}")
         self.alpha = self.info.alpha if alpha is None else alpha
         smallest = 1 / (self.info.calibration_size + 1)
         if not smallest <= self.alpha < 1:

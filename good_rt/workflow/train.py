@@ -86,9 +86,8 @@ def train(
     with sole_user(out), task as advance:
         result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier.cpu(), out / "classifier")
-    TRAINING_RECORD.write(
-        out / TRAINING_FILE, _training_record(config, result, generated, unguided)
-    )
+    record = _training_record(config, result, generated, unguided)
+    TRAINING_RECORD.write(out / TRAINING_FILE, record)
     return result
 
 

@@ -10,7 +10,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -28,6 +29,8 @@ from good_rt.detector.runtime import METADATA_KEY, Detector
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation
 from good_rt.export.manifest import MANIFEST, Manifest
+from good_rt.models import Models
+from good_rt.workflow.generator import generation_record
 from good_rt.workflow.job import Job
 from good_rt.workflow.state import JobState
 from good_rt.workflow.train import training_record
@@ -91,6 +94,18 @@ def test_a_generated_set_is_resumed_with_its_settings(folder: Path) -> None:
     assert generated.differences({**settings, "seed": 1}) == ["seed"]
     with pytest.raises(GoodRtError, match=r"images of another job \(different: seed\)"):
         generated.begin({**settings, "seed": 1})
+
+
+def test_a_generated_set_has_the_settings_that_its_job_gives_today() -> None:
+    settings = GeneratedSet(V1 / "generated" / "img").settings()
+    config = Job.read(V1 / "job.toml").generation("img", 12)
+    fingerprints = {name: settings.pop(name) for name in ("model", "classifier")}
+    models = SimpleNamespace(
+        fingerprints=fingerprints, device=torch.device("cpu"), diffusion=SimpleNamespace(text=False)
+    )
+    record = generation_record(cast("Models", models), config, "torch")
+    del settings["data"]
+    assert json.loads(json.dumps(record)) == {**settings, **fingerprints}
 
 
 def test_splits_give_the_same_parts() -> None:
@@ -288,6 +303,8 @@ def test_what_is_written_has_a_header_and_is_the_same_when_read(tmp_path: Path) 
         ("calibration_size", -1),
         ("calibration_size", True),
         ("image_size", 0),
+        ("image_size", 64),
+        ("channels", 3),
         ("channels", "3"),
         ("k", 1.0),
         ("alpha", "0.05"),
