@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import good_rt
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.diffusion import load_diffusion
-from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
+from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.engines.onnx_file import data_files
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter_hash, graph_hash
@@ -111,7 +111,7 @@ def export_models(
             on_graph(name)
             path = folder / f"{name}.onnx"
             _write(graph, path, opset)
-            engine = OnnxRuntimeEngine(path)
+            engine = open_engine(path)
             reference, makers = _reference(graph)
             rows += check(name, engine, reference, makers)
             entries[name] = _entry(path, engine)
@@ -121,8 +121,8 @@ def export_models(
                     folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES
                 )
                 split_vjp(path, forward, backward)
-                halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
-                rows += check(f"{name} in two", VjpPair(*halves.values()), reference, makers)
+                halves = {half: open_engine(half) for half in (forward, backward)}
+                rows += check(f"{name} in two", vjp_pair(*halves.values()), reference, makers)
                 entries |= {half.stem: _entry(half, engine) for half, engine in halves.items()}
                 del halves
         failed = [row for row in rows if not row.ok]

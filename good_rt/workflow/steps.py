@@ -33,8 +33,9 @@ from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import TEMPLATE, DiffusionModel, load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.kernels import library
-from good_rt.engines.onnxruntime import check_providers, cores, providers_for
+from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.onnxruntime import check_providers, providers_for
+from good_rt.engines.threads import cores
 from good_rt.environment import CPU, describe
 from good_rt.errors import GoodRtError, NoGradientRuleError
 from good_rt.evaluation.report import ReportData, Sheet, write_report
@@ -450,7 +451,7 @@ def run_sampler_bench(
         )
     }
     found: dict[str, Any] = {
-        "machine": {**describe(device), "cores": len(cores()), "kernels": library() is not None},
+        "machine": {**describe(device), "cores": len(cores()), "kernels": kernel_library() is not None},
         "steps": steps, "mu": config.mu, "rho": config.rho, "seconds": {}, "parts": {},
     }  # fmt: skip
 
