@@ -33,7 +33,7 @@ from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerCon
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest, load_engines
@@ -171,7 +171,7 @@ def check_graph(
     reference = (
         of_module(module, entry)
         if module is not None
-        else of_engine(OnnxRuntimeEngine(engines / entry.file))
+        else of_engine(open_engine(engines / entry.file))
     )
     expected = {batch: dict(reference(arrays)) for batch, arrays in inputs.items()}
     if module is not None:

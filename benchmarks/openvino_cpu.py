@@ -25,7 +25,8 @@ from record import Bar, write_result
 from torch import Tensor
 
 from good_rt.demo import assets
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.base import Engine
+from good_rt.engines.open import open_engine
 from good_rt.export.manifest import Manifest
 from good_rt.export.parity import nearest
 from good_rt.export.vjp import GRADIENT
@@ -95,7 +96,7 @@ def reference_of(
             "cotangent": arrays["cotangent"],
         }
         return {GRADIENT: of_module(side[f"{stem}_vjp"], joint)(inputs)[GRADIENT]}, "PyTorch"
-    return OnnxRuntimeEngine(engines / manifest.graphs[name].file, threads=1)(
+    return open_engine(engines / manifest.graphs[name].file, threads=1)(
         **arrays
     ), "ONNX Runtime"
 
@@ -103,7 +104,7 @@ def reference_of(
 def off(
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    engine: OnnxRuntimeEngine,
+    engine: Engine,
     inputs: Mapping[str, Tensor],
 ) -> float:
     """The difference from the reference; a gradient's from one at inputs that differ by rounding,
@@ -138,7 +139,7 @@ def measure(
     graph."""
     path = engines / manifest.graphs[name].file
     arrays = inputs_of(manifest, engines, name, batch)
-    engine = OnnxRuntimeEngine(path, threads=1)
+    engine = open_engine(path, threads=1)
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
     expected, by = reference_of(name, manifest, engines, batch)
     row = {"graph": name, "batch": batch, "reference": by}

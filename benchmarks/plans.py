@@ -24,7 +24,7 @@ from record import Bar, write_result
 
 from good_rt.demo import assets
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
@@ -53,7 +53,7 @@ def inputs_of(
         key: torch.from_numpy(value)
         for key, value in inputs_of(manifest, engines, forward, batch).items()
     }
-    arrays |= OnnxRuntimeEngine(engines / manifest.graphs[forward].file)(**arrays)
+    arrays |= open_engine(engines / manifest.graphs[forward].file)(**arrays)
     cotangents = random_inputs(manifest.graphs[name], batch)
     return {
         key: arrays[key].numpy() if key in arrays else value for key, value in cotangents.items()

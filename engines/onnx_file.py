@@ -21,6 +21,8 @@ room."""
 LARGEST_TENSOR = 2**31
 """Elements over which a tensor of known size is taken for damage: runtimes compute constants as
 they load."""
+SMALL_MODEL = 2**28
+"""Bytes up to which `is_small` calls a graph with its weights small."""
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own set of operations; what is in others is for the runtime to know."""
 
@@ -64,6 +66,12 @@ def data_files(model: ModelProto) -> list[str]:
     return sorted(
         {found for tensor in _tensors(model.graph) if (found := _data_file(tensor)) is not None}
     )
+
+
+def is_small(model: ModelProto) -> bool:
+    """Whether a graph may be loaded more than once: to be optimised, and to compute a batch's parts
+    side by side."""
+    return not data_files(model) and model.ByteSize() <= SMALL_MODEL
 
 
 def _check_data(model: ModelProto, path: Path) -> None:

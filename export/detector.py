@@ -21,7 +21,7 @@ from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
 from good_rt.engines.onnx_file import LARGEST_FILE
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector_merge import merge_detector
 from good_rt.export.parity import RELATIVE
@@ -54,7 +54,7 @@ def detector_parity(
     module: DetectorModule, path: Path, images: Tensor, batch: int = 250
 ) -> DetectorParity:
     """Runs file and module on images (N, C, H, W) in [0, 1] and compares every output."""
-    engine = OnnxRuntimeEngine(path)
+    engine = open_engine(path)
     found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
     expected: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
     with torch.no_grad():

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import good_rt
 from good_rt.config.settings import ExportConfig
-from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
+from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.engines.onnx_file import data_files
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.graphs import EXPORTER, Arrays, FusedGuidance, Graph, InputMaker, graphs_of
 from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, graph_hash
@@ -105,13 +105,13 @@ def export_models(
             on_graph(name)
             paths = write_graph(name, graph, folder, opset)
             reference, makers = _reference(graph)
-            engine = OnnxRuntimeEngine(paths[0])
+            engine = open_engine(paths[0])
             rows += check(name, engine, reference, makers)
             entries[name] = _entry(paths[0], engine)
             del engine  # a large model's weights need not be there twice
             if graph.split:
-                halves = [OnnxRuntimeEngine(path) for path in paths[1:]]
-                rows += check(f"{name} in two", VjpPair(*halves), reference, makers)
+                halves = [open_engine(path) for path in paths[1:]]
+                rows += check(f"{name} in two", vjp_pair(*halves), reference, makers)
                 for path, half in zip(paths[1:], halves, strict=True):
                     entries[path.stem] = _entry(path, half)
                 del halves

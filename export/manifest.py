@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.engines.base import Engine, TensorSpec
+from good_rt.engines.onnxruntime import providers_for
+from good_rt.engines.open import open_engine
 from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
@@ -162,7 +163,7 @@ def load_engines(
     threads: int = 0,
     device: torch.device = CPU,
     precisions: Mapping[str, str] | None = None,
-) -> dict[str, OnnxRuntimeEngine]:
+) -> dict[str, Engine]:
     """The engines of a folder by graph name (all, or those of ``names``), their files checked by
     the manifest.
 
@@ -186,14 +187,14 @@ def load_engines(
     return engines
 
 
-def _open(path: Path, precision: str, device: torch.device, threads: int) -> OnnxRuntimeEngine:
+def _open(path: Path, precision: str, device: torch.device, threads: int) -> Engine:
     if precision == "fp32":
-        return OnnxRuntimeEngine(path, providers_for(device), threads)
+        return open_engine(path, providers_for(device), threads)
     from good_rt.export.precision import in_precision
 
     with in_precision(path, precision) as half:
         # bound, as on a GPU: an engine that is not may open its file again for a second session
-        return OnnxRuntimeEngine(half, providers_for(device), threads, bind=True)
+        return open_engine(half, providers_for(device), threads, bind=True)
 
 
 def checked_graphs(

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from good_rt.config.settings import BackendConfig, GenerationConfig, Precision
 from good_rt.data.id_data import IdData
-from good_rt.engines.kernels import library
-from good_rt.engines.onnxruntime import cores
+from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.threads import cores
 from good_rt.environment import describe
 from good_rt.method.guidance import value_and_gradient
 from good_rt.models import Models
@@ -75,7 +75,7 @@ def bench_sampler(
     }
     machine = describe(models.device)
     speed: dict[str, Any] = {
-        "machine": {**machine, "cores": len(cores()), "kernels": library() is not None},
+        "machine": {**machine, "cores": len(cores()), "kernels": kernel_library() is not None},
         "steps": config.sampler.steps,
         "mu": config.guidance.mu,
         "rho": config.guidance.rho,

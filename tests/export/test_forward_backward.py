@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from good_rt.engines.autograd import VjpPair
-from good_rt.engines.onnxruntime import PART, OnnxRuntimeEngine
+from good_rt.engines.batch_splitting import PART, SplitVjpPair, vjp_pair
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError
 from good_rt.export.vjp import export_vjp_onnx
 from good_rt.export.vjp.forward_backward import split_vjp
@@ -53,13 +53,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_halves_are_the_whole(folder: Path, threads: int) -> None:
     """In parts as well, of which the whole, on one thread and of at most `PART` samples, has
     none."""
-    whole = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)
-    pair = VjpPair(
+    whole = open_engine(folder / "vjp.onnx", threads=1)
+    pair = vjp_pair(
         *(
-            OnnxRuntimeEngine(folder / f"{half}.onnx", threads=threads)
+            open_engine(folder / f"{half}.onnx", threads=threads)
             for half in ("forward", "backward")
         )
     )
+    assert isinstance(pair, SplitVjpPair)
     for batch in (1, 2, 5, PART):
         arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch, 8, 4, 4)}
         expected, found = whole(**arrays), pair(**arrays)
@@ -70,8 +71,8 @@ def test_the_halves_are_the_whole(folder: Path, threads: int) -> None:
 
 @pytest.mark.parametrize("batch", [2, 8], ids=["whole", "in parts"])
 def test_inputs_of_other_lengths_are_refused(folder: Path, batch: int) -> None:
-    pair = VjpPair(
-        *(OnnxRuntimeEngine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward"))
+    pair = vjp_pair(
+        *(open_engine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward"))
     )
     for more in (-1, 1):
         arrays = {"x": torch.randn(batch, 8, 4, 4), "cotangent": torch.randn(batch + more, 8, 4, 4)}
@@ -85,8 +86,8 @@ def test_inputs_of_other_lengths_are_refused(folder: Path, batch: int) -> None:
 def test_a_cotangent_of_another_length_than_the_forward_half_had_is_refused(
     folder: Path, batch: int
 ) -> None:
-    pair = VjpPair(
-        *(OnnxRuntimeEngine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward"))
+    pair = vjp_pair(
+        *(open_engine(folder / f"{half}.onnx", threads=2) for half in ("forward", "backward"))
     )
     _, residuals = pair.forward(x=torch.randn(batch, 8, 4, 4))
     for more in (-1, 1, 2):
@@ -102,16 +103,16 @@ def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
 
     class Plain:
         def __init__(self, path: Path) -> None:
-            self._engine = OnnxRuntimeEngine(path, threads=2)
+            self._engine = open_engine(path, threads=2)
             self.inputs, self.outputs = self._engine.inputs, self._engine.outputs
 
         def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
             return self._engine(**arrays)
 
     arrays = {"x": torch.randn(9, 8, 4, 4), "cotangent": torch.randn(9, 8, 4, 4)}
-    expected = OnnxRuntimeEngine(folder / "vjp.onnx", threads=1)(**arrays)
-    bound = partial(OnnxRuntimeEngine, bind=True)
-    plain: Callable[[Path], Any] = OnnxRuntimeEngine
+    expected = open_engine(folder / "vjp.onnx", threads=1)(**arrays)
+    bound = partial(open_engine, bind=True)
+    plain: Callable[[Path], Any] = open_engine
     for kinds in (
         (Plain, Plain),
         (bound, bound),
@@ -124,7 +125,7 @@ def test_a_pair_of_other_engines_is_left_whole(folder: Path) -> None:
             make(folder / f"{half}.onnx")
             for make, half in zip(kinds, ("forward", "backward"), strict=True)
         )
-        found = VjpPair(*halves)(**arrays)
+        found = vjp_pair(*halves)(**arrays)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.export.group_norm import stage_large_groups
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx, trace
@@ -41,7 +41,7 @@ def flat() -> Tensor:
 
 def test_the_output_keeps_its_digits(norm: nn.Module, flat: Tensor, tmp_path: Path) -> None:
     export_onnx(norm, {"x": flat.repeat(2, 1, 1, 1)}, ("y",), tmp_path / "norm.onnx")
-    found = OnnxRuntimeEngine(tmp_path / "norm.onnx")(x=flat)["y"]
+    found = open_engine(tmp_path / "norm.onnx")(x=flat)["y"]
     expected = copy.deepcopy(norm).double()(flat.double())
     assert float((found - expected).abs().max()) < 3e-4  # one long sum is 1e-2 off
 
@@ -49,7 +49,7 @@ def test_the_output_keeps_its_digits(norm: nn.Module, flat: Tensor, tmp_path: Pa
 def test_the_gradient_keeps_its_digits(norm: nn.Module, flat: Tensor, tmp_path: Path) -> None:
     export_vjp_onnx(norm, {"x": flat.repeat(2, 1, 1, 1)}, "x", ("y",), tmp_path / "norm_vjp.onnx")
     cotangent = torch.randn(1, 8, 512, 512, generator=torch.Generator().manual_seed(2))
-    found = OnnxRuntimeEngine(tmp_path / "norm_vjp.onnx")(cotangent=cotangent, x=flat)
+    found = open_engine(tmp_path / "norm_vjp.onnx")(cotangent=cotangent, x=flat)
     expected = AutogradVjp(copy.deepcopy(norm).double(), 1, 0)(cotangent.double(), flat.double())
     for ours, reference in zip(found.values(), expected, strict=True):
         assert float((ours - reference).abs().max() / reference.square().mean().sqrt()) < 1e-3
@@ -62,7 +62,7 @@ def test_large_groups_alone_are_staged(tmp_path: Path) -> None:
     operations = [node.op_type for node in onnx.load(tmp_path / "both.onnx").graph.node]
     assert operations.count("InstanceNormalization") == 1
     torch.testing.assert_close(
-        OnnxRuntimeEngine(tmp_path / "both.onnx")(x=x)["y"], both(x).detach(), rtol=0, atol=1e-4
+        open_engine(tmp_path / "both.onnx")(x=x)["y"], both(x).detach(), rtol=0, atol=1e-4
     )
 
 

@@ -20,12 +20,12 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from good_rt.engines import onnxruntime
-from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
-from good_rt.engines.fusing import DOMAIN, PLAIN, fuse
-from good_rt.engines.kernels import SWITCH, library
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.batch_splitting import vjp_pair
+from good_rt.engines.cpu import acceleration
+from good_rt.engines.cpu.fusing import DOMAIN, PLAIN, fuse
+from good_rt.engines.cpu.library import SWITCH, kernel_library
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.vjp.forward_backward import split_vjp
@@ -33,7 +33,7 @@ from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
 
 pytestmark = pytest.mark.skipif(
-    library() is None, reason="no kernels: the package was installed without a C compiler"
+    kernel_library() is None, reason="no kernels: the package was installed without a C compiler"
 )
 
 NORM, GRADIENT = "GroupNorm", "GroupNormGradient"
@@ -204,7 +204,7 @@ def assert_exact(folder: Path, module: nn.Module, size: int, *products: Engine) 
     y, gradient = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(
         doubled["cotangent"], doubled["x"]
     )
-    assert_near(OnnxRuntimeEngine(folder / "module.onnx")(x=arrays["x"])["y"], y)
+    assert_near(open_engine(folder / "module.onnx")(x=arrays["x"])["y"], y)
     for engine in products:
         found = engine(**arrays)
         assert_near(found["y"], y)
@@ -231,10 +231,10 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
     assert (found[NORM], found[GRADIENT]) == (norms, gradients)
     assert operators(tmp_path / "forward.onnx")[NORM] == norms
     assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
-    pair = VjpPair(
-        *(OnnxRuntimeEngine(tmp_path / f"{half}.onnx") for half in ("forward", "backward"))
+    pair = vjp_pair(
+        *(open_engine(tmp_path / f"{half}.onnx") for half in ("forward", "backward"))
     )
-    assert_exact(tmp_path, module, size, OnnxRuntimeEngine(tmp_path / "vjp.onnx"), pair)
+    assert_exact(tmp_path, module, size, open_engine(tmp_path / "vjp.onnx"), pair)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -245,7 +245,7 @@ def test_what_else_is_one_operator(name: str, tmp_path: Path) -> None:
     export_vjp_onnx(module, example, "x", ("y",), tmp_path / "vjp.onnx")
     assert operators(tmp_path / "module.onnx") == expected
     assert operators(tmp_path / "vjp.onnx") == expected_in_vjp
-    assert_exact(tmp_path, module, 12, OnnxRuntimeEngine(tmp_path / "vjp.onnx"))
+    assert_exact(tmp_path, module, 12, open_engine(tmp_path / "vjp.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_what_is_no_group_norm_is_left(
     onnx.save(model, tmp_path / "norm.onnx")
     x = torch.randn(3, 8, 6, 6, generator=generator)
     (expected,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
-    assert_near(OnnxRuntimeEngine(tmp_path / "norm.onnx")(x=x)["y"], torch.from_numpy(expected))
+    assert_near(open_engine(tmp_path / "norm.onnx")(x=x)["y"], torch.from_numpy(expected))
     assert operators(tmp_path / "norm.onnx")[NORM] == (scale == (1, 2, 4, 1))
 
 
@@ -338,15 +338,15 @@ def test_without_kernels_the_graph_runs_as_it_is(
 ) -> None:
     export_onnx(made("two"), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(3, 8, 8, 8)
-    fused = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
-    monkeypatch.setattr(onnxruntime, "library", lambda: None)
-    plain = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
+    fused = open_engine(tmp_path / "module.onnx")(x=x)["y"]
+    monkeypatch.setattr(acceleration, "kernel_library", lambda: None)
+    plain = open_engine(tmp_path / "module.onnx")(x=x)["y"]
     assert_near(fused, plain)
     assert not torch.equal(fused, plain)  # other roundings: it was another graph
 
 
 def test_the_kernels_can_be_switched_off(tmp_path: Path) -> None:
-    code = "from good_rt.engines.kernels import library; print(library())"
+    code = "from good_rt.engines.cpu.library import kernel_library; print(kernel_library())"
     environment = {**os.environ, SWITCH: "0"}
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -357,7 +357,7 @@ def test_the_kernels_can_be_switched_off(tmp_path: Path) -> None:
 def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     export_onnx(made("two"), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(3, 8, 8, 8)
-    expected = OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"]
+    expected = open_engine(tmp_path / "module.onnx")(x=x)["y"]
     model = onnx.load(tmp_path / "module.onnx")
     (tmp_path / "elsewhere").mkdir()
     path = tmp_path / "elsewhere" / "module.onnx"
@@ -366,16 +366,16 @@ def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path) -> None:
     )
     assert (tmp_path / "elsewhere" / "module.onnx.data").stat().st_size > 2000
     assert operators(path)[NORM] == 2
-    assert torch.equal(OnnxRuntimeEngine(path)(x=x)["y"], expected)
+    assert torch.equal(open_engine(path)(x=x)["y"], expected)
 
 
 @pytest.mark.parametrize("name", ["attention", "two"])
 def test_a_sample_is_the_same_in_any_batch_and_on_any_threads(name: str, tmp_path: Path) -> None:
     export_onnx(made(name), {"x": torch.randn(2, 8, 8, 8)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(9, 8, 8, 8)
-    whole = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=1)(x=x)["y"]
+    whole = open_engine(tmp_path / "module.onnx", threads=1)(x=x)["y"]
     for threads in (1, 2, 3):
-        engine = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=threads)
+        engine = open_engine(tmp_path / "module.onnx", threads=threads)
         for batch in (1, 2, 4, 9):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
 
@@ -392,7 +392,7 @@ def kernel(
     silu: bool,
     scales: int | None = None,
     block: int = PLAIN,
-) -> OnnxRuntimeEngine:
+) -> Engine:
     """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one
     graph."""
 
@@ -415,7 +415,7 @@ def kernel(
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     path = folder / "kernels.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets), path)
-    return OnnxRuntimeEngine(path, threads=2)
+    return open_engine(path, threads=2)
 
 
 def blocks(x: Tensor, size: int) -> Tensor:
@@ -552,7 +552,7 @@ def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: i
     def in_blocks(x: Tensor) -> Tensor:
         return blocks(x.flatten(2), block).reshape(x.shape)
 
-    found = OnnxRuntimeEngine(tmp_path / "blocks.onnx", threads=2)(
+    found = open_engine(tmp_path / "blocks.onnx", threads=2)(
         **{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers
     )
     whole = nn.functional.pixel_shuffle(torch.stack(list(arrays.values()), 2).flatten(1, 2), 2)

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from good_rt.engines.fusing import DOMAIN, Values, put_nodes
+from good_rt.engines.cpu.fusing import DOMAIN, Values, put_nodes
 from good_rt.engines.onnx_file import STANDARD
 
 BLOCKED = "com.microsoft.nchwc"
@@ -60,12 +60,12 @@ def optimised(model: bytes, kernels: Path) -> ModelProto | None:
         return None
 
 
-def keep_blocks(model: ModelProto) -> bool:
-    """Takes out of an optimised graph, in place, what reorders more than it has to; whether there
-    was anything."""
+def keep_blocks(model: ModelProto) -> int:
+    """Takes out of an optimised graph, in place, what reorders more than it has to; returns how
+    many operators these were."""
     graph = model.graph
     if not (count := _reorders(graph)):
-        return False  # nothing is convolved, or on this processor not in blocks
+        return 0  # nothing is convolved, or on this processor not in blocks
     block, values = block_size(), Values(graph)
     chosen = _choose(graph, values, block)
     nodes = list[NodeProto]()
@@ -93,7 +93,7 @@ def keep_blocks(model: ModelProto) -> bool:
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
     put_nodes(graph, nodes)
-    return _reorders(graph) < count
+    return max(count - _reorders(graph), 0)
 
 
 def _choose(graph: GraphProto, values: Values, block: int) -> dict[int, tuple[int, ...]]:

@@ -16,7 +16,7 @@ SWITCH = "GOOD_RT_KERNELS"
 
 
 @cache
-def library() -> Path | None:
+def kernel_library() -> Path | None:
     """The library that sessions register, or None where it was not built or is switched off."""
     if os.environ.get(SWITCH) == "0":
         return None

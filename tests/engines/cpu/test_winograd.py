@@ -18,35 +18,33 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from good_rt.engines.fusing import DOMAIN
-from good_rt.engines.kernels import library
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.engines.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
+from good_rt.engines.base import Engine
+from good_rt.engines.cpu import accelerate
+from good_rt.engines.cpu.fusing import DOMAIN
+from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.open import open_engine
+from good_rt.engines.cpu.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
 from good_rt.export.to_onnx import export_onnx
 
 KINDS = {"Convolution", "ConvolutionAdd"}
 
 
-def graph_of(engine: OnnxRuntimeEngine) -> ModelProto:
-    """What the engine runs."""
-    return (
-        onnx.load_from_string(engine._graph)
-        if isinstance(engine._graph, bytes)
-        else onnx.load(engine._graph)
-    )
+def graph_of(path: Path) -> ModelProto:
+    """What an engine of the file runs."""
+    return accelerate(onnx.load(path)).model
 
 
-def kinds(engine: OnnxRuntimeEngine) -> list[str]:
-    """Of the convolutions: those with kernels, in order."""
+def kinds(path: Path) -> list[str]:
+    """Of the convolutions in an engine of the file: those with kernels, in order."""
     return [
         node.op_type
-        for node in graph_of(engine).graph.node
+        for node in graph_of(path).graph.node
         if node.domain == DOMAIN and node.op_type in KINDS
     ]
 
 
 pytestmark = pytest.mark.skipif(
-    library() is None or not is_possible(), reason="no kernels, or a processor without AVX-512"
+    kernel_library() is None or not is_possible(), reason="no kernels, or a processor without AVX-512"
 )
 
 
@@ -65,9 +63,9 @@ class Block(nn.Module):
         return F.relu(found) if self.relu else found
 
 
-def engine_of(module: nn.Module, x: Tensor, path: Path, threads: int = 1) -> OnnxRuntimeEngine:
+def engine_of(module: nn.Module, x: Tensor, path: Path, threads: int = 1) -> Engine:
     export_onnx(module.eval().requires_grad_(False), {"x": x[:1].repeat(2, 1, 1, 1)}, ("y",), path)
-    return OnnxRuntimeEngine(path, threads=threads)
+    return open_engine(path, threads=threads)
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
@@ -91,7 +89,7 @@ def test_any_shape(
     module = Block(LANES * blocks, LANES * outs, bias, added, relu)
     x = torch.randn(samples, LANES * blocks, height, width)
     engine = engine_of(module, x, tmp_path / "block.onnx", threads)
-    assert kinds(engine) == ["ConvolutionAdd" if added else "Convolution"]
+    assert kinds(tmp_path / "block.onnx") == ["ConvolutionAdd" if added else "Convolution"]
     exact = copy.deepcopy(module).double()(x.double())
     assert relative(engine(x=x)["y"], exact) < 2e-6
 
@@ -100,7 +98,7 @@ def test_any_shape(
 def test_many_channels_and_tiles(channels: int, tmp_path: Path) -> None:
     module, x = Block(channels, 48, True, True, True), torch.randn(7, channels, 33, 21)
     engine = engine_of(module, x, tmp_path / "block.onnx")
-    assert kinds(engine) == ["ConvolutionAdd"]
+    assert kinds(tmp_path / "block.onnx") == ["ConvolutionAdd"]
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 2e-6
 
 
@@ -110,7 +108,7 @@ def test_channels_that_are_no_whole_blocks_are_filled_up(tmp_path: Path) -> None
     )
     x = torch.randn(3, 20, 8, 8)
     engine = engine_of(module, x, tmp_path / "module.onnx")
-    assert len(kinds(engine)) == 2
+    assert len(kinds(tmp_path / "module.onnx")) == 2
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 2e-6
 
 
@@ -118,8 +116,8 @@ def test_an_image_is_the_same_to_the_byte_in_any_batch_and_on_any_threads(tmp_pa
     module, x = Block(32, 80, True, True, False), torch.randn(23, 32, 9, 14)
     whole = engine_of(module, x, tmp_path / "block.onnx")(x=x)["y"]
     for threads in (1, 2, 3):
-        engine = OnnxRuntimeEngine(tmp_path / "block.onnx", threads=threads)
-        assert kinds(engine) == ["ConvolutionAdd"]
+        engine = open_engine(tmp_path / "block.onnx", threads=threads)
+        assert kinds(tmp_path / "block.onnx") == ["ConvolutionAdd"]
         for batch in (1, 2, 5, 8):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
 
@@ -128,7 +126,7 @@ def test_an_image_is_the_same_to_the_byte_in_any_batch_and_on_any_threads(tmp_pa
 def test_what_is_no_number_stays_none(relu: bool, tmp_path: Path) -> None:
     module, x = Block(16, 16, True, False, relu), torch.randn(1, 16, 8, 8)
     engine = engine_of(module, x, tmp_path / "block.onnx")
-    assert kinds(engine) == ["Convolution"]
+    assert kinds(tmp_path / "block.onnx") == ["Convolution"]
     x[0, 3, 4, 4] = float("nan")
     found = engine(x=x)["y"].isnan()
     assert bool(found[:, :, 3:6, 3:6].all()) and not bool(found[:, :, 7].any())
@@ -164,7 +162,7 @@ def test_other_convolutions_stay_as_they_are(
 ) -> None:
     x = torch.randn(3, channels, size, size)
     engine = engine_of(module, x, tmp_path / "module.onnx")
-    assert not kinds(engine)
+    assert not kinds(tmp_path / "module.onnx")
     assert relative(engine(x=x)["y"], module(x)) < 1e-5
 
 
@@ -188,11 +186,11 @@ def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
     )
     x = torch.randn(2, 16, 32, 32)
     engine = engine_of(module, x, tmp_path / "module.onnx")
-    assert len(kinds(engine)) == 4  # 32, 16, 8 and 4 pixels wide; not the one of stride 2
+    assert len(kinds(tmp_path / "module.onnx")) == 4  # 32, 16, 8 and 4 pixels wide; not the one of stride 2
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 5e-6
     smaller = torch.randn(2, 16, 16, 16)
     engine = engine_of(module, smaller, tmp_path / "smaller.onnx")
-    assert len(kinds(engine)) == 3  # 16, 8 and 4; 2 is too small
+    assert len(kinds(tmp_path / "smaller.onnx")) == 3  # 16, 8 and 4; 2 is too small
     assert relative(engine(x=smaller)["y"], copy.deepcopy(module).double()(smaller.double())) < 5e-6
 
 
@@ -233,7 +231,7 @@ def test_a_choice_inside_of_a_function_is_left(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     x = torch.randn(2, 16, 8, 8)
     expected = -2 * F.conv2d(x.double(), torch.from_numpy(weight).double(), padding=1)
-    assert relative(OnnxRuntimeEngine(tmp_path / "model.onnx")(x=x)["y"], expected) < 1e-5
+    assert relative(open_engine(tmp_path / "model.onnx")(x=x)["y"], expected) < 1e-5
 
 
 def no_blocks() -> int:
@@ -242,17 +240,17 @@ def no_blocks() -> int:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("good_rt.engines.winograd.block_size", lambda: 8), ("platform.machine", lambda: "aarch64")],
+    [("good_rt.engines.cpu.winograd.block_size", lambda: 8), ("platform.machine", lambda: "aarch64")],
 )
 def test_on_other_processors_there_are_none(
     name: str, value: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, x = Block(16, 16, True, True, True), torch.randn(2, 16, 8, 8)
     whole = engine_of(module, x, tmp_path / "block.onnx")(x=x)["y"]
-    monkeypatch.setattr("good_rt.engines.winograd.block_size", no_blocks)
+    monkeypatch.setattr("good_rt.engines.cpu.winograd.block_size", no_blocks)
     monkeypatch.setattr(name, value)
-    engine = OnnxRuntimeEngine(tmp_path / "block.onnx")
-    assert not kinds(engine)
+    engine = open_engine(tmp_path / "block.onnx")
+    assert not kinds(tmp_path / "block.onnx")
     assert relative(engine(x=x)["y"], whole) < 1e-5
 
 
@@ -267,8 +265,8 @@ def test_weights_that_two_convolutions_share_are_there_once(tmp_path: Path) -> N
 
     module, x = Twice(), torch.randn(2, 16, 8, 8)
     engine = engine_of(module, x, tmp_path / "twice.onnx")
-    assert len(kinds(engine)) == 2
-    assert sum(tensor.dims[0] == 16**3 for tensor in graph_of(engine).graph.initializer) == 1
+    assert len(kinds(tmp_path / "twice.onnx")) == 2
+    assert sum(tensor.dims[0] == 16**3 for tensor in graph_of(tmp_path / "twice.onnx").graph.initializer) == 1
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 2e-6
 
 
@@ -290,7 +288,8 @@ def test_large_numbers_are_what_a_relu_makes_of_them(
 
 def test_weights_that_no_one_reads_are_gone(tmp_path: Path) -> None:
     module, x = Block(16, 16, False, False, False), torch.randn(1, 16, 8, 8)
-    graph = graph_of(engine_of(module, x, tmp_path / "block.onnx")).graph
+    engine_of(module, x, tmp_path / "block.onnx")
+    graph = graph_of(tmp_path / "block.onnx").graph
     assert {tuple(tensor.dims) for tensor in graph.initializer} == {(16 * 16 * 16,), (16,)}
 
 
@@ -336,7 +335,7 @@ def test_a_node_that_does_not_fit_is_an_error(
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.register_custom_ops_library(str(library()))
+    options.register_custom_ops_library(str(kernel_library()))
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

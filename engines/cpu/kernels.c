@@ -2,8 +2,8 @@
    normalisation and the SiLU after it, the gradient of both, that of a ReLU, the interleaving of four images, and a
    number added to all pixels of a channel. And convolutions by 3x3 with less than half of their products.
 
-   `good_rt.engines.fusing` puts them in a graph, and `good_rt.engines.winograd` the convolutions;
-   `good_rt.engines.kernels` finds this file's library. It is written for GCC and Clang. Only ONNX Runtime's C interface
+   `good_rt.engines.cpu.fusing` puts them in a graph, and `good_rt.engines.cpu.winograd` the convolutions;
+   `good_rt.engines.cpu.library` finds this file's library. It is written for GCC and Clang. Only ONNX Runtime's C interface
    is used, whose tables only ever grow at their ends. */
 
 #include <math.h>

@@ -15,17 +15,17 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from good_rt.engines import layout
-from good_rt.engines.fusing import DOMAIN, fuse
-from good_rt.engines.kernels import library
-from good_rt.engines.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.cpu import acceleration
+from good_rt.engines.cpu.fusing import DOMAIN, fuse
+from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised
+from good_rt.engines.open import open_engine
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
 
 pytestmark = pytest.mark.skipif(
-    library() is None, reason="no kernels: the package was installed without a C compiler"
+    kernel_library() is None, reason="no kernels: the package was installed without a C compiler"
 )
 
 WIDTH = 32
@@ -93,7 +93,7 @@ def made(name: str) -> nn.Module:
 
 def graphs(path: Path) -> tuple[ModelProto, ModelProto]:
     """What ONNX Runtime makes of a file's graph with kernels, and that with its blocks kept."""
-    kernels, model = library(), onnx.load(path)
+    kernels, model = kernel_library(), onnx.load(path)
     assert kernels is not None
     fuse(model)
     before = optimised(model.SerializeToString(), kernels)
@@ -145,7 +145,7 @@ def test_only_what_comes_and_goes_is_reordered(name: str, tmp_path: Path) -> Non
         *(array.double() for array in arrays.values())
     )
     for found, exact in zip(
-        OnnxRuntimeEngine(tmp_path / "vjp.onnx")(**arrays).values(), expected, strict=True
+        open_engine(tmp_path / "vjp.onnx")(**arrays).values(), expected, strict=True
     ):
         assert_near(found, exact)
 
@@ -157,13 +157,13 @@ def test_a_graph_with_blocks_is_the_same_graph(
     """In any batch and on any number of threads to the byte; without blocks to rounding."""
     export_onnx(made(name), {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
     x = torch.randn(9, WIDTH, 6, 6)
-    whole = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=1)(x=x)["y"]
+    whole = open_engine(tmp_path / "module.onnx", threads=1)(x=x)["y"]
     for threads in (1, 2, 3):
-        engine = OnnxRuntimeEngine(tmp_path / "module.onnx", threads=threads)
+        engine = open_engine(tmp_path / "module.onnx", threads=threads)
         for batch in (1, 2, 4, 9):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
-    monkeypatch.setattr(layout, "keep_blocks", lambda model: False)
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], whole)
+    monkeypatch.setattr(acceleration, "keep_blocks", lambda model: 0)
+    assert_near(open_engine(tmp_path / "module.onnx")(x=x)["y"], whole)
 
 
 def test_channels_that_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_channels_that_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) -> N
     before, after = graphs(tmp_path / "module.onnx")
     assert before == after
     x = torch.randn(3, WIDTH, 6, 6)
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
+    assert_near(open_engine(tmp_path / "module.onnx")(x=x)["y"], module(x))
 
 
 def test_what_would_reorder_more_is_left(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_would_reorder_more_is_left(tmp_path: Path) -> None:
 def test_a_graph_without_convolutions_is_left(tmp_path: Path) -> None:
     module = nn.Sequential(nn.GroupNorm(2, WIDTH), nn.SiLU()).eval().requires_grad_(False)
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "norm.onnx")
-    kernels, model = library(), onnx.load(tmp_path / "norm.onnx")
+    kernels, model = kernel_library(), onnx.load(tmp_path / "norm.onnx")
     assert kernels is not None and fuse(model)
     found = optimised(model.SerializeToString(), kernels)
     assert found is not None and not keep_blocks(found)
@@ -227,7 +227,7 @@ def test_a_concatenation_of_any_number(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "module.onnx")
     (joined,) = (node for node in model.graph.node if node.op_type == "Concat")
     x = torch.randn(3, WIDTH, 6, 6)
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
+    assert_near(open_engine(tmp_path / "module.onnx")(x=x)["y"], module(x))
     del joined.input[1:]
     (weight,) = (
         tensor for tensor in model.graph.initializer if tuple(tensor.dims[:2]) == (WIDTH, 4 * WIDTH)
@@ -240,7 +240,7 @@ def test_a_concatenation_of_any_number(tmp_path: Path) -> None:
     expected = nn.functional.conv2d(
         module.first(x), module.last.weight[:, :WIDTH], module.last.bias, padding=1
     )
-    assert_near(OnnxRuntimeEngine(tmp_path / "one.onnx")(x=x)["y"], expected)
+    assert_near(open_engine(tmp_path / "one.onnx")(x=x)["y"], expected)
 
 
 def test_without_a_folder_to_write_to_the_graph_runs_all_the_same(
@@ -250,4 +250,4 @@ def test_without_a_folder_to_write_to_the_graph_runs_all_the_same(
     export_onnx(module, {"x": torch.randn(2, WIDTH, 6, 6)}, ("y",), tmp_path / "module.onnx")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     x = torch.randn(3, WIDTH, 6, 6)
-    assert_near(OnnxRuntimeEngine(tmp_path / "module.onnx")(x=x)["y"], module(x))
+    assert_near(open_engine(tmp_path / "module.onnx")(x=x)["y"], module(x))

@@ -1,7 +1,7 @@
 """Convolutions by 3x3 with less than half of their products, as `kernels.c` computes them on
 processors with AVX-512.
 
-Of a graph that ONNX Runtime has optimised for channels in blocks (`good_rt.engines.layout`), a
+Of a graph that ONNX Runtime has optimised for channels in blocks (`good_rt.engines.cpu.layout`), a
 convolution of stride 1 over whole blocks of 16 channels, with its bias, sum and ReLU, becomes one
 operator of ours, and its weights what Winograd's F(2x2, 3x3) takes: 16 numbers for each 9 (Lavin
 and Gray, arXiv 1509.09308).
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from good_rt.engines.fusing import DOMAIN, Values, attributes, drop_unread, put_nodes
-from good_rt.engines.layout import BLOCKED, IN_BLOCKS, block_size, channels_last
+from good_rt.engines.cpu.fusing import DOMAIN, Values, attributes, drop_unread, put_nodes
+from good_rt.engines.cpu.layout import BLOCKED, IN_BLOCKS, block_size, channels_last
 
 LANES, MOST_CHANNELS, LEAST_SIZE = 16, 256, 4
 """What the kernel takes: channels in blocks of so many, and at most so many of the input. The least
