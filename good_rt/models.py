@@ -164,7 +164,7 @@ def demo_path(value: str | Path, demo: Path) -> Path:
 
 
 def check_classifier_path(path: Path) -> None:
-    """Raises GoodRtError where a classifier spec can only be a path, and the path does not exist."""
+    """Raises GoodRtError where a classifier spec can only be a path that does not exist."""
     name, _, weights = (str(path), "", "") if path.exists() else str(path).partition("@")
     if weights and not Path(weights).exists():
         raise GoodRtError(

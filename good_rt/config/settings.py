@@ -1,4 +1,4 @@
-"""Every setting of good-rt, declared once: what is sampled, trained, exported and detected, and how.
+"""Every setting of good-rt, declared once: sampler, guidance, training, export, detector.
 
 The steps in `good_rt.workflow` take these frozen dataclasses; the command line, job files and the
 documentation are derived from them (see `good_rt.config.declaration`). This module imports no

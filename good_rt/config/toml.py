@@ -55,10 +55,10 @@ def read_toml(
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
     reader = _Reader(path, text, old_places or {})
     try:
-        values = migrate(values)
+        tables = migrate(values)
     except GoodRtError as error:
         raise GoodRtError(f"{reader.where(('version',))}: {error}") from None
-    return reader.table(config, values, ())
+    return reader.table(config, tables, ())
 
 
 def toml_value(value: Any) -> str:

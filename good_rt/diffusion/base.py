@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from good_rt.config.settings import PROMPT
 from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
 from good_rt.diffusion.conditioning import (
-    TEMPLATE,
     ClassLabels,
     Conditioner,
     Conditioning,
@@ -61,7 +61,7 @@ class DiffusionModel:
         return self.process.sigmas(steps)
 
     def conditioning(
-        self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)
+        self, classes: Sequence[str], templates: Sequence[str] = (PROMPT,)
     ) -> Conditioning | None:
         """The table of what these classes are to the network; None for an unconditional model."""
         return None if self.conditioner is None else self.conditioner(classes, templates)

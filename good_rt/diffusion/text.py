@@ -85,9 +85,8 @@ def encode(
         mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
         output = model(tokens.input_ids, attention_mask=mask, output_hidden_states=name in CLIP)
         found.append(_encoded(output, name))
-    return Encoded(
-        *(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True))
-    )  # type: ignore[arg-type]
+    columns = zip(*found, strict=True)
+    return Encoded(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
 
 
 def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -87,7 +87,7 @@ def bench_sampler(
         runs = (repeats + 1) * len(variants)
         with progress.task(f"sampling batches of {batch}", runs) as advance:
             speed["seconds"][str(batch)] = side_by_side(
-                variants, repeats, lambda name, advance=advance: advance(1)
+                variants, repeats, partial(_advance_one, advance)
             )
         with progress.task(f"timing a step's parts, batches of {batch}"):
             speed["parts"][str(batch)] = {
@@ -100,6 +100,10 @@ def bench_sampler(
                 for name, generator in generators.items()
             }
     return speed
+
+
+def _advance_one(advance: Callable[[int], None], name: str) -> None:
+    advance(1)
 
 
 def _variants(
@@ -158,8 +162,8 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 def step_parts(generator: Generator, config: GenerationConfig, batch: int) -> dict[str, Work]:
     """The parts of one guided step at this batch size, each as something to time.
 
-    "gradient" is of ∇ℓ as a whole, decoder and classifier forward and backward; "network and back" is
-    variance guidance's.
+    "gradient" is all of ∇ℓ, decoder and classifier forward and backward; "network and back" is
+    that of variance guidance.
     """
     indices = list(range(batch))
     labels = generator.rows(indices)

@@ -50,8 +50,8 @@ class GenerateTable:
 
     kinds: tuple[GuidanceKind, ...] = setting(
         GUIDED_KINDS,
-        "Kinds of guidance, each a generated set: img, feat, both; none makes unguided images, which "
-        "count as ID in the training.",
+        "Kinds of guidance, each a generated set: img, feat, both; none makes unguided images, "
+        "which count as ID in the training.",
     )
     counts: Mapping[GuidanceKind, int] = setting(
         {}, "Images of kinds that differ from count, such as {none = 2000}; each names a kind."

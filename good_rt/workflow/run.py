@@ -147,7 +147,7 @@ class _Run:
         folders = {name: self._generate(name) for name in self.job.sets}
         self.__dict__.pop("_generator", None)  # engines make room for the training
         self._train(folders)
-        guided = {kind: folders[kind] for kind in self.config.generate.guided}
+        guided: dict[str, Path] = {kind: folders[kind] for kind in self.config.generate.guided}
         detector = self._build(guided)
         evaluation = self._evaluate(guided, detector, folders.get("test"))
         return RunResult(
@@ -297,15 +297,15 @@ class _Run:
     def _check_sets(self) -> None:
         """Looks for images of other settings in the way, of any set: they cost hours, so they are
         not removed."""
-        changed = {
-            name: names
+        differences = {
+            name: GeneratedSet(self._set_folder(name)).differences(self._record(name))
             for name in self.job.sets
-            if (names := GeneratedSet(self._set_folder(name)).differences(self._record(name)))
         }
+        changed = {name: settings for name, settings in differences.items() if settings}
         if not changed:
             return
         folders = " and ".join(str(self._set_folder(name)) for name in changed)
-        names = ", ".join(sorted({setting for names in changed.values() for setting in names}))
+        names = ", ".join(sorted({name for settings in changed.values() for name in settings}))
         one = len(changed) == 1
         raise GoodRtError(
             f"{folders} {'holds' if one else 'hold'} images of another job (different: {names}); "

@@ -72,9 +72,12 @@ def train(
             another training.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    generated, unguided = [Path(path) for path in generated], [Path(path) for path in unguided]
+    ood_folders = [Path(path) for path in generated]
+    unguided_folders = [Path(path) for path in unguided]
     if images is None:
-        images = training_images(models, IdData.of(id_data), generated, unguided, progress)
+        images = training_images(
+            models, IdData.of(id_data), ood_folders, unguided_folders, progress
+        )
     if (images.ood is not None, images.unguided is not None) != (bool(generated), bool(unguided)):
         raise GoodRtError(
             "the images to train with are not those of the generated and unguided folders named"
@@ -86,7 +89,7 @@ def train(
     with sole_user(out), task as advance:
         result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier.cpu(), out / "classifier")
-    record = _training_record(config, result, generated, unguided)
+    record = _training_record(config, result, ood_folders, unguided_folders)
     TRAINING_RECORD.write(out / TRAINING_FILE, record)
     return result
 
