@@ -29,10 +29,10 @@ def save(spec: str, classes: Path | None, out: Path, as_json: bool, **values: An
 
     A folder never names code: one that was saved from MODULE:ATTR is opened as MODULE:ATTR@FOLDER.
     """
+    classifier = open_spec(spec, classes, **values)
     from good_rt.classifier import save_classifier
     from good_rt.classifier.summary import summarise
 
-    classifier = open_spec(spec, classes, **values)
     save_classifier(classifier, out)
     summary = summarise(classifier)
     if as_json:

@@ -116,9 +116,10 @@ def show(spec: str, classes: Path | None, as_json: bool, **values: Any) -> None:
     SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
     transformers:FOLDER_OR_NAME, or a .pt2, .pt or .onnx file.
     """
+    classifier = open_spec(spec, classes, **values)
     from good_rt.classifier.summary import summarise
 
-    summary = summarise(open_spec(spec, classes, **values))
+    summary = summarise(classifier)
     if as_json:
         emit_json(summary.to_json())
     else:
