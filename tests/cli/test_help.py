@@ -100,10 +100,10 @@ def test_the_version(run: Callable[..., Any]) -> None:
         ["generate", "--batch", "some"],
         ["generate", "--strengths", "1,x"],
         ["generate", "--guidance", "more"],
-        ["train", "--steps", "0"],
+        ["train", "--train-steps", "0"],
         ["detector", "score"],
         ["detector", "score", "x.png"],
-        ["evaluate", "--ood", ".", "--classifier", "no pair"],
+        ["evaluate", "--generated", ".", "--classifier", "no pair"],
     ],
     ids=" ".join,
 )
