@@ -153,15 +153,19 @@ def test_a_gpu_that_is_not_there(
     half = ["generate", "--precision", "fp16", *model_words, *out]
     assert "ONNX Runtime only computes in fp16 on a GPU: add --device cuda" in run(*half).failed()
     assert (
-        "precision is for the engines onnx and tensorrt"
-        in run(*half, "--engine", "torch").failed()
+        "precision is for the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
     )
-    assert "there is no device 'tpu'" in run("generate", *model_words, *out, "--device", "tpu").failed()
+    assert (
+        "there is no device 'tpu'"
+        in run("generate", *model_words, *out, "--device", "tpu").failed()
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_the_samplers_speed_is_measured(run: Run, model_words: list[object], tmp_path: Path) -> None:
+def test_the_samplers_speed_is_measured(
+    run: Run, model_words: list[object], tmp_path: Path
+) -> None:
     options = [
         "bench",
         "sampler",
@@ -200,7 +204,18 @@ def test_train_then_build_then_evaluate(
 ) -> None:
     out = tmp_path / "trained"
     trained = run(
-        "train", *model_words, *sets, "--train-steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json"
+        "train",
+        *model_words,
+        *sets,
+        "--train-steps",
+        4,
+        "--lr",
+        "1e-5",
+        "--max-drop",
+        1,
+        "-o",
+        out,
+        "--json",
     ).json
     assert trained["kept_step"] == trained["steps"] == 4
     assert trained["bce"] > 0
@@ -285,7 +300,9 @@ def test_a_finished_training_is_not_taken_for_another(
 def test_training_that_fails_says_what_to_change(
     run: Run, model_words: list[object], sets: list[object], tmp_path: Path
 ) -> None:
-    broken = run("train", *model_words, *sets, "--train-steps", 3, "--lr", "1e38", "-o", tmp_path / "t")
+    broken = run(
+        "train", *model_words, *sets, "--train-steps", 3, "--lr", "1e38", "-o", tmp_path / "t"
+    )
     assert "a value is not finite at step 1" in broken.failed()
     assert not (tmp_path / "t" / "classifier").exists()
     neither = run("train", *model_words, "-o", tmp_path / "t")
@@ -299,7 +316,10 @@ def test_training_that_fails_says_what_to_change(
 
 COMMANDS: dict[str, tuple[list[object], bool]] = {
     "export": (["export"], False),
-    "generate": (["generate", "--engine", "torch", "-n", 2, "--batch", 2, "--sampler-steps", 2], False),
+    "generate": (
+        ["generate", "--engine", "torch", "-n", 2, "--batch", 2, "--sampler-steps", 2],
+        False,
+    ),
     "train": (["train", "--train-steps", 1, "--lr", "1e-5"], True),
 }
 """Commands that take --model, --classifier and --id, short; and whether they take --generated."""
@@ -448,7 +468,7 @@ def test_settings_without_a_meaning(
 
 def bad_set(kind: str, folder: Path, source: Path) -> str:
     if kind == "missing":
-        return "holds no generated images; make them with `good-rt generate`"
+        return "holds no generated images; create them with `good-rt generate`"
     shutil.copytree(source, folder)
     image = folder / "images" / "000003.png"
     if kind == "corrupt image":
@@ -563,7 +583,8 @@ def test_bad_test_sets_and_alphas(
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "generate", "generate --engine-folder", "train", "detector build", "evaluate"]
+    "command",
+    ["export", "generate", "generate --engine-folder", "train", "detector build", "evaluate"],
 )
 def test_outputs_that_cannot_be_written(
     run: Run,
