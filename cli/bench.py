@@ -71,14 +71,17 @@ def sampler(
     as_json: bool,
     **arms: Any,
 ) -> None:
-    """Time the guided sampler: unguided, with PyTorch's gradients, with engines end to end, and
-    with PyTorch only.
+    """Time the sampler with and without engines.
 
-    All variants sample the same seeds in turn, so that their ratios are meaningful on a noisy
-    machine.
+    The variants are: without guidance, engines end to end, engines with PyTorch's gradients, and
+    only PyTorch. They sample the same seeds in turn, so that their ratios are meaningful even on a
+    busy machine.
     """
     if config.kind == "none":
-        raise GoodRtError("--guidance none guides nothing; the unguided sampler is timed anyway")
+        raise GoodRtError(
+            "--guidance none has nothing to compare; choose img, feat or both (the unguided sampler "
+            "is always timed)"
+        )
     if arms["plans"] and device == "cpu":
         raise GoodRtError("--tensorrt needs --device cuda")
     models.check_paths()

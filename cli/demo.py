@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  good-rt demo                    everything into ./good-rt-demo; an interrupted run resumes
+  good-rt demo                    writes to ./good-rt-demo; an interrupted run resumes
   good-rt demo -o try/ --seed 1   another seed, another folder
   good-rt demo --images 64        fewer generated images: faster, and a weaker detector
 """
@@ -35,8 +35,8 @@ def _train_steps(context: click.Context, parameter: click.Parameter, value: int)
     type=click.IntRange(20),
     default=100,
     show_default=True,
-    help="Generated images of each kind of guidance; 9 times as many at image level, 20 times "
-    "unguided, to train.",
+    help="Images per kind of guidance; the training gets 9 times as many at image level and 20 "
+    "times as many unguided ones.",
 )
 @renamed("--steps", "--train-steps", "train_steps", type=click.IntRange(1))
 @click.option(
@@ -50,15 +50,14 @@ def _train_steps(context: click.Context, parameter: click.Parameter, value: int)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
 )
-@out_option("good-rt-demo", "Folder of everything that is made; an interrupted run resumes.")
+@out_option("good-rt-demo", "Folder of all outputs; an interrupted run resumes.")
 @json_option
 def demo(images: int, train_steps: int, seed: int, out: Path, as_json: bool) -> None:
-    """Run everything on shipped models and real images, without a download: about five minutes on
-    two cores.
+    """Run every step on shipped models and real images.
 
-    Exports a diffusion model and a classifier to ONNX, guides the diffusion model with the
+    It takes about five minutes on two cores and downloads nothing. Exports a diffusion model and a classifier to ONNX, guides the diffusion model with the
     classifier towards OOD images, fine-tunes the classifier with them, writes detector.onnx, and
-    measures it on images that nothing was trained on.
+    measures it on images that no step has used before.
     """
     from good_rt.data.image_files import CONTACT_SHEET
     from good_rt.workflow.job import Job

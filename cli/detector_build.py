@@ -45,12 +45,13 @@ def build(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Build detector.onnx: image in; logits, energy, k-NN distance, unified score, p-value and
-    decision out.
+    """Build detector.onnx from a classifier.
 
-    The gate is fitted on held-out ID images against generated ones, the p-value calibrated on other
-    held-out images. Without --generated the gate weighs energy and k-NN distance equally. ID images
-    need no classes here. The file is compared with PyTorch before it gets its name.
+    The file takes images and gives logits, energy, k-NN distance, unified score, p-value and
+    decision. The gate that weighs energy against k-NN distance is fitted on held-out ID images and
+    generated images; without --generated both weigh the same. The p-value is calibrated on other
+    held-out ID images. ID images need no classes here. The file is compared with PyTorch before it
+    is written.
     """
     check_classifier_path(models.classifier_path)
     from good_rt.environment import use_device
@@ -83,7 +84,7 @@ def build(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}"
     )
     click.echo(
-        f"file against PyTorch on {parity.images} images: largest relative difference of the score "
+        f"compared with PyTorch on {parity.images} images: largest relative difference of the score "
         f"{parity.max_relative['score']:.1e}, "
         f"{parity.class_disagreements + parity.ood_disagreements} labels differ"
     )

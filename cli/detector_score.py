@@ -1,4 +1,4 @@
-"""`good-rt detector score`: images through detector.onnx, with the base install alone."""
+"""`good-rt detector score`: images through detector.onnx; the base install is enough."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Line:
 
 @click.command(epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, type=PATH)
-@click.option("--detector", "detector_path", type=PATH, required=True, help="The detector.onnx.")
+@click.option(
+    "--detector", "detector_path", type=PATH, required=True, help="The detector.onnx to run."
+)
 @click.option(
     "--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]"
 )
@@ -54,13 +56,13 @@ class Line:
 @click.option(
     "--skip-bad",
     is_flag=True,
-    help="Leave out files that are no image that can be read, and name them.",
+    help="Skip files that cannot be read as an image, and list them.",
 )
 @click.option(
     "--csv",
     "csv_path",
     type=PATH,
-    help="Write CSV to this file instead of a table; - for standard output.",
+    help="Write CSV to this file instead of printing a table; - for standard output.",
 )
 @click.option(
     "--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores."
@@ -70,10 +72,10 @@ def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,
     csv_path: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score image FILES (or folders of them): is this something the classifier was trained on?
+    """Score image FILES, or folders of them, with a detector.onnx.
 
-    The p-value is the share of held-out ID images that look at least as strange; at or below alpha,
-    the image is OOD.
+    A higher score means more OOD. The p-value is the share of held-out ID images with at least the
+    same score; an image with a p-value of at most alpha is OOD. PyTorch is not needed.
     """
     if as_json and str(csv_path) == "-":
         raise GoodRtError(

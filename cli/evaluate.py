@@ -38,12 +38,12 @@ Examples:
     multiple=True,
     callback=named_paths,
     metavar="NAME=DIR",
-    help="A classifier and its row's name; may be repeated, the one whose detector is to be used "
-    "last.  [default: the demo's]",
+    help="A classifier and the name of its row; may be repeated, with the one to be shipped last.  "
+    "[default: the demo's]",
 )
 @id_option
 @test_set_option(
-    "An OOD test set: any source of images that --id takes; may be repeated.  [default: the demo's]"
+    "Real OOD images, of any kind that --id accepts; may be repeated.  [default: the demo's]"
 )
 @takes(DetectorConfig, "config")
 @device_option
@@ -59,10 +59,11 @@ def evaluate(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Measure OOD detection: AUROC, AUPR and FPR at 95 % recall, with bootstrap intervals.
+    """Measure how well each score separates ID from OOD images.
 
-    Scores: MSP, MaxLogit, Energy, k-NN and the unified score, whose gate is fitted on generated
-    images. FPR95 is the share of OOD images accepted when 95 % of ID images are.
+    Gives AUROC, AUPR and FPR95 with bootstrap intervals for MSP, MaxLogit, Energy, k-NN and the
+    unified score, whose gate is fitted on generated images. FPR95 is the share of OOD images that
+    are accepted when 95 % of ID images are.
     """
     classifiers = classifiers or {"before": assets.CLASSIFIER}
     for path in classifiers.values():

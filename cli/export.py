@@ -19,10 +19,10 @@ Examples:
   good-rt export                                            the demo's models to ./good-rt-engines
   good-rt export --model sd/ --classifier clf/ -o engines/
   good-rt export --model sd/ --classifier clf/ --gradient-decoder taesd/
-  good-rt export --model sd/ --classifier clf/ --parity-batch 1   where memory is short
+  good-rt export --model sd/ --classifier clf/ --parity-batch 1   if memory is short
   good-rt export --relative 1e-4 --absolute 1e-5 --force    with tighter tolerances
   good-rt export --to tensorrt --arch sm89 --arch sm120 --profile 1/16/64
-  good-rt export --to tensorrt --precision fp16 --no-vjp    half precision is not for gradients
+  good-rt export --to tensorrt --precision fp16 --no-vjp    gradients need fp32
   good-rt export --to tensorrt --onnx detector.onnx -o .    a plan of any ONNX file
 """
 
@@ -58,8 +58,7 @@ def plan_options(command: Any) -> Any:
                 multiple=True,
                 metavar="SM",
                 help="GPU architecture to build for, such as sm89; several go into one plan.  "
-                "[default: sm80 and all newer that TensorRT-RTX builds for; with TensorRT the GPU "
-                "that is there]",
+                "[default: sm80 and newer with TensorRT-RTX, the present GPU with TensorRT]",
             ),
             click.option(
                 "--precision",
@@ -74,14 +73,14 @@ def plan_options(command: Any) -> Any:
                 "profiles",
                 type=Profile(),
                 multiple=True,
-                help="Smallest, usual and largest batch, or length of another dynamic dimension.  "
+                help="Smallest, usual and largest batch size, or size of another dynamic dimension.  "
                 "[default: 1/8/32]",
             ),
             click.option(
                 "--library",
                 help="tensorrt-rtx or tensorrt (data-centre GPUs).  [default: the installed one]",
             ),
-            click.option("--tf32", is_flag=True, help="Let fp32 be computed in TF32."),
+            click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 computations."),
             click.option(
                 "--optimisation-level",
                 type=click.IntRange(0, 5),
@@ -96,7 +95,7 @@ def plan_options(command: Any) -> Any:
                 "--onnx",
                 "graph",
                 type=PATH,
-                help="Only build the plan of this ONNX file, into --out, whose files are kept.",
+                help="Only build the plan of this ONNX file, into --out; other files there are kept.",
             ),
         )
     ):
@@ -107,7 +106,7 @@ def plan_options(command: Any) -> Any:
 @click.command(epilog=EPILOG)
 @takes(ModelSpec, "models")
 @id_option
-@out_option("good-rt-engines", "Folder of the engines; replaced as a whole.")
+@out_option("good-rt-engines", "Folder of the engines; its former content is replaced.")
 @takes(ExportConfig, "config")
 @takes(BankConfig, "bank")
 @click.option(
@@ -115,8 +114,8 @@ def plan_options(command: Any) -> Any:
     type=click.Choice(["onnx", "tensorrt"]),
     default="onnx",
     show_default=True,
-    help="tensorrt: also build a TensorRT plan of every graph, beside it. The options below are "
-    "for plans.",
+    help="onnx exports graphs; tensorrt also builds a TensorRT plan of each. The options below "
+    "are for plans.",
 )
 @plan_options
 @json_option
@@ -130,12 +129,12 @@ def export(
     as_json: bool,
     **plan: Any,
 ) -> None:
-    """Export the diffusion model and the classifier to ONNX with a dynamic batch, and graphs that
-    compute gradients.
+    """Export both models to ONNX and compare them with PyTorch.
 
-    Every graph is run in ONNX Runtime against PyTorch on real and random inputs at several batch
-    sizes. When one differs by more than the tolerance, nothing is written and the exit code is 2.
-    An unchanged model is not exported again, and an unchanged plan not built again.
+    Exports the diffusion model, the classifier and the graphs that compute gradients, all with a
+    dynamic batch. Every graph is compared with PyTorch on real and random inputs at several batch
+    sizes. If one differs by more than the tolerance, nothing is written and the exit code is 2.
+    Unchanged models are not exported again, and unchanged plans not built again.
     """
     graph: Path | None = plan.pop("graph")
     if to == "onnx":

@@ -23,9 +23,9 @@ from good_rt.progress import shown_progress
 EPILOG = """\b
 Examples:
   good-rt generate -n 64                          64 images with the demo's models
-  good-rt generate --batch -n 10000 -o ood/       the fastest batch size, found by timing; resumable
+  good-rt generate --batch -n 10000 -o ood/       times batch sizes and takes the fastest
   good-rt generate --guidance feat --mu 0.2       feature-level guidance, twice as strong
-  good-rt generate --gradients torch              gradients by PyTorch
+  good-rt generate --gradients torch              PyTorch computes the gradients
   good-rt generate --device cuda --engine tensorrt --precision fp16
   good-rt generate --model sd/ --classifier clf/ --id photos/ --engine torch
   good-rt generate --model sd/ --classifier clf/ --id photos/ --cfg 7.5 --prompt "a photo of a {}, outdoors"
@@ -38,7 +38,7 @@ Examples:
 @takes(GenerationConfig, "config")
 @engine_folder_option
 @device_option
-@out_option("ood", "Folder of the images; an interrupted job resumes.")
+@out_option("ood", "Folder of the images; an interrupted run resumes.")
 @json_option
 def generate(
     models: ModelSpec,
@@ -49,12 +49,13 @@ def generate(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Generate OOD images: sample a diffusion model under a classifier's guidance.
+    """Generate OOD images by guiding a diffusion model.
 
-    Writes PNG images, manifest.jsonl (seed, class and both discrepancies of every image),
-    job.json and contact_sheet.png. The same seed, batch, engines and device give the same images.
-    With gradients by engines on the CPU, an image of convolutional networks does not depend on the
-    batch; PyTorch rounds differently in another batch size, which guidance amplifies.
+    The classifier guides the sampler away from the ID images. Writes PNG images, manifest.jsonl
+    (seed, class, energy and k-NN distance of every image), job.json and contact_sheet.png. The same
+    seed, batch size, engines and device give the same images. With gradients by engines on the CPU,
+    the images of convolutional networks do not depend on the batch size. PyTorch rounds differently
+    at each batch size, and guidance amplifies the difference.
     """
     models.check_paths()
     from good_rt.data.image_files import CONTACT_SHEET

@@ -32,7 +32,7 @@ Examples:
 @takes(ModelSpec, "models")
 @renamed("--ood", "--test-set", "test_sets", multiple=True)
 @test_set_option("Real OOD images that only the evaluation sees; may be repeated.")
-@click.option("--force", is_flag=True, help="Replace a job file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing job file.")
 @takes(SplitConfig, "config", without=("held_out", "test", "seed"))
 @out_option("job.toml", "The job file to write.")
 @json_option
@@ -45,11 +45,11 @@ def init(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Look at a folder of IMAGES, a classifier and a diffusion model, and write a commented job
-    file.
+    """Check IMAGES and both models, and write a commented job file.
 
     IMAGES is a folder per class, WebDataset shards, a Hugging Face dataset on disk or .npz files.
-    What does not fit together is reported now, and not after hours.
+    Mismatches between images, classifier and diffusion model are reported before anything is
+    written.
     """
     if out.exists() and not force:
         raise GoodRtError(f"{out} exists; choose another --out, or give --force to replace it")
@@ -70,4 +70,4 @@ def init(
         return
     for line in found.lines():
         click.echo(line)
-    click.echo(f"wrote {out}; look at it, then: good-rt run {out}")
+    click.echo(f"wrote {out}; review it, then run: good-rt run {out}")

@@ -15,22 +15,22 @@ from good_rt.models import ModelSpec, check_classifier_path
 EPILOG = """\b
 Examples:
   good-rt inspect stable-diffusion/                        kind, parts, sizes, memory, problems
-  good-rt inspect sd/ --classifier clf/                    and whether the classifier fits it
+  good-rt inspect sd/ --classifier clf/                    also check that the classifier fits
   good-rt inspect sd/ --image-size 256 --json
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("model", type=Existing("does not exist; give a diffusers folder"))
-@click.option("--classifier", type=PATH, help="Classifier that the model is to be used with.")
+@click.option("--classifier", type=PATH, help="Also check that this classifier fits the model.")
 @takes(ModelSpec, "spec", without=("diffusion", "classifier", "gradient_decoder"))
 @json_option
 def inspect(model: Path, classifier: Path | None, spec: ModelSpec, as_json: bool) -> None:
-    """Show what a diffusion model is, what will be exported, how large it is, and what does not
-    work and why.
+    """Show a diffusion model's parts and sizes, and whether it can run.
 
-    MODEL is a diffusers folder. Configs and the headers of weight files are read, no weights. The
-    exit code is 2 where the model cannot be run.
+    MODEL is a diffusers folder. Prints the kind of model, its parts, the graphs to be exported, the
+    memory needed, and each problem with its reason. Only configs and the headers of weight files
+    are read, no weights. The exit code is 2 if the model cannot run.
     """
     if classifier is not None:
         check_classifier_path(classifier)

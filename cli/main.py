@@ -78,7 +78,7 @@ class LazyGroup(click.Group):
 EPILOG = """\b
 Examples:
   good-rt demo                               end to end on shipped images: about five minutes
-  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own; then: good-rt run job.toml
+  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own images; then: good-rt run job.toml
   good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
   good-rt detector score photo.png --detector detector.onnx
 """
@@ -122,7 +122,7 @@ Examples:
 """,
 )
 def classifier() -> None:
-    """Look at a classifier, or save it as a folder that every command takes."""
+    """Show a classifier, or save it as a folder that every command accepts."""
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def main() -> None:
             type(error).__name__ != "OutOfMemoryError"
         ):  # PyTorch's, which is not imported for its name
             raise
-        _fail("the GPU's memory is full; make --batch smaller, or use another --device")
+        _fail("the GPU is out of memory; use a smaller --batch, or another --device")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(

@@ -57,7 +57,7 @@ device_option = click.option(
     default="cpu",
     show_default=True,
     metavar="cpu|cuda|cuda:N",
-    help="Where the models run; each device rounds differently, so its images differ.",
+    help="Device that runs the models; images differ between devices, which round differently.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -97,7 +97,7 @@ def engine_folder_option(command: Any) -> Any:
     return renamed("--engines", "--engine-folder", "engine_folder", type=PATH)(command)
 
 
-GENERATED = Existing("holds no generated images; make them with `good-rt generate`")
+GENERATED = Existing("holds no generated images; create them with `good-rt generate`")
 
 
 def generated_option(required: bool) -> Callable[[Any], Any]:
@@ -124,12 +124,19 @@ def generated_option(required: bool) -> Callable[[Any], Any]:
 
 
 def test_set_option(help: str) -> Callable[[Any], Any]:
-    """--test-set NAME=PATH, real OOD images for the evaluation only."""
+    """--test-set NAME=PATH, real OOD images that only the evaluation uses."""
+
+    def existing(
+        context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, Path]:
+        paths = named_paths(context, parameter, values)
+        return {name: IMAGES.convert(path, parameter, context) for name, path in paths.items()}
+
     return click.option(
         "--test-set",
         "test_sets",
         multiple=True,
-        callback=named_paths,
+        callback=existing,
         metavar="NAME=PATH",
         help=help,
     )

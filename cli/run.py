@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  good-rt run job.toml            everything that is not done yet; an interrupted run resumes
-  good-rt run job.toml --json     what was done and measured, as JSON
+  good-rt run job.toml            runs the unfinished steps; an interrupted run resumes
+  good-rt run job.toml --json     steps and figures as JSON
 """
 
 
@@ -25,10 +25,11 @@ Examples:
 @device_option
 @json_option
 def run(job: Path, device: str, as_json: bool) -> None:
-    """Run a job file: split, export, generate, train, build the detector, evaluate, report.
+    """Run a job file, from images to detector.onnx and report.html.
 
-    Steps that are done are skipped, as long as their settings and inputs are the same. Everything
-    is written into the job's folder (`out` in the file), and nothing outside it.
+    The steps are split, export, generate, train, build the detector, evaluate and report. Finished
+    steps are skipped while their settings and inputs stay the same. All output goes to the job's
+    folder (`out` in the file).
     """
     from good_rt.workflow.job import Job
 
@@ -47,7 +48,7 @@ def run(job: Path, device: str, as_json: bool) -> None:
 
 
 def result_json(result: RunResult) -> dict[str, Any]:
-    """What a run made, for --json."""
+    """The files, steps and figures of a run, for --json."""
     return {
         "detector": str(result.detector),
         "report": str(result.report),
@@ -63,6 +64,8 @@ def print_result(result: RunResult) -> None:
 
     print_evaluation(result.evaluation)
     for step in result.steps:
-        click.echo(f"{step.name}: {'done before' if step.skipped else f'{step.seconds:.0f} s'}")
+        click.echo(
+            f"{step.name}: {'skipped, already done' if step.skipped else f'{step.seconds:.0f} s'}"
+        )
     click.echo(f"detector: {result.detector} ({result.detector.stat().st_size / 1e6:.1f} MB)")
     click.echo(f"report:   {result.report} (open it in a browser)")

@@ -45,8 +45,9 @@ def takes(
             for flag, renamed in former.items():
                 value = parameters.pop(_former_parameter(name, flag))
                 if value is not None and value != ():
-                    now = " and ".join(setting.option for setting in renamed)
-                    click.echo(f"warning: {flag} is deprecated, use {now}", err=True)
+                    now = " and ".join(_used(setting.option, value) for setting in renamed)
+                    old = _used(flag, value)
+                    click.echo(f"warning: {old} is deprecated, use {now}", err=True)
                     values |= {setting.key: value for setting in renamed}
             return command(**parameters, **{name: assemble(config, values)})
 
@@ -118,6 +119,12 @@ def _single(kind: Any, setting: Setting) -> Any:
         low, high = (None if b is None else int(b) for b in (bounds.low, bounds.high))
         return click.IntRange(low, high)
     return click.FloatRange(bounds.low, bounds.high, min_open=bounds.open_low)
+
+
+def _used(option: str, value: Any) -> str:
+    """The half of an option --x/--no-x that gives this value; other options as they are."""
+    yes, slash, no = option.partition("/")
+    return no if slash and value is False else yes
 
 
 def _parameter(name: str, setting: Setting) -> str:

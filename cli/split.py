@@ -25,16 +25,16 @@ Examples:
     "--check/--no-check",
     default=True,
     show_default=True,
-    help="Decode every image, to find bad ones.",
+    help="Decode every image to find damaged ones.",
 )
-@out_option("splits.json", "The file to write; every --id takes it in place of the images.")
+@out_option("splits.json", "The file to write; every --id accepts it in place of the images.")
 @json_option
 def split(images: Path, config: SplitConfig, check: bool, out: Path, as_json: bool) -> None:
-    """Divide IMAGES into train, held-out and test parts by a hash of their content.
+    """Divide IMAGES into train, held-out and test parts.
 
-    The same images always give the same parts; copies are in one part; images that a former
-    splits.json names keep their part. Data that already comes in train, val and test keeps those,
-    and a copy in two of them is an error.
+    The part follows from a hash of an image's content, so the same images always give the same
+    parts, and copies share one. Images in an existing splits.json keep their part. Data that
+    already has train, val and test parts keeps them; a copy in two of them is an error.
     """
     from good_rt.cli.tables import print_splits
     from good_rt.workflow import split as step

@@ -26,7 +26,7 @@ Examples:
   good-rt train --generated ood/                        with the demo's classifier and images
   good-rt train --generated img/ --generated feat/ -o trained/    two kinds of generated images
   good-rt train --generated ood/ --unguided plain/      unguided samples as ID: steadier training
-  good-rt train --control -o control/                   the same steps without any, to compare with
+  good-rt train --control -o control/                   the same steps without generated images
 """
 
 
@@ -35,10 +35,10 @@ Examples:
 @click.option(
     "--unguided",
     multiple=True,
-    type=Existing("holds no generated images; make them with `good-rt generate --guidance none`"),
-    help="Folder of unguided samples, which count as ID: steadier training; may be repeated.",
+    type=Existing("holds no generated images; create them with `good-rt generate --guidance none`"),
+    help="Folder of unguided samples, trained on as ID for a steadier training; may be repeated.",
 )
-@click.option("--control", is_flag=True, help="Train the same steps without OOD images.")
+@click.option("--control", is_flag=True, help="Train without OOD images, as a baseline.")
 @takes(ModelSpec, "models", without=("gradient_decoder",))
 @id_option
 @takes(TrainConfig, "config")
@@ -56,11 +56,11 @@ def train(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Fine-tune a classifier so that its energy tells ID from OOD images.
+    """Fine-tune a classifier so that its energy separates ID from OOD.
 
-    The ID batch keeps its cross-entropy; ID and generated images together get the energy
-    regulariser. The last state that kept the accuracy on held-out images is saved; when every state
-    lost more than --max-drop, the run fails.
+    The loss is the cross-entropy of ID images plus an energy regulariser on ID and generated
+    images. The last state that kept the accuracy on held-out images is saved. If every state lost
+    more than --max-drop, the command fails.
     """
     if bool(generated) == control:
         raise GoodRtError(

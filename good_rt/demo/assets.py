@@ -8,9 +8,12 @@ numpy alone.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from good_rt.data.labelled import LabelledImages, load_npz
 from good_rt.errors import GoodRtError
+
+if TYPE_CHECKING:
+    from good_rt.data.labelled import LabelledImages
 
 ASSETS = Path(__file__).parent / "assets"
 DATA = ASSETS / "data"
@@ -45,4 +48,6 @@ def load_images(name: str) -> LabelledImages:
     known = (*ID_SETS, *OOD_TEST_SETS, VALIDATION_SET)
     if name not in known:
         raise GoodRtError(f"there is no demo set {name!r}; take one of {', '.join(known)}")
+    from good_rt.data.labelled import load_npz  # numpy, which help and errors do without
+
     return load_npz(DATA / f"{name}.npz")
