@@ -205,13 +205,13 @@ def check_classifier_gradient_of_own_sample(case: ClassifierCase) -> None:
     if not case.classifier.differentiable:
         return
     leaf = case.images.clone().requires_grad_(True)
-    logits, features = case.classifier(leaf)
-    (gradient,) = torch.autograd.grad(_scalars(logits, features)[0], leaf)
-    others = float(gradient[1:].abs().max())
-    require_that(
-        others <= 1e-6 * float(gradient[0].abs().max()),
-        f"the first image's outputs have a gradient of {others:.3g} in other images",
-    )
+    for name, values in zip(NAMES, _scalars(*case.classifier(leaf)), strict=True):
+        (gradient,) = torch.autograd.grad(values[0], leaf, retain_graph=True)
+        others = float(gradient[1:].abs().max())
+        require_that(
+            others <= 1e-6 * float(gradient[0].abs().max()),
+            f"the first image's {name} have a gradient of {others:.3g} in other images",
+        )
 
 
 def check_classifier_gradient_finite_difference(case: ClassifierCase) -> None:
@@ -225,28 +225,32 @@ def check_classifier_gradient_finite_difference(case: ClassifierCase) -> None:
         function, tolerance = case.classifier, SINGLE_DIFFERENCE_TOLERANCE
         images = images.float()
 
-    def value(moved: Tensor) -> Tensor:
-        return _scalars(*function(moved)).double()
+    def values(moved: Tensor) -> Tensor:
+        return torch.stack(_scalars(*function(moved))).double()
 
     leaf = images.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(value(leaf).sum(), leaf)
-    norms = gradient.flatten(1).norm(dim=1)
+    totals = values(leaf).sum(dim=1)
+    gradients = torch.stack(
+        [torch.autograd.grad(total, leaf, retain_graph=True)[0] for total in totals]
+    )
+    norms = gradients.flatten(2).norm(dim=2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         direction = torch.randn(images.shape, generator=generator).to(images)
-        slopes = (gradient * direction).flatten(1).sum(dim=1)
+        slopes = (gradients * direction).flatten(2).sum(dim=2)
         with torch.no_grad():
             differences = [
-                (value(images + step * direction) - value(images - step * direction)) / (2 * step)
+                (values(images + step * direction) - values(images - step * direction)) / (2 * step)
                 for step in DIFFERENCE_STEPS
             ]
         errors = torch.stack([(difference - slopes).abs() for difference in differences])
-        smallest = float((errors.amin(dim=0) / norms).max())
-        require_that(
-            smallest < tolerance,
-            f"the gradient differs from finite differences by {smallest:.3g} of its norm; at most "
-            f"{tolerance} is allowed",
-        )
+        smallest = (errors.amin(dim=0) / norms).amax(dim=1)
+        for name, error in zip(NAMES, smallest.tolist(), strict=True):
+            require_that(
+                error < tolerance,
+                f"the gradient of {name} differs from finite differences by {error:.3g} of its "
+                f"norm; at most {tolerance} is allowed",
+            )
 
 
 def check_classifier_images_unchanged(case: ClassifierCase) -> None:
@@ -380,10 +384,10 @@ CLASSIFIER_CHECKS: tuple[Callable[[ClassifierCase], None], ...] = (
 )
 
 
-def _scalars(logits: Tensor, features: Tensor) -> Tensor:
-    """(N,) that depends on logits and features: log-partition and a fixed mean of the features."""
+def _scalars(logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-partition (N,) of the logits, and a fixed sum (N,) of the features."""
     weights = torch.linspace(-1, 1, features.shape[1], device=features.device).to(features)
-    return torch.logsumexp(logits, dim=1) + (features * weights).sum(dim=1)
+    return torch.logsumexp(logits, dim=1), (features * weights).sum(dim=1)
 
 
 def _in_double(classifier: Classifier, images: Tensor) -> Classifier | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from good_rt.engines.tensorrt import (
 )
 from good_rt.errors import GoodRtError
 from good_rt.files import write_json
+from good_rt.testing.engine import ENGINE_CHECKS, EngineCase
 
 RTX = Library(
     "tensorrt-rtx",
@@ -197,6 +199,21 @@ def test_the_engine_on_a_stand_in(tmp_path: Path, stand_in: Any) -> None:
     engine._context.works = False
     with pytest.raises(GoodRtError, match="TensorRT failed"):
         engine(x=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("check", ENGINE_CHECKS, ids=lambda check: check.__name__)
+def test_the_engine_on_a_stand_in_keeps_the_contract(
+    tmp_path: Path, stand_in: Any, check: Callable[[EngineCase], None]
+) -> None:
+    path = write_plan(tmp_path)
+
+    def inputs(batch: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.randn(batch, 2, generator=torch.Generator().manual_seed(batch))}
+
+    def reference(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": 2 * x}
+
+    check(EngineCase(lambda: TensorRTEngine(path), reference, inputs, (1, 2, 4), 1e-6))
 
 
 def test_a_plan_that_cannot_be_loaded(
