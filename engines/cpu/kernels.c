@@ -3,13 +3,17 @@
    number added to all pixels of a channel. And convolutions by 3x3 with less than half of their products.
 
    `good_rt.engines.cpu.fusing` puts them in a graph, and `good_rt.engines.cpu.winograd` the convolutions;
-   `good_rt.engines.cpu.library` finds this file's library. It is written for GCC and Clang. Only ONNX Runtime's C interface
-   is used, whose tables only ever grow at their ends. */
+   `good_rt.engines.cpu.library` compiles this file on first use. It is written for GCC and Clang, and must not be
+   compiled with -ffinite-math-only: a NaN that goes in comes out. Only ONNX Runtime's C interface is used, whose tables
+   only ever grow at their ends. */
 
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#if defined(GOOD_RT_HEADER)
+#include GOOD_RT_HEADER /* for comparison alone, below */
+#endif
 
 #if defined(_WIN32)
 #define EXPORTED __declspec(dllexport)
@@ -17,17 +21,37 @@
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
-/* One library for every processor: the loader takes the version for the one that it finds. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__GLIBC__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
-
-#if defined(__GNUC__)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* One library for every processor: whatever runs an operator asks the processor which version of its task to take. */
+typedef void (*Task)(void *, size_t);
+
+#if defined(__x86_64__)
+#define WITH_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")))
+#define WITH_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")))
+#define VERSIONS(task)                                                                     \
+  static void task##_anywhere(void *data, size_t place) { task(data, place); }             \
+  WITH_AVX2 static void task##_avx2(void *data, size_t place) { task(data, place); }       \
+  WITH_AVX512 static void task##_avx512(void *data, size_t place) { task(data, place); }
+#define VERSION_FOR_THIS_PROCESSOR(task) (has_avx512() ? task##_avx512 : has_avx2() ? task##_avx2 : task##_anywhere)
+
+static int has_avx2(void) {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
+}
+
+static int has_avx512(void) {
+#if defined(GOOD_RT_WITHOUT_AVX512)
+  return 0;
 #else
-#define ALWAYS_INLINE static inline
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+}
+#else
+#define VERSIONS(task) static void task##_anywhere(void *data, size_t place) { task(data, place); }
+#define VERSION_FOR_THIS_PROCESSOR(task) task##_anywhere
 #endif
 
 /* --- what is computed --------------------------------------------------------------------------------------------- */
@@ -51,8 +75,7 @@ typedef struct {
   int64_t silu;
 } Work;
 
-/* exp(x), to 2e-7 of it, of x bounded to [-87, 87]: 2^n · e^r with |r| <= ln 2 / 2, e^r by its series (Cephes). A NaN
-   may become a number here, and callers multiply by x, which brings it back. */
+/* exp(x), to 2e-7 of it, of x bounded to [-87, 87]: 2^n · e^r with |r| <= ln 2 / 2, e^r by its series (Cephes). */
 ALWAYS_INLINE float exponential(float x) {
   x = x < -87.f ? -87.f : x;
   x = x > 87.f ? 87.f : x;
@@ -165,7 +188,7 @@ ALWAYS_INLINE void normalise_elements(const float *restrict x, int64_t lanes, co
 }
 
 /* y = γ·(x − μ)/√(σ² + ε) + β, or y·sigmoid(y), of a unit's groups; their μ and 1/√(σ² + ε) are kept. */
-FOR_EVERY_PROCESSOR static void normalise(void *data, size_t task) {
+ALWAYS_INLINE void normalise(void *data, size_t task) {
   const Work *work = data;
   const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
   const int64_t elements = size / work->groups;
@@ -193,6 +216,7 @@ FOR_EVERY_PROCESSOR static void normalise(void *data, size_t task) {
     }
   }
 }
+VERSIONS(normalise)
 
 ALWAYS_INLINE void pull_elements_back(const float *restrict x, const float *restrict cotangent, int64_t lanes,
                                       const Row *row, int silu, float *restrict output, float *sum, float *dot) {
@@ -211,7 +235,7 @@ ALWAYS_INLINE void pull_elements_back(const float *restrict x, const float *rest
 
 /* dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c of a unit's groups, with c = x − μ, r = 1/√(σ² + ε) and ĝ = γ·r·g, where g is the
    cotangent, times the SiLU's slope s·(1 + y − y·s), s = sigmoid(y), if there is one. */
-FOR_EVERY_PROCESSOR static void pull_back(void *data, size_t task) {
+ALWAYS_INLINE void pull_back(void *data, size_t task) {
   const Work *work = data;
   const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
   const int64_t elements = size / work->groups;
@@ -263,6 +287,7 @@ FOR_EVERY_PROCESSOR static void pull_back(void *data, size_t task) {
       out[i] -= (in[i] - row.mean[lane]) * row.factor[lane] + row.shift[lane];
   }
 }
+VERSIONS(pull_back)
 
 typedef struct {
   const float *inputs[4];
@@ -275,17 +300,19 @@ typedef struct {
 /* A task does the rows from its first one to the next one's. */
 ALWAYS_INLINE int64_t first_row(const Rows *work, size_t task) { return work->rows * (int64_t)task / work->tasks; }
 
-/* The cotangent, inputs[0], where the ReLU's output, inputs[1], is not 0. */
-FOR_EVERY_PROCESSOR static void mask(void *data, size_t task) {
+/* The cotangent, inputs[0], where the ReLU's input or output, inputs[1], is above 0; a NaN in either is one after. */
+ALWAYS_INLINE void mask(void *data, size_t task) {
   const Rows *work = data;
   const float *restrict g = work->inputs[0], *restrict y = work->inputs[1];
   float *restrict out = work->output;
   const int64_t end = first_row(work, task + 1) * work->length;
-  for (int64_t i = first_row(work, task) * work->length; i < end; i++) out[i] = y[i] > 0 ? g[i] : 0.f;
+  for (int64_t i = first_row(work, task) * work->length; i < end; i++)
+    out[i] = g[i] * (y[i] > 0 ? 1.f : y[i] != y[i] ? y[i] : 0.f);
 }
+VERSIONS(mask)
 
 /* A number for each channel of each sample, inputs[1], added to its pixels, inputs[0]. */
-FOR_EVERY_PROCESSOR static void add_to_rows(void *data, size_t task) {
+ALWAYS_INLINE void add_to_rows(void *data, size_t task) {
   const Rows *work = data;
   const int64_t end = first_row(work, task + 1);
   for (int64_t row = first_row(work, task); row < end; row++) {
@@ -298,6 +325,7 @@ FOR_EVERY_PROCESSOR static void add_to_rows(void *data, size_t task) {
     for (int lane = 0; i < work->length; i++, lane++) out[i] = x[i] + shift[lane];
   }
 }
+VERSIONS(add_to_rows)
 
 ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, int64_t block) {
   const int64_t length = work->length, pixels = length / block;
@@ -315,7 +343,7 @@ ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, i
 }
 
 /* Four images to one that is twice as high and wide: each square of 2x2 has a pixel of each, in the order of reading. */
-FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
+ALWAYS_INLINE void interleave_images(void *data, size_t task) {
   const Rows *work = data;
   const int64_t first = first_row(work, task), end = first_row(work, task + 1);
   if (work->block == 1) interleave_rows(work, first, end, 1);
@@ -323,6 +351,7 @@ FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
   else if (work->block == 16) interleave_rows(work, first, end, 16);
   else interleave_rows(work, first, end, work->block);
 }
+VERSIONS(interleave_images)
 
 /* --- a convolution by 3x3 ------------------------------------------------------------------------------------------ */
 
@@ -330,12 +359,6 @@ FOR_EVERY_PROCESSOR static void interleave_images(void *data, size_t task) {
    of 4x4 with 16 products instead of 36. At each of a tile's 16 places that is a product of matrices, (K, C) and
    (C, tiles). A tile's numbers are the same whatever stands beside it, but where a pixel is infinite all of its tile is
    a NaN. In blocks of 16 alone. */
-
-#if defined(__x86_64__)
-#define WITH_AVX512 __attribute__((target("avx512f"))) /* which a block of 16 implies */
-#else
-#define WITH_AVX512
-#endif
 
 /* A task keeps at most ROOM tiles of a block of channels each, and MOST_TILES of two blocks' products: both together
    are to stay in a core's own cache. */
@@ -413,7 +436,7 @@ ALWAYS_INLINE void multiply(const Convolution *work, const float *tiles, const f
       *(Lanes *)(products + (i * work->chunk + tile) * LANES) = sums[i][tile];
 }
 
-/* A NaN stays one, whatever the compiler takes for granted. */
+/* A NaN stays one: its bits are above infinity's, whatever its sign. */
 ALWAYS_INLINE Lanes relu(Lanes y) {
   const Bits bits = (Bits)y;
   return (Lanes)(bits & ((bits > 0) | ((bits & INT32_MAX) > 0x7f800000)));
@@ -447,11 +470,12 @@ ALWAYS_INLINE void finish(const Convolution *work, Stretch here, int64_t block, 
   }
 }
 
+static _Thread_local float tiles[TILE_ROOM] __attribute__((aligned(64)));
+static _Thread_local float products[PRODUCT_ROOM] __attribute__((aligned(64)));
+
 /* A chunk of tiles, and of the channels that it gives a part: pairs of blocks, since each number that is read of a tile
    is then multiplied twice. */
-WITH_AVX512 static void convolve(void *data, size_t task) {
-  static _Thread_local float tiles[TILE_ROOM] __attribute__((aligned(64)));
-  static _Thread_local float products[PRODUCT_ROOM] __attribute__((aligned(64)));
+ALWAYS_INLINE void convolve(void *data, size_t task) {
   const Convolution *work = data;
   const int64_t first = (int64_t)task / work->parts * work->chunk, part = (int64_t)task % work->parts;
   const int64_t end = first + work->chunk < work->tiles ? first + work->chunk : work->tiles;
@@ -484,6 +508,7 @@ WITH_AVX512 static void convolve(void *data, size_t task) {
       }
   }
 }
+VERSIONS(convolve)
 
 /* --- ONNX Runtime's C interface: places in its table of functions, and the form of an operator --------------------- */
 
@@ -516,7 +541,7 @@ static const Api *api;
 #define input_of API(90, Status *, const Context *, size_t, const Value **)
 #define output_of API(91, Status *, Context *, size_t, const int64_t *, size_t, Value **)
 #define release_info API(99, void, Info *)
-#define parallel_for API(274, Status *, const Context *, void (*)(void *, size_t), size_t, size_t, void *)
+#define parallel_for API(274, Status *, const Context *, Task, size_t, size_t, void *)
 
 struct Operator {
   uint32_t version;
@@ -543,6 +568,55 @@ struct Operator {
   const char *title;
   size_t inputs, outputs;
 };
+
+/* With ONNX Runtime's own header at hand (-DGOOD_RT_HEADER='"onnxruntime_c_api.h"'), the compiler compares the places
+   and the form with it. */
+#if defined(GOOD_RT_HEADER)
+#define IS_AT(place, member) \
+  _Static_assert(offsetof(OrtApi, member) == (place) * sizeof(Function), "place of " #member " in OrtApi")
+IS_AT(0, CreateStatus);
+IS_AT(26, CreateCustomOpDomain);
+IS_AT(27, CustomOpDomain_Add);
+IS_AT(28, AddCustomOpDomain);
+IS_AT(51, GetTensorMutableData);
+IS_AT(61, GetDimensionsCount);
+IS_AT(62, GetDimensions);
+IS_AT(64, GetTensorShapeElementCount);
+IS_AT(65, GetTensorTypeAndShape);
+IS_AT(85, KernelInfoGetAttribute_float);
+IS_AT(86, KernelInfoGetAttribute_int64);
+IS_AT(90, KernelContext_GetInput);
+IS_AT(91, KernelContext_GetOutput);
+IS_AT(99, ReleaseTensorTypeAndShapeInfo);
+IS_AT(274, KernelContext_ParallelFor);
+#define IS_SAME(ours, member) \
+  _Static_assert(offsetof(Operator, ours) == offsetof(OrtCustomOp, member), "place of " #member " in OrtCustomOp")
+IS_SAME(version, version);
+IS_SAME(create_1, CreateKernel);
+IS_SAME(name, GetName);
+IS_SAME(provider, GetExecutionProviderType);
+IS_SAME(input_type, GetInputType);
+IS_SAME(input_count, GetInputTypeCount);
+IS_SAME(output_type, GetOutputType);
+IS_SAME(output_count, GetOutputTypeCount);
+IS_SAME(compute_1, KernelCompute);
+IS_SAME(destroy, KernelDestroy);
+IS_SAME(input_kind, GetInputCharacteristic);
+IS_SAME(output_kind, GetOutputCharacteristic);
+IS_SAME(input_memory, GetInputMemoryType);
+IS_SAME(variadic, GetVariadicInputMinArity);
+IS_SAME(create, CreateKernelV2);
+IS_SAME(compute, KernelComputeV2);
+IS_SAME(infer_shapes, InferOutputShapeFn);
+IS_SAME(start_version, GetStartVersion);
+IS_SAME(end_version, GetEndVersion);
+IS_SAME(in_place, GetMayInplace);
+_Static_assert(offsetof(Operator, title) >= sizeof(OrtCustomOp), "size of OrtCustomOp");
+_Static_assert(offsetof(OrtApiBase, GetApi) == offsetof(ApiBase, of_version), "place of GetApi");
+_Static_assert(FLOAT == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, "number of float");
+_Static_assert(INVALID_ARGUMENT == ORT_INVALID_ARGUMENT, "number of an error");
+_Static_assert(REQUIRED == INPUT_OUTPUT_REQUIRED, "number of required");
+#endif
 
 typedef struct { int64_t groups, silu, block, axes, relu; float eps; } Node; /* axes: of mean and rstd */
 
@@ -662,7 +736,7 @@ static Status *group_norm(void *node, Context *context) {
   const int64_t shape[MOST_AXES] = {work.samples, work.units * work.groups, 1, 1, 1, 1, 1, 1};
   TRY(make_output(context, 1, shape, (size_t)((const Node *)node)->axes, &work.mean));
   TRY(make_output(context, 2, shape, (size_t)((const Node *)node)->axes, &work.rstd));
-  return parallel_for(context, normalise, (size_t)(work.samples * work.units), 0, &work);
+  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(normalise), (size_t)(work.samples * work.units), 0, &work);
 }
 
 /* (x, gamma, beta, mean, rstd, cotangent of y) -> dx. */
@@ -673,7 +747,7 @@ static Status *group_norm_gradient(void *node, Context *context) {
   TRY(read_input(context, 3, units * work.groups, &work.mean));
   TRY(read_input(context, 4, units * work.groups, &work.rstd));
   TRY(read_input(context, 5, units * work.rows * work.length, (float **)&work.cotangent));
-  return parallel_for(context, pull_back, (size_t)units, 0, &work);
+  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(pull_back), (size_t)units, 0, &work);
 }
 
 /* Of input 0: rows of all that is after an axis, or of the last one, and of a block's channels. */
@@ -695,7 +769,7 @@ static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *wo
 }
 
 /* With as many inputs in all, of so many elements each but the first. */
-static Status *run_rows(Context *context, Rows *work, size_t inputs, int64_t elements, void (*task)(void *, size_t)) {
+static Status *run_rows(Context *context, Rows *work, size_t inputs, int64_t elements, Task task) {
   for (size_t place = 1; place < inputs; place++)
     TRY(read_input(context, place, elements, (float **)&work->inputs[place]));
   TRY(make_output(context, 0, work->shape, work->axes, &work->output));
@@ -707,7 +781,7 @@ static Status *relu_gradient(void *node, Context *context) {
   (void)node;
   Rows work;
   TRY(begin_rows(context, 2, 1, &work));
-  return run_rows(context, &work, 2, work.rows * work.length, mask);
+  return run_rows(context, &work, 2, work.rows * work.length, VERSION_FOR_THIS_PROCESSOR(mask));
 }
 
 /* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
@@ -715,7 +789,7 @@ static Status *add_channels(void *node, Context *context) {
   Rows work;
   TRY(begin_rows(context, 2, ((const Node *)node)->block, &work));
   if (work.axes < 3) return create_status(INVALID_ARGUMENT, "x must be (N, C, ...)");
-  return run_rows(context, &work, 2, work.rows * work.block, add_to_rows);
+  return run_rows(context, &work, 2, work.rows * work.block, VERSION_FOR_THIS_PROCESSOR(add_to_rows));
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
@@ -724,7 +798,7 @@ static Status *interleave(void *node, Context *context) {
   TRY(begin_rows(context, 3, ((const Node *)node)->block, &work));
   if (work.axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
   work.shape[2] *= 2, work.shape[3] *= 2;
-  return run_rows(context, &work, 4, work.rows * work.length, interleave_images);
+  return run_rows(context, &work, 4, work.rows * work.length, VERSION_FOR_THIS_PROCESSOR(interleave_images));
 }
 
 static Status *create_convolution(const Operator *operator, const Api *table, const Info *info, void **made) {
@@ -763,7 +837,7 @@ static Status *run_convolution(const Node *node, Context *context, size_t inputs
   shape[1] = channels;
   if (inputs > 3) TRY(read_input(context, 3, channels * shape[0] * shape[2] * shape[3], (float **)&work.added));
   TRY(make_output(context, 0, shape, axes, &work.output));
-  return parallel_for(context, convolve, (size_t)(chunks * work.parts), 0, &work);
+  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(convolve), (size_t)(chunks * work.parts), 0, &work);
 }
 
 static Status *convolution(void *node, Context *context) { return run_convolution(node, context, 3); }

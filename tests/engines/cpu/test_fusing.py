@@ -25,6 +25,7 @@ from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.engines.cpu import acceleration
 from good_rt.engines.cpu.fusing import DOMAIN, PLAIN, fuse
 from good_rt.engines.cpu.library import SWITCH, kernel_library
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine, SessionGraph
 from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import AutogradVjp
@@ -415,7 +416,13 @@ def kernel(
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     path = folder / "kernels.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets), path)
-    return open_engine(path, threads=2)
+    return with_kernels(path)
+
+
+def with_kernels(path: Path) -> Engine:
+    """An engine of a graph that has kernels already."""
+    graph = SessionGraph(custom_operators=kernel_library())
+    return OnnxRuntimeEngine(path, threads=2, graph=graph)
 
 
 def blocks(x: Tensor, size: int) -> Tensor:
@@ -552,7 +559,7 @@ def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: i
     def in_blocks(x: Tensor) -> Tensor:
         return blocks(x.flatten(2), block).reshape(x.shape)
 
-    found = open_engine(tmp_path / "blocks.onnx", threads=2)(
+    found = with_kernels(tmp_path / "blocks.onnx")(
         **{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers
     )
     whole = nn.functional.pixel_shuffle(torch.stack(list(arrays.values()), 2).flatten(1, 2), 2)
