@@ -30,18 +30,17 @@ from torch import Tensor, nn
 
 from good_rt.classifier import load_classifier
 from good_rt.cli.options import Bars
+from good_rt.config.settings import GuidanceConfig
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
 from good_rt.environment import use_device
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
-from good_rt.export.to_onnx import first_line
-from good_rt.config.settings import GuidanceConfig
 from good_rt.workflow.steps import run_export, run_sampler_bench
 
 BATCHES = (1, 8, 32)

@@ -21,7 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from good_rt.engines.base import TensorSpec, are_rows, check_inputs
 from good_rt.engines.kernels import library
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -324,8 +324,9 @@ def cores() -> tuple[int, ...]:
 def _reason(error: Exception) -> str:
     """What ONNX Runtime says, in one line and without its codes and the file's name, which the
     caller gives."""
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first)
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first_line(error)
+    )
 
 
 def _spec(node: Any) -> TensorSpec:

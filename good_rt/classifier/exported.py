@@ -21,7 +21,7 @@ from good_rt.classifier.graph import GraphNetwork, graph_network, input_shape
 from good_rt.classifier.network import example_images, run
 from good_rt.classifier.registry import Found, Request
 from good_rt.classifier.weights import load_weights, put_weights
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 FILE = "model.pt2"
 TARGET = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
@@ -118,7 +118,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     except GoodRtError:
         raise
     except Exception as error:  # torch.export raises many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{path} cannot be read by torch.export.load of torch {torch.__version__} ({reason}); "
             "export it again"

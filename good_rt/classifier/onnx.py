@@ -18,7 +18,7 @@ from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import Network, example_images, run
 from good_rt.classifier.onnx_operations import OPERATIONS, OnnxGraph
 from good_rt.classifier.registry import Found, Request
-from good_rt.errors import GoodRtError, require
+from good_rt.errors import GoodRtError, first_line, require
 
 FILE = "model.onnx"
 LAYERS = ("Gemm", "MatMul", "Conv")
@@ -124,7 +124,7 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again"
         ) from None
@@ -148,7 +148,7 @@ def read(path: Path, features: str | None) -> tuple[Network, int, int | None]:
         body = _extract(model, inputs[0].name, source)
         head = _extract(model, source, logits)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(f"{path} cannot be parted at {source!r} ({reason[:120]})") from None
     unknown = sorted({node.op_type for node in graph.node if node.op_type not in OPERATIONS})
     parameters = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
@@ -173,7 +173,7 @@ def _difference(converted: Network, original: Network, images: Tensor) -> str | 
     try:
         ours = run(converted, images)
     except (GoodRtError, NotImplementedError, IndexError, KeyError) as error:
-        return f"its conversion fails: {next(iter(str(error).splitlines()), type(error).__name__)[:80]}"
+        return f"its conversion fails: {first_line(error)[:80]}"
     if not torch.allclose(ours, run(original, images), rtol=1e-3, atol=1e-3):
         return "its conversion computes something else"
     return None
@@ -223,7 +223,7 @@ def _session(model: Any) -> Any:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(f"ONNX Runtime cannot run the classifier ({reason[:160]})") from None
 
 

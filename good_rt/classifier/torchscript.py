@@ -19,7 +19,7 @@ from good_rt.classifier.graph import GraphNetwork, graph_network
 from good_rt.classifier.network import check_parts, example_images, output_of
 from good_rt.classifier.registry import Found, Request
 from good_rt.classifier.weights import pickle_refusal
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 FILE = "model.pt"
 
@@ -55,7 +55,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
         except (RuntimeError, ValueError) as error:
             if "constants.pkl" in str(error):
                 raise GoodRtError(pickle_refusal(path)) from None
-            reason = next(iter(str(error).splitlines()), "unreadable")
+            reason = first_line(error)
             raise GoodRtError(
                 f"{path} is not a TorchScript file ({reason}); write it with torch.jit.save"
             ) from None
@@ -68,9 +68,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
         except GoodRtError:
             raise
         except Exception as error:  # the converter raises many kinds
-            reason = next(
-                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-            )
+            reason = first_line(error)
             raise GoodRtError(
                 f"{path} cannot be converted ({reason[:120]}); export the network with "
                 "torch.export.save to a .pt2 file"
