@@ -35,11 +35,10 @@ from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
 from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
-from good_rt.export.to_onnx import first_line
 from good_rt.models import ModelSpec
 from good_rt.workflow.bench import bench_sampler
 from good_rt.workflow.export import export

@@ -156,7 +156,7 @@ def measure(
             found["difference_by_default"] = difference(loose(), expected)
             variants[label] = run
         except Exception as error:  # whatever it raises is what it has to say of the graph
-            found = {"error": next(iter(str(error).splitlines()), type(error).__name__)}
+            found = {"error": first_line(error)}
         rows.append({**row, "shapes": label, **found})
     timed = side_by_side(variants, repeats)
     for found in rows:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 LARGEST_FILE = 2**31 - 2**24
 """Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some
@@ -52,11 +52,8 @@ def read_graph(path: Path) -> ModelProto:
     except (
         Exception
     ) as error:  # protobuf, the checker and shape inference each raise kinds of their own
-        first = next(
-            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
         raise GoodRtError(
-            f"{path} is not a valid ONNX file ({first.strip()}); export it again"
+            f"{path} is not a valid ONNX file ({first_line(error)}); export it again"
         ) from None
     return model
 

@@ -17,7 +17,7 @@ from torch.utils.dlpack import from_dlpack
 
 from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.engines.threads import cores
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -233,8 +233,9 @@ def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
 def _reason(error: Exception) -> str:
     """What ONNX Runtime says, in one line and without its codes and the file's name, which the
     caller gives."""
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first)
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first_line(error)
+    )
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -17,8 +17,8 @@ from good_rt.classifier.base import as_vectors
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import OUTPUTS
-from good_rt.errors import GoodRtError
-from good_rt.export.to_onnx import OPSET, export_onnx, first_line
+from good_rt.errors import GoodRtError, first_line
+from good_rt.export.to_onnx import OPSET, export_onnx
 
 
 class Front(nn.Module):

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx.utils import Extractor
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.export.vjp import GRADIENT
 
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Sigmoid", "Reshape"})
@@ -81,8 +81,7 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
         _root(batch_sizes, cotangents[0])
         second = Extractor(model).extract_model([*cotangents, *residuals], [GRADIENT])
     except Exception as error:  # onnx raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GoodRtError(f"{joint.name} cannot be split ({reason})") from None
+        raise GoodRtError(f"{joint.name} cannot be split ({first_line(error)})") from None
     onnx.save(first, forward)
     onnx.save(second, backward)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from good_rt.errors import GoodRtError
-from good_rt.export.to_onnx import OPSET, export_onnx, first_line, quiet, trace
+from good_rt.errors import GoodRtError, first_line
+from good_rt.export.to_onnx import OPSET, export_onnx, quiet, trace
 from good_rt.export.vjp.module import GRADIENT, VjpModule, cotangent_names
 from good_rt.export.vjp.operator_fusion import fold_batch_norms, join_enlargements
 

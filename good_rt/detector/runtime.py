@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.records import RecordType, drop_format
 
 DETECTOR_RECORD = RecordType("detector", "build it again", (drop_format,))
@@ -109,13 +109,9 @@ class Detector:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            first = re.sub(
-                r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
-                "",
-                (str(error).splitlines() or ["unreadable"])[0],
-            )
+            reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
             raise GoodRtError(
-                f"{path} is damaged or no ONNX file ({first}); build it again"
+                f"{path} is damaged or no ONNX file ({reason}); build it again"
             ) from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from good_rt.diffusion.parts import class_name, load_part, quiet
-from good_rt.errors import GoodRtError, require
+from good_rt.errors import GoodRtError, first_line, require
 
 CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5 = ("T5EncoderModel",)
@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> Any:
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # transformers raises many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise GoodRtError(
                 f"{folder} is not a tokenizer that can be loaded ({reason})"
             ) from None

@@ -29,9 +29,9 @@ from good_rt.engines.onnxruntime import OnnxRuntimeEngine, SessionGraph
 from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import AutogradVjp
-from good_rt.export.vjp.forward_backward import split_vjp
 from good_rt.export.to_onnx import export_onnx
 from good_rt.export.vjp import export_vjp_onnx
+from good_rt.export.vjp.forward_backward import split_vjp
 
 pytestmark = pytest.mark.skipif(
     kernel_library() is None, reason="no kernels: the package was installed without a C compiler"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from good_rt.engines.cpu import acceleration
 from good_rt.engines.cpu.fusing import DOMAIN, fuse
-from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.cpu.layout import AFTER, BEFORE, BLOCKED, keep_blocks, optimised
+from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.open import open_engine
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx

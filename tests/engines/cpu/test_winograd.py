@@ -22,8 +22,8 @@ from good_rt.engines.base import Engine
 from good_rt.engines.cpu import accelerate
 from good_rt.engines.cpu.fusing import DOMAIN
 from good_rt.engines.cpu.library import kernel_library
-from good_rt.engines.open import open_engine
 from good_rt.engines.cpu.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
+from good_rt.engines.open import open_engine
 from good_rt.export.to_onnx import export_onnx
 
 KINDS = {"Convolution", "ConvolutionAdd"}
