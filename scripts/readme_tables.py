@@ -1,7 +1,7 @@
 """Writes the tables of README.md and docs/*.md from benchmarks/results.
 
-    python scripts/readme_tables.py          # write
-    python scripts/readme_tables.py --check  # compare only; exit code 1 where a table differs
+python scripts/readme_tables.py          # write
+python scripts/readme_tables.py --check  # compare only; exit code 1 where a table differs
 """
 
 from __future__ import annotations
@@ -82,14 +82,13 @@ def demo(result: dict[str, Any]) -> str:
             means = (
                 sum(found[name]["fpr95"] for found in of_seeds) / len(of_seeds) for name in sets
             )
-            lines.append(
-                f"| {score} | {MODELS[model]} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |"
-            )
+            cells = " | ".join(f"{100 * mean:.1f}" for mean in means)
+            lines.append(f"| {score} | {MODELS[model]} | {cells} |")
     return "\n".join([*lines, "", bars(result)])
 
 
 def bars(result: dict[str, Any]) -> str:
-    """Every target with its figure, met or missed; the figures of several seeds stand in one row."""
+    """Every target with its figure, met or missed; figures of several seeds share a row."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for bar in result["bars"]:
         grouped.setdefault(re.sub(r"^seed \d+[:,] ", "", bar["name"]), []).append(bar)
