@@ -148,13 +148,15 @@ class Models:
 
     def bank(self, id_data: IdData, size: int) -> FeatureBank:
         """The feature bank of at most ``size`` evenly spaced training images, computed once."""
-        size = min(size, len(id_data.rows("train")))
-        if (id_data, size) not in self._banks:
-            from good_rt.data.batches import id_batches
-            from good_rt.method.bank import FeatureBank
+        for (data, asked), bank in self._banks.items():
+            holds_all = len(bank) < asked
+            if data == id_data and (size == asked or (holds_all and size >= len(bank))):
+                return bank
+        from good_rt.data.batches import id_batches
+        from good_rt.method.bank import FeatureBank
 
-            images = id_batches(id_data, "train", self.classifier, size)
-            self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
+        images = id_batches(id_data, "train", self.classifier, size)
+        self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
         return self._banks[id_data, size]
 
 
