@@ -22,11 +22,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
-from sampler import GENERATORS, SAME_IMAGE, SETTINGS, Case, demo, latents_of, loop_of, open_case
+from sampler import (
+    CONFIG,
+    GENERATORS,
+    SAME_IMAGE,
+    SETTINGS,
+    Case,
+    demo,
+    latents_of,
+    loop_of,
+    open_case,
+)
 
-from good_rt.data.id_data import to_uint8
 from good_rt.config.settings import GuidanceConfig
-from good_rt.workflow.generation import GenerationJob, Generator
+from good_rt.data.id_data import to_uint8
+from good_rt.workflow.generator import Generator
 
 COUNT = 32
 SIZES = (1, 2, 3, 5, 8, 16)
@@ -36,7 +46,7 @@ Sampler = Callable[[GuidanceConfig, list[int]], NDArray[np.uint8]]
 def images_of(
     generator: Generator, config: GuidanceConfig, indices: list[int]
 ) -> NDArray[np.uint8]:
-    return generator.images(GenerationJob(len(indices), config=config), indices)
+    return generator.images(replace(CONFIG, guidance=config), indices)
 
 
 def images_of_loop(case: Case, eager: Generator) -> Sampler:

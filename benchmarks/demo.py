@@ -3,7 +3,7 @@ seeds.
 
     python benchmarks/demo.py --work build/demo-benchmark
 
-Runs the command itself in processes of its own; an interrupted benchmark goes on in the same
+Runs the command itself in processes of its own; an interrupted benchmark resumes in the same
 folder.
 """
 
@@ -24,30 +24,36 @@ from numpy.typing import NDArray
 from record import Bar, kept, measured, write_result
 
 from good_rt.classifier import Classifier, load_classifier
-from good_rt.cli.demo import CFG_SCALE, CFG_SIGMA_MAX, SAMPLER_STEPS
+from good_rt.config.settings import BackendConfig, GenerationConfig, SamplerConfig
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8, to_uint8
+from good_rt.data.splits import SPLITS_FILE
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
-from good_rt.diffusion import load_diffusion
 from good_rt.evaluation.metrics import frechet_distance
 from good_rt.evaluation.results import MEAN, Evaluation, Refusal
 from good_rt.export.detector import detector_parity
 from good_rt.files import read_json
 from good_rt.method.conformal import refusal_interval
-from good_rt.workflow.generation import GenerationJob, make_generator
-from good_rt.workflow.pipeline import ALPHAS, decoded_images, detector_for, measure_images
+from good_rt.models import ModelSpec
+from good_rt.workflow.detector import detector_for
+from good_rt.workflow.evaluate import ALPHAS, measure_images
+from good_rt.workflow.generator import make_generator
+from good_rt.workflow.job import Job
+from good_rt.workflow.train import decoded_images
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("img", "feat", "both")
 SCORES = ("Energy", "k-NN", "Unified")
 FRECHET_IMAGES = 2_000
-FRECHET_SAMPLING = {"steps": 25, "cfg_scale": 1.6, "cfg_sigma_max": 2.0, "eta": 0.0}
+FRECHET_SAMPLER = SamplerConfig(steps=25, eta=0.0, cfg=1.6, cfg_sigma_max=2.0)
 """How the unguided samples are made whose Fréchet distance is measured, beside those of the demo's
 fewer steps. The scale was chosen by the distance to the held-out images, not to the test images."""
 FRECHET_SEEDS = (1_000, 2_000, 3_000)
 """The distance of so few samples varies by a tenth from seed to seed: the mean over these is
 compared."""
+SHIPPED = ModelSpec(assets.CLASSIFIER, assets.MODEL)
+PYTORCH = BackendConfig("torch")
 
 
 def time_scoring(detector: Path, image: Path, work: Path, runs: int = 5) -> list[float]:
@@ -88,7 +94,8 @@ def raw_features(classifier: Classifier, images: NDArray[np.uint8]) -> NDArray[n
 
 def measure_models() -> dict[str, Any]:
     """The shipped models on real test images, and unguided samples against them."""
-    classifier, model = load_classifier(assets.CLASSIFIER), load_diffusion(assets.MODEL)
+    models = SHIPPED.load()
+    classifier, model = models.classifier, models.diffusion
     train, test = assets.load_images("train"), assets.load_images("test")
     assert test.labels is not None
     pixels = from_uint8(test.images)
@@ -98,21 +105,19 @@ def measure_models() -> dict[str, Any]:
     assert decoded is not None
     of_test = raw_features(classifier, test.images)
 
-    def of_samples(
-        seed: int, steps: float, cfg_scale: float, cfg_sigma_max: float, eta: float
-    ) -> float:
-        job = GenerationJob(FRECHET_IMAGES, "none", seed=seed, batch=100, eta=eta)
-        generator = make_generator(
-            model, classifier, IdData(assets.DATA), job, steps=int(steps), cfg_scale=cfg_scale,
-            cfg_sigma_max=cfg_sigma_max,
-        )  # fmt: skip
-        batches = range(0, FRECHET_IMAGES, job.batch)
+    def of_samples(seed: int, sampler: SamplerConfig, batch: int = 100) -> float:
+        config = GenerationConfig(
+            FRECHET_IMAGES, "none", sampler=sampler, batch=batch, backend=PYTORCH, seed=seed
+        )
+        generator = make_generator(models, IdData(assets.DATA), config)
+        batches = range(0, FRECHET_IMAGES, batch)
         samples = np.concatenate(
-            [generator.images(job, list(range(first, first + job.batch))) for first in batches]
+            [generator.images(config, list(range(first, first + batch))) for first in batches]
         )
         return frechet_distance(of_test, raw_features(classifier, samples))
 
-    of_seeds = [of_samples(seed, **FRECHET_SAMPLING) for seed in FRECHET_SEEDS]
+    of_seeds = [of_samples(seed, FRECHET_SAMPLER) for seed in FRECHET_SEEDS]
+    of_demo = of_samples(FRECHET_SEEDS[0], Job.read(assets.JOB).config.generate.config.sampler)
     return {
         "accuracy": float((guesses == test.labels).mean()),
         "vae_mse": float((decoded - pixels).square().mean()),
@@ -124,10 +129,13 @@ def measure_models() -> dict[str, Any]:
         ),
         "frechet_samples": float(np.mean(of_seeds)),
         "frechet_seeds": dict(zip(map(str, FRECHET_SEEDS), of_seeds, strict=True)),
-        "frechet_demo_samples": of_samples(
-            FRECHET_SEEDS[0], SAMPLER_STEPS, CFG_SCALE, CFG_SIGMA_MAX, GenerationJob.eta
-        ),
-        "frechet_sampling": FRECHET_SAMPLING,
+        "frechet_demo_samples": of_demo,
+        "frechet_sampling": {
+            "steps": FRECHET_SAMPLER.steps,
+            "cfg_scale": FRECHET_SAMPLER.cfg,
+            "cfg_sigma_max": FRECHET_SAMPLER.cfg_sigma_max,
+            "eta": FRECHET_SAMPLER.eta,
+        },
         "frechet_images": FRECHET_IMAGES,
         "assets_mb": sum(path.stat().st_size for path in assets.ASSETS.rglob("*") if path.is_file())
         / 1e6,
@@ -136,19 +144,20 @@ def measure_models() -> dict[str, Any]:
 
 def models_path(work: Path) -> Path:
     """Where the figures of these very models are kept."""
-    shipped = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
-    return work / f"models-{'-'.join(model.fingerprint[:12] for model in shipped)}.json"
+    fingerprints = SHIPPED.load().fingerprints
+    return work / f"models-{'-'.join(hashed[:12] for hashed in fingerprints.values())}.json"
 
 
 def measure_guidance(out: Path) -> dict[str, float]:
     """How far guided samples moved from the unguided ones, in standard deviations over held-out ID
     images."""
     rows = {kind: GeneratedSet(out / "generated" / kind).rows() for kind in ("none", *KINDS)}
-    job = GenerationJob(1)
-    model, classifier = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
-    scales = make_generator(model, classifier, IdData(assets.DATA), job).scales
-    energy = {kind: np.mean([row.energy for row in found]) for kind, found in rows.items()}
-    distance = {kind: np.mean([row.knn_distance for row in found]) for kind, found in rows.items()}
+    config = GenerationConfig(1, backend=PYTORCH)
+    scales = make_generator(SHIPPED.load(), IdData(out / SPLITS_FILE), config).scales
+    energy = {kind: np.mean([row.energy for row in of_kind]) for kind, of_kind in rows.items()}
+    distance = {
+        kind: np.mean([row.knn_distance for row in of_kind]) for kind, of_kind in rows.items()
+    }
     shifts = {
         f"logsumexp_{kind}": (energy[kind] - energy["none"]) / scales.image_std for kind in KINDS
     }
@@ -179,7 +188,7 @@ def measure_seed(out: Path) -> dict[str, Any]:
     evaluation = Evaluation.from_json(read_json(out / "evaluation.json"))
     guided = [out / "generated" / kind for kind in KINDS]
     module = detector_for(
-        load_classifier(out / "trained" / "classifier"), IdData(assets.DATA), guided
+        load_classifier(out / "trained" / "classifier"), IdData(out / SPLITS_FILE), guided
     )
     sets = {name: assets.load_images(name).images for name in ("test", *assets.OOD_TEST_SETS)}
     everything = np.concatenate(list(sets.values()))
@@ -187,8 +196,9 @@ def measure_seed(out: Path) -> dict[str, Any]:
     p_values = Detector(out / "detector.onnx").score(sets["test"], batch=250).p_value
     history = read_json(out / "trained" / "training.json")["history"]
     validation = assets.load_images(assets.VALIDATION_SET).images
-    found = measure_images(module, validation)
-    refused = module.p_values(module.unified(found.energy, found.knn_distance)) <= 0.05
+    measured_images = measure_images(module, validation)
+    scores = module.unified(measured_images.energy, measured_images.knn_distance)
+    refused = module.p_values(scores) <= 0.05
     return {
         "detection": detection_of(evaluation),
         "auroc": {

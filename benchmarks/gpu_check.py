@@ -29,20 +29,19 @@ from record import Bar, write_result
 from torch import Tensor, nn
 
 from good_rt.classifier import load_classifier
-from good_rt.cli.options import Bars
+from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.base import Engine
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import LIBRARIES, load_library, present_architecture, present_device
-from good_rt.environment import use_device
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.export.manifest import GraphEntry, Manifest, load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.export.tensorrt import PRECISIONS, PlanConfig, load_plan
-from good_rt.export.to_onnx import first_line
-from good_rt.config.settings import GuidanceConfig
-from good_rt.workflow.steps import run_export, run_sampler_bench
+from good_rt.models import ModelSpec
+from good_rt.workflow.bench import bench_sampler
+from good_rt.workflow.export import export
 
 BATCHES = (1, 8, 32)
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
@@ -57,9 +56,9 @@ def modules() -> dict[str, nn.Module]:
     gradient."""
     model, classifier = load_diffusion(assets.MODEL), load_classifier(assets.CLASSIFIER)
     found = {
-        "unet": model.unet,
+        "network": model.network,
         "classifier": classifier,
-        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+        "network_vjp": AutogradVjp(model.network, 1, 0),
     }
     if model.encoder is not None and model.decoder is not None:
         found |= {"vae_encoder": model.encoder, "vae_decoder": model.decoder}
@@ -171,7 +170,7 @@ def check_graph(
     reference = (
         of_module(module, entry)
         if module is not None
-        else of_engine(OnnxRuntimeEngine(engines / entry.file))
+        else of_engine(open_engine(engines / entry.file))
     )
     expected = {batch: dict(reference(arrays)) for batch, arrays in inputs.items()}
     if module is not None:
@@ -202,21 +201,14 @@ def time_sampler(engines: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The guided sampler on the GPU, with as many of the TensorRT precisions as this machine
     builds."""
     missing = []
+    config = GenerationConfig(guidance=GuidanceConfig(mu=0.1), sampler=SamplerConfig(10))
     for precisions in (PRECISIONS, PRECISIONS[:1], ()):
         try:
-            found = run_sampler_bench(
-                assets.MODEL,
-                assets.CLASSIFIER,
-                assets.DATA,
-                engines,
-                GuidanceConfig(mu=0.1),
-                BATCHES,
-                10,
-                5,
-                device=use_device("cuda"),
-                plans=precisions,
+            models = ModelSpec(assets.CLASSIFIER, assets.MODEL).load("cuda")
+            speed = bench_sampler(
+                models, assets.DATA, config, engines, BATCHES, repeats=5, plans=precisions
             )
-            return found, missing
+            return speed, missing
         except Exception as error:
             reason = first_line(error)
             missing.append(
@@ -263,7 +255,7 @@ def main(engines: Path, work: Path) -> None:
     # float32 means float32 on every side
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if not engines.exists():
-        run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
+        export(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
     work.mkdir(parents=True, exist_ok=True)
     manifest, device = Manifest.read(engines), torch.device("cuda", torch.cuda.current_device())
     manifest.check_files(engines)

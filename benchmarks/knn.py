@@ -14,11 +14,11 @@ import click
 import numpy as np
 import torch
 from record import Bar, write_result
-from sampler import SETTINGS, STEPS, demo, latents_of, open_case
+from sampler import CONFIG, SETTINGS, STEPS, demo, latents_of, open_case
 
 from good_rt.method.bank import FeatureBank
-from good_rt.workflow.generation import GenerationJob, Generator
-from good_rt.workflow.timing import side_by_side
+from good_rt.workflow.bench import side_by_side
+from good_rt.workflow.generator import Generator
 
 
 def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def measure(generator: Generator, repeats: int, batch: int = 8) -> dict[str, Any
     clusters help least; ``excess`` is how much farther than the true one the k-th neighbour found
     is, as a share: mean and largest.
     """
-    size, k = (100_000, 512), GenerationJob.k
+    size, k = (100_000, 512), CONFIG.bank.k
     draw = torch.Generator().manual_seed(0)
     anywhere, centres = (
         torch.randn(*size, generator=draw),

@@ -4,12 +4,13 @@ on test images.
     python benchmarks/learning_rate.py --work build/demo-benchmark
 
 Trains with the images that benchmarks/demo.py has generated there. The choice is by held-out images
-and the validation set alone; what stands under "test" is for the reader. An interrupted run goes
-on.
+and the validation set alone; what stands under "test" is for the reader. An interrupted run
+resumes.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from demo import KINDS
 from record import Bar, kept, write_result
 
 from good_rt.classifier import load_classifier
-from good_rt.cli.demo import ID_BATCH, MAX_DROP, OOD_BATCH
+from good_rt.config.settings import TrainConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.files import read_json
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import has_bfloat16
-from good_rt.workflow.pipeline import all_scores, detector_for, measure_images, measure_part
-from good_rt.workflow.steps import open_training, run_train
+from good_rt.models import ModelSpec
+from good_rt.workflow.detector import detector_for
+from good_rt.workflow.evaluate import all_scores, measure_images, measure_part
+from good_rt.workflow.job import Job
+from good_rt.workflow.train import train, training_images
 
 RATES = (1e-3, 1.5e-3, 2e-3)
 
@@ -35,20 +38,13 @@ RATES = (1e-3, 1.5e-3, 2e-3)
 def measure_rate(folder: Path, seed: int, rate: float) -> dict[str, Any]:
     """Both trainings of one seed at one rate, and the unified score of each."""
     generated = folder / "generated"
-    config = TrainConfig(
-        id_batch=ID_BATCH,
-        ood_batch=OOD_BATCH,
-        lr=rate,
-        seed=seed,
-        bfloat16=has_bfloat16(),
-        max_accuracy_drop=MAX_DROP,
-    )
+    config = replace(Job.read(assets.JOB).training, lr=rate, seed=seed, bfloat16=has_bfloat16())
+    models, id_data = ModelSpec(assets.CLASSIFIER, assets.MODEL).load(), IdData(assets.DATA)
     ood, unguided = [generated / "img"], [generated / "none"]
-    data = open_training(assets.CLASSIFIER, assets.MODEL, assets.DATA, ood, unguided=unguided)
-    models = assets.CLASSIFIER, assets.MODEL, assets.DATA
+    images = training_images(models, id_data, ood, unguided)
     out = folder / "rates" / f"{rate:g}"
-    run_train(*models, (), out / "control", config, data=data.control)
-    run_train(*models, ood, out / "trained", config, unguided=unguided, data=data)
+    train(models, id_data, out / "control", config=config, images=images.control)
+    train(models, id_data, out / "trained", ood, unguided, config, images)
     return {
         name: measure_classifier(out / name, [generated / kind for kind in KINDS])
         for name in ("control", "trained")
@@ -60,7 +56,7 @@ def measure_classifier(folder: Path, guided: list[Path]) -> dict[str, float]:
     with those of test."""
     classifier, id_data = load_classifier(folder / "classifier"), IdData(assets.DATA)
     detector = detector_for(classifier, id_data, guided)
-    found, labels = measure_part(detector, id_data, "test")
+    of_test, labels = measure_part(detector, id_data, "test")
 
     def unified(name: str) -> Any:
         return all_scores(detector, measure_images(detector, assets.load_images(name).images))[
@@ -72,9 +68,9 @@ def measure_classifier(folder: Path, guided: list[Path]) -> dict[str, float]:
         "validation_fpr95": detection_metrics(
             detector.calibration.numpy(), unified(assets.VALIDATION_SET)
         ).fpr95,
-        "test_accuracy": float((found.logits.argmax(axis=1) == labels).mean()),
+        "test_accuracy": float((of_test.logits.argmax(axis=1) == labels).mean()),
         "test_near_fpr95": detection_metrics(
-            all_scores(detector, found)["Unified"], unified("near")
+            all_scores(detector, of_test)["Unified"], unified("near")
         ).fpr95,
     }
 

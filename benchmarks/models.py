@@ -1,4 +1,4 @@
-"""Which diffusion architectures go the whole way with which kinds of classifier: a table, made by
+"""Which diffusion architectures work end to end with which kinds of classifier: a table, made by
 running the tests.
 
     python benchmarks/models.py

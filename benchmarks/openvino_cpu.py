@@ -24,21 +24,22 @@ from plans import inputs_of
 from record import Bar, write_result
 from torch import Tensor
 
-from good_rt.cli.options import Bars
 from good_rt.demo import assets
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.base import Engine
+from good_rt.engines.open import open_engine
 from good_rt.export.manifest import Manifest
 from good_rt.export.parity import nearest
 from good_rt.export.vjp import GRADIENT
-from good_rt.workflow.steps import run_export
-from good_rt.workflow.timing import ratio, side_by_side
+from good_rt.models import ModelSpec
+from good_rt.workflow.bench import ratio, side_by_side
+from good_rt.workflow.export import export
 
 GRAPHS = (
-    "unet",
+    "network",
     "vae_decoder",
     "classifier",
-    "unet_vjp",
-    "unet_backward",
+    "network_vjp",
+    "network_backward",
     "decoder_backward",
     "guidance_vjp",
 )
@@ -95,15 +96,13 @@ def reference_of(
             "cotangent": arrays["cotangent"],
         }
         return {GRADIENT: of_module(side[f"{stem}_vjp"], joint)(inputs)[GRADIENT]}, "PyTorch"
-    return OnnxRuntimeEngine(engines / manifest.graphs[name].file, threads=1)(
-        **arrays
-    ), "ONNX Runtime"
+    return open_engine(engines / manifest.graphs[name].file, threads=1)(**arrays), "ONNX Runtime"
 
 
 def off(
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    engine: OnnxRuntimeEngine,
+    engine: Engine,
     inputs: Mapping[str, Tensor],
 ) -> float:
     """The difference from the reference; a gradient's from one at inputs that differ by rounding,
@@ -138,7 +137,7 @@ def measure(
     graph."""
     path = engines / manifest.graphs[name].file
     arrays = inputs_of(manifest, engines, name, batch)
-    engine = OnnxRuntimeEngine(path, threads=1)
+    engine = open_engine(path, threads=1)
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
     expected, by = reference_of(name, manifest, engines, batch)
     row = {"graph": name, "batch": batch, "reference": by}
@@ -155,7 +154,7 @@ def measure(
             found["difference_by_default"] = difference(loose(), expected)
             variants[label] = run
         except Exception as error:  # whatever it raises is what it has to say of the graph
-            found = {"error": next(iter(str(error).splitlines()), type(error).__name__)}
+            found = {"error": first_line(error)}
         rows.append({**row, "shapes": label, **found})
     timed = side_by_side(variants, repeats)
     for found in rows:
@@ -209,7 +208,7 @@ def main(engines: Path, repeats: int, only: tuple[str, ...]) -> None:
     """Measures, and writes results/openvino.json."""
     torch.set_num_threads(1)
     if not engines.exists():
-        run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
+        export(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
     manifest = Manifest.read(engines)
     manifest.check_files(engines)
     rows = [

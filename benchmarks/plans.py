@@ -22,16 +22,16 @@ import torch
 from numpy.typing import NDArray
 from record import Bar, write_result
 
-from good_rt.cli.options import Bars
 from good_rt.demo import assets
 from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
 from good_rt.export.precision import HALF, rounding_error
 from good_rt.export.tensorrt import BATCHES, PlanConfig, build_plan
-from good_rt.workflow.steps import run_export
+from good_rt.models import ModelSpec
+from good_rt.workflow.export import export
 
 ARCHITECTURES = ("sm86", "sm89", "sm120")
 ERROR_BATCH = 4
@@ -53,7 +53,7 @@ def inputs_of(
         key: torch.from_numpy(value)
         for key, value in inputs_of(manifest, engines, forward, batch).items()
     }
-    arrays |= OnnxRuntimeEngine(engines / manifest.graphs[forward].file)(**arrays)
+    arrays |= open_engine(engines / manifest.graphs[forward].file)(**arrays)
     cotangents = random_inputs(manifest.graphs[name], batch)
     return {
         key: arrays[key].numpy() if key in arrays else value for key, value in cotangents.items()
@@ -107,7 +107,7 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
     """Build the plans of the demo's graphs (exported to --engines first where they are not there)
     and record them."""
     if not engines.exists():
-        run_export(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines, Bars(None))
+        export(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
     manifest = Manifest.read(engines)
     manifest.check_files(engines)
     entries = {name: entry for name, entry in manifest.graphs.items() if not only or name in only}

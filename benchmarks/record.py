@@ -56,8 +56,8 @@ class Bar:
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is measured once, then from the file ``path``, so that an interrupted benchmark goes
-    on."""
+    """What is measured once, then from the file ``path``, so that an interrupted benchmark
+    resumes."""
     if not path.exists():
         write_json(path, measure())
     return read_json(path)

@@ -31,20 +31,21 @@ from record import Bar, write_result
 from stable_diffusion import REDUCED, light_decoder, make_all
 from torch import Tensor
 
-from good_rt.cli.options import Bars
+from good_rt.config.settings import BackendConfig, GenerationConfig, GuidanceConfig, SamplerConfig
+from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.export.manifest import load_engines
 from good_rt.export.parity import AutogradVjp
 from good_rt.method.denoiser import PREDICTIONS
-from good_rt.method.discrepancy import ClassifierGuidance
-from good_rt.config.settings import GuidanceConfig
+from good_rt.method.discrepancy import LEVEL_WEIGHTS, ClassifierGuidance
 from good_rt.method.guidance import limited
 from good_rt.method.sampler import Noise, sample, sample_seeds
 from good_rt.method.schedule import strengths
-from good_rt.workflow.generation import LAMBDA, GenerationJob, Generator
-from good_rt.workflow.steps import open_generator
-from good_rt.workflow.timing import ratio, side_by_side, step_parts
+from good_rt.models import ModelSpec
+from good_rt.workflow.bench import ratio, side_by_side, step_parts
+from good_rt.workflow.generate import open_generator
+from good_rt.workflow.generator import Generator
 
 SETTINGS = {
     "mu": GuidanceConfig(mu=0.1),
@@ -53,6 +54,7 @@ SETTINGS = {
 }
 BATCHES = (1, 8, 32)
 STEPS = 10
+CONFIG = GenerationConfig(kind="both", sampler=SamplerConfig(STEPS))
 SAME_IMAGE = 1e-3
 CASES = {
     "samplers": "",
@@ -67,11 +69,9 @@ CASES = {
 class Case:
     """A diffusion model with what is needed to guide it, and the batch sizes to sample it at."""
 
-    model: Path
-    classifier: Path
+    models: ModelSpec
     data: Path
     engines: Path
-    gradient_decoder: Path | None = None
     batches: tuple[int, ...] = BATCHES
 
 
@@ -90,7 +90,7 @@ def tfg_latents(
     rho, mu = strengths(sigmas, config.rho, "constant"), strengths(sigmas, config.mu, "constant")
     noise = Noise(seeds, 0)
     x = noise(
-        torch.empty(len(seeds), *model.sample_shape, dtype=next(model.unet.parameters()).dtype)
+        torch.empty(len(seeds), *model.sample_shape, dtype=next(model.network.parameters()).dtype)
     )
     x0_of = PREDICTIONS[model.prediction_type]
     times = np.interp(
@@ -102,13 +102,13 @@ def tfg_latents(
         push = torch.zeros_like(x)
         if rho[step]:
             x = x.detach().requires_grad_(True)
-            x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
+            x0 = x0_of(model.network(x, t, *condition), x / a**0.5, float(sigmas[step]))
             value = guidance(model.gradient_decoder(x0))
             (gradient,) = torch.autograd.grad(value.sum(), x)
             push = rho[step] * limited(gradient, value.detach(), config, step)
         else:
             with torch.no_grad():
-                x0 = x0_of(model.unet(x, t, *condition), x / a**0.5, float(sigmas[step]))
+                x0 = x0_of(model.network(x, t, *condition), x / a**0.5, float(sigmas[step]))
         x, x0 = x.detach(), x0.detach()
         shift = torch.zeros_like(x)
         if mu[step]:
@@ -139,41 +139,32 @@ def latents_of(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The sampler's latents of these indices, guided by ``config`` or not at all."""
-    job = GenerationJob(len(indices))
-    guidance = generator.guidance(job) if config else None
+    guidance = generator.guidance(CONFIG) if config else None
     return sample(
         generator.denoiser,
         generator.decode_with_gradient,
         guidance,
         generator.sigmas,
         config or GuidanceConfig(mu=0.0),
-        sample_seeds(job.seed, indices),
+        sample_seeds(CONFIG.seed, indices),
         generator.shape,
         generator.rows(indices),
         dtype=dtype,
     )
 
 
-GENERATORS = {"engines": (True, True), "torch gradients": (True, False), "eager": (False, False)}
-"""What runs a case: engines throughout, engines with PyTorch's gradients, PyTorch alone; by
-(engines, gradients)."""
+GENERATORS = {
+    "engines": BackendConfig("onnx", gradients="engine"),
+    "torch gradients": BackendConfig("onnx", gradients="torch"),
+    "eager": BackendConfig("torch"),
+}
+"""What runs a case: engines throughout, engines with PyTorch's gradients, only PyTorch."""
 
 
 def open_case(case: Case, kind: str) -> Generator:
     """A case's models on one of `GENERATORS`."""
-    engines, gradients = GENERATORS[kind]
-    return open_generator(
-        case.model,
-        case.classifier,
-        case.data,
-        GenerationJob(1),
-        engines=case.engines if engines else None,
-        gradients=gradients,
-        steps=STEPS,
-        cfg_scale=1.0,
-        bars=Bars(None),
-        gradient_decoder=case.gradient_decoder,
-    )[0]
+    config = replace(CONFIG, backend=GENERATORS[kind])
+    return open_generator(case.models.load(), IdData(case.data), config, case.engines)
 
 
 def loop_of(
@@ -181,13 +172,15 @@ def loop_of(
 ) -> Callable[[GuidanceConfig, list[int]], Tensor]:
     """The TFG loop for a case, as `latents_of` is for a generator, which is in double precision as
     well if this is."""
-    model = load_diffusion(case.model, gradient_decoder=case.gradient_decoder)
+    model = load_diffusion(
+        case.models.diffusion_path, gradient_decoder=case.models.gradient_decoder_path
+    )
     if double:
-        for module in (model.unet, model.gradient_decoder):
+        for module in (model.network, model.gradient_decoder):
             assert module is not None
             module.double()
     guidance = ClassifierGuidance(
-        eager.classifier, eager.bank, eager.scales, LAMBDA["both"], GenerationJob.k
+        eager.classifier, eager.bank, eager.scales, LEVEL_WEIGHTS[CONFIG.kind], CONFIG.bank.k
     )
 
     def latents(config: GuidanceConfig, indices: list[int]) -> Tensor:
@@ -201,20 +194,23 @@ def loop_of(
 
 
 def demo(engines: Path) -> Case:
-    return Case(assets.MODEL, assets.CLASSIFIER, assets.DATA, engines)
+    return Case(ModelSpec(assets.CLASSIFIER, assets.MODEL), assets.DATA, engines)
 
 
 def light(engines: Path) -> Case:
-    return replace(demo(engines), gradient_decoder=assets.GRADIENT_DECODER)
+    models = ModelSpec(assets.CLASSIFIER, assets.MODEL, assets.GRADIENT_DECODER)
+    return Case(models, assets.DATA, engines)
 
 
 def reduced_stable_diffusion(work: Path) -> Case:
-    return Case(*make_all(work, REDUCED), work / "engines", batches=(1, 8))
+    model, classifier, images = make_all(work, REDUCED)
+    return Case(ModelSpec(classifier, model), images, work / "engines", batches=(1, 8))
 
 
 def light_stable_diffusion(work: Path) -> Case:
     case = reduced_stable_diffusion(work)
-    return replace(case, engines=work / "light-engines", gradient_decoder=light_decoder(case.model))
+    models = replace(case.models, gradient_decoder=light_decoder(case.models.diffusion_path))
+    return replace(case, models=models, engines=work / "light-engines")
 
 
 def compiled(generator: Generator) -> Generator:
@@ -279,10 +275,10 @@ def measure_vjps(engines: Path, repeats: int) -> dict[str, Any]:
     """The VJP engines of decoder and UNet against autograd, alone."""
     model = load_diffusion(assets.MODEL)
     assert model.decoder is not None
-    loaded = load_engines(engines, names=("decoder_vjp", "unet_vjp"))
+    loaded = load_engines(engines, names=("decoder_vjp", "network_vjp"))
     references = {
         "decoder_vjp": AutogradVjp(model.decoder, 1, 0),
-        "unet_vjp": AutogradVjp(model.unet, 1, 0),
+        "network_vjp": AutogradVjp(model.network, 1, 0),
     }
     found: dict[str, Any] = {}
     for name, reference in references.items():
@@ -324,7 +320,7 @@ def measure_parts(generators: dict[str, Generator], repeats: int) -> dict[str, A
             str(batch): {
                 part: float(np.median(seconds))
                 for part, seconds in side_by_side(
-                    step_parts(generator, GenerationJob(1), batch), repeats
+                    step_parts(generator, CONFIG, batch), repeats
                 ).items()
             }
             for batch in BATCHES

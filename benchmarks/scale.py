@@ -5,7 +5,7 @@ step; time and memory.
 
 The architecture of Stable Diffusion 1.5 (860 M parameters, 512x512 pixels, 64x64 latents) with
 random weights, its gradients through a light decoder (AutoencoderTiny). Every part is a command in
-a process of its own, whose peak memory is its own; an interrupted benchmark goes on in the same
+a process of its own, whose peak memory is its own; an interrupted benchmark resumes in the same
 folder. It takes about 12 GB of disk.
 """
 
@@ -34,7 +34,7 @@ def main(work: Path) -> None:
     engines = work / "engines"
     common = ["--model", str(model), "--classifier", str(classifier), "--id", str(images)]
     light = ["--gradient-decoder", str(light_decoder(model))]
-    one = ["-n", "1", "--batch", "1", "--steps", "1", "--no-twins", "--guidance", "img"]
+    one = ["-n", "1", "--batch", "1", "--sampler-steps", "1", "--no-twins", "--guidance", "img"]
     commands = {
         "inspect": ["inspect", str(model), "--json"],
         "export": ["export", *common, *light, "--parity-batch", "1", "-o", str(engines)],
@@ -59,7 +59,7 @@ def main(work: Path) -> None:
             "0.1",
             "--rho",
             "0.1",
-            "--engines",
+            "--engine-folder",
             str(engines),
             "--gradients",
             "engine",

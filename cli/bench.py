@@ -1,5 +1,4 @@
-"""`good-rt bench`: how fast the sampler is on this machine, with engines and without, side by
-side."""
+"""`good-rt bench`: how fast the sampler is on this machine, with engines and without."""
 
 from __future__ import annotations
 
@@ -9,16 +8,17 @@ from typing import Any
 import click
 
 from good_rt.cli.options import (
-    classifier_option,
     device_option,
     emit_json,
-    engines_option,
-    gradient_decoder_option,
+    engine_folder_option,
     id_option,
     json_option,
-    model_option,
-    progress,
 )
+from good_rt.cli.settings import takes
+from good_rt.config.settings import GenerationConfig
+from good_rt.errors import GoodRtError
+from good_rt.models import ModelSpec
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
@@ -34,11 +34,9 @@ def bench() -> None:
 
 
 @bench.command(epilog=EPILOG)
-@model_option
-@classifier_option
+@takes(ModelSpec, "models")
 @id_option
-@engines_option
-@gradient_decoder_option
+@takes(GenerationConfig, "config", without=("count", "batch", "backend", "twins"))
 @click.option(
     "--batch",
     "batches",
@@ -46,14 +44,7 @@ def bench() -> None:
     multiple=True,
     default=(1, 8, 32),
     show_default=True,
-    help="Batch size; may be given several times.",
-)
-@click.option("--mu", type=float, default=0.1, show_default=True, help="Strength of mean guidance.")
-@click.option(
-    "--rho", type=float, default=0.0, show_default=True, help="Strength of variance guidance."
-)
-@click.option(
-    "--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampler steps."
+    help="Batch size; may be repeated.",
 )
 @click.option(
     "--repeats",
@@ -62,63 +53,43 @@ def bench() -> None:
     show_default=True,
     help="Timed runs of each variant.",
 )
+@engine_folder_option
 @device_option
 @click.option(
     "--tensorrt",
     "plans",
     type=click.Choice(["fp32", "fp16", "bf16"]),
     multiple=True,
-    help="Time TensorRT plans of this precision as well, on a GPU; may be given several times.",
+    help="Also time TensorRT plans of this precision, on a GPU; may be repeated.",
 )
 @json_option
 def sampler(
-    model: Path,
-    classifier: Path,
+    models: ModelSpec,
     id_data: Path,
-    engines: Path,
-    gradient_decoder: Path | None,
-    batches: tuple[int, ...],
-    mu: float,
-    rho: float,
-    steps: int,
-    repeats: int,
+    config: GenerationConfig,
     device: str,
-    plans: tuple[Any, ...],
     as_json: bool,
+    **arms: Any,
 ) -> None:
-    """Time the guided sampler: unguided, with PyTorch's gradients, with engines throughout, and in
-    PyTorch alone.
+    """Time the sampler with and without engines.
 
-    All variants sample the same seeds in turn, so that their ratios mean something on a noisy
-    machine.
+    The variants are: without guidance, engines end to end, engines with PyTorch's gradients, and
+    only PyTorch. They sample the same seeds in turn, so that their ratios are meaningful even on a
+    busy machine.
     """
-    from good_rt.cli.tables import print_speed
-    from good_rt.environment import use_device
-    from good_rt.errors import GoodRtError
-    from good_rt.method.guidance import GuidanceConfig
-    from good_rt.workflow.steps import run_sampler_bench
-
-    place = use_device(device)
-    config = GuidanceConfig(mu=mu, rho=rho)
-    if not config.active:
-        raise GoodRtError("--mu and --rho are both 0, so nothing is guided; set one")
-    if plans and place.type == "cpu":
-        raise GoodRtError("--tensorrt needs --device cuda")
-    with progress(quiet=as_json) as bars:
-        speed = run_sampler_bench(
-            model,
-            classifier,
-            id_data,
-            engines,
-            config,
-            batches,
-            steps,
-            repeats,
-            bars,
-            gradient_decoder,
-            place,
-            plans,
+    if config.kind == "none":
+        raise GoodRtError(
+            "--guidance none has nothing to compare; choose img, feat or both (the unguided sampler "
+            "is always timed)"
         )
+    if arms["plans"] and device == "cpu":
+        raise GoodRtError("--tensorrt needs --device cuda")
+    models.check_paths()
+    from good_rt.cli.tables import print_speed
+    from good_rt.workflow.bench import bench_sampler
+
+    with shown_progress(quiet=as_json) as progress:
+        speed = bench_sampler(models.load(device), id_data, config, progress=progress, **arms)
     if as_json:
         emit_json(speed)
         return

@@ -24,15 +24,15 @@ Examples:
 @out_option("classifier", "Folder to write.")
 @json_option
 def save(spec: str, classes: Path | None, out: Path, as_json: bool, **values: Any) -> None:
-    """Save a classifier as a folder that every command takes, with its preprocessing, features and
-    classes.
+    """Save a classifier as a folder that every command accepts.
 
-    A folder never names code: one that was saved from MODULE:ATTR is opened as MODULE:ATTR@FOLDER.
+    The folder holds the weights, preprocessing, features and classes. It never names code: open a
+    folder that was saved from MODULE:ATTR as MODULE:ATTR@FOLDER.
     """
+    classifier = open_spec(spec, classes, **values)
     from good_rt.classifier import save_classifier
     from good_rt.classifier.summary import summarise
 
-    classifier = open_spec(spec, classes, **values)
     save_classifier(classifier, out)
     summary = summarise(classifier)
     if as_json:

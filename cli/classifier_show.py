@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from good_rt.cli.options import Existing, emit_json, json_option
+from good_rt.cli.settings import Numbers
+from good_rt.models import check_classifier_path
 
 if TYPE_CHECKING:
     from good_rt.classifier import Classifier
@@ -17,54 +19,50 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  good-rt classifier show timm:resnet18                            pretrained, from the hub or its cache
-  good-rt classifier show timm:resnet18@weights.safetensors        yours, with any number of classes
+  good-rt classifier show timm:resnet18                            pretrained weights from the hub
+  good-rt classifier show timm:resnet18@weights.safetensors        your weights, with any number of classes
   good-rt classifier show transformers:./vit --json
   good-rt classifier show clf.pt2 --features fc --mean 0.5 --std 0.5
 """
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
-
-
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What the caller may set himself of a classifier that is not a folder."""
+    """The settings that a user may give for a classifier that is not a folder."""
     for option in reversed(
         (
             click.argument("spec"),
-            click.option("--features", metavar="NAME", help="Module whose input the features are."),
             click.option(
-                "--size", type=click.IntRange(1), help="Pixels a side of the network's images."
+                "--features",
+                metavar="NAME",
+                help="Name of the module whose input is the feature vector.",
             ),
             click.option(
-                "--channels", type=click.IntRange(1), help="Channels of the network's images."
+                "--size",
+                type=click.IntRange(1),
+                help="Height and width of the network's input, in pixels.",
             ),
             click.option(
-                "--mean", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."
+                "--channels", type=click.IntRange(1), help="Channels of the network's input."
             ),
             click.option(
-                "--std", type=Numbers(), help="Of images in [0, 1], one a channel or one for all."
+                "--mean",
+                type=Numbers(),
+                help="Mean of images in [0, 1]: one number per channel, or one for all.",
             ),
             click.option(
-                "--interpolation", help="bilinear, bicubic, nearest, lanczos, box or hamming."
+                "--std",
+                type=Numbers(),
+                help="Standard deviation of images in [0, 1]: one number per channel, or one for "
+                "all.",
+            ),
+            click.option(
+                "--interpolation",
+                help="How images are resized: bilinear, bicubic, nearest, lanczos, box or hamming.",
             ),
             click.option(
                 "--classes",
-                type=Existing("does not exist; give a text file with a name a line"),
-                help="Text file of the classes' names, one a line.",
+                type=Existing("does not exist; give a text file of class names, one per line"),
+                help="Text file of class names, one per line.",
             ),
         )
     ):
@@ -74,6 +72,7 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def open_spec(spec: str, classes: Path | None, **values: Any) -> Classifier:
     """The classifier of a spec, with the options' settings."""
+    check_classifier_path(Path(spec))
     from good_rt.classifier import Settings, load_classifier
     from good_rt.errors import GoodRtError
 
@@ -83,7 +82,7 @@ def open_spec(spec: str, classes: Path | None, **values: Any) -> Classifier:
             names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise GoodRtError(
-                f"{classes} cannot be read ({error}); give a text file, one class a line"
+                f"{classes} cannot be read ({error}); give a text file of class names, one per line"
             ) from None
     return load_classifier(spec, Settings(classes=names, **values))
 
@@ -93,17 +92,17 @@ def print_summary(summary: Summary) -> None:
     resize = summary.resize
     steps = []
     if resize is not None:
-        crop = f", then the middle {resize.crop}" if resize.crop != resize.size else ""
+        crop = f", then center-cropped to {resize.crop}" if resize.crop != resize.size else ""
         steps.append(
-            f"images of another size: to {resize.size} pixels ({resize.interpolation}){crop}"
+            f"other sizes are resized to {resize.size} pixels ({resize.interpolation}){crop}"
         )
     if summary.mean is None or summary.std is None:
-        steps.append("[-1, 1] as it is")
+        steps.append("none: pixels in [-1, 1]")
     else:
         mean, std = (
             ", ".join(f"{value:.4g}" for value in values) for values in (summary.mean, summary.std)
         )
-        steps.append(f"of [0, 1] minus mean {mean}, over std {std}")
+        steps.append(f"pixels in [0, 1] minus mean {mean}, divided by std {std}")
     names = ", ".join([*summary.classes[:5], *(["…"] if len(summary.classes) > 5 else [])])
     rows = {
         "source": summary.source,
@@ -112,7 +111,7 @@ def print_summary(summary: Summary) -> None:
         "images": f"{summary.channels} x {summary.size} x {summary.size}",
         "preprocessing": "; ".join(steps),
         "features": f"{summary.features}, {summary.feature_dimension} values",
-        "training": "yes" if summary.trainable else "no: bank, detector and calibration alone",
+        "training": "yes" if summary.trainable else "no: the detector is built without fine-tuning",
         "gradient": "yes" if summary.gradient else "no: it cannot guide a diffusion model",
     }
     for name, text in rows.items():
@@ -123,15 +122,15 @@ def print_summary(summary: Summary) -> None:
 @settings_options
 @json_option
 def show(spec: str, classes: Path | None, as_json: bool, **values: Any) -> None:
-    """Show what a classifier is: source, classes, preprocessing, features, and what it can be used
-    for.
+    """Show a classifier's classes, preprocessing and features.
 
-    SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
+    Also shows whether it can be fine-tuned and whether it can guide a diffusion model. SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
     transformers:FOLDER_OR_NAME, or a .pt2, .pt or .onnx file.
     """
+    classifier = open_spec(spec, classes, **values)
     from good_rt.classifier.summary import summarise
 
-    summary = summarise(open_spec(spec, classes, **values))
+    summary = summarise(classifier)
     if as_json:
         emit_json(summary.to_json())
     else:

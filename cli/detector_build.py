@@ -1,5 +1,4 @@
-"""`good-rt detector build`: bank, gate and calibration of a classifier, written as one
-detector.onnx."""
+"""`good-rt detector build`: bank, gate and calibration of a classifier, as one detector.onnx."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ from pathlib import Path
 import click
 
 from good_rt.cli.options import (
-    classifier_option,
     device_option,
     emit_json,
     generated_option,
@@ -16,71 +14,62 @@ from good_rt.cli.options import (
     json_option,
     out_option,
 )
+from good_rt.cli.settings import takes
+from good_rt.config.settings import DetectorConfig
+from good_rt.models import ModelSpec, check_classifier_path
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
-  good-rt detector build --ood ood/                                     for the demo's classifier
-  good-rt detector build --classifier trained/classifier --ood ood/     for the one that was trained with them
+  good-rt detector build --generated ood/                               for the demo's classifier
+  good-rt detector build --classifier trained/classifier --generated ood/    for a trained classifier
   good-rt detector build --classifier timm:FOLDER --id photos/          without generated images
-  good-rt detector build --ood ood/ --alpha 0.01 --k 5 -o strict.onnx
+  good-rt detector build --generated ood/ --alpha 0.01 --k 5 -o strict.onnx
 """
 
 
 @click.command(epilog=EPILOG)
 @generated_option(required=False)
-@classifier_option
+@takes(ModelSpec, "models", without=("diffusion", "gradient_decoder", "image_size"))
 @id_option
-@click.option(
-    "--k",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Neighbour of the k-NN distance.",
-)
-@click.option(
-    "--alpha",
-    type=float,
-    default=0.05,
-    show_default=True,
-    help="Share of ID inputs that may be refused.",
-)
-@click.option(
-    "--bank-size",
-    type=click.IntRange(1),
-    default=10_000,
-    show_default=True,
-    help="Features in the bank.",
-)
+@takes(DetectorConfig, "config")
 @device_option
 @out_option("detector.onnx", "The file to write.")
 @json_option
 def build(
     generated: tuple[Path, ...],
-    classifier: Path,
+    models: ModelSpec,
     id_data: Path,
-    k: int,
-    alpha: float,
-    bank_size: int,
+    config: DetectorConfig,
     device: str,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Build detector.onnx: image in; logits, energy, k-NN distance, unified score, p-value and
-    decision out.
+    """Build detector.onnx from a classifier.
 
-    The gate is fitted on held-out ID images against generated ones, the p-value calibrated on other
-    held-out images. Without --ood the gate weighs energy and k-NN distance alike. ID images need no
-    classes here. The file is compared with PyTorch before it gets its name.
+    The file takes images and gives logits, energy, k-NN distance, unified score, p-value and
+    decision. The gate that weighs energy against k-NN distance is fitted on held-out ID images and
+    generated images; without --generated both weigh the same. The p-value is calibrated on other
+    held-out ID images. ID images need no classes here. The file is compared with PyTorch before it
+    is written.
     """
-    from good_rt.detector.module import DetectorConfig
+    check_classifier_path(models.classifier_path)
     from good_rt.environment import use_device
-    from good_rt.workflow.steps import run_build
+    from good_rt.workflow import detector as step
 
-    config = DetectorConfig(k=k, alpha=alpha)
-    detector, parity = run_build(
-        classifier, id_data, generated, out, config, bank_size, use_device(device)
-    )
-    unified = detector.unified
+    with shown_progress(quiet=as_json) as progress:
+        path, used_device = models.classifier_path, use_device(device)
+        classifier = step.open_classifier(path, generated, used_device)
+        built = step.build_detector(
+            classifier,
+            id_data,
+            out,
+            generated,
+            config,
+            training=step.training_of(path),
+            progress=progress,
+        )
+    unified, parity = built.module.unified, built.parity
     if as_json:
         emit_json(
             {
@@ -95,7 +84,7 @@ def build(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}"
     )
     click.echo(
-        f"file against PyTorch on {parity.images} images: largest relative difference of the score "
+        f"compared with PyTorch on {parity.images} images: largest relative difference of the score "
         f"{parity.max_relative['score']:.1e}, "
         f"{parity.class_disagreements + parity.ood_disagreements} labels differ"
     )

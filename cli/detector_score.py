@@ -1,4 +1,4 @@
-"""`good-rt detector score`: images through detector.onnx, with the base install alone."""
+"""`good-rt detector score`: images through detector.onnx; the base install is enough."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from good_rt.cli.options import PATH, emit_json, json_option, progress
+from good_rt.cli.options import PATH, emit_json, json_option
 from good_rt.data.image_files import find_images, read_image
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
@@ -45,7 +46,9 @@ class Line:
 
 @click.command(epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, type=PATH)
-@click.option("--detector", "detector_path", type=PATH, required=True, help="The detector.onnx.")
+@click.option(
+    "--detector", "detector_path", type=PATH, required=True, help="The detector.onnx to run."
+)
 @click.option(
     "--alpha", type=float, help="Share of ID inputs that may be refused.  [default: the detector's]"
 )
@@ -53,13 +56,13 @@ class Line:
 @click.option(
     "--skip-bad",
     is_flag=True,
-    help="Leave out files that are no image that can be read, and name them.",
+    help="Skip files that cannot be read as an image, and list them.",
 )
 @click.option(
     "--csv",
     "csv_path",
     type=PATH,
-    help="Write CSV to this file instead of a table; - for standard output.",
+    help="Write CSV to this file instead of printing a table; - for standard output.",
 )
 @click.option(
     "--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores."
@@ -69,10 +72,10 @@ def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,
     csv_path: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score image FILES (or folders of them): is this something the classifier was trained on?
+    """Score image FILES, or folders of them, with a detector.onnx.
 
-    The p-value is the share of held-out ID images that look at least as strange; at or below alpha,
-    the image is OOD.
+    A higher score means more OOD. The p-value is the share of held-out ID images with at least the
+    same score; an image with a p-value of at most alpha is OOD. PyTorch is not needed.
     """
     if as_json and str(csv_path) == "-":
         raise GoodRtError(
@@ -83,8 +86,8 @@ def score(
     lines: list[Line] = []
     skipped: list[str] = []
     with (
-        progress(quiet=as_json or len(paths) <= AT_ONCE) as bars,
-        bars.task("scoring", len(paths)) as advance,
+        shown_progress(quiet=as_json or len(paths) <= AT_ONCE) as progress,
+        progress.task("scoring", len(paths)) as advance,
     ):
         for first in range(0, len(paths), AT_ONCE):
             part = paths[first : first + AT_ONCE]

@@ -14,14 +14,19 @@ from good_rt.cli.options import (
     json_option,
     named_paths,
     out_option,
-    progress,
+    test_set_option,
 )
+from good_rt.cli.settings import takes
+from good_rt.config.settings import DetectorConfig
+from good_rt.demo import assets
+from good_rt.models import check_classifier_path
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
-  good-rt evaluate --ood ood/                                               the demo's classifier on the demo's sets
-  good-rt evaluate --ood ood/ --classifier before=clf/ --classifier trained=trained/classifier
-  good-rt evaluate --ood ood/ --test-set street=street.npz --json
+  good-rt evaluate --generated ood/                                     the demo's classifier and sets
+  good-rt evaluate --generated ood/ --classifier before=clf/ --classifier trained=trained/classifier
+  good-rt evaluate --generated ood/ --test-set street=street.npz --json
 """
 
 
@@ -33,27 +38,14 @@ Examples:
     multiple=True,
     callback=named_paths,
     metavar="NAME=DIR",
-    help="A classifier and its row's name; may be given several times, last the one whose detector "
-    "is to be used.  "
+    help="A classifier and the name of its row; may be repeated, with the one to be shipped last.  "
     "[default: the demo's]",
 )
 @id_option
-@click.option(
-    "--test-set",
-    "test_sets",
-    multiple=True,
-    callback=named_paths,
-    metavar="NAME=PATH",
-    help="An OOD test set: images of any kind that --id takes; may be given several times.  "
-    "[default: the demo's]",
+@test_set_option(
+    "Real OOD images, of any kind that --id accepts; may be repeated.  [default: the demo's]"
 )
-@click.option(
-    "--k",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Neighbour of the k-NN distance.",
-)
+@takes(DetectorConfig, "config")
 @device_option
 @out_option("evaluation", "Folder of evaluation.json and report.html.")
 @json_option
@@ -62,34 +54,41 @@ def evaluate(
     classifiers: dict[str, Path],
     id_data: Path,
     test_sets: dict[str, Path],
-    k: int,
+    config: DetectorConfig,
     device: str,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Measure OOD detection: AUROC, AUPR and FPR at 95 % recall, with bootstrap intervals.
+    """Measure how well each score separates ID from OOD images.
 
-    Scores: MSP, MaxLogit, Energy, k-NN and the unified score, whose gate is fitted on --ood
-    (generated images). FPR95 is the share of OOD images accepted when 95 % of ID images are.
+    Gives AUROC, AUPR and FPR95 with bootstrap intervals for MSP, MaxLogit, Energy, k-NN and the
+    unified score, whose gate is fitted on generated images. FPR95 is the share of OOD images that
+    are accepted when 95 % of ID images are.
     """
-    from good_rt.classifier import load_classifier
+    classifiers = classifiers or {"before": assets.CLASSIFIER}
+    for path in classifiers.values():
+        check_classifier_path(path)
     from good_rt.cli.tables import print_evaluation
-    from good_rt.demo.assets import CLASSIFIER
-    from good_rt.detector.module import DetectorConfig
     from good_rt.environment import use_device
-    from good_rt.workflow.steps import demo_test_sets, load_test_sets, run_evaluate
+    from good_rt.workflow import evaluate as step
+    from good_rt.workflow.detector import open_classifier
 
-    place = use_device(device)
-    classifiers = classifiers or {"before": CLASSIFIER}
-    config = load_classifier(next(iter(classifiers.values()))).config
-    sets = (
-        load_test_sets(test_sets, config.channels, config.image_size)
-        if test_sets
-        else demo_test_sets()
-    )
-    with progress(quiet=as_json) as bars:
-        evaluation = run_evaluate(
-            classifiers, id_data, generated, sets, DetectorConfig(k=k), out, bars, device=place
+    used_device = use_device(device)
+    with shown_progress(quiet=as_json) as progress:
+        loaded = {
+            name: open_classifier(path, generated, used_device)
+            for name, path in classifiers.items()
+        }
+        page = step.ReportPage(training=list(classifiers.values())[-1])
+        evaluation = step.evaluate(
+            loaded,
+            id_data,
+            test_sets or assets.TEST_SETS,
+            out,
+            generated,
+            config,
+            page,
+            progress,
         )
     if as_json:
         emit_json(evaluation.to_json())

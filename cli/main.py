@@ -1,7 +1,7 @@
 """`good-rt`: the group of all commands. Each lives in a file of its own and is imported when it is
 called.
 
-Errors that a user can mend end in one line on standard error and exit code 2; anything else keeps
+Errors that a user can fix end in one line on standard error and exit code 2; anything else keeps
 its traceback.
 """
 
@@ -77,8 +77,8 @@ class LazyGroup(click.Group):
 
 EPILOG = """\b
 Examples:
-  good-rt demo                               the whole way on shipped images: about five minutes
-  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own; then: good-rt run job.toml
+  good-rt demo                               end to end on shipped images: about five minutes
+  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own images; then: good-rt run job.toml
   good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
   good-rt detector score photo.png --detector detector.onnx
 """
@@ -104,7 +104,7 @@ def cli() -> None:
     lazy=DETECTOR_COMMANDS,
     epilog="""\b
 Examples:
-  good-rt detector build --ood ood/ -o detector.onnx
+  good-rt detector build --generated ood/ -o detector.onnx
   good-rt detector score photos/ --detector detector.onnx --csv scores.csv
 """,
 )
@@ -122,7 +122,7 @@ Examples:
 """,
 )
 def classifier() -> None:
-    """Look at a classifier, or save it as a folder that every command takes."""
+    """Show a classifier, or save it as a folder that every command accepts."""
 
 
 def main() -> None:
@@ -130,7 +130,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("interrupted; a job goes on with the same command", err=True)
+        click.echo("interrupted; the same command resumes a job", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -149,7 +149,7 @@ def main() -> None:
             type(error).__name__ != "OutOfMemoryError"
         ):  # PyTorch's, which is not imported for its name
             raise
-        _fail("the GPU's memory is full; make --batch smaller, or let another --device do it")
+        _fail("the GPU is out of memory; use a smaller --batch, or another --device")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from good_rt.cli.options import Existing, device_option, emit_json, json_option, progress
+from good_rt.cli.options import Existing, device_option, emit_json, json_option
+from good_rt.progress import shown_progress
+
+if TYPE_CHECKING:
+    from good_rt.workflow.run import RunResult
 
 EPILOG = """\b
 Examples:
-  good-rt run job.toml            everything that is not done yet; an interrupted run goes on
-  good-rt run job.toml --json     what was done and measured, as JSON
+  good-rt run job.toml            runs the unfinished steps; an interrupted run resumes
+  good-rt run job.toml --json     steps and figures as JSON
 """
 
 
@@ -20,33 +25,47 @@ Examples:
 @device_option
 @json_option
 def run(job: Path, device: str, as_json: bool) -> None:
-    """Do what a job file says: split, export, generate, train, build the detector, evaluate,
-    report.
+    """Run a job file, from images to detector.onnx and report.html.
 
-    What is done already is skipped, as long as its settings and inputs are the same. Everything is
-    written into the job's folder (`out` in the file), and nothing outside it.
+    The steps are split, export, generate, train, build the detector, evaluate and report. Finished
+    steps are skipped while their settings and inputs stay the same. All output goes to the job's
+    folder (`out` in the file).
     """
-    from good_rt.cli.tables import print_evaluation
-    from good_rt.environment import use_device
-    from good_rt.workflow.run import run_job_file
+    from good_rt.workflow.job import Job
 
-    with progress(quiet=as_json) as bars:
-        done = run_job_file(job, bars, use_device(device))
-    for reason in done.skipped_images:
+    read = Job.read(job)
+    read.check_paths()
+    from good_rt.workflow.run import run_job
+
+    with shown_progress(quiet=as_json) as progress:
+        result = run_job(read, device, progress)
+    for reason in result.skipped_images:
         click.echo(f"skipped: {reason}", err=True)
     if as_json:
-        emit_json(
-            {
-                "detector": str(done.detector),
-                "report": str(done.report),
-                "skipped": list(done.skipped_images),
-                "steps": [vars(step) for step in done.steps],
-                "evaluation": done.evaluation.to_json(),
-            }
-        )
+        emit_json(result_json(result))
         return
-    print_evaluation(done.evaluation)
-    for step in done.steps:
-        click.echo(f"{step.name}: {'done before' if step.skipped else f'{step.seconds:.0f} s'}")
-    click.echo(f"detector: {done.detector}")
-    click.echo(f"report:   {done.report} (open it in a browser)")
+    print_result(result)
+
+
+def result_json(result: RunResult) -> dict[str, Any]:
+    """The files, steps and figures of a run, for --json."""
+    return {
+        "detector": str(result.detector),
+        "report": str(result.report),
+        "skipped": list(result.skipped_images),
+        "steps": [vars(step) for step in result.steps],
+        "evaluation": result.evaluation.to_json(),
+    }
+
+
+def print_result(result: RunResult) -> None:
+    """The figures of a run, the seconds of its steps, and where its files are."""
+    from good_rt.cli.tables import print_evaluation
+
+    print_evaluation(result.evaluation)
+    for step in result.steps:
+        click.echo(
+            f"{step.name}: {'skipped, already done' if step.skipped else f'{step.seconds:.0f} s'}"
+        )
+    click.echo(f"detector: {result.detector} ({result.detector.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"report:   {result.report} (open it in a browser)")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import IMAGES, emit_json, json_option, out_option, progress, seed_option
+from good_rt.cli.options import IMAGES, emit_json, json_option, out_option
+from good_rt.cli.settings import takes
+from good_rt.config.settings import SplitConfig
+from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
@@ -17,58 +20,27 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("images", type=IMAGES)
-@click.option(
-    "--held-out",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Share to calibrate and validate with.",
-)
-@click.option(
-    "--test",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Share that the evaluation alone looks at.",
-)
-@click.option(
-    "--skip-bad",
-    is_flag=True,
-    help="Leave out images that are damaged or contradict others, and name them.",
-)
+@takes(SplitConfig, "config")
 @click.option(
     "--check/--no-check",
     default=True,
     show_default=True,
-    help="Decode every image, to find bad ones.",
+    help="Decode every image to find damaged ones.",
 )
-@seed_option
-@out_option("splits.json", "The file to write; every --id takes it in the images' place.")
+@out_option("splits.json", "The file to write; every --id accepts it in place of the images.")
 @json_option
-def split(
-    images: Path,
-    held_out: float,
-    test: float,
-    skip_bad: bool,
-    check: bool,
-    seed: int,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Divide IMAGES into train, held-out and test parts by a hash of their content.
+def split(images: Path, config: SplitConfig, check: bool, out: Path, as_json: bool) -> None:
+    """Divide IMAGES into train, held-out and test parts.
 
-    The same images always give the same parts; copies are in one part; images that a former
-    splits.json names keep their part. Data that comes in train, val and test already keeps those,
-    and a copy in two of them is an error.
+    The part follows from a hash of an image's content, so the same images always give the same
+    parts, and copies share one. Images in an existing splits.json keep their part. Data that
+    already has train, val and test parts keeps them; a copy in two of them is an error.
     """
     from good_rt.cli.tables import print_splits
-    from good_rt.data.splits import SplitConfig
-    from good_rt.workflow.steps import run_split
+    from good_rt.workflow import split as step
 
-    with progress(quiet=as_json) as bars:
-        splits = run_split(
-            images, out, SplitConfig(held_out, test, seed, skip_bad), bars, check=check
-        )
+    with shown_progress(quiet=as_json) as progress:
+        splits = step.split(images, out, config, progress, check=check)
     for reason in splits.skipped:
         click.echo(f"skipped: {reason}", err=True)
     copies = sum(file.copy for file in splits.files.values())

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_inspection(found: Inspection) -> None:
-    """What a diffusion model is, its parts, the graphs to be exported, memory, and what does not
-    work."""
+    """Kind, parts, exported graphs, memory and problems of a diffusion model."""
     shapes = [
         shape and " x ".join(map(str, shape)) for shape in (found.sample_shape, found.image_shape)
     ]
@@ -28,13 +27,13 @@ def print_inspection(found: Inspection) -> None:
         "kind": found.kind,
         "pipeline": found.pipeline,
         "denoises": shapes[0],
-        "makes images": shapes[1],
+        "images": shapes[1],
         "noise": found.process,
         "condition": found.condition or "none",
         "classifier-free guidance": "yes" if found.guidance_free else "no",
-        "learned variance": "split off" if found.learned_variance else None,
+        "learned variance": "dropped" if found.learned_variance else None,
         "weights in memory": size_text(found.weights_bytes),
-        "gradient, an image": None
+        "memory of a gradient, per image": None
         if found.activation_bytes is None
         else f"up to {size_text(found.activation_bytes)}",
     }
@@ -56,7 +55,7 @@ def print_inspection(found: Inspection) -> None:
             size_text(part.bytes),
         )
     Console().print(table)
-    table = Table(title="graphs that are exported, in float32")
+    table = Table(title="exported graphs, in float32")
     table.add_column("graph")
     table.add_column("inputs")
     table.add_column("weights", justify="right")
@@ -64,9 +63,9 @@ def print_inspection(found: Inspection) -> None:
         table.add_row(graph.name, ", ".join(graph.inputs), size_text(graph.bytes))
     Console().print(table)
     for problem in found.problems:
-        print(f"does not work: {problem}")
+        print(f"problem: {problem}")
     if found.runs:
-        print("nothing speaks against it")
+        print("OK: this model can be exported and used for generation")
 
 
 def size_text(count: int) -> str:
@@ -76,7 +75,7 @@ def size_text(count: int) -> str:
 
 def print_parity(manifest: Manifest) -> None:
     """The worst batch size of every output, on real and random inputs."""
-    table = Table(title="engine against PyTorch, largest difference over batch sizes")
+    table = Table(title="engines compared with PyTorch: largest difference over all batch sizes")
     for column in ("graph", "output", "inputs", "batches"):
         table.add_column(column, overflow="fold")
     for column in ("absolute", "relative to RMS", "of tolerance"):
@@ -97,7 +96,7 @@ def print_parity(manifest: Manifest) -> None:
 
 
 def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
-    """What each TensorRT plan is, and whether it was built just now."""
+    """Profile, size and build time of each TensorRT plan; "unchanged" where it was not built again."""
     infos = [info for info, _ in plans.values()]
     first = infos[0]
     title = f"{first.library} {first.library_version}, {first.precision}, for {', '.join(first.architectures)}"
@@ -163,11 +162,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_speed(speed: dict[str, Any]) -> None:
-    """Images a second of every variant by batch size, its ratio to PyTorch alone, and a step's
-    parts."""
+    """Images a second of every variant by batch size, its ratio to only PyTorch, and the parts of a
+    step."""
     table = Table(
-        title=f"images a second, {speed['steps']} steps (times PyTorch alone, median over the "
-        "rounds)"
+        title=f"images per second, {speed['steps']} steps (in parentheses: speed-up over only "
+        "PyTorch, median over the rounds)"
     )
     table.add_column("variant")
     names = list(next(iter(speed["seconds"].values())))
@@ -182,8 +181,8 @@ def print_speed(speed: dict[str, Any]) -> None:
         table.add_row(name, *cells)
     Console().print(table)
     parts = Table(
-        title="a guided step's parts, milliseconds; each timed alone, after a rest, which is "
-        "slower than in a row"
+        title="parts of a guided step in milliseconds, each timed separately after a pause, which "
+        "is slower than within a step"
     )
     for column in ("gradients", "batch"):
         parts.add_column(column)
@@ -195,7 +194,7 @@ def print_speed(speed: dict[str, Any]) -> None:
     Console().print(parts)
     machine = speed["machine"]
     named = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    kernels = "" if machine["kernels"] else "; without good-rt's kernels (docs/troubleshooting.md)"
+    kernels = "" if machine["kernels"] else "; without CPU kernels (docs/troubleshooting.md)"
     Console().print(
         f"on {machine['device']} ({machine['cores']} cores allowed, {machine['threads']} PyTorch "
         "threads); "
@@ -207,7 +206,7 @@ def print_splits(splits: Splits) -> None:
     """The number of images of each class in each part."""
     counts = splits.counts()
     table = Table(
-        title=f"{splits.kind}, {'in given parts' if splits.given else 'divided by content'}"
+        title=f"{splits.kind}, {'with the parts of the data' if splits.given else 'divided by content'}"
     )
     table.add_column("class")
     for part in counts:

@@ -8,18 +8,24 @@ any module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from good_rt.engines.base import Engine, SideBySide, TensorSpec, are_rows, check_inputs
+from good_rt.engines.base import Engine, NativeEngine, TensorSpec, check_inputs
 from good_rt.errors import GoodRtError
 
-Residuals = Sequence[tuple[slice, Mapping[str, Any]]]
-"""Each part of the batch, and what the backward half needs of it: tensors, or what the engines'
-runtime gave."""
+
+@dataclass(frozen=True)
+class Residuals:
+    """What the backward half needs of a batch of ``count`` samples: tensors, or the runtime's own
+    values."""
+
+    count: int
+    values: Mapping[str, Any]
 
 
 class VjpPair:
@@ -44,53 +50,31 @@ class VjpPair:
             self.output: forward.outputs[self.output],
             **backward.outputs,
         }
-        # a half that would run the parts one after the other gains nothing of them
-        both = type(forward) is type(backward) and isinstance(forward, SideBySide)
-        self._kept = [name for name in names if both and name != self.output]
-        self._divides = both and are_rows((*self.inputs.values(), *self.outputs.values()))
+        same_runtime = type(forward) is type(backward) and isinstance(forward, NativeEngine)
+        self._native = [name for name in names if same_runtime and name != self.output]
 
-    def forward(self, **arrays: Tensor) -> tuple[Tensor, Residuals]:
-        """The output, and the residuals that `backward` takes."""
+    def check_forward(self, arrays: Mapping[str, Tensor]) -> None:
+        """Raises GoodRtError, which names the input, when the forward half does not take these."""
         check_inputs(self._forward, arrays)
-        parts = self._parts(len(next(iter(arrays.values()))))
-        batches = (
-            [arrays]
-            if len(parts) == 1
-            else [{name: array[part] for name, array in arrays.items()} for part in parts]
-        )
-        outputs = _each(self._forward, batches, self._kept)
-        found = [{**batch, **values} for batch, values in zip(batches, outputs, strict=True)]
-        residuals = [{name: values[name] for name in self._residuals} for values in found]
-        return _joined([values[self.output] for values in found]), list(
-            zip(parts, residuals, strict=True)
-        )
 
-    def backward(self, cotangent: Tensor, residuals: Residuals) -> Tensor:
+    def forward(self, **arrays: Tensor) -> tuple[Tensor, Any]:
+        """The output, and the residuals that `backward` takes."""
+        outputs = _run(self._forward, arrays, self._native)
+        values = {**arrays, **outputs}
+        residuals = {name: values[name] for name in self._residuals}
+        count = len(next(iter(arrays.values())))
+        return values[self.output], Residuals(count, residuals)
+
+    def backward(self, cotangent: Tensor, residuals: Any) -> Tensor:
         """Jᵀv of the cotangent v, with respect to the first input. Raises GoodRtError for a v of
         another length."""
-        count = residuals[-1][0].stop
-        if len(cotangent) != count:
-            raise GoodRtError(f"there are {len(cotangent)} cotangents for {count} samples")
-        cotangents = (
-            [cotangent] if len(residuals) == 1 else [cotangent[part] for part, _ in residuals]
-        )
-        batches = [
-            {"cotangent": v, **kept} for v, (_, kept) in zip(cotangents, residuals, strict=True)
-        ]
-        return _joined([outputs["gradient"] for outputs in _each(self._backward, batches)])
-
-    def _parts(self, count: int) -> Sequence[slice]:
-        halves = self._forward, self._backward
-        divided = (
-            [half.parts(count) for half in halves if isinstance(half, SideBySide)]
-            if self._divides
-            else []
-        )
-        return (
-            divided[0]
-            if divided and all(len(parts) > 1 for parts in divided)
-            else [slice(0, count)]
-        )
+        if len(cotangent) != residuals.count:
+            raise GoodRtError(
+                f"there are {len(cotangent)} cotangents for {residuals.count} samples"
+            )
+        arrays = {"cotangent": cotangent, **residuals.values}
+        gradient: Tensor = _run(self._backward, arrays)["gradient"]
+        return gradient
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
         check_inputs(self, arrays)
@@ -103,18 +87,8 @@ class VjpPair:
         return y
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _each(
-    engine: Engine, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    return (
-        engine.each(batches, kept)
-        if isinstance(engine, SideBySide)
-        else [engine(**batch) for batch in batches]
-    )
+def _run(engine: Engine, arrays: Mapping[str, Any], native: Collection[str] = ()) -> dict[str, Any]:
+    return engine.run(arrays, native) if isinstance(engine, NativeEngine) else engine(**arrays)
 
 
 class _ThroughPair(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,22 +33,14 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class SideBySide(Protocol):
-    """What an engine also has that runs parts of a batch at the same time faster than the batch as
-    a whole."""
+class NativeEngine(Protocol):
+    """What an engine also has that can leave outputs in its runtime's own type."""
 
-    def parts(self, count: int) -> Sequence[slice]:
-        """How so many samples are best divided where `are_rows`; one slice where they are best left
-        whole."""
-        ...
+    def run(self, arrays: Mapping[str, Any], native: Collection[str] = ()) -> dict[str, Any]:
+        """The outputs of the inputs by name; of those in ``native`` the runtime's own values.
 
-    def each(
-        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
-    ) -> list[dict[str, Any]]:
-        """The outputs of each of the inputs, which do not depend on each other.
-
-        The outputs in ``kept`` may be left as the runtime gives them, for `each` of another engine
-        of the same class to take among its inputs: a VJP's halves hand on more than a hundred.
+        Another engine of the same class takes these among its inputs. The halves of a VJP hand on
+        more than a hundred of them, and converting each takes longer than checking it.
         """
         ...
 
@@ -63,7 +55,7 @@ def check_inputs(engine: Engine, arrays: Mapping[str, Any]) -> None:
     """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or
     shape.
 
-    What is no tensor is another engine's own value (`SideBySide.each`).
+    What is no tensor is the runtime's own value (`NativeEngine`).
     """
     for name in engine.inputs.keys() ^ arrays.keys():
         what = (

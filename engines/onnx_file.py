@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 LARGEST_FILE = 2**31 - 2**24
 """Bytes over which a graph's weights go to a file of their own: protobuf's limit, less some
@@ -21,6 +21,8 @@ room."""
 LARGEST_TENSOR = 2**31
 """Elements over which a tensor of known size is taken for damage: runtimes compute constants as
 they load."""
+SMALL_MODEL = 2**28
+"""Bytes up to which `is_small` calls a graph with its weights small."""
 STANDARD = ("", "ai.onnx")
 """The names of ONNX's own set of operations; what is in others is for the runtime to know."""
 
@@ -50,11 +52,8 @@ def read_graph(path: Path) -> ModelProto:
     except (
         Exception
     ) as error:  # protobuf, the checker and shape inference each raise kinds of their own
-        first = next(
-            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
         raise GoodRtError(
-            f"{path} is not a valid ONNX file ({first.strip()}); export it again"
+            f"{path} is not a valid ONNX file ({first_line(error)}); export it again"
         ) from None
     return model
 
@@ -64,6 +63,12 @@ def data_files(model: ModelProto) -> list[str]:
     return sorted(
         {found for tensor in _tensors(model.graph) if (found := _data_file(tensor)) is not None}
     )
+
+
+def is_small(model: ModelProto) -> bool:
+    """Whether a graph may be loaded more than once: to be optimised, and to compute a batch's parts
+    side by side."""
+    return not data_files(model) and model.ByteSize() <= SMALL_MODEL
 
 
 def _check_data(model: ModelProto, path: Path) -> None:

@@ -3,14 +3,10 @@ installed."""
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache, cached_property, partial
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from good_rt.engines.base import TensorSpec, are_rows, check_inputs
-from good_rt.engines.kernels import library
-from good_rt.errors import GoodRtError
+from good_rt.engines.base import TensorSpec, check_inputs
+from good_rt.engines.threads import cores
+from good_rt.errors import GoodRtError, first_line
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -37,20 +33,33 @@ GPU_PROVIDERS = frozenset(
 )
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
-LEAST, PART = 2, 16
-"""Fewest and most samples of a batch's part. A single one leaves a thread too little to do; beyond
-the most, what one operator hands the next no longer stays in a core's cache."""
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-SMALL = 2**28
-"""Bytes of weights up to which a graph may be loaded twice, to be optimised and to run a batch's
-parts side by side."""
+CPU_PROVIDERS = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True)
+class SessionGraph:
+    """What a session opens, where that is not just the graph in an ONNX file.
+
+    Attributes:
+        model: A serialised graph that takes the place of the file's; its external data lie in the
+            file's folder. None: the file's own graph.
+        custom_operators: The library of operators that the graph uses beside ONNX's.
+        optimise: Whether ONNX Runtime optimises the graph before it runs it.
+        keep_memory: Whether the memory of activations is kept from one run to the next.
+    """
+
+    model: bytes | None = None
+    custom_operators: Path | None = None
+    optimise: bool = True
+    keep_memory: bool = True
 
 
 def providers_for(device: torch.device) -> tuple[Provider, ...]:
     """The execution providers for tensors of that device; float32 is computed as float32 on a GPU
     too."""
     if device.type == "cpu":
-        return ("CPUExecutionProvider",)
+        return CPU_PROVIDERS
     return (
         "CUDAExecutionProvider",
         {"device_id": device.index or 0, "use_tf32": 0},
@@ -74,26 +83,29 @@ def check_providers(providers: Sequence[Provider]) -> None:
 class OnnxRuntimeEngine:
     """An ONNX file as an engine.
 
-    ``providers`` in the order of preference, of which the first must run, ``threads`` to run on (0:
-    all cores). On the CPU `good_rt.engines.fusing` puts our kernels in the graph. Of a small graph,
-    `good_rt.engines.layout` also takes out what is reordered between them and convolutions,
-    `good_rt.engines.winograd` has these multiply less, and its batch is divided in parts, so that
-    the threads wait for each other once a run instead of once an operator: samples must not depend
-    on each other. On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in
-    place; ``bind`` asks for the same on the CPU. Raises GoodRtError when the file is none that the
-    runtime can load, which is checked before it gets it, or a provider is not installed or cannot
-    run.
+    On a GPU provider, inputs and outputs are bound to PyTorch's CUDA tensors in place.
+
+    Args:
+        path: The ONNX file.
+        providers: Execution providers in the order of preference, of which the first must run.
+        threads: Threads to run on; 0: one for each core that the process may use.
+        bind: Whether tensors are bound in place on the CPU as well.
+        graph: What the session opens in the place of the file as it is; the file is then not
+            checked again.
+
+    Raises:
+        GoodRtError: the runtime cannot load the file, which is checked before the runtime gets it,
+            or a provider is not installed or cannot run.
     """
 
     def __init__(
         self,
         path: Path,
-        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = CPU_PROVIDERS,
         threads: int = 0,
         bind: bool = False,
+        graph: SessionGraph | None = None,
     ) -> None:
-
-        from good_rt.engines.fusing import fuse, has_inner_graphs
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict(
@@ -104,70 +116,13 @@ class OnnxRuntimeEngine:
             "cpu" if gpu is None else f"cuda:{settings[gpu].get('device_id', 0)}"
         )
         self._bind = bind or self.device.type != "cpu"
-
         check_providers(providers)
-        self._path, self._providers = path, list(settings.items())
-        graph = read_graph(path)
-        # of a graph with so many weights, activations go back after each run instead of being kept
-        # for the next
-        self._keeps_memory = not data_files(graph)
-        self._kernels = library() if set(settings) == {"CPUExecutionProvider"} else None
-        small = self._keeps_memory and path.stat().st_size <= SMALL
-        self._graph: Path | bytes = path
-        self._optimise = True
-        if self._kernels is not None and not has_inner_graphs(graph.graph):
-            fused = fuse(graph) > 0
-            convolves = small and (
-                fused or any(node.op_type == "Conv" for node in graph.graph.node)
-            )
-            model = graph.SerializeToString() if fused or convolves else b""
-            if fused:
-                self._graph = model
-            if convolves and (blocked := _in_blocks(model, self._kernels)) is not None:
-                self._graph, self._optimise = blocked, False
-        self._threads = threads or len(
-            cores()
-        )  # not what ONNX Runtime would take, which does not see an affinity
-        self._session = self._open(self._threads)
-        self._divides = small and not self._bind
-        if not self._divides:
-            self._graph = path  # it is not opened again
-
-    def _open(self, threads: int) -> Any:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.enable_cpu_mem_arena = self._keeps_memory
-        options.intra_op_num_threads = threads
-        # between runs, threads that wait for work while spinning would take the cores from PyTorch
-        # and other engines
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # what goes wrong is raised, in one line
-        if not self._optimise:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            if self._kernels is not None:
-                options.register_custom_ops_library(str(self._kernels))
-                # of weights in files of their own, which a graph in memory cannot tell
-                options.add_session_config_entry(DATA_FOLDER, str(self._path.parent))
-            session = ort.InferenceSession(self._graph, options, providers=self._providers)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise GoodRtError(
-                f"{self._path} cannot be loaded by ONNX Runtime {ort.__version__} "
-                f"({_reason(error)})"
-            ) from None
-        wanted, taken = self._providers[0][0], session.get_providers()
-        if wanted not in taken:  # it falls back without a word
-            raise GoodRtError(
-                f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot "
-                "load here; the "
-                "versions of CUDA and cuDNN must be those that onnxruntime-gpu was built for"
-            )
-        return session
-
-    @cached_property
-    def _one_thread(self) -> Any:
-        return self._session if self._threads == 1 else self._open(1)
+        if graph is None:
+            # the memory of a large model's activations goes back after each run
+            graph = SessionGraph(keep_memory=not data_files(read_graph(path)))
+        # ONNX Runtime's own default does not see an affinity
+        self.threads = threads or len(cores())
+        self._session = _open_session(path, list(settings.items()), self.threads, graph)
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -178,78 +133,33 @@ class OnnxRuntimeEngine:
         return {node.name: _spec(node) for node in self._session.get_outputs()}
 
     def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
-        check_inputs(self, arrays)
-        parts = self.parts(len(next(iter(arrays.values())))) if self._rows else ()
-        if len(parts) > 1:
-            found = self._side_by_side(
-                [{name: array[part] for name, array in arrays.items()} for part in parts]
-            )
-            return {name: torch.cat([outputs[name] for outputs in found]) for name in self.outputs}
-        return self._run(self._session, arrays)
+        return self.run(arrays)
 
-    def parts(self, count: int) -> Sequence[slice]:
-        """As many samples to every thread, or the whole of a batch too small to be worth it."""
-        if not self._divides or count < LEAST * self._threads:
-            return [slice(0, count)]
-        number = self._threads * math.ceil(count / (self._threads * PART))
-        return [
-            slice(*ends)
-            for ends in pairwise(count * place // number for place in range(number + 1))
-        ]
+    def run(self, arrays: Mapping[str, Any], native: Collection[str] = ()) -> dict[str, Any]:
+        """The outputs of the inputs by name: tensors, or NumPy arrays of those in ``native``, which
+        `run` of another engine takes among its inputs. (ONNX Runtime's own values are slower.)
 
-    def each(
-        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
-    ) -> list[dict[str, Any]]:
-        """The outputs of each; those of a small graph are computed side by side, each on one
-        thread.
-
-        On the CPU those in ``kept`` are NumPy arrays: to make tensors of them and back would take
-        longer than to check them. (ONNX Runtime's own values were slower still.) On a GPU they are
-        tensors there.
+        Bound to a device, all outputs are tensors there.
         """
-        for arrays in batches:
-            check_inputs(self, arrays)
-        if not self._divides or len(batches) == 1:
-            return [self._run(self._session, arrays, kept) for arrays in batches]
-        return self._side_by_side(batches, kept)
-
-    def _side_by_side(
-        self, batches: Sequence[Mapping[str, Any]], kept: Collection[str] = ()
-    ) -> list[dict[str, Any]]:
-        run = partial(self._run, self._one_thread, kept=kept)
-        return list(thread_pool(self._threads, cores()).map(run, batches))
-
-    @cached_property
-    def _rows(self) -> bool:
-        return are_rows((*self.inputs.values(), *self.outputs.values()))
-
-    def _run(
-        self, session: Any, arrays: Mapping[str, Any], kept: Collection[str] = ()
-    ) -> dict[str, Any]:
+        check_inputs(self, arrays)
         try:
-            return (
-                self._run_bound(session, arrays)
-                if self._bind
-                else self._run_numpy(session, arrays, kept)
-            )
+            return self._run_bound(arrays) if self._bind else self._run_numpy(arrays, native)
         except Exception as error:
             raise GoodRtError(f"ONNX Runtime failed: {_reason(error)}") from None
 
-    def _run_numpy(
-        self, session: Any, arrays: Mapping[str, Any], kept: Collection[str]
-    ) -> dict[str, Any]:
+    def _run_numpy(self, arrays: Mapping[str, Any], native: Collection[str]) -> dict[str, Any]:
         feeds = {
             name: _numpy(array) if isinstance(array, Tensor) else array
             for name, array in arrays.items()
         }
-        values = session.run(None, feeds)
+        values = self._session.run(None, feeds)
         return {
-            name: value if name in kept else torch.from_numpy(value)
+            name: value if name in native else torch.from_numpy(value)
             for name, value in zip(self.outputs, values, strict=True)
         }
 
-    def _run_bound(self, session: Any, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        binding = session.io_binding()
+    def _run_bound(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        binding = self._session.io_binding()
         tensors = {name: torch.as_tensor(array).detach() for name, array in arrays.items()}
         held = {
             name: array.to(self.device).contiguous() for name, array in tensors.items()
@@ -270,62 +180,62 @@ class OnnxRuntimeEngine:
             torch.cuda.current_stream(
                 self.device
             ).synchronize()  # ONNX Runtime works on a stream of its own
-        session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding)
         return {
             name: from_dlpack(value)
             for name, value in zip(self.outputs, binding.get_outputs(), strict=True)
         }
 
 
-def _in_blocks(model: bytes, kernels: Path) -> bytes | None:
-    """The graph as ONNX Runtime's CPU provider runs it, made faster, to be run as it is.
+def _open_session(
+    path: Path,
+    providers: Sequence[tuple[str, Mapping[str, Any]]],
+    threads: int,
+    graph: SessionGraph,
+) -> Any:
+    import onnxruntime as ort
 
-    None where there is nothing to be made faster, or it cannot be had: what is wrong, ONNX Runtime
-    says on opening it.
-    """
-    from good_rt.engines.fusing import has_inner_graphs
-    from good_rt.engines.layout import keep_blocks, optimised
-    from good_rt.engines.winograd import put_convolutions
-
-    found = optimised(model, kernels)
-    if found is None or has_inner_graphs(
-        found.graph
-    ):  # of a function, perhaps, which is no function any more
-        return None
-    changed = keep_blocks(found), put_convolutions(found.graph) > 0
-    return found.SerializeToString() if any(changed) else None
+    options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = graph.keep_memory
+    options.intra_op_num_threads = threads
+    # between runs, threads that wait for work while spinning would take the cores from PyTorch
+    # and other engines
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 4  # what goes wrong is raised, in one line
+    if not graph.optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if graph.model is not None:
+        # of weights in files of their own, which a graph in memory cannot tell
+        options.add_session_config_entry(DATA_FOLDER, str(path.parent))
+    try:
+        if graph.custom_operators is not None:
+            options.register_custom_ops_library(str(graph.custom_operators))
+        source = path if graph.model is None else graph.model
+        session = ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise GoodRtError(
+            f"{path} cannot be loaded by ONNX Runtime {ort.__version__} ({_reason(error)})"
+        ) from None
+    wanted, taken = providers[0][0], session.get_providers()
+    if wanted not in taken:  # it falls back without a word
+        raise GoodRtError(
+            f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot "
+            "load here; the "
+            "versions of CUDA and cuDNN must be those that onnxruntime-gpu was built for"
+        )
+    return session
 
 
 def _numpy(array: Tensor) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(array.detach().cpu().numpy())
 
 
-@cache
-def thread_pool(threads: int, cores: tuple[int, ...]) -> ThreadPoolExecutor:
-    """So many threads. If they are to use all of the cores, each has one: Linux was seen to leave
-    two on one core."""
-    left = list(cores) if threads == len(cores) else []
-
-    def settle() -> None:
-        if left and hasattr(os, "sched_setaffinity"):
-            with suppress(OSError):  # where a sandbox forbids it
-                os.sched_setaffinity(0, {left.pop()})  # this thread's alone
-
-    return ThreadPoolExecutor(threads, thread_name_prefix="good-rt-engine", initializer=settle)
-
-
-def cores() -> tuple[int, ...]:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
 def _reason(error: Exception) -> str:
     """What ONNX Runtime says, in one line and without its codes and the file's name, which the
     caller gives."""
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first)
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", first_line(error)
+    )
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from good_rt.engines.base import TensorSpec, check_inputs
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 LIBRARIES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -96,10 +96,7 @@ def load_library(name: str | None = None, architecture: str | None = None) -> Li
                 RuntimeError,
                 AttributeError,
             ) as error:  # the bindings without the libraries
-                reasons.append(
-                    f"{module}: "
-                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-                )
+                reasons.append(f"{module}: {first_line(error)}")
     wanted = name or next(
         (one for one in LIBRARIES if one not in present), "a TensorRT for this GPU"
     )

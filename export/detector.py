@@ -20,9 +20,10 @@ import good_rt
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
-from good_rt.errors import ParityError
-from good_rt.export.merge import merge_detector
+from good_rt.engines.onnx_file import LARGEST_FILE
+from good_rt.engines.open import open_engine
+from good_rt.errors import GoodRtError, ParityError
+from good_rt.export.detector_merge import merge_detector
 from good_rt.export.parity import RELATIVE
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
@@ -53,7 +54,7 @@ def detector_parity(
     module: DetectorModule, path: Path, images: Tensor, batch: int = 250
 ) -> DetectorParity:
     """Runs file and module on images (N, C, H, W) in [0, 1] and compares every output."""
-    engine = OnnxRuntimeEngine(path)
+    engine = open_engine(path)
     found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
     expected: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
     with torch.no_grad():
@@ -94,8 +95,15 @@ def export_detector(
     The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says
     what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
     output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by more ranks
-    than such a difference of the score explains, or a label or decision differs.
+    than such a difference of the score explains, or a label or decision differs; and GoodRtError
+    when the weights are more than one file holds.
     """
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if size > LARGEST_FILE:
+        raise GoodRtError(
+            f"{path.name} would hold {size / 2**30:.1f} GiB of weights, but an ONNX file holds "
+            f"{LARGEST_FILE / 2**30:.1f}; use a smaller classifier or feature bank"
+        )
     if module.classifier.device.type != "cpu":
         module = copy.deepcopy(module).cpu()
     config = module.classifier.config

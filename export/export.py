@@ -1,9 +1,9 @@
-"""`good-rt export` as a function: UNet, VAE and classifier to ONNX engines that are proved before
-they are kept."""
+"""`good-rt export` as a function: network, VAE and classifier to ONNX engines that are proved
+before they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,116 +14,106 @@ import torch
 from torch import Tensor, nn
 
 import good_rt
-from good_rt.classifier import Classifier, load_classifier
-from good_rt.diffusion import load_diffusion
-from good_rt.engines.autograd import VjpPair
+from good_rt.config.settings import ExportConfig
 from good_rt.engines.base import Engine
+from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.engines.onnx_file import data_files
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine
+from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
-from good_rt.export.graphs import Arrays, FusedGuidance, Graph, InputMaker, graphs_of
-from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, exporter_hash, graph_hash
-from good_rt.export.parity import ABSOLUTE, BATCHES, RELATIVE, AutogradVjp, Parity, compare
-from good_rt.export.split import split_vjp
+from good_rt.export.graphs import EXPORTER, Arrays, FusedGuidance, Graph, InputMaker, graphs_of
+from good_rt.export.manifest import MANIFEST, GraphEntry, Manifest, graph_hash
+from good_rt.export.parity import ABSOLUTE, RELATIVE, AutogradVjp, Parity, compare
 from good_rt.export.to_onnx import OPSET, export_onnx
 from good_rt.export.vjp import cotangent_names, export_vjp_onnx
+from good_rt.export.vjp.forward_backward import split_vjp
 from good_rt.files import atomic_path
+from good_rt.models import Models, check_fit
 
 HALVES = ("forward", "backward")
 
 
 def export_models(
-    model_dir: Path,
-    classifier: Path | str | Classifier,
+    models: Models,
     out: Path,
+    config: ExportConfig = ExportConfig(),
     *,
     images: Tensor | None = None,
     fused: FusedGuidance | None = None,
-    opset: int | None = None,
-    relative: float | None = None,
-    absolute: float | None = None,
-    batches: Sequence[int] = BATCHES,
-    force: bool = False,
-    gradient_decoder: Path | None = None,
-    image_size: int | None = None,
+    no_rule: str | None = None,
     on_graph: Callable[[str], None] = lambda name: None,
     on_damage: Callable[[str], None] = lambda reason: None,
 ) -> tuple[Manifest, bool]:
-    """Exports every graph into ``out`` and returns the manifest, and whether anything had to be
-    done.
+    """Exports every graph into ``out`` where something has changed.
 
-    ``images`` (N, C, H, W) in [-1, 1] are the real inputs of the parity check, which is made at
-    each of ``batches``; with ``fused`` the graphs that give gradients are exported as well.
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s; ``opset`` and tolerances that
-    are None are those of the export that is there, or the defaults. An unchanged model with intact
-    files of this version's `exporter_hash` is left alone unless ``force``; ``on_damage`` hears why
-    they are not intact. Raises ParityError, leaving ``out`` as it was, when a graph is not what
-    PyTorch computes, and GoodRtError when ``out`` holds other things than engines.
+    An unchanged model with intact files that this `EXPORTER` wrote is left alone unless
+    ``config.force``.
+
+    Args:
+        models: Diffusion model and classifier.
+        out: Folder of the engines, replaced as a whole.
+        config: Opset, tolerances and batch sizes of the parity check.
+        images: Real inputs of the parity check: (N, C, H, W) in [-1, 1].
+        fused: The bank of the fused guidance; without it no graph with gradients is exported.
+        no_rule: Why no graph with gradients is exported although ``fused`` is given; the manifest
+            records it, so that the next call does not try again.
+        on_graph: Hears the name of each graph before it is exported.
+        on_damage: Hears why the files that are there are not intact.
+
+    Returns:
+        The manifest, and whether anything had to be exported.
+
+    Raises:
+        ParityError: a graph does not compute what PyTorch computes; ``out`` is left as it was.
+        NoGradientRuleError: an operation has no gradient rule.
+        GoodRtError: ``out`` holds other files than engines, or the models do not fit together.
     """
-    model = load_diffusion(model_dir, gradient_decoder=gradient_decoder, image_size=image_size)
-    if not isinstance(classifier, Classifier):
-        classifier = load_classifier(classifier).fitted(lambda: model.image_shape)
-    if (
-        model.image_shape[0] != classifier.config.channels
-        or model.image_shape[1] != classifier.config.image_size
-    ):
-        raise GoodRtError(
-            f"the diffusion model makes images of shape {model.image_shape}, the classifier takes "
-            f"{classifier.config.channels} channels of {classifier.config.image_size} pixels; both "
-            "must agree"
-        )
-    source = {"model": model.fingerprint, "classifier": classifier.fingerprint}
+    model, classifier = models.diffusion.to("cpu"), models.classifier.to("cpu")
+    check_fit(model, classifier)
+    source = dict(models.fingerprints)
     if fused is not None:
         source["guidance"] = fused.fingerprint
-    asked = {"opset": opset, "relative": relative, "absolute": absolute}
+    asked = {
+        "opset": config.opset, "relative": config.relative, "absolute": config.absolute
+    }  # fmt: skip
     before: dict[str, Any] = {"opset": OPSET, "relative": RELATIVE, "absolute": ABSOLUTE}
     try:
         found = Manifest.read(out)
         before |= {"opset": found.opset, **found.tolerance}
         as_asked = all(value is None or before[name] == value for name, value in asked.items())
-        if (
-            not force
-            and found.is_of(source)
-            and as_asked
-            and found.versions.get("exporter") == exporter_hash()
-        ):
+        if not config.force and found.is_of(source) and as_asked and found.exporter == EXPORTER:
             found.check_files(out)
             return found, False
     except GoodRtError as error:  # nothing there yet, or damaged: exported anew
         if (out / MANIFEST).exists():
             on_damage(str(error))
-    opset = before["opset"] if opset is None else opset
-    relative = before["relative"] if relative is None else relative
-    absolute = before["absolute"] if absolute is None else absolute
+    chosen = before | {name: value for name, value in asked.items() if value is not None}
+    opset, relative, absolute = (chosen[name] for name in ("opset", "relative", "absolute"))
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise GoodRtError(
             f"{out} holds other files than engines, and would be replaced as a whole; choose "
             "another folder for engines"
         )
-    check = partial(compare, batches=batches, relative=relative, absolute=absolute)
+    check = partial(compare, batches=config.batches, relative=relative, absolute=absolute)
     entries: dict[str, GraphEntry] = {}
     rows: list[Parity] = []
     with atomic_path(out) as folder:
         folder.mkdir()
-        graphs = graphs_of(model, classifier, images, fused)
+        gradients = fused if no_rule is None else None
+        graphs = graphs_of(model, classifier, images, gradients)
         # what can't be pulled back is found out first
         for name, graph in sorted(graphs.items(), key=lambda item: item[1].wrt is None):
             on_graph(name)
-            path = folder / f"{name}.onnx"
-            _write(graph, path, opset)
-            engine = OnnxRuntimeEngine(path)
+            paths = write_graph(name, graph, folder, opset)
             reference, makers = _reference(graph)
+            engine = open_engine(paths[0])
             rows += check(name, engine, reference, makers)
-            entries[name] = _entry(path, engine)
+            entries[name] = _entry(paths[0], engine)
             del engine  # a large model's weights need not be there twice
             if graph.split:
-                forward, backward = (
-                    folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES
-                )
-                split_vjp(path, forward, backward)
-                halves = {half: OnnxRuntimeEngine(half) for half in (forward, backward)}
-                rows += check(f"{name} in two", VjpPair(*halves.values()), reference, makers)
-                entries |= {half.stem: _entry(half, engine) for half, engine in halves.items()}
+                halves = [open_engine(path) for path in paths[1:]]
+                rows += check(f"{name} in two", vjp_pair(*halves), reference, makers)
+                for path, half in zip(paths[1:], halves, strict=True):
+                    entries[path.stem] = _entry(path, half)
                 del halves
         failed = [row for row in rows if not row.ok]
         if failed:
@@ -137,13 +127,14 @@ def export_models(
             )
         versions = {
             "good-rt": good_rt.__version__,
-            "exporter": exporter_hash(),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         }
         tolerance = {"relative": relative, "absolute": absolute}
-        manifest = Manifest(source, opset, tolerance, entries, tuple(rows), versions)
+        manifest = Manifest(
+            source, opset, tolerance, entries, tuple(rows), versions, EXPORTER, no_rule
+        )
         manifest.write(folder)
     return manifest, True
 
@@ -154,12 +145,32 @@ def _entry(path: Path, engine: Engine) -> GraphEntry:
     return GraphEntry(path.name, graph_hash(path, data), size, engine.inputs, engine.outputs, data)
 
 
-def _write(graph: Graph, path: Path, opset: int) -> None:
-    examples = graph.inputs["random"](2)
+def write_graph(name: str, graph: Graph, folder: Path, opset: int) -> list[Path]:
+    """Writes NAME.onnx into the folder, and its forward and backward half where it is split.
+
+    Args:
+        name: The graph's name; halves are called the same without "_vjp".
+        graph: Module, outputs and example inputs.
+        folder: An existing folder.
+        opset: ONNX operator set.
+
+    Returns:
+        The files, the whole graph first.
+
+    Raises:
+        NoGradientRuleError: the gradient goes through an operation that has no rule.
+        GoodRtError: the module cannot be exported.
+    """
+    path, examples = folder / f"{name}.onnx", graph.inputs["random"](2)
     if graph.wrt is None:
         export_onnx(graph.module, examples, graph.outputs, path, opset=opset)
     else:
         export_vjp_onnx(graph.module, examples, graph.wrt, graph.outputs, path, opset=opset)
+    if not graph.split:
+        return [path]
+    halves = [folder / f"{name.removesuffix('_vjp')}_{half}.onnx" for half in HALVES]
+    split_vjp(path, *halves)
+    return [path, *halves]
 
 
 def _reference(graph: Graph) -> tuple[nn.Module, Mapping[str, InputMaker]]:

@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
 from good_rt.diffusion import DiffusionModel
-from good_rt.export.fused import GuidanceModule
+from good_rt.export.guidance_module import GuidanceModule
 from good_rt.method.bank import FeatureBank
 
+EXPORTER = 1
+"""The version of the exported graphs: engines of another one are exported again.
+
+Whoever changes what a graph computes, or how, raises it; tests/export/test_exporter_version.py
+fails where the text of a graph changes and this number does not.
+"""
 Arrays = Mapping[str, Tensor]
 InputMaker = Callable[[int], Arrays]
 """Batch size -> inputs by name, in the module's order; the same for the same size."""
@@ -60,11 +66,11 @@ def graphs_of(
     images: Tensor | None,
     fused: FusedGuidance | None = None,
 ) -> dict[str, Graph]:
-    """All graphs by name; those with gradients ("unet_vjp", "decoder_vjp", "guidance_vjp") where
+    """All graphs by name; those with gradients ("network_vjp", "decoder_vjp", "guidance_vjp") where
     ``fused`` is given.
 
     ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by
-    the VAE. "unet" is the network's graph, be it a UNet or a transformer; gradients go through the
+    the VAE. "network" is the denoiser, be it a UNet or a transformer; gradients go through the
     light decoder where the model has one.
     """
     config = classifier.config
@@ -113,7 +119,7 @@ def graphs_of(
     of_latents = kinds(model.sample_shape, real_latents, lambda latents: {"latents": latents})
     of_images = kinds(model.image_shape, real_images, lambda pixels: {"images": pixels})
     of_noisy = kinds(model.sample_shape, real_latents, noisy)
-    graphs = {"unet": Graph(model.unet, ("output",), of_noisy)}
+    graphs = {"network": Graph(model.network, ("output",), of_noisy)}
     if model.encoder is not None and model.decoder is not None:
         graphs["vae_encoder"] = Graph(model.encoder, ("latents",), of_images)
         graphs["vae_decoder"] = Graph(model.decoder, ("images",), of_latents)
@@ -121,7 +127,9 @@ def graphs_of(
     of_pixels = kinds(shape, real_images, lambda pixels: {"images": pixels})
     graphs["classifier"] = Graph(classifier, ("logits", "features"), of_pixels)
     if fused is not None:
-        graphs["unet_vjp"] = Graph(model.unet, ("output",), of_noisy, wrt="sample", split=True)
+        graphs["network_vjp"] = Graph(
+            model.network, ("output",), of_noisy, wrt="sample", split=True
+        )
         if model.gradient_decoder is not None:
             graphs["decoder_vjp"] = Graph(
                 model.gradient_decoder, ("images",), of_latents, wrt="latents", split=True

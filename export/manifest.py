@@ -11,23 +11,36 @@ import hashlib
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from good_rt.engines.base import TensorSpec
-from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.engines.base import Engine, TensorSpec
+from good_rt.engines.onnxruntime import providers_for
+from good_rt.engines.open import open_engine
 from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.parity import Parity
-from good_rt.files import read_json, sha256, write_json
+from good_rt.files import sha256
+from good_rt.records import RecordType, Values, drop_format
 
-FORMAT = 1
 MANIFEST = "manifest.json"
-SHAPING = ("graphs", "to_onnx", "staged", "vjp", "vjp_rules", "joining", "split", "fused")
-"""The modules of which a graph's operations follow."""
+
+
+def _rename_unet(values: Values) -> Values:
+    """Version 1 to 2: the network's graphs were called "unet", and the exporter had no number."""
+
+    def renamed(name: str) -> str:
+        return f"network{name.removeprefix('unet')}" if name.startswith("unet") else name
+
+    graphs = {renamed(name): entry for name, entry in values["graphs"].items()}
+    parity = [{**row, "graph": renamed(row["graph"])} for row in values["parity"]]
+    new = {"exporter": 0, "no_gradient_rule": None}
+    return {**new, **drop_format(values), "graphs": graphs, "parity": parity}
+
+
+ENGINES_RECORD = RecordType("engines", "export again", (_rename_unet,))
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,11 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All graphs of one model and classifier. ``source`` holds the fingerprints of both."""
+    """All graphs of one model and classifier.
+
+    ``source`` holds the fingerprints of both, ``exporter`` is the `good_rt.export.graphs.EXPORTER`
+    that wrote the graphs.
+    """
 
     source: Mapping[str, str]
     opset: int
@@ -53,7 +70,9 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     parity: tuple[Parity, ...]
     versions: Mapping[str, str]
-    format: int = FORMAT
+    exporter: int
+    no_gradient_rule: str | None = None
+    """Why there are no graphs with gradients although they were wanted."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "cpu": platform.processor() or platform.machine()}
@@ -67,12 +86,7 @@ class Manifest:
                 f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt "
                 "export`"
             )
-        value = read_json(path)
-        if value.get("format") != FORMAT:
-            raise GoodRtError(
-                f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; export "
-                "again"
-            )
+        value = ENGINES_RECORD.read(path)
         try:
             graphs = {
                 name: GraphEntry(
@@ -95,18 +109,25 @@ class Manifest:
                 for name in (entry.file, *entry.data)
             ):
                 raise TypeError("a file's name is no text")
-            return cls(source, value["opset"], tolerance, graphs, parity, versions)
+            return cls(
+                source,
+                value["opset"],
+                tolerance,
+                graphs,
+                parity,
+                versions,
+                value["exporter"],
+                value["no_gradient_rule"],
+            )
         except (KeyError, TypeError, AttributeError) as error:
-            raise GoodRtError(
-                f"{path} is damaged ({type(error).__name__}: {error}); export again"
-            ) from None
+            raise ENGINES_RECORD.damaged(path, error) from None
 
     def is_of(self, source: Mapping[str, str]) -> bool:
         """Whether the graphs were made from these fingerprints (and perhaps from more)."""
         return all(self.source.get(name) == fingerprint for name, fingerprint in source.items())
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, self.to_json())
+        ENGINES_RECORD.write(folder / MANIFEST, self.to_json())
 
     def check_files(self, folder: Path) -> None:
         """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one
@@ -126,16 +147,6 @@ class Manifest:
                 )
 
 
-@cache
-def exporter_hash() -> str:
-    """One hash of the code in this folder that shapes graphs, so that those of an older version are
-    made anew."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(
-        "".join(sha256(folder / f"{name}.py") for name in SHAPING).encode()
-    ).hexdigest()
-
-
 def graph_hash(path: Path, data: Sequence[str]) -> str:
     """The SHA-256 of an ONNX file, or of it and its files of external data (`data_files`) where it
     has them."""
@@ -152,7 +163,7 @@ def load_engines(
     threads: int = 0,
     device: torch.device = CPU,
     precisions: Mapping[str, str] | None = None,
-) -> dict[str, OnnxRuntimeEngine]:
+) -> dict[str, Engine]:
     """The engines of a folder by graph name (all, or those of ``names``), their files checked by
     the manifest.
 
@@ -176,14 +187,14 @@ def load_engines(
     return engines
 
 
-def _open(path: Path, precision: str, device: torch.device, threads: int) -> OnnxRuntimeEngine:
+def _open(path: Path, precision: str, device: torch.device, threads: int) -> Engine:
     if precision == "fp32":
-        return OnnxRuntimeEngine(path, providers_for(device), threads)
+        return open_engine(path, providers_for(device), threads)
     from good_rt.export.precision import in_precision
 
     with in_precision(path, precision) as half:
         # bound, as on a GPU: an engine that is not may open its file again for a second session
-        return OnnxRuntimeEngine(half, providers_for(device), threads, bind=True)
+        return open_engine(half, providers_for(device), threads, bind=True)
 
 
 def checked_graphs(

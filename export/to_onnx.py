@@ -22,8 +22,8 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from good_rt.engines.onnx_file import LARGEST_FILE
-from good_rt.errors import GoodRtError
-from good_rt.export.staged import stage_large_groups
+from good_rt.errors import GoodRtError, first_line
+from good_rt.export.group_norm import stage_large_groups
 from good_rt.files import atomic_path
 
 OPSET = 20
@@ -106,18 +106,9 @@ def _write(model: ir.Model, path: Path) -> None:
         try:
             onnx.checker.check_model(temporary, full_check=not large)
         except onnx.checker.ValidationError as error:
-            raise GoodRtError(
-                f"{path.name} is not valid ONNX: {str(error).splitlines()[0]}"
-            ) from None
+            raise GoodRtError(f"{path.name} is not valid ONNX: {first_line(error)}") from None
         if large:
             os.replace(temporary.with_name(data), path.with_name(data))
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or its kind where it says nothing."""
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
 
 
 def _fold(model: ir.Model) -> None:

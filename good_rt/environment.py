@@ -29,7 +29,15 @@ PACKAGES = (
     "numpy",
 )
 """What the sampler computes with."""
-REPORTED_PACKAGES = ("good-rt", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+REPORTED_PACKAGES = (
+    "good-rt",
+    "torch",
+    "diffusers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+)
 """What figures depend on."""
 
 
@@ -59,12 +67,17 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def use_device(name: str) -> torch.device:
+def use_device(name: str | torch.device) -> torch.device:
     """ "cpu", "cuda" or "cuda:1" as a device; a GPU becomes the current one.
 
-    On it float32 is computed as float32, as the engines and detector.onnx do, and by kernels that
-    give the same again. Raises GoodRtError when there is no such device.
+    A GPU computes float32 as float32, as the engines and detector.onnx do, and by deterministic
+    kernels. Other devices are the caller's to prepare.
+
+    Raises:
+        GoodRtError: there is no such device.
     """
+    if isinstance(name, torch.device) and name.type != "cuda":
+        return name
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -36,6 +36,12 @@ class NonFiniteError(GoodRtError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank; its class's name where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports a module, or raises GoodRtError that names the extra it comes with."""
     try:

@@ -83,16 +83,31 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises GoodRtError when it is missing or something else."""
+def read_content(path: Path) -> bytes:
+    """A file's bytes. Raises GoodRtError when it cannot be read."""
     try:
-        value = json.loads(path.read_text())
+        return path.read_bytes()
     except OSError as error:
         raise GoodRtError(f"cannot read {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise GoodRtError(f"{path} is not valid JSON ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises GoodRtError when it is missing or something else."""
+    return parse_json(read_content(path), path)
+
+
+def parse_json(text: str | bytes, where: Path | str) -> dict[str, Any]:
+    """A JSON object from a text, or its bytes in UTF-8.
+
+    Raises:
+        GoodRtError: it is something else; the error says that ``where`` holds it.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GoodRtError(f"{where} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise GoodRtError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+        raise GoodRtError(f"{where} must hold a JSON object, not a {type(value).__name__}")
     return value
 
 

@@ -8,7 +8,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +112,7 @@ class ModelSpec:
         from good_rt.diffusion import load_diffusion
         from good_rt.environment import use_device
 
-        used_device = use_device(str(device))
+        used_device = use_device(device)
         with blame("diffusion"):
             diffusion = load_diffusion(
                 self.diffusion_path,
@@ -137,7 +137,9 @@ class Models:
     diffusion: DiffusionModel
     classifier: Classifier
     device: torch.device
-    _banks: dict[tuple[IdData, int], FeatureBank] = field(default_factory=dict, repr=False)
+    _banks: dict[tuple[IdData, int], FeatureBank] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -146,6 +148,7 @@ class Models:
 
     def bank(self, id_data: IdData, size: int) -> FeatureBank:
         """The feature bank of at most ``size`` evenly spaced training images, computed once."""
+        size = min(size, len(id_data.rows("train")))
         if (id_data, size) not in self._banks:
             from good_rt.data.batches import id_batches
             from good_rt.method.bank import FeatureBank
@@ -161,7 +164,7 @@ def demo_path(value: str | Path, demo: Path) -> Path:
 
 
 def check_classifier_path(path: Path) -> None:
-    """Raises GoodRtError where a classifier spec can only be a path, and the path does not exist."""
+    """Raises GoodRtError where a classifier spec can only be a path that does not exist."""
     name, _, weights = (str(path), "", "") if path.exists() else str(path).partition("@")
     if weights and not Path(weights).exists():
         raise GoodRtError(

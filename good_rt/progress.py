@@ -69,9 +69,7 @@ class _Lines:
         self._print(f"{self._done} of {self._total}, about {about} left")
 
     def _print(self, words: str) -> None:
-        self._console.print(
-            f"{self._text} {words}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._console.print(f"{self._text} {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 SILENT = Progress()

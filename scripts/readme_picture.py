@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import numpy as np
 
+from good_rt.config.settings import GUIDANCE_KINDS
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.image_files import contact_sheet
 from good_rt.demo import assets
-from good_rt.workflow.generation import KINDS
 
 COLUMNS = 16
 
@@ -31,7 +31,7 @@ def main(demo: Path, out: Path) -> None:
     chosen = [np.flatnonzero(real.labels == index % 8)[index // 8] for index in range(COLUMNS)]
     rows = [
         real.images[chosen],
-        *(GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in KINDS),
+        *(GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in GUIDANCE_KINDS),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(np.concatenate(rows), COLUMNS, scale=2).save(out)

@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,30 @@ from id_data import write_id_data
 
 from good_rt.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from good_rt.cli.main import main
+from good_rt.config.settings import (
+    BackendConfig,
+    BankConfig,
+    DetectorConfig,
+    ExportConfig,
+    GenerationConfig,
+    GuidanceConfig,
+    GuidanceKind,
+    SamplerConfig,
+)
+from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
-from good_rt.config.settings import DetectorConfig
 from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import load_diffusion
+from good_rt.environment import CPU
 from good_rt.export.detector import export_detector
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
-from good_rt.config.settings import GuidanceConfig
-from good_rt.workflow.generation import (
-    GenerationJob,
-    Generator,
-    GuidanceKind,
-    generate,
-    make_generator,
-)
-from good_rt.workflow.pipeline import detector_for
+from good_rt.models import Models
+from good_rt.workflow.detector import detector_for
+from good_rt.workflow.generate import fill
+from good_rt.workflow.generator import Generator, generation_record, make_generator
 
 PARTS = {"train": 400, "held_out": 240, "test": 160}
 
@@ -136,39 +143,80 @@ def pixel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an architecture, built once. Not to be changed."""
+    from architectures import build
+
+    return cache(lambda name: build(name, tmp_path_factory.mktemp("architectures") / name))
+
+
+@pytest.fixture(scope="session")
 def classifier(classifier_dir: Path) -> Classifier:
     return load_classifier(classifier_dir)
 
 
-def tiny_job(
-    count: int = 20, guidance: GuidanceKind = "both", batch: int = 10, **settings: Any
-) -> GenerationJob:
-    config = GuidanceConfig(mu=0.3)
-    return GenerationJob(count, guidance, config, k=3, batch=batch, **settings)
-
-
 @pytest.fixture(scope="session")
-def make_job() -> Callable[..., GenerationJob]:
-    """A job that a tiny model does in a second: count, guidance, batch, settings."""
-    return tiny_job
+def models(model_dir: Path, classifier: Classifier) -> Models:
+    """The latent model and the classifier, on the CPU."""
+    return Models(load_diffusion(model_dir), classifier, CPU)
 
 
-@pytest.fixture(scope="session")
-def generator(model_dir: Path, classifier: Classifier, id_dir: Path) -> Generator:
-    """The latent model on PyTorch, with 3 steps."""
-    return make_generator(
-        load_diffusion(model_dir), classifier, IdData(id_dir), tiny_job(), steps=3
+def tiny_config(
+    count: int = 20,
+    kind: GuidanceKind = "both",
+    batch: int = 10,
+    steps: int = 3,
+    mu: float = 0.3,
+    **settings: Any,
+) -> GenerationConfig:
+    return GenerationConfig(
+        count,
+        kind,
+        GuidanceConfig(mu=mu),
+        bank=BankConfig(k=3),
+        sampler=SamplerConfig(steps),
+        batch=batch,
+        backend=BackendConfig("torch"),
+        twins=settings.pop("twins", True),
+        **settings,
     )
 
 
 @pytest.fixture(scope="session")
-def generated_dirs(tmp_path_factory: pytest.TempPathFactory, generator: Generator) -> list[Path]:
+def make_config() -> Callable[..., GenerationConfig]:
+    """What a tiny model generates in a second: count, kind, batch, steps, mu, settings."""
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def generator(models: Models, id_dir: Path) -> Generator:
+    """The latent model on PyTorch, with 3 steps."""
+    return make_generator(models, IdData(id_dir), tiny_config())
+
+
+@pytest.fixture(scope="session")
+def fill_set(models: Models, generator: Generator) -> Callable[..., GeneratedSet]:
+    """Generates a configuration into a folder."""
+
+    def fill_set(
+        config: GenerationConfig, folder: Path, generator: Generator = generator, **options: Any
+    ) -> GeneratedSet:
+        record = generation_record(models, config, generator.gradients)
+        return fill(generator, config, folder, record, **options)
+
+    return fill_set
+
+
+@pytest.fixture(scope="session")
+def generated_dirs(
+    tmp_path_factory: pytest.TempPathFactory, fill_set: Callable[..., GeneratedSet]
+) -> list[Path]:
     """Two generated sets of 20 images, by image-level and by feature-level guidance. Not to be
     changed."""
     folder = tmp_path_factory.mktemp("generated")
     kinds: tuple[GuidanceKind, ...] = ("img", "feat")
     for kind in kinds:
-        generate(generator, tiny_job(guidance=kind), folder / kind)
+        fill_set(tiny_config(kind=kind), folder / kind)
     return [folder / kind for kind in kinds]
 
 
@@ -191,32 +239,22 @@ def detector_path(
 
 
 @pytest.fixture(scope="session")
-def engines_dir(
-    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, classifier_dir: Path, id_dir: Path
-) -> Path:
+def engines_dir(tmp_path_factory: pytest.TempPathFactory, models: Models, id_dir: Path) -> Path:
     """The exported engines of the latent model and the classifier. Not to be changed."""
     folder = tmp_path_factory.mktemp("export") / "engines"
-    export_models(model_dir, classifier_dir, folder, images=real_images(id_dir, 8))
+    export_models(models, folder, ExportConfig(vjp=False), images=real_images(id_dir, 8))
     return folder
 
 
 @pytest.fixture(scope="session")
 def gradient_engines_dir(
-    tmp_path_factory: pytest.TempPathFactory,
-    model_dir: Path,
-    classifier_dir: Path,
-    generator: Generator,
+    tmp_path_factory: pytest.TempPathFactory, models: Models, generator: Generator
 ) -> Path:
     """The same with every graph that computes a gradient; takes a minute. Not to be changed."""
     folder = tmp_path_factory.mktemp("gradients") / "engines"
     images = from_uint8(assets.load_images("held_out").images[:8])
-    export_models(
-        model_dir,
-        classifier_dir,
-        folder,
-        images=images,
-        fused=FusedGuidance(generator.bank, tiny_job().k),
-    )
+    fused = FusedGuidance(generator.bank, tiny_config().bank.k)
+    export_models(models, folder, ExportConfig(), images=images, fused=fused)
     return folder
 
 
@@ -279,7 +317,7 @@ class Ran:
         return json.loads(self.out)
 
     def failed(self) -> str:
-        """The one line of an error that the user can mend; anything else is a failed test."""
+        """The one line of an error that the user can fix; anything else is a failed test."""
         assert self.code == 2, self
         line = self.err.rstrip("\n").splitlines()[-1]
         assert line.startswith("error: "), self.err

@@ -1,8 +1,8 @@
 """Every command and every piece of Python in docs/ runs as it stands there, on small models and a
 few images.
 
-The tutorial's are in tests/test_tutorial.py; `good-rt demo` and the installation are run by CI, as
-the README has them.
+The tutorial's are in tests/test_tutorial.py, format.md's in tests/records/; `good-rt demo` and the
+installation are run by CI, as the README has them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"tutorial.md", "index.md", "extending.md"}
+ELSEWHERE = {"tutorial.md", "index.md", "format.md", "extending.md"}
 QUICK = {
     "count = 128": "count = 10",
     "steps = 25": "steps = 2",

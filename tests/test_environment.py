@@ -21,26 +21,30 @@ from torch import nn
 
 from good_rt.classifier import Classifier, load_classifier, predict
 from good_rt.classifier.sources.graph import graph_network
-from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
+from good_rt.config.settings import (
+    DetectorConfig,
+    GenerationConfig,
+    GuidanceConfig,
+    SamplerConfig,
+    TrainConfig,
+)
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import load_diffusion
 from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
+from good_rt.files import read_json
 from good_rt.method.bank import FeatureBank
 from good_rt.method.training import TrainingImages, finetune
-from good_rt.workflow import steps as workflow
-from good_rt.workflow.generation import (
-    GenerationJob,
-    Generator,
-    generate,
-    make_generator,
-    pick_batch,
-)
-from good_rt.workflow.pipeline import decoded_images, detector_for
+from good_rt.models import Models
+from good_rt.workflow.detector import build_detector, detector_for, open_classifier
+from good_rt.workflow.evaluate import evaluate
+from good_rt.workflow.generate import fill, generate
+from good_rt.workflow.generator import Generator, generation_record, make_generator, pick_batch
+from good_rt.workflow.train import decoded_images, train, training_images
 
-Job = Callable[..., GenerationJob]
+MakeConfig = Callable[..., GenerationConfig]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*non-meta parameter in the checkpoint"
 )  # here it is copied
@@ -48,8 +52,13 @@ LEVELS = 1
 """How far (of 255) a pixel may differ: inner products and faiss round differently."""
 
 
+def models_on(device: torch.device, model_dir: Path, classifier_dir: Path) -> Models:
+    """Models of their own, since a generator moves them to its device."""
+    return Models(load_diffusion(model_dir), load_classifier(classifier_dir), device)
+
+
 @pytest.mark.parametrize(
-    "config",
+    "guidance",
     [
         GuidanceConfig(mu=0.3, sigma=0.05, n_mc=2, n_iter=2),
         GuidanceConfig(rho=0.2, mu=0.1, n_recur=2, band=(-1e3, 1e3)),
@@ -61,50 +70,51 @@ def test_guided_images(
     classifier_dir: Path,
     id_dir: Path,
     generator: Generator,
-    make_job: Job,
-    config: GuidanceConfig,
+    make_config: MakeConfig,
+    guidance: GuidanceConfig,
 ) -> None:
-    job = replace(make_job(6), config=config)
-    expected = generator.images(job, [0, 1, 2]).astype(int)
+    config = replace(make_config(6), guidance=guidance)
+    expected = generator.images(config, [0, 1, 2]).astype(int)
     with second_device() as device:
-        models = load_diffusion(model_dir), load_classifier(classifier_dir)
-        there = make_generator(*models, IdData(id_dir), make_job(), steps=3, device=device)
-        assert next(models[0].unet.parameters()).device == device == models[1].device
+        models = models_on(device, model_dir, classifier_dir)
+        there = make_generator(models, IdData(id_dir), make_config())
+        assert next(models.diffusion.network.parameters()).device == device
+        assert models.classifier.device == device
         assert there.scales == generator.scales
-        found = there.images(job, [0, 1, 2]).astype(int)
-    assert np.abs(found - expected).max() <= LEVELS
+        images = there.images(config, [0, 1, 2]).astype(int)
+    assert np.abs(images - expected).max() <= LEVELS
 
 
 def test_a_set_of_images(
-    model_dir: Path, classifier_dir: Path, id_dir: Path, make_job: Job, tmp_path: Path
+    model_dir: Path, classifier_dir: Path, id_dir: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    job = make_job(4, batch=2)
+    config = replace(make_config(4, batch=2), sampler=SamplerConfig(3, cfg=2.0))
     with second_device() as device:
-        models = load_diffusion(model_dir), load_classifier(classifier_dir)
-        there = make_generator(*models, IdData(id_dir), job, steps=3, cfg_scale=2.0, device=device)
+        models = models_on(device, model_dir, classifier_dir)
+        there = make_generator(models, IdData(id_dir), config)
         assert pick_batch(there, 16) in (8, 16)
-        made = generate(there, job, tmp_path)
-        assert len(made.rows()) == 4
-        decoded = decoded_images(models[0], made_images := from_uint8(made.images()))
-        assert (
-            decoded is not None
-            and decoded.device.type == "cpu"
-            and decoded.shape == made_images.shape
-        )
+        record = generation_record(models, config, there.gradients)
+        generated = fill(there, config, tmp_path, record)
+        assert len(generated.rows()) == 4
+        images = from_uint8(generated.images())
+        decoded = decoded_images(models.diffusion, images)
+        assert decoded is not None
+        assert decoded.device.type == "cpu" and decoded.shape == images.shape
 
 
 @pytest.mark.parametrize("name", ["ldm", "dit", "sd1", "sdxl", "sd3", "flux"])
 def test_every_kind_of_condition(
-    name: str, folders: Callable[[str], Path], classifier_dir: Path, id_dir: Path, make_job: Job
+    name: str,
+    folders: Callable[[str], Path],
+    classifier_dir: Path,
+    id_dir: Path,
+    make_config: MakeConfig,
 ) -> None:
+    config = replace(make_config(2, steps=2), guidance=GuidanceConfig(mu=0.0, rho=0.1))
     with second_device() as device:
-        model, classifier = load(folders, name), load_classifier(classifier_dir)
-        there = make_generator(
-            model, classifier, IdData(id_dir), make_job(), steps=2, device=device
-        )
-        assert (
-            there.images(replace(make_job(2), config=GuidanceConfig(mu=0.0, rho=0.1)), [0, 1]).shape[0] == 2
-        )
+        models = Models(load(folders, name), load_classifier(classifier_dir), device)
+        there = make_generator(models, IdData(id_dir), config)
+        assert len(there.images(config, [0, 1])) == 2
 
 
 def test_neighbours_are_the_same_everywhere() -> None:
@@ -175,58 +185,49 @@ def test_a_detector(
 
 def test_the_steps_of_the_commands(
     model_dir: Path, classifier_dir: Path, id_dir: Path, generated_dirs: list[Path], tmp_path: Path,
-    make_job: Job,
+    make_config: MakeConfig,
 ) -> None:  # fmt: skip
     """Generating, training, the detector and the evaluation, from files to files."""
-    config = TrainConfig(steps=2, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
+    training = TrainConfig(
+        steps=2, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0
+    )
     near = {"near": assets.load_images("near").images[:20]}
-    found = {}
+    detection = {}
     for device in (CPU, ELSEWHERE):
         out = tmp_path / device.type
         with second_device():
-            generator, describe = workflow.open_generator(
-                model_dir,
-                classifier_dir,
-                id_dir,
-                make_job(),
-                engines=None,
-                gradients=False,
-                steps=2,
-                cfg_scale=1.0,
-                device=device,
-            )
-            assert generator.device == device
-            assert describe.get("device") == {CPU: None, ELSEWHERE: "meta"}[device]
-            workflow.run_train(
-                classifier_dir,
-                model_dir,
-                id_dir,
-                generated_dirs,
-                out / "trained",
-                config,
-                device=device,
-            )
-            data = workflow.open_training(
-                classifier_dir, model_dir, id_dir, generated_dirs, device=device
-            )
+            models = models_on(device, model_dir, classifier_dir)
+            config = make_config(2, batch=2, steps=2)
+            written = generate(models, id_dir, out / "generated", config)
+            assert models.classifier.device == device
+            record = read_json(written.folder / "job.json")
+            assert record.get("device") == {CPU: None, ELSEWHERE: "meta"}[device]
+
+            train(models, id_dir, out / "trained", generated_dirs, config=training)
+            images = training_images(models, IdData(id_dir), generated_dirs)
             with pytest.raises(
                 GoodRtError, match="not those of the generated and unguided folders"
             ):
-                workflow.run_train(
-                    classifier_dir, model_dir, id_dir, (), out / "trained", config, data=data
-                )
-            trained = out / "trained" / "classifier"
+                train(models, id_dir, out / "trained", config=training, images=images)
+
             detector = DetectorConfig(k=3, alpha=0.1)
-            built, _ = workflow.run_build(
-                trained, id_dir, generated_dirs, out / "detector.onnx", detector, device=device
+            trained, before = (
+                open_classifier(path, generated_dirs, device)
+                for path in (out / "trained" / "classifier", classifier_dir)
             )
-            assert built.classifier.device == device
-            models = {"before": classifier_dir, "trained": trained}
-            evaluation = workflow.run_evaluate(
-                models, id_dir, generated_dirs, near, detector, out / "evaluation", device=device
+            built = build_detector(trained, id_dir, out / "detector.onnx", generated_dirs, detector)
+            assert built.module.classifier.device == device
+
+            evaluation = evaluate(
+                {"before": before, "trained": trained},
+                id_dir,
+                near,
+                out / "evaluation",
+                generated_dirs,
+                detector,
             )
-            found[device] = [row.metrics.auroc for row in evaluation.rows]
-    np.testing.assert_allclose(found[ELSEWHERE], found[CPU], atol=0.01)
+            detection[device] = [row.metrics.auroc for row in evaluation.rows]
+    np.testing.assert_allclose(detection[ELSEWHERE], detection[CPU], atol=0.01)
 
 
 def test_a_graph_makes_its_constants_where_its_weights_are() -> None:

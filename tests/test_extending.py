@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from good_rt.export.vjp_rules import RULES
+from good_rt.errors import NoGradientRuleError
+from good_rt.export.vjp.rules import RULES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
@@ -62,7 +64,14 @@ def test_the_section_as_a_plugins_tests(section: str, module: str, tmp_path: Pat
 
 
 def test_a_gradient_rule(rules_restored: None) -> None:
-    exec(compile(code_of("A gradient rule"), "extending.md", "exec"), {"__name__": "extending"})
+    code = code_of("A gradient rule")
+    names = {"__name__": "extending"}
+    exec(compile(code, "extending.md", "exec"), names)
+    without_rule = re.sub(r"@rule.*?\n\n\n", "", code, flags=re.DOTALL)
+    assert without_rule != code
+    del RULES[torch.ops.aten.asinh.default]
+    with pytest.raises(NoGradientRuleError, match=r"aten\.asinh\.default"):
+        exec(compile(without_rule, "extending.md", "exec"), dict(names))
 
 
 def test_every_section_with_code_is_run() -> None:

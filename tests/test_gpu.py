@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from good_rt.classifier import Classifier, predict
-from good_rt.config.job import ONNX, Runtime
-from good_rt.data.id_data import from_uint8
+from good_rt.classifier import Classifier, load_classifier, predict
+from good_rt.config.settings import (
+    BackendConfig,
+    GenerationConfig,
+    Precision,
+    SamplerConfig,
+    TrainConfig,
+)
+from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
+from good_rt.diffusion import load_diffusion
 from good_rt.engines.tensorrt import load_library, present_architecture
 from good_rt.environment import use_device
 from good_rt.errors import GoodRtError
 from good_rt.method.guidance import value_and_gradient
-from good_rt.config.settings import TrainConfig
 from good_rt.method.training import TrainingImages, finetune
-from good_rt.workflow.generation import GenerationJob
-from good_rt.workflow.steps import open_generator
+from good_rt.models import Models
+from good_rt.workflow.generate import open_generator
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 LEVELS = 3
@@ -30,55 +37,61 @@ hardly amplify."""
 
 
 @pytest.mark.parametrize(
-    ("engine", "gradients"),
-    [("torch", False), ("onnx", False), ("onnx", True), ("tensorrt", False), ("tensorrt", True)],
+    "backend",
+    [
+        BackendConfig("torch"),
+        BackendConfig("onnx", gradients="torch"),
+        BackendConfig("onnx", gradients="engine"),
+        BackendConfig("tensorrt", gradients="torch"),
+        BackendConfig("tensorrt", gradients="engine"),
+    ],
+    ids=lambda backend: f"{backend.engine}-{backend.gradients}",
 )
 def test_images_and_gradients(
-    engine: str,
-    gradients: bool,
+    backend: BackendConfig,
     model_dir: Path,
     classifier_dir: Path,
     id_dir: Path,
     tmp_path: Path,
-    make_job: Callable[..., GenerationJob],
+    make_config: Callable[..., GenerationConfig],
 ) -> None:
-    if engine == "tensorrt":
+    if backend.engine == "tensorrt":
         try:
             load_library(architecture=present_architecture())
         except GoodRtError as error:
             pytest.skip(str(error))
-    job, indices = make_job(4, batch=4, guidance="both"), [0, 1, 2, 3]
+    on_gpu = replace(
+        make_config(4, batch=4, kind="both"), sampler=SamplerConfig(3, cfg=2.0), backend=backend
+    )
+    on_cpu = on_gpu
+    if backend.engine == "tensorrt":
+        on_cpu = replace(on_gpu, backend=replace(backend, engine="onnx"))
+    indices = [0, 1, 2, 3]
     generators = {
         device: open_generator(
-            model_dir,
-            classifier_dir,
-            id_dir,
-            job,
-            engines=None if engine == "torch" else tmp_path / "engines",
-            gradients=gradients,
-            steps=3,
-            cfg_scale=2.0,
-            device=use_device(device),
-            runtime=Runtime("tensorrt") if engine == "tensorrt" and device == "cuda" else ONNX,
-        )[0]
-        for device in ("cpu", "cuda")
+            models_on(use_device(device), model_dir, classifier_dir),
+            IdData(id_dir),
+            config,
+            tmp_path / "engines",
+        )
+        for device, config in (("cpu", on_cpu), ("cuda", on_gpu))
     }
     unguided = [
-        found.images(job, indices, guided=False).astype(int) for found in generators.values()
+        one.images(on_gpu, indices, guided=False).astype(int) for one in generators.values()
     ]
     assert np.abs(unguided[0] - unguided[1]).max() <= LEVELS
-    again = [generators["cuda"].images(job, indices) for _ in range(2)]
+    again = [generators["cuda"].images(on_gpu, indices) for _ in range(2)]
     np.testing.assert_array_equal(*again)
     latents = torch.randn(4, *generators["cpu"].shape, generator=torch.Generator().manual_seed(0))
-    found = [
+    (value, gradient), (gpu_value, gpu_gradient) = (
         value_and_gradient(
-            one.guidance(job), one.decode_with_gradient, latents.to(one.device), 0.0, None
+            one.guidance(on_gpu), one.decode_with_gradient, latents.to(one.device), 0.0, None
         )
         for one in generators.values()
-    ]
-    torch.testing.assert_close(found[1][0].cpu(), found[0][0], rtol=1e-3, atol=1e-3)
-    likeness = torch.cosine_similarity(found[1][1].cpu().flatten(1), found[0][1].flatten(1))
-    assert likeness.min() > 0.999
+    )
+    torch.testing.assert_close(gpu_value.cpu(), value, rtol=1e-3, atol=1e-3)
+    similarity = torch.cosine_similarity(gpu_gradient.cpu().flatten(1), gradient.flatten(1))
+    assert similarity.min() > 0.999
 
 
 def test_half_precision_on_onnx_runtime(
@@ -86,27 +99,24 @@ def test_half_precision_on_onnx_runtime(
     classifier_dir: Path,
     id_dir: Path,
     tmp_path: Path,
-    make_job: Callable[..., GenerationJob],
+    make_config: Callable[..., GenerationConfig],
 ) -> None:
-    job, indices = make_job(4, batch=4, guidance="none"), [0, 1, 2, 3]
-    exact, half = (
-        open_generator(
-            model_dir,
-            classifier_dir,
-            id_dir,
-            job,
-            engines=tmp_path / "engines",
-            gradients=False,
-            steps=3,
-            cfg_scale=2.0,
-            device=use_device("cuda"),
-            runtime=runtime,
-        )[0]
-        .images(job, indices)
-        .astype(int)
-        for runtime in (ONNX, Runtime("onnx", "fp16"))
-    )
-    assert 0 < np.abs(half - exact).max() <= 24
+    models = models_on(use_device("cuda"), model_dir, classifier_dir)
+    config = replace(make_config(4, batch=4, kind="none"), sampler=SamplerConfig(3, cfg=2.0))
+
+    def images(precision: Precision) -> np.ndarray:  # type: ignore[type-arg]
+        backend = BackendConfig("onnx", precision, "torch")
+        generator = open_generator(
+            models, IdData(id_dir), replace(config, backend=backend), tmp_path / "engines"
+        )
+        return generator.images(config, [0, 1, 2, 3]).astype(int)
+
+    assert 0 < np.abs(images("fp16") - images("fp32")).max() <= 24
+
+
+def models_on(device: torch.device, model_dir: Path, classifier_dir: Path) -> Models:
+    """Models of their own, since a generator moves them to its device."""
+    return Models(load_diffusion(model_dir), load_classifier(classifier_dir), device)
 
 
 def test_training_and_features(classifier: Classifier) -> None:

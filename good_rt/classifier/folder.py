@@ -18,24 +18,26 @@ from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
 from good_rt.classifier.sources.registry import SOURCES, classifier_source
 from good_rt.classifier.weights import library_state, load_weights, put_weights
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, read_json, sha256, write_json
+from good_rt.files import atomic_path, sha256
+from good_rt.records import RecordType, drop_format
 
 CONFIG, WEIGHTS = "classifier.json", "model.safetensors"
+CLASSIFIER_RECORD = RecordType("classifier", "save the classifier again", (drop_format,))
 ARCHITECTURES = {"small_resnet": "good_rt.demo.network:SmallResNet"}
 """Name in classifier.json -> module:class, with timm's forward_features and forward_head; beside
 them the sources'."""
 
 
 def read_config(folder: Path) -> ClassifierConfig:
-    """A folder's classifier.json. Raises GoodRtError when it is missing or not one."""
+    """A folder's classifier.json. Raises GoodRtError when it is missing, damaged or newer."""
     path = folder / CONFIG
     if not path.exists():
         raise GoodRtError(
             f"{folder} is not a classifier folder: {CONFIG} is missing; `good-rt classifier save` "
             "writes one"
         )
+    values = CLASSIFIER_RECORD.read(path)
     try:
-        values = read_json(path)
         values["classes"] = tuple(values["classes"])
         for name in ("mean", "std"):
             values[name] = (
@@ -106,7 +108,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     if state:
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-    write_json(folder / CONFIG, asdict(classifier.config))
+    CLASSIFIER_RECORD.write(folder / CONFIG, asdict(classifier.config))
 
 
 def _build_architecture(config: ClassifierConfig, path: Path) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 
 class ClassifierNetwork(nn.Module):
@@ -146,7 +146,7 @@ def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) 
         return function(images)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         shape = tuple(images.shape[1:])
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"the classifier does not take images of shape {shape} ({reason})"
         ) from None

@@ -68,7 +68,10 @@ class Setting:
 
     @property
     def option(self) -> str:
-        return self.declared.option or "--" + self.key.replace("_", "-")
+        if self.declared.option is not None:
+            return self.declared.option
+        name = self.key.replace("_", "-")
+        return f"--{name}/--no-{name}" if self.default is True else f"--{name}"
 
     @property
     def required(self) -> bool:
@@ -125,9 +128,7 @@ def setting(
 
 def nested(kind: type[Any], without: Collection[str] = (), **defaults: Any) -> Any:
     """A dataclass field that holds another configuration, whose settings are flattened."""
-    return field(
-        default_factory=lambda: kind(**defaults), metadata={_KEY: Nested(tuple(without))}
-    )
+    return field(default_factory=lambda: kind(**defaults), metadata={_KEY: Nested(tuple(without))})
 
 
 def settings_of(config: type[Any], without: Collection[str] = ()) -> list[Setting]:

@@ -1,4 +1,4 @@
-"""Every setting of good-rt, declared once: what is sampled, trained, exported and detected, and how.
+"""Every setting of good-rt, declared once: sampler, guidance, training, export, detector.
 
 The steps in `good_rt.workflow` take these frozen dataclasses; the command line, job files and the
 documentation are derived from them (see `good_rt.config.declaration`). This module imports no
@@ -97,8 +97,12 @@ class GuidanceConfig:
     sigma: float = setting(
         0.0, "Width σ̄ of the Gaussian smoothing of ℓ in image space; 0 for none.", low=0
     )
-    mu_schedule: Trend = setting("constant", "How μ changes over the steps.")
-    rho_schedule: Trend = setting("constant", "How ρ changes over the steps.")
+    mu_schedule: Trend = setting(
+        "constant", "How μ changes over the steps.", renamed_from=("--schedule",)
+    )
+    rho_schedule: Trend = setting(
+        "constant", "How ρ changes over the steps.", renamed_from=("--schedule",)
+    )
     sigma_schedule: Literal["decrease", "constant"] = setting(
         "decrease", "How the smoothing's width changes over the steps."
     )
@@ -248,7 +252,9 @@ class GenerationConfig:
         metavar="N|auto",
     )
     twins: bool = setting(
-        False, "Also sample each image without guidance, for the manifest's columns `before`."
+        False,
+        "Also sample each image without guidance, for the manifest's columns `before`.",
+        option="--twins/--no-twins",
     )
     backend: BackendConfig = nested(BackendConfig)
     seed: int = setting(0, "Seed of all randomness.", low=0)
@@ -350,9 +356,7 @@ class ExportConfig:
     """How graphs are exported and checked; None of a tolerance or the opset keeps the value of the
     export that is there, or takes the default."""
 
-    opset: int | None = setting(
-        None, "ONNX operator set.", low=18, high=23, default_text="20"
-    )
+    opset: int | None = setting(None, "ONNX operator set.", low=18, high=23, default_text="20")
     relative: float | None = setting(None, "Relative tolerance.", low=0, default_text="0.001")
     absolute: float | None = setting(None, "Absolute tolerance.", low=0, default_text="0.0001")
     batches: tuple[int, ...] = setting(

@@ -18,7 +18,12 @@ from good_rt.errors import GoodRtError
 
 Table = TypeVar("Table")
 Place = tuple[str, ...]
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+}
 
 
 def read_toml(
@@ -50,10 +55,10 @@ def read_toml(
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
     reader = _Reader(path, text, old_places or {})
     try:
-        values = migrate(values)
+        tables = migrate(values)
     except GoodRtError as error:
         raise GoodRtError(f"{reader.where(('version',))}: {error}") from None
-    return reader.table(config, values, ())
+    return reader.table(config, tables, ())
 
 
 def toml_value(value: Any) -> str:

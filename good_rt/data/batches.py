@@ -11,6 +11,7 @@ from good_rt.classifier import Classifier
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.data.labelled import LabelledImages
 
+
 def id_batches(
     id_data: IdData,
     name: str,

@@ -19,9 +19,11 @@ from PIL import Image
 
 from good_rt.data.image_files import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, different_names, read_json, remove_leftovers, write_json
+from good_rt.files import atomic_path, different_names, remove_leftovers
+from good_rt.records import RecordType, drop_format
 
 SHEET_IMAGES = 64
+SET_RECORD = RecordType("generated-set", "generate the set again", (drop_format,))
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,15 @@ class GeneratedSet:
             raise GoodRtError(
                 f"cannot write to {self.folder} ({error.strerror}); choose another folder"
             ) from None
-        write_json(self._job, dict(job))
+        SET_RECORD.write(self._job, job)
+
+    def settings(self) -> dict[str, Any]:
+        """What job.json says of the images; empty where there is none.
+
+        Raises:
+            GoodRtError: it is damaged, or of a newer version.
+        """
+        return SET_RECORD.read(self._job) if self._job.exists() else {}
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:
         """The names of the settings with which the folder's images were made otherwise; none where
@@ -79,7 +89,7 @@ class GeneratedSet:
             not self._job.exists() or not self.rows()
         ):  # what was begun and made nothing binds to nothing
             return []
-        return different_names(read_json(self._job), json.loads(json.dumps(job)))
+        return different_names(self.settings(), json.loads(json.dumps(job)))
 
     def _mend(self) -> None:
         """Takes away what an interruption left: half-written images, and a last line of the

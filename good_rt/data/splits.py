@@ -17,10 +17,10 @@ from pathlib import Path
 from good_rt.config.settings import SplitConfig
 from good_rt.data.sources.base import PARTS, ImageSource, Item, hash_of
 from good_rt.errors import GoodRtError
-from good_rt.files import read_json, write_json
+from good_rt.records import RecordType, drop_format
 
-FORMAT = 1
-FILE = "splits.json"
+SPLITS_RECORD = RecordType("splits", "split again", (drop_format,))
+SPLITS_FILE = "splits.json"
 HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
@@ -96,10 +96,9 @@ class Splits:
     def write(self, path: Path) -> None:
         """As splits.json; the source's path is relative to it."""
         place = os.path.relpath(self.source.resolve(), path.resolve().parent)
-        write_json(
+        SPLITS_RECORD.write(
             path,
             {
-                "format": FORMAT,
                 "source": {
                     "path": place,
                     "kind": self.kind,
@@ -121,13 +120,8 @@ class Splits:
 
     @classmethod
     def read(cls, path: Path) -> Splits:
-        """Raises GoodRtError when the file is missing, damaged, or of another version."""
-        values = read_json(path)
-        if values.get("format") != FORMAT:
-            raise GoodRtError(
-                f"{path} has format {values.get('format')!r}, this version reads {FORMAT}; split "
-                "again"
-            )
+        """Raises GoodRtError when the file is missing, damaged, or of a newer version."""
+        values = SPLITS_RECORD.read(path)
         try:
             source, classes = values["source"], values["classes"]
             files = {int(row): File(*file) for row, file in values["files"].items()}
@@ -144,9 +138,7 @@ class Splits:
                 skipped=tuple(values["skipped"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GoodRtError(
-                f"{path} is damaged ({type(error).__name__}: {error}); split again"
-            ) from None
+            raise SPLITS_RECORD.damaged(path, error) from None
 
     def check_listing(self, source: ImageSource) -> None:
         """Raises GoodRtError when the source is not the one that was split any more."""
@@ -340,4 +332,4 @@ def recorded_splits(path: Path) -> Splits | None:
     """The splits.json that the path is, or that lies in it; None where there is none."""
     if path.is_file() and path.suffix == ".json":
         return Splits.read(path)
-    return Splits.read(path / FILE) if (path / FILE).exists() else None
+    return Splits.read(path / SPLITS_FILE) if (path / SPLITS_FILE).exists() else None

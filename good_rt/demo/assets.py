@@ -8,9 +8,12 @@ numpy alone.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from good_rt.data.labelled import LabelledImages, load_npz
 from good_rt.errors import GoodRtError
+
+if TYPE_CHECKING:
+    from good_rt.data.labelled import LabelledImages
 
 ASSETS = Path(__file__).parent / "assets"
 DATA = ASSETS / "data"
@@ -19,6 +22,8 @@ MODEL = MODELS / "diffusion"
 """A diffusers folder: unet/, vae/, scheduler/."""
 GRADIENT_DECODER = MODELS / "gradient_decoder"
 """An AutoencoderTiny for the latents of ``MODEL``, for `load_diffusion`'s ``gradient_decoder``."""
+JOB = Path(__file__).parent / "job.toml"
+"""The demo's job file."""
 CLASSIFIER = MODELS / "classifier"
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")
@@ -27,7 +32,9 @@ set ``near``."""
 
 ID_SETS = ("train", "held_out", "test")
 OOD_TEST_SETS = ("near", "mnist", "emoji", "photos", "textures")
-"""For the final evaluation alone."""
+"""For the final evaluation only."""
+TEST_SETS = {name: DATA / f"{name}.npz" for name in OOD_TEST_SETS}
+"""Their paths by name."""
 VALIDATION_SET = "validation"
 """OOD drawings from another source than every test set, for choices of hyper-parameters."""
 
@@ -41,4 +48,6 @@ def load_images(name: str) -> LabelledImages:
     known = (*ID_SETS, *OOD_TEST_SETS, VALIDATION_SET)
     if name not in known:
         raise GoodRtError(f"there is no demo set {name!r}; take one of {', '.join(known)}")
+    from good_rt.data.labelled import load_npz  # numpy, which help and errors do without
+
     return load_npz(DATA / f"{name}.npz")

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, Images, outputs
 from good_rt.config.settings import DetectorConfig
-from good_rt.classifier import Images, outputs
 from good_rt.method import gate as unified
 from good_rt.method.bank import FeatureBank
 from good_rt.method.conformal import check_alpha, conformal_p_value

@@ -1,7 +1,7 @@
 """detector.onnx at work: scores images with numpy and ONNX Runtime alone.
 
 `good_rt.export.detector` writes the file; what it needs to know of itself stands in the file's
-metadata.
+metadata. docs/format.md describes both.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
+from good_rt.records import RecordType, drop_format
 
-FORMAT = 1
+DETECTOR_RECORD = RecordType("detector", "build it again", (drop_format,))
 OUTPUTS = ("logits", "energy", "knn_distance", "score", "p_value", "is_ood")
 METADATA_KEY = "good_rt"
 
@@ -39,20 +40,37 @@ class DetectorInfo:
     """What the classifier was fine-tuned with."""
     versions: Mapping[str, str]
     weights_sha256: str
-    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "image_size", "calibration_size", "k"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("classes must be one or more names")
+        if not isinstance(self.alpha, float) or not 0 < self.alpha < 1:
+            raise ValueError(f"alpha must be a number between 0 and 1, not {self.alpha!r}")
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """The file's metadata `METADATA_KEY`."""
+        return json.dumps(DETECTOR_RECORD.to_record(asdict(self)))
 
     @classmethod
-    def from_json(cls, text: str) -> DetectorInfo:
-        """Raises ValueError when the text is not one, or of another format."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else None
-            raise ValueError(f"format {found!r}, this version reads {FORMAT}")
-        values["classes"] = tuple(values["classes"])
-        return cls(**values)
+    def from_json(cls, text: str, where: Path | str = "the detector's metadata") -> DetectorInfo:
+        """What `to_json` returned, of this version or an older one.
+
+        Args:
+            text: The file's metadata.
+            where: The file, for errors.
+
+        Raises:
+            GoodRtError: the text is something else, damaged, or of a newer version.
+        """
+        values = DETECTOR_RECORD.loads(text, where)
+        try:
+            return cls(**{**values, "classes": tuple(values["classes"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DETECTOR_RECORD.damaged(where, error) from None
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,9 @@ class Detector:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            first = re.sub(
-                r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
-                "",
-                (str(error).splitlines() or ["unreadable"])[0],
-            )
+            reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
             raise GoodRtError(
-                f"{path} is damaged or no ONNX file ({first}); build it again"
+                f"{path} is damaged or no ONNX file ({reason}); build it again"
             ) from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:
@@ -105,12 +119,11 @@ class Detector:
                 f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt "
                 "detector build`"
             )
-        try:
-            self.info = DetectorInfo.from_json(metadata[METADATA_KEY])
-        except (ValueError, TypeError, KeyError) as error:
-            raise GoodRtError(
-                f"{path} is a detector that cannot be read ({error}); build it again"
-            ) from None
+        self.info = info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
+        inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
+        expected = {"images": [info.channels, info.image_size, info.image_size]}
+        if inputs != expected:
+            raise DETECTOR_RECORD.damaged(path, f"its inputs are {inputs}, not {expected}")
         self.alpha = self.info.alpha if alpha is None else alpha
         smallest = 1 / (self.info.calibration_size + 1)
         if not smallest <= self.alpha < 1:

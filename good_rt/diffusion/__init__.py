@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
 from good_rt.diffusion.base import DiffusionModel
-from good_rt.diffusion.conditioning import TEMPLATE, Conditioning
+from good_rt.diffusion.conditioning import Conditioning
 from good_rt.diffusion.load import load_diffusion
 from good_rt.diffusion.unet import UNetModule
 
 __all__ = [
-    "TEMPLATE",
     "Conditioning",
     "DecoderModule",
     "DiffusionModel",

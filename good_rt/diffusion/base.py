@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from good_rt.config.settings import PROMPT
 from good_rt.diffusion.autoencoder import DecoderModule, EncoderModule
 from good_rt.diffusion.conditioning import (
-    TEMPLATE,
     ClassLabels,
     Conditioner,
     Conditioning,
@@ -32,14 +32,14 @@ Shape = tuple[int, int, int]
 class DiffusionModel:
     """A diffusion model as PyTorch modules, its noise process, and what conditions it.
 
-    ``unet`` is the network, (sample (N, C, H, W), timestep (N,) float32, *condition) -> prediction
+    ``network`` maps (sample (N, C, H, W), timestep (N,) float32, *condition) to the prediction
     (N, C, H, W), be it a UNet or a transformer. ``sample_shape`` (C, H, W) is what it denoises,
     ``image_shape`` what comes out; for a pixel model they agree, and ``encoder`` and ``decoder``
     are None. ``light_decoder`` stands in for the decoder where gradients go through it.
     ``conditioner`` is None for an unconditional model.
     """
 
-    unet: nn.Module
+    network: nn.Module
     encoder: EncoderModule | None
     decoder: DecoderModule | None
     process: Process
@@ -51,7 +51,7 @@ class DiffusionModel:
 
     def to(self, device: torch.device | str) -> DiffusionModel:
         """Takes the modules there, in place."""
-        for module in (self.unet, self.encoder, self.decoder, self.light_decoder):
+        for module in (self.network, self.encoder, self.decoder, self.light_decoder):
             if module is not None:
                 module.to(device)
         return self
@@ -61,7 +61,7 @@ class DiffusionModel:
         return self.process.sigmas(steps)
 
     def conditioning(
-        self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)
+        self, classes: Sequence[str], templates: Sequence[str] = (PROMPT,)
     ) -> Conditioning | None:
         """The table of what these classes are to the network; None for an unconditional model."""
         return None if self.conditioner is None else self.conditioner(classes, templates)

@@ -15,9 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from good_rt.config.settings import PROMPT as TEMPLATE
+from good_rt.config.settings import PROMPT
 from good_rt.errors import GoodRtError
-
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class TextPrompts:
     zeroed: tuple[str, ...] = ()
 
     def __call__(
-        self, classes: Sequence[str], templates: Sequence[str] = (TEMPLATE,)
+        self, classes: Sequence[str], templates: Sequence[str] = (PROMPT,)
     ) -> Conditioning:
         for template in templates:
             if "{}" not in template:

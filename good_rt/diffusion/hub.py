@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 """Configs, weights and vocabularies of the parts; never pickles, nor code."""
@@ -37,9 +37,7 @@ def local_folder(model: Path) -> Path:
             )
         )
     except Exception as error:  # no network, no such repository, no permission: one of many kinds
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+        reason = first_line(error)
         raise GoodRtError(
             f"{name} is no folder here, and cannot be downloaded from the hub "
             f"({reason.rstrip('.')}); give the path of "

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,11 +118,8 @@ def inspect_model(
     names = {"network": layout.network} | (
         {} if layout.autoencoder is None else {"autoencoder": layout.autoencoder}
     )
-    parts = {
-        name: part
-        for name, folder in names.items()
-        if (part := problems.attempt(lambda f=folder: part_of(f)))
-    }  # type: ignore[misc]
+    attempts = {name: problems.attempt(partial(part_of, folder)) for name, folder in names.items()}
+    parts = {name: part for name, part in attempts.items() if part}
     texts = (
         []
         if family is None
@@ -297,8 +295,8 @@ def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[Exporte
     if "network" in parts:
         size = FLOAT * parts["network"].parameters
         graphs += [
-            ExportedGraph("unet", inputs, size),
-            ExportedGraph("unet_vjp", ("cotangent", *inputs), size),
+            ExportedGraph("network", inputs, size),
+            ExportedGraph("network_vjp", ("cotangent", *inputs), size),
         ]
     if "autoencoder" in parts:
         size = FLOAT * parts["autoencoder"].parameters

@@ -123,7 +123,7 @@ def load_diffusion(
     facts = [] if image_size is None else [f"image size {image_size}"]
     parts = layout.files() | ({} if gradient_decoder is None else {"light": gradient_decoder})
     return DiffusionModel(
-        unet=family.module(network, config, sample_shape).eval(),
+        network=family.module(network, config, sample_shape).eval(),
         encoder=None if autoencoder is None else autoencoder.encoder,
         decoder=None if autoencoder is None else autoencoder.decoder,
         process=load_process(layout.scheduler, tokens, family.even_levels),

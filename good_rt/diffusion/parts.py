@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.files import read_json, sha256
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
@@ -75,7 +75,7 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
             )
         except Exception as error:  # diffusers and transformers raise many kinds; all mean that the files do not fit
             raise GoodRtError(
-                f"{folder} cannot be loaded ({_first(error)}); save it again with save_pretrained"
+                f"{folder} cannot be loaded ({first_line(error)}); save it again with save_pretrained"
             ) from None
     missing = sorted(found["missing_keys"])
     if missing:  # the libraries would leave them random
@@ -117,14 +117,8 @@ def empty_part(folder: Path) -> Any:
             return getattr(diffusers, name).from_config(read_json(folder / "config.json"))
         except Exception as error:
             raise GoodRtError(
-                f"{folder / 'config.json'} does not make a {name} ({_first(error)})"
+                f"{folder / 'config.json'} does not make a {name} ({first_line(error)})"
             ) from None
-
-
-def _first(error: Exception) -> str:
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
 
 
 @contextmanager

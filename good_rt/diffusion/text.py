@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from good_rt.diffusion.parts import class_name, load_part, quiet
-from good_rt.errors import GoodRtError, require
+from good_rt.errors import GoodRtError, first_line, require
 
 CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5 = ("T5EncoderModel",)
@@ -85,9 +85,8 @@ def encode(
         mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
         output = model(tokens.input_ids, attention_mask=mask, output_hidden_states=name in CLIP)
         found.append(_encoded(output, name))
-    return Encoded(
-        *(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True))
-    )  # type: ignore[arg-type]
+    columns = zip(*found, strict=True)
+    return Encoded(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
 
 
 def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -112,7 +111,7 @@ def load_tokenizer(folder: Path) -> Any:
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # transformers raises many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise GoodRtError(
                 f"{folder} is not a tokenizer that can be loaded ({reason})"
             ) from None

@@ -121,7 +121,9 @@ def render_report(data: ReportData) -> str:
                 f"the report lacks the scores {data.score!r} of model {model!r} on "
                 f"{sorted(missing)}"
             )
-    source = resources.files("good_rt.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = (
+        resources.files("good_rt.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

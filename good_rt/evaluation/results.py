@@ -28,7 +28,9 @@ from good_rt.evaluation.metrics import (
     mean_metrics,
     metrics_from,
 )
+from good_rt.records import RecordType, drop_format
 
+EVALUATION_RECORD = RecordType("evaluation", "run it again", (drop_format,))
 MEAN = "mean over sets"
 """The `EvaluationRow.ood_set` of a row that holds the plain mean over all OOD sets."""
 
@@ -137,18 +139,21 @@ class Evaluation:
         return max(rows, key=lambda row: sign * float(getattr(row.metrics, metric)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers, for `json.dump`."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "shipped": self.shipped,
-            "id_accuracy": {model: asdict(share) for model, share in self.id_accuracy.items()},
-            "id_refusal": [asdict(refusal) for refusal in self.id_refusal],
-        }
+        """Plain dicts, lists, strings and numbers, for `json.dump`: a record of type evaluation."""
+        return EVALUATION_RECORD.to_record(
+            {
+                "rows": [asdict(row) for row in self.rows],
+                "shipped": self.shipped,
+                "id_accuracy": {model: asdict(share) for model, share in self.id_accuracy.items()},
+                "id_refusal": [asdict(refusal) for refusal in self.id_refusal],
+            }
+        )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
         """The inverse of `to_json`, also after a way through JSON text; raises GoodRtError when it
-        is not one."""
+        is not one, or of a newer version."""
+        value = EVALUATION_RECORD.from_record(value, "the evaluation")
         try:
             rows = tuple(
                 EvaluationRow(

@@ -134,7 +134,7 @@ class NetworkDenoiser:
     def vjp(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> tuple[Tensor, PullBack]:
         if self.differentiable is None:
             raise GoodRtError(
-                "variance guidance (rho > 0) goes back through the UNet, and this engine has no "
+                "variance guidance (rho > 0) goes back through the network, and this engine has no "
                 "gradient; "
                 "set rho to 0 or use the PyTorch engine"
             )

@@ -105,7 +105,7 @@ class EngineGuidance:
     together.
 
     ``run`` takes (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) and
-    gives ℓ (N,) and the gradient (see `good_rt.export.fused`); bank, k and temperature are the
+    gives ℓ (N,) and the gradient (see `good_rt.export.guidance_module`); bank, k and temperature are the
     engine's.
     """
 

@@ -20,7 +20,6 @@ from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
-from good_rt.environment import CPU
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.method.bank import FeatureBank
 from good_rt.models import check_classifier_path, demo_path
@@ -75,8 +74,8 @@ def build_detector(
     """
     folders, id_data = [Path(path) for path in generated], IdData.of(id_data)
     if training is None:
-        trained = not isinstance(classifier, Classifier) and training_record(Path(classifier))
-        training = WITH_GENERATED if trained and trained.get("generated") else WITHOUT_TRAINING
+        path = None if isinstance(classifier, Classifier) else Path(classifier)
+        training = training_of(path)
     if module is None:
         network = open_classifier(classifier, folders)
         with progress.task("building the detector"):
@@ -87,6 +86,12 @@ def build_detector(
     with progress.task("exporting the detector"):
         parity = export_detector(module, Path(out), images, training=training)
     return BuiltDetector(Path(out), module, parity)
+
+
+def training_of(classifier: Path | None) -> str:
+    """What the classifier of this path was fine-tuned with, by the training.json beside it."""
+    record = training_record(classifier) if classifier is not None else {}
+    return WITH_GENERATED if record.get("generated") else WITHOUT_TRAINING
 
 
 def detector_for(
@@ -124,14 +129,14 @@ def detector_for(
 def open_classifier(
     classifier: Classifier | Path | str,
     generated: Sequence[Path] = (),
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> Classifier:
     """A classifier for the images of generated sets: one whose network has another size resizes
-    them."""
+    them. Without ``device`` it stays where it is."""
     if not isinstance(classifier, Classifier):
         path = demo_path(classifier, assets.CLASSIFIER)
         check_classifier_path(path)
         classifier = load_classifier(path)
     if generated:
         classifier = classifier.fitted(GeneratedSet(generated[0]).image_shape)
-    return classifier.to(device)
+    return classifier if device is None else classifier.to(device)

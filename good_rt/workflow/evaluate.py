@@ -172,9 +172,7 @@ def evaluate_detectors(
     return evaluation, scores
 
 
-def measure_images(
-    detector: DetectorModule, images: NDArray[np.uint8] | Images
-) -> Discrepancies:
+def measure_images(detector: DetectorModule, images: NDArray[np.uint8] | Images) -> Discrepancies:
     """Logits and both discrepancies of images (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole
     or in batches."""
     if isinstance(images, np.ndarray):

@@ -7,7 +7,7 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,7 @@ def export(
     total = GRAPHS + VJP_GRAPHS * config.vjp
     with progress.task("checking engines, exporting missing ones", total) as advance:
 
-        def run(config: ExportConfig, no_rule: str | None = None) -> tuple[Manifest, bool]:
+        def run(no_rule: str | None = None) -> tuple[Manifest, bool]:
             return export_models(
                 models,
                 out,
@@ -87,9 +87,9 @@ def export(
             )
 
         try:
-            manifest, done = run(config)
+            manifest, done = run()
         except NoGradientRuleError as error:
-            manifest, done = run(replace(config, vjp=False), str(error))
+            manifest, done = run(no_rule=str(error))
     if manifest.no_gradient_rule is not None:
         progress.note(f"no engines for gradients: {manifest.no_gradient_rule}")
     return Exported(manifest, done)

@@ -20,7 +20,7 @@ from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import check_providers, providers_for
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import checked_graphs, load_engines
-from good_rt.files import read_json, sole_user
+from good_rt.files import sole_user
 from good_rt.method.sampler import sample_seeds
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
@@ -71,9 +71,7 @@ def generate(
         NonFiniteError: a value is not finite; it names step and image.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    generator = open_generator(
-        models, IdData.of(id_data), config, Path(engine_folder), progress
-    )
+    generator = open_generator(models, IdData.of(id_data), config, Path(engine_folder), progress)
     config = with_batch(config, generator, Path(out))
     record = generation_record(models, config, generator.gradients)
     return fill(generator, config, Path(out), record, progress)
@@ -201,8 +199,7 @@ def with_batch(config: GenerationConfig, generator: Generator, out: Path) -> Gen
     """
     if config.batch != "auto":
         return replace(config, batch=min(config.batch, config.count))
-    settings = out / "job.json"
-    begun = read_json(settings).get("batch") if settings.exists() else None
+    begun = GeneratedSet(out).settings().get("batch")
     return replace(config, batch=begun or pick_batch(generator, config.count))
 
 

@@ -23,8 +23,8 @@ from good_rt.config.settings import GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.id_data import IdData, from_uint8, to_uint8
 from good_rt.diffusion import Conditioning
-from good_rt.engines.autograd import VjpPair
 from good_rt.engines.base import Engine
+from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.bank import FeatureBank
 from good_rt.method.denoiser import Denoiser, Network, remembered
@@ -162,9 +162,7 @@ def strength_of(config: GenerationConfig, index: int) -> float:
     return config.strengths[index % len(config.strengths)]
 
 
-def generation_record(
-    models: Models, config: GenerationConfig, gradients: str
-) -> dict[str, Any]:
+def generation_record(models: Models, config: GenerationConfig, gradients: str) -> dict[str, Any]:
     """What a generated set records of everything that determines its images, other than their
     number: models, guidance, sampler, engines.
 
@@ -224,12 +222,12 @@ def make_generator(
     if engines:
         network = engine_function(engines["network"], "output")
         if "network_backward" in engines:
-            pair = VjpPair(engines["network_forward"], engines["network_backward"])
+            pair = vjp_pair(engines["network_forward"], engines["network_backward"])
             differentiable = pair.function
         if diffusion.decoder is not None:
             decode = engine_function(engines["vae_decoder"], "images")
         if "decoder_backward" in engines:
-            pair = VjpPair(engines["decoder_forward"], engines["decoder_backward"])
+            pair = vjp_pair(engines["decoder_forward"], engines["decoder_backward"])
             decode_with_gradient = pair.function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")

@@ -1,132 +1,150 @@
-"""A first job file for images and models that lie somewhere: what is there, whether it fits,
+"""The step `init`: a first job file for images and models: what is there, whether it fits, and
 settings for its size."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from good_rt.classifier import ClassifierConfig, load_classifier
-from good_rt.config.job import DEMO, spec_of
+from good_rt.config.declaration import settings_of
+from good_rt.config.settings import DetectorConfig, SplitConfig, TrainConfig
+from good_rt.config.toml import toml_key, toml_value
 from good_rt.data.id_data import IdData
 from good_rt.data.image_files import image_header
 from good_rt.data.sources.base import ImageSource
 from good_rt.data.sources.open import open_source
-from good_rt.config.settings import SplitConfig
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
-from good_rt.diffusion import TEMPLATE, load_diffusion
 from good_rt.errors import GoodRtError
 from good_rt.method.conformal import check_alpha
-from good_rt.config.settings import TrainConfig
-from good_rt.workflow.pipeline import check_models
+from good_rt.models import DEMO, Models, ModelSpec
+from good_rt.progress import SILENT, Progress
+from good_rt.workflow.job import JOB_VERSION, JobConfig, spec_of
 
 PROBED = 200
 """Images whose size is looked at."""
 HELD_OUT = (0.3, 0.4)
 """Larger shares of the held-out part, of which the first that calibrates α is taken where the
 default does not."""
-ALPHA = 0.05
+ALPHA = DetectorConfig.alpha
+TABLES: Mapping[str, Sequence[str]] = {
+    "data": ("images", "held_out", "test", "skip_bad"),
+    "models": ("classifier", "diffusion", "gradient_decoder", "image_size"),
+    "generate": (
+        "count", "kinds", "mu", "strengths", "steps", "cfg", "prompts", "k", "batch", "engine",
+        "gradients",
+    ),
+    "train": ("kinds", "control", "steps", "lr", "interpolation", "max_drop"),
+    "detector": ("classifier", "k", "alpha", "bank_size"),
+}  # fmt: skip
+"""The settings that a new job file shows, by table."""
+NOTES = {
+    ("generate", "mu"): "Look at contact_sheet.png of each kind: odd, but not yet noise, is right.",
+    ("generate", "batch"): "Lower it when memory runs out.",
+    ("data", "images"): "Held-out and test images must be ones that the classifier was NOT trained "
+    "on, or p-values promise too much.",
+}
+"""What a new job file says of a setting beside its help."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `good-rt init` found: the images divided, their sizes, and what the models take and
-    make."""
+    """What `good-rt init` found: images divided, their sizes, and what the models take and make."""
 
     images: Path
-    classifier: Path
-    diffusion: Path
-    ood: Mapping[str, Path]
+    spec: ModelSpec
+    models: Models
     splits: Splits
     sizes: str
-    config: ClassifierConfig
-    latent: bool
-    conditional: bool
-    text: bool
-    trainable: bool
-    guidance_scale: float
-    gradient_decoder: Path | None = None
-    image_size: int | None = None
+    test_sets: Mapping[str, Path] = field(default_factory=dict)
 
     def count(self, part: str) -> int:
         return len(self.splits.rows(part))
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.models.classifier.config.classes)
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.splits.kind, "classes": list(self.config.classes), "sizes": self.sizes,
-                "counts": self.splits.counts(), "skipped": list(self.splits.skipped)}  # fmt: skip
+        return {
+            "kind": self.splits.kind,
+            "classes": list(self.classes),
+            "sizes": self.sizes,
+            "counts": self.splits.counts(),
+            "skipped": list(self.splits.skipped),
+        }
 
     def lines(self) -> list[str]:
         """What was found, to print."""
+        diffusion, config = self.models.diffusion, self.models.classifier.config
         copies = sum(file.copy for file in self.splits.files.values())
-        made = "latent" if self.latent else "pixel"
         raised = self.splits.config.held_out != SplitConfig.held_out and not self.splits.given
         share = (
             f" (a share of {self.splits.config.held_out:g}, for α = {ALPHA:g})" if raised else ""
         )
+        space = "pixel" if diffusion.decoder is None else "latent"
         condition = (
             ", class-conditional"
-            if self.conditional
-            else ", which follows prompts"
-            if self.text
+            if diffusion.num_class_embeds is not None
+            else ", conditioned on text"
+            if diffusion.text
             else ""
         )
+        frozen = "" if self.models.classifier.trainable else "; its file cannot be trained"
+        channels = "channel" if config.channels == 1 else "channels"
         return [
-            f"images:     {len(self.splits.files) - copies} in {len(self.config.classes)} classes "
-            f"({self.splits.kind}, "
-            f"{self.sizes}), {copies} copies; {self.splits.sizes}{share}",
-            f"classifier: takes {self.config.image_size}x{self.config.image_size} pixels, "
-            f"{self.config.channels} "
-            f"channel{'s'[: self.config.channels != 1]}{'' if self.trainable else '; its file cannot be trained'}",
-            f"diffusion:  a {made} model{condition}, of the same images",
+            f"images:     {len(self.splits.files) - copies} in {len(self.classes)} classes "
+            f"({self.splits.kind}, {self.sizes}), {copies} copies; {self.splits.sizes}{share}",
+            f"classifier: takes {config.image_size}x{config.image_size} pixels, "
+            f"{config.channels} {channels}{frozen}",
+            f"diffusion:  a {space} model{condition}, of the same images",
         ]
 
 
-def inspect(
+def inspect_job(
     images: Path,
-    classifier: Path,
-    diffusion: Path,
-    ood: Mapping[str, Path] | None = None,
+    spec: ModelSpec,
+    test_sets: Mapping[str, Path] | None = None,
     *,
     skip_bad: bool = False,
-    gradient_decoder: Path | None = None,
-    image_size: int | None = None,
-    on_item: Callable[[int], None] = lambda count: None,
+    progress: Progress = SILENT,
 ) -> Findings:
-    """Looks at everything that a job needs. Raises GoodRtError that says what does not fit, and
-    what to do.
+    """Looks at everything that a job needs.
 
-    ``gradient_decoder`` and ``image_size`` are `load_diffusion`'s.
+    Args:
+        images: In-distribution images.
+        spec: The models.
+        test_sets: Real OOD images by name.
+        skip_bad: Leave out images that are damaged or contradict others.
+        progress: Hears of every image.
+
+    Raises:
+        GoodRtError: something does not fit; it says what to do.
     """
-    model = load_diffusion(diffusion, gradient_decoder=gradient_decoder, image_size=image_size)
-    fitted = load_classifier(classifier).fitted(lambda: model.image_shape)
-    check_models(model, fitted)
-    classes = fitted.config
+    models = spec.load()
     data = IdData(images)
-    data.labels(classes.classes)
-    for path in (ood or {}).values():
+    data.labels(models.classifier.config.classes)
+    for path in (test_sets or {}).values():
         open_source(path)
-    config = SplitConfig(skip_bad=skip_bad)
-    splits = (
-        data.splits
-        if data.record is not None
-        else make_splits(data.source, config, check=True, on_item=on_item)
-    )
+    with progress.task("looking at the images", len(data.source.entries)) as advance:
+        config = SplitConfig(skip_bad=skip_bad)
+        splits = (
+            data.splits
+            if data.record is not None
+            else make_splits(data.source, config, check=True, on_item=advance)
+        )
+    needed = round(1 / ALPHA) - 1
     for share in HELD_OUT:
-        if (
-            len(splits.rows("held_out")) // 2 >= round(1 / ALPHA) - 1
-            or splits.given
-            or data.record is not None
-        ):
+        enough = len(splits.rows("held_out")) // 2 >= needed
+        if enough or splits.given or data.record is not None:
             break
-        config = SplitConfig(held_out=share, skip_bad=skip_bad)
-        splits = make_splits(data.source, config)
+        splits = make_splits(data.source, replace(config, held_out=share))
     calibration = len(splits.rows("held_out")) // 2
     try:
         check_alpha(ALPHA, calibration)
@@ -134,29 +152,10 @@ def inspect(
         used = sum(not file.copy for file in splits.files.values())
         raise GoodRtError(
             f"{images} has {used} images, of which {calibration} would calibrate the detector, and "
-            f"alpha {ALPHA} needs "
-            f"{round(1 / ALPHA) - 1}: at least 100 images that the classifier was not trained on "
-            "would do; add images"
+            f"alpha {ALPHA} needs {needed}: add images; 100 that the classifier was not trained on "
+            "would do"
         ) from None
-    null_class = model.num_class_embeds is not None and model.num_class_embeds > len(
-        classes.classes
-    )
-    return Findings(
-        images=images,
-        classifier=classifier,
-        diffusion=diffusion,
-        ood=dict(ood or {}),
-        splits=splits,
-        sizes=_sizes(data.source),
-        config=classes,
-        latent=model.decoder is not None,
-        conditional=model.num_class_embeds is not None,
-        text=model.text,
-        trainable=fitted.trainable,
-        guidance_scale=1.5 if null_class else 1.0,
-        gradient_decoder=gradient_decoder,
-        image_size=image_size,
-    )
+    return Findings(images, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
 
 
 def _sizes(source: ImageSource) -> str:
@@ -172,7 +171,7 @@ def _sizes(source: ImageSource) -> str:
             try:
                 width, height, mode = image_header(item.content, item.name)
             except GoodRtError:
-                continue  # said when the images are divided
+                continue  # reported when the images are divided
         sizes.add((width, height))
         modes.add(mode)
     if not sizes:
@@ -182,92 +181,89 @@ def _sizes(source: ImageSource) -> str:
 
 
 def job_text(found: Findings, out: Path) -> str:
-    """The job file: every setting that matters with what it does, chosen for the number and size of
-    the images."""
-    train, config = found.count("train"), found.splits.config
-    count = min(max(-(-train // 8 // 32) * 32, 128), 1024)
-    batch = 32 if found.config.image_size <= 64 else 8
-    steps = TrainConfig.steps if train >= 2000 else 200
-    # half of the held-out images validate; fewer than two of them are no loss that can be told from
-    # chance
-    drop = max(0.005, round(2 / max(1, found.count("held_out") // 2), 3))
+    """The job file for ``out``: settings with their help, chosen for the number and size of the
+    images."""
+    values = _chosen(found, out)
+    tables = {setting.key: setting.type for setting in settings_of(JobConfig)}
+    counts = found.splits.counts()
+    labels = sorted({label for by_class in counts.values() for label in by_class})
+    images = [f"# {found.splits.kind}, {found.sizes}; images by class:"]
+    for label in labels:
+        parts = ", ".join(f"{by_class.get(label, 0)} {part}" for part, by_class in counts.items())
+        images.append(f"#   {label}: {parts}")
+    if found.splits.given:
+        images.append("# They already come in parts, which are kept.")
+    lines = [
+        f"# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it,",
+        "# and resumes where it was interrupted. Paths are relative to this file. docs/jobs.md",
+        "# lists every setting.",
+        "",
+        f"version = {JOB_VERSION}",
+        *_commented("out", out.stem, "Folder of everything that is made, beside this file."),
+        "seed = 0",
+    ]
+    for table, keys in TABLES.items():
+        lines += ["", f"[{table}]", *(images if table == "data" else ())]
+        for setting in settings_of(tables[table]):
+            value = values.get((table, setting.key), setting.default)
+            shown = setting.key in keys and value is not None
+            if shown and (setting.key != "prompts" or found.models.diffusion.text):
+                note = NOTES.get((table, setting.key), "")
+                lines += _commented(setting.key, value, f"{setting.declared.help} {note}".strip())
+    lines += [
+        "",
+        "[test_sets]",
+        "# Real OOD images that only the evaluation sees: name = path, of any kind that [data]",
+        "# takes. Without any, it measures on generated images, which says less.",
+    ]
+    for name, path in found.test_sets.items():
+        lines.append(f"{toml_key(name)} = {toml_value(_relative(path, out.parent))}")
+    if not found.test_sets:
+        lines.append('# street = "street/"')
+    return "\n".join(lines) + "\n"
 
-    def quoted(path: Path, demo: Path | None = None) -> str:
-        return json.dumps(DEMO if path == demo else _relative(path, out.parent), ensure_ascii=False)
 
-    if found.trainable:
-        trained = 'ood = ["img"]  # kinds to fine-tune the classifier with; [] for none (and detector.classifier = "before")'
-    else:
-        trained = "ood = []  # no fine-tuning: the weights in this classifier's file are frozen"
+def _commented(key: str, value: object, help: str) -> list[str]:
+    """A key with its help: beside it where that fits, else above."""
+    line = f"{key} = {toml_value(value)}"
+    if len(line) + len(help) + 4 <= 100:
+        return [f"{line}  # {help}"]
+    return [*textwrap.wrap(help, 98, initial_indent="# ", subsequent_indent="# "), line]
 
-    variant = ""
-    if found.gradient_decoder is not None:
-        variant += f"gradient_decoder = {quoted(found.gradient_decoder)}  # gradients go through this light one\n"
-    if found.image_size is not None:
-        variant += f"image_size = {found.image_size}  # another than the diffusion model's own\n"
-    prompts = (
-        f'prompts = ["{TEMPLATE}"]  # {{}} is the class; several take turns\n' if found.text else ""
+
+def _chosen(found: Findings, out: Path) -> dict[tuple[str, str], Any]:
+    """The values of a new job file that are not the defaults, by table and key."""
+    models, spec, train = found.models, found.spec, found.count("train")
+    classifier, diffusion = models.classifier, models.diffusion
+
+    def path(value: str | Path, demo: Path) -> str:
+        return DEMO if Path(value) == demo else _relative(Path(value), out.parent)
+
+    light = spec.gradient_decoder_path
+    null_class = diffusion.num_class_embeds is not None and diffusion.num_class_embeds > len(
+        found.classes
     )
-
-    counts = "\n".join(
-        f"#   {name}: "
-        + ", ".join(f"{parts.get(name, 0)} {part}" for part, parts in found.splits.counts().items())
-        for name in sorted({name for parts in found.splits.counts().values() for name in parts})
-    )
-    ood = "".join(f"{json.dumps(name)} = {quoted(path)}\n" for name, path in found.ood.items())
-    given = "# They come in parts already, which are kept.\n" if found.splits.given else ""
-    return f"""\
-# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it, and goes on
-# where it stopped. Paths are relative to this file. What may be set, and its default, is in
-# good-rt's docs/jobs.md.
-
-out = {json.dumps(out.stem)}  # folder of everything that is made, beside this file
-seed = 0
-
-[data]
-# {found.splits.kind}, {found.sizes}; images by class:
-{counts}
-{given}# Held-out and test images must be ones that the classifier was NOT trained on, or p-values promise too much.
-images = {quoted(found.images, assets.DATA)}
-held_out = {config.held_out}  # share that validates and calibrates
-test = {config.test}  # share that the evaluation alone looks at
-skip_bad = {str(config.skip_bad).lower()}  # leave damaged images out, and name them; false: they are an error
-
-[models]
-classifier = {quoted(found.classifier, assets.CLASSIFIER)}
-diffusion = {quoted(found.diffusion, assets.MODEL)}
-{variant}
-[generate]
-count = {count}  # OOD images of each kind of guidance
-kinds = ["img", "feat", "both"]  # image level, feature level, both
-mu = 0.1  # strength of guidance; look at the contact_sheet.png of each kind: odd, but not yet rubbish, is right
-strengths = [0.5, 1.0, 2.0]  # factors of mu that images take in turn, from near to far OOD
-steps = 25  # of the sampler
-cfg = {found.guidance_scale}  # classifier-free guidance scale; 1.0 for none
-{prompts}k = {min(10, max(1, train // 4))}  # neighbour of the k-NN distance that is climbed
-batch = {batch}  # lower it when memory runs out; part of what determines an image's last bits
-engine = "onnx"  # or "torch": without an export; "tensorrt": with --device cuda
-
-[train]
-{trained}
-unguided = 0  # samples without guidance that are ID in training; some thousands make it steadier
-control = false  # also fine-tune as long without OOD images, to compare with
-steps = {steps}
-lr = {TrainConfig.lr}
-interpolation = {TrainConfig.interpolation}  # how much of the way from the old weights to the trained ones is gone
-max_drop = {drop}  # largest loss of held-out accuracy with which a state is kept
-
-[detector]
-classifier = "{"trained" if found.trainable else "before"}"  # "trained", or "before": the one that came
-k = 1  # neighbour of the k-NN distance; small ones are best for small banks
-alpha = {ALPHA}  # share of in-distribution inputs that may be refused
-bank_size = {min(10_000, train)}
-
-[ood]
-# Test sets of real OOD images, for the evaluation alone: name = "path", of any kind that [data]
-# takes. Without one, the evaluation takes generated images that nothing was trained on, which says
-# less.
-{ood or '# street = "street/"' + chr(10)}"""
+    # half of the held-out images validate; a loss of fewer than two of them is chance
+    drop = max(TrainConfig.max_accuracy_drop, round(2 / max(1, found.count("held_out") // 2), 3))
+    return {
+        ("data", "images"): path(found.images, assets.DATA),
+        ("data", "held_out"): found.splits.config.held_out,
+        ("data", "test"): found.splits.config.test,
+        ("data", "skip_bad"): found.splits.config.skip_bad,
+        ("models", "classifier"): path(spec.classifier_path, assets.CLASSIFIER),
+        ("models", "diffusion"): path(spec.diffusion_path, assets.MODEL),
+        ("models", "gradient_decoder"): light and path(light, assets.GRADIENT_DECODER),
+        ("models", "image_size"): spec.image_size,
+        ("generate", "count"): min(max(-(-train // 8 // 32) * 32, 128), 1024),
+        ("generate", "cfg"): 1.5 if null_class else 1.0,
+        ("generate", "k"): min(10, max(1, train // 4)),
+        ("generate", "batch"): 32 if classifier.config.image_size <= 64 else 8,
+        ("train", "kinds"): ("img",) if classifier.trainable else (),
+        ("train", "steps"): TrainConfig.steps if train >= 2000 else 200,
+        ("train", "max_drop"): drop,
+        ("detector", "classifier"): "trained" if classifier.trainable else "before",
+        ("detector", "bank_size"): min(DetectorConfig.bank_size, train),
+    }
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -279,5 +275,5 @@ def _relative(path: Path, folder: Path) -> str:
                 str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None
             )
         )
-    place = os.path.relpath(path.resolve(), folder.resolve())
-    return str(path.resolve()) if place.startswith("..") else Path(place).as_posix()
+    inside = os.path.relpath(path.resolve(), folder.resolve())
+    return str(path.resolve()) if inside.startswith("..") else Path(inside).as_posix()

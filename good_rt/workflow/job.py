@@ -6,7 +6,8 @@ below ``out``. Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,11 @@ from good_rt.config.settings import (
     TrainConfig,
 )
 from good_rt.config.toml import read_toml
+from good_rt.data.sources.open import open_source
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 from good_rt.models import DEMO, ModelSpec
+from good_rt.records import newer_version
 
 JOB_VERSION = 2
 LEAST_IMAGES = 10
@@ -47,8 +50,8 @@ class GenerateTable:
 
     kinds: tuple[GuidanceKind, ...] = setting(
         GUIDED_KINDS,
-        "Kinds of guidance, each a generated set: img, feat, both; none makes unguided images, which "
-        "count as ID in the training.",
+        "Kinds of guidance, each a generated set: img, feat, both; none makes unguided images, "
+        "which count as ID in the training.",
     )
     counts: Mapping[GuidanceKind, int] = setting(
         {}, "Images of kinds that differ from count, such as {none = 2000}; each names a kind."
@@ -124,9 +127,7 @@ class JobConfig:
             raise GoodRtError("train.kinds names 'none', but unguided images are not OOD")
         for kind in self.train.kinds:
             if kind not in self.generate.kinds:
-                raise GoodRtError(
-                    f"train.kinds names {kind!r}, which generate.kinds does not make"
-                )
+                raise GoodRtError(f"train.kinds names {kind!r}, which generate.kinds does not make")
         if self.detector.classifier == "trained" and not self.train.kinds:
             raise GoodRtError(
                 'detector.classifier is "trained", but train.kinds is empty; make it "before"'
@@ -166,12 +167,35 @@ class Job:
             spec,
             classifier=self._resolved(spec.classifier, assets.CLASSIFIER),
             diffusion=self._resolved(spec.diffusion, assets.MODEL),
-            gradient_decoder=None if light is None else self._resolved(light, assets.GRADIENT_DECODER),
+            gradient_decoder=None
+            if light is None
+            else self._resolved(light, assets.GRADIENT_DECODER),
         )
 
     @property
     def test_sets(self) -> dict[str, Path]:
         return {name: self._resolved(value) for name, value in self.config.test_sets.items()}
+
+    @contextmanager
+    def named(self, key: str) -> Iterator[None]:
+        """Has an error within the block say which key of the file it is about."""
+        try:
+            yield
+        except GoodRtError as error:
+            raise GoodRtError(f"{error} ({key} in {self.path})") from None
+
+    def check_paths(self) -> None:
+        """Looks for models and images, without loading anything.
+
+        Raises:
+            GoodRtError: a path does not exist; it names the key.
+        """
+        self.models.check_paths(lambda name: self.named(f"models.{name}"))
+        with self.named("data.images"):
+            open_source(self.images)
+        for name, path in self.test_sets.items():
+            with self.named(f"test_sets.{name}"):
+                open_source(path)
 
     def generation(self, kind: GuidanceKind, count: int) -> GenerationConfig:
         """The configuration of one generated set."""
@@ -226,6 +250,13 @@ OLD_KEYS = {
     ("generate", "rho_schedule"): ("generate", "schedule"),
 }
 """Keys of version 1 by those of version 2, to say where a mistake stands in an older file."""
+NEW_KEYS = (
+    *((key,) for key in ("title", "summary", "test_sets")),
+    ("train", "kinds"),
+    *(("generate", key) for key in ("counts", "mu_schedule", "rho_schedule", "temperature")),
+    ("detector", "temperature"),
+)
+"""Keys that version 1 did not have: a file with one of them is not of version 1."""
 
 
 def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,12 +270,15 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     version = values.get("version", 1)
     if isinstance(version, int) and version > JOB_VERSION:
-        raise GoodRtError(
-            f"the job file has version {version}, this good-rt reads up to {JOB_VERSION}; update "
-            "good-rt"
-        )
+        raise newer_version("the job file", f"job version {version}", JOB_VERSION)
     if version != 1:
         return dict(values)
+    for new in NEW_KEYS:
+        if new[0] in values and (len(new) == 1 or new[1] in values[new[0]]):
+            raise GoodRtError(
+                f"{'.'.join(new)} is a key of version {JOB_VERSION}, and the file does not say its "
+                f"version; add `version = {JOB_VERSION}` as its first line"
+            )
     tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
     generate = tables.setdefault("generate", {})
     train = tables.get("train", {})

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,9 +96,7 @@ def run_job(
     Raises:
         GoodRtError: something does not fit; said before anything long begins.
     """
-    run = _Run(
-        job if isinstance(job, Job) else Job.read(Path(job)), use_device(str(device)), progress
-    )
+    run = _Run(job if isinstance(job, Job) else Job.read(Path(job)), use_device(device), progress)
     run.check()
     with sole_user(run.out):
         return run.all()
@@ -125,8 +122,9 @@ class _Run:
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
+        self.job.check_paths()
         if not all(map(self._is_whole, self.job.sets)):
-            with self._named("generate.engine"):
+            with self.job.named("generate.engine"):
                 check_backend(self.backend, self.device)
         _ = self.models
         if self.config.train.kinds or self.config.train.control:
@@ -137,19 +135,8 @@ class _Run:
                     f"{error}; or set train.kinds = [], train.control = false and "
                     f'detector.classifier = "before" in {self.job.path}'
                 ) from None
-        with self._named("data.images"):
+        with self.job.named("data.images"):
             IdData(self.job.images).labels(self.models.classifier.config.classes)
-        for name, path in self.job.test_sets.items():
-            with self._named(f"test_sets.{name}"):
-                open_source(path)
-
-    @contextmanager
-    def _named(self, key: str) -> Iterator[None]:
-        """Has an error say which key of the job file it is about."""
-        try:
-            yield
-        except GoodRtError as error:
-            raise GoodRtError(f"{error} ({key} in {self.job.path})") from None
 
     def all(self) -> RunResult:
         remove_leftovers(self.out)
@@ -160,7 +147,7 @@ class _Run:
         folders = {name: self._generate(name) for name in self.job.sets}
         self.__dict__.pop("_generator", None)  # engines make room for the training
         self._train(folders)
-        guided = {kind: folders[kind] for kind in self.config.generate.guided}
+        guided: dict[str, Path] = {kind: folders[kind] for kind in self.config.generate.guided}
         detector = self._build(guided)
         evaluation = self._evaluate(guided, detector, folders.get("test"))
         return RunResult(
@@ -197,7 +184,7 @@ class _Run:
 
     @cached_property
     def models(self) -> Models:
-        return self.job.models.load(self.device, lambda name: self._named(f"models.{name}"))
+        return self.job.models.load(self.device, lambda name: self.job.named(f"models.{name}"))
 
     @cached_property
     def id_data(self) -> IdData:
@@ -253,6 +240,9 @@ class _Run:
     def _export(self) -> None:
         if not self.backend.uses_engines:
             return
+        if all(map(self._is_whole, self.job.sets)):  # engines only serve to generate
+            self.steps.append(StepDone("export", True, 0.0))
+            return
         bank = self.config.generate.config.bank
         inputs = (self.id_data.splits.fingerprint, asdict(bank)) if self._wants_vjp else None
         key = key_of(self.models.fingerprints, inputs, EXPORTER)
@@ -267,8 +257,8 @@ class _Run:
     @cached_property
     def gradients(self) -> str:
         """What computes gradients: "engine", or "torch", also where an operation has no rule."""
-        if not self._wants_vjp:
-            return "torch"
+        if not self._wants_vjp or self.backend.gradients != "auto":
+            return "engine" if self._wants_vjp else "torch"
         return "torch" if Manifest.read(self._engine_folder).no_gradient_rule else "engine"
 
     @cached_property
@@ -286,40 +276,36 @@ class _Run:
 
     def _record(self, name: str) -> dict[str, Any]:
         """What job.json says of a set; a whole one is accepted from any device."""
-        config, path = self.job.sets[name], self._set_folder(name) / "job.json"
-        record = generation_record(self.models, config, self.gradients)
+        config, written = self.job.sets[name], GeneratedSet(self._set_folder(name)).settings()
+        whole = self._is_whole(name)
+        by_device = ("device", "gradients") if self.backend.gradients == "auto" else ("device",)
+        gradients = written["gradients"] if whole and "gradients" in by_device else self.gradients
+        record = generation_record(self.models, config, gradients)
         record["data"] = self.id_data.splits.fingerprint
-        if not path.exists():
-            return record
-        written = read_json(path)
-        if config.batch == "auto":
+        if written and config.batch == "auto":
             record["batch"] = written.get("batch")
-        if self._is_whole(name):
-            by_device = {"device", "gradients"} if self.backend.gradients == "auto" else {"device"}
+        if whole:
             record = {key: value for key, value in record.items() if key not in by_device}
             record |= {key: value for key, value in written.items() if key in by_device}
         return record
 
     def _is_whole(self, name: str) -> bool:
         """Whether all images of a set are there, of whatever settings."""
-        folder = self._set_folder(name)
-        generated = GeneratedSet(folder)
-        return (folder / "job.json").exists() and (
-            len(generated.rows()) >= self.job.sets[name].count
-        )
+        generated = GeneratedSet(self._set_folder(name))
+        return bool(generated.settings()) and len(generated.rows()) >= self.job.sets[name].count
 
     def _check_sets(self) -> None:
         """Looks for images of other settings in the way, of any set: they cost hours, so they are
         not removed."""
-        changed = {
-            name: names
+        differences = {
+            name: GeneratedSet(self._set_folder(name)).differences(self._record(name))
             for name in self.job.sets
-            if (names := GeneratedSet(self._set_folder(name)).differences(self._record(name)))
         }
+        changed = {name: settings for name, settings in differences.items() if settings}
         if not changed:
             return
         folders = " and ".join(str(self._set_folder(name)) for name in changed)
-        names = ", ".join(sorted({setting for names in changed.values() for setting in names}))
+        names = ", ".join(sorted({name for settings in changed.values() for name in settings}))
         one = len(changed) == 1
         raise GoodRtError(
             f"{folders} {'holds' if one else 'hold'} images of another job (different: {names}); "
@@ -332,9 +318,7 @@ class _Run:
 
         def work() -> None:
             fixed = with_batch(config, self._generator, folder)
-            fill(
-                self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress
-            )
+            fill(self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress)
 
         key = key_of(record, config.count)
         self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
@@ -355,27 +339,19 @@ class _Run:
             if not shared:
                 ood = runs.get("trained", [])
                 unguided = samples if ood else []
-                shared.append(
-                    training_images(models, self.id_data, ood, unguided, self.progress)
-                )
+                shared.append(training_images(models, self.id_data, ood, unguided, self.progress))
             return shared[0]
 
         for name, ood in runs.items():
             folder, unguided = self.out / name, samples if ood else []
             sets = [set_key(path) for path in (*ood, *unguided)]
             settings = asdict(self.job.training) | {"bfloat16": None}
-            key = key_of(
-                settings, sets, models.fingerprints, self.id_data.splits.fingerprint
-            )
-            trained: list[Classifier] = []
+            key = key_of(settings, sets, models.fingerprints, self.id_data.splits.fingerprint)
 
             def work(
-                ood: list[Path] = ood,
-                unguided: list[Path] = unguided,
-                folder: Path = folder,
-                trained: list[Classifier] = trained,
+                ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder
             ) -> None:
-                result = train(
+                train(
                     models,
                     self.id_data,
                     folder,
@@ -385,15 +361,13 @@ class _Run:
                     images() if ood else images().control,
                     self.progress,
                 )
-                trained.append(result.classifier)
 
             weights = folder / "classifier" / "model.safetensors"
             self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
-            if not trained:
-                spec = saved_spec(models.classifier, folder / "classifier")
-                classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
-                trained.append(classifier)
-            self.classifiers[name] = trained[0].to(self.device)
+            # read from its folder, whose fingerprint the later steps record
+            spec = saved_spec(models.classifier, folder / "classifier")
+            classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
+            self.classifiers[name] = classifier.to(self.device)
 
     def _detector(self, name: str, generated: Mapping[str, Path]) -> DetectorModule:
         """The detector of a classifier, built once."""
@@ -439,6 +413,7 @@ class _Run:
         config, sampler = generate.config, generate.config.sampler
         strengths = ", ".join(f"{factor:g}" for factor in config.strengths)
         counts = ", ".join(f"{count} {kind}" for kind, count in generate.sets.items())
+        gradients = GeneratedSet(self._set_folder(generate.guided[0])).settings()["gradients"]
         training = "none"
         if train_table.kinds:
             t = train_table.config
@@ -454,7 +429,7 @@ class _Run:
             "images": f"{self.job.images} ({self.id_data.splits.sizes})",
             "generated": counts,
             "guidance": f"mu {config.guidance.mu:g}, rho {config.guidance.rho:g}, times "
-            f"{strengths}; gradients by {self.gradients}",
+            f"{strengths}; gradients by {gradients}",
             "sampler": f"{sampler.steps} steps, eta {sampler.eta:g}, cfg {sampler.cfg:g}",
             "training": training,
         }
@@ -477,7 +452,8 @@ class _Run:
         )
         page = ReportPage(
             title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
-            summary=(self.config.summary or ReportPage.summary) + ("" if test_sets else NO_TEST_SETS),
+            summary=(self.config.summary or ReportPage.summary)
+            + ("" if test_sets else NO_TEST_SETS),
             models={name: CLASSIFIERS[name] for name in self.classifiers},
             settings=self._settings_text(),
             files={"detector": str(detector)},
@@ -485,9 +461,7 @@ class _Run:
             training=saved_spec(self.models.classifier, self.out / "trained" / "classifier")
             if "trained" in self.classifiers
             else None,
-            also=[
-                self._set_folder("none") for name in self.job.sets if name == "none"
-            ],
+            also=[self._set_folder("none") for name in self.job.sets if name == "none"],
         )
 
         def work() -> None:
@@ -515,4 +489,5 @@ class _Run:
 
 def set_key(folder: Path) -> str:
     """A hash of what a generated set holds: its rows, and the settings that made it."""
-    return key_of(read_json(folder / "job.json"), [asdict(row) for row in GeneratedSet(folder).rows()])
+    generated = GeneratedSet(folder)
+    return key_of(generated.settings(), [asdict(row) for row in generated.rows()])

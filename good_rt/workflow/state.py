@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from good_rt.errors import GoodRtError
-from good_rt.files import read_json, sha256, write_json
+from good_rt.files import sha256
+from good_rt.records import RecordType, drop_format
 
 STATE = "state.json"
+STATE_RECORD = RecordType("run-state", "delete it; the run then repeats its steps", (drop_format,))
 
 
 def key_of(*values: object) -> str:
@@ -30,11 +31,11 @@ class JobState:
 
     def _steps(self) -> dict[str, Any]:
         path = self.folder / STATE
-        steps = read_json(path).get("steps") if path.exists() else {}
+        steps = STATE_RECORD.read(path).get("steps") if path.exists() else {}
         if not isinstance(steps, dict) or not all(
             isinstance(entry, dict) for entry in steps.values()
         ):
-            raise GoodRtError(f"{path} is damaged; delete it, and what is done is looked at anew")
+            raise STATE_RECORD.damaged(path, "steps is not a table of steps")
         return steps
 
     def is_done(self, step: str, key: str) -> bool:
@@ -50,11 +51,11 @@ class JobState:
         steps = self._steps()
         before = steps.get(step, {}).get("key")
         steps[step] = {"key": key}
-        write_json(self.folder / STATE, {"steps": steps})
+        STATE_RECORD.write(self.folder / STATE, {"steps": steps})
         return before is not None and before != key
 
     def finish(self, step: str, key: str, files: Sequence[Path]) -> None:
         steps = self._steps()
         hashes = {path.relative_to(self.folder).as_posix(): sha256(path) for path in files}
         steps[step] = {"key": key, "files": hashes}
-        write_json(self.folder / STATE, {"steps": steps})
+        STATE_RECORD.write(self.folder / STATE, {"steps": steps})

@@ -22,7 +22,7 @@ from good_rt.data.generated_split import generated_images, generated_parts
 from good_rt.data.id_data import IdData, from_uint8, halves
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
-from good_rt.files import read_json, sole_user, write_json
+from good_rt.files import sole_user
 from good_rt.method.training import (
     TrainingImages,
     TrainResult,
@@ -32,8 +32,10 @@ from good_rt.method.training import (
 )
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
+from good_rt.records import RecordType, drop_format
 
 TRAINING_FILE = "training.json"
+TRAINING_RECORD = RecordType("training", "train again", (drop_format,))
 TRAINING_BYTES = 4 * 2**30
 """The most memory that training images take, as floats."""
 DECODED_PIXELS = 2**18
@@ -70,9 +72,12 @@ def train(
             another training.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    generated, unguided = [Path(path) for path in generated], [Path(path) for path in unguided]
+    ood_folders = [Path(path) for path in generated]
+    unguided_folders = [Path(path) for path in unguided]
     if images is None:
-        images = training_images(models, IdData.of(id_data), generated, unguided, progress)
+        images = training_images(
+            models, IdData.of(id_data), ood_folders, unguided_folders, progress
+        )
     if (images.ood is not None, images.unguided is not None) != (bool(generated), bool(unguided)):
         raise GoodRtError(
             "the images to train with are not those of the generated and unguided folders named"
@@ -84,7 +89,8 @@ def train(
     with sole_user(out), task as advance:
         result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier.cpu(), out / "classifier")
-    write_json(out / TRAINING_FILE, _training_record(config, result, generated, unguided))
+    record = _training_record(config, result, ood_folders, unguided_folders)
+    TRAINING_RECORD.write(out / TRAINING_FILE, record)
     return result
 
 
@@ -130,9 +136,7 @@ def training_images(
         ood=ood,
         val_ood=val_ood,
         unguided=sampled,
-        unguided_labels=None
-        if sampled is None
-        else predict(classifier, sampled)[0].argmax(dim=1),
+        unguided_labels=None if sampled is None else predict(classifier, sampled)[0].argmax(dim=1),
     )
 
 
@@ -163,7 +167,7 @@ def training_record(classifier: Path) -> Mapping[str, Any]:
     # a classifier of the user's own code is named MODULE:ATTR@FOLDER
     folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
     path = folder.parent / TRAINING_FILE
-    return read_json(path) if path.exists() else {}
+    return TRAINING_RECORD.read(path) if path.exists() else {}
 
 
 def _training_record(
@@ -178,5 +182,3 @@ def _training_record(
         "held_out_accuracy_before": result.accuracy_before,
         "history": [asdict(step) for step in result.history],
     }
-
-

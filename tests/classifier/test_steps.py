@@ -20,7 +20,7 @@ from good_rt.detector.runtime import Detector
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.detector import export_detector
-from good_rt.export.fused import GuidanceModule
+from good_rt.export.guidance_module import GuidanceModule
 from good_rt.export.vjp import export_vjp_onnx
 from good_rt.method.bank import FeatureBank
 from good_rt.method.discrepancy import ClassifierGuidance, IdScales

@@ -26,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path) -> None:
+def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path, id_dir: Path) -> None:
     shown = run("classifier", "show", exported, "--mean", "0.5", "--std", "0.25,0.2,0.3", "--json")
     assert shown.code == 0, shown.err
     found = shown.json
@@ -39,8 +39,9 @@ def test_show(run: Callable[..., Any], exported: Path, classifier_dir: Path) -> 
     assert (found["mean"], found["std"]) == ([0.5], [0.25, 0.2, 0.3])
     assert found["trainable"] and found["gradient"] and found["features"] == "the input of 3"
     text = run("classifier", "show", classifier_dir).out
-    assert "small_resnet" in text and "[-1, 1] as it is" in text and "32 values" in text
-    assert "is not a classifier folder" in run("classifier", "show", "nowhere").failed()
+    assert "small_resnet" in text and "none: pixels in [-1, 1]" in text and "32 values" in text
+    assert "nowhere does not exist" in run("classifier", "show", "nowhere").failed()
+    assert "is not a classifier folder" in run("classifier", "show", id_dir).failed()
     assert run("classifier", "show", exported, "--mean", "a").code == 2
 
 
@@ -63,7 +64,7 @@ def test_a_saved_classifier_builds_a_detector(
         tmp_path / "clf",
         "--id",
         id_dir,
-        "--ood",
+        "--generated",
         generated_dirs[0],
         "-o",
         tmp_path / "detector.onnx",

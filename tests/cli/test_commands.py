@@ -23,20 +23,20 @@ from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
 from good_rt.evaluation.results import Evaluation
 from good_rt.export.manifest import load_engines
-from good_rt.export.vjp_rules import RULES
+from good_rt.export.vjp.rules.registry import RULES
 
 Run = Callable[..., Any]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def models(model_dir: Path, classifier_dir: Path, id_dir: Path) -> list[object]:
+def model_words(model_dir: Path, classifier_dir: Path, id_dir: Path) -> list[object]:
     return ["--model", model_dir, "--classifier", classifier_dir, "--id", id_dir]
 
 
 @pytest.fixture
 def sets(generated_dirs: list[Path]) -> list[object]:
-    return [word for folder in generated_dirs for word in ("--ood", folder)]
+    return [word for folder in generated_dirs for word in ("--generated", folder)]
 
 
 def tree(folder: Path) -> list[Path]:
@@ -56,13 +56,13 @@ def test_export_makes_engines_and_then_nothing(
         id_dir,
         "-o",
         tmp_path / "e",
-        "--no-gradients",
+        "--no-vjp",
     ]
     made = run(*options, "--json").json
     assert made["exported"] is True
-    assert set(made["graphs"]) == {"unet", "classifier"}
+    assert set(made["graphs"]) == {"network", "classifier"}
     assert all(row["excess"] <= 1 for row in made["parity"])
-    assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}
+    assert set(load_engines(tmp_path / "e")) == {"network", "classifier"}
     assert run(*options, "--json").json["exported"] is False
     text = run(*options)
     assert "unchanged, nothing to do" in text.out and "of tolerance" in text.out
@@ -75,10 +75,12 @@ def test_export_makes_engines_and_then_nothing(
 
 
 def test_generate_prints_what_the_manifest_holds(
-    run: Run, models: list[object], tmp_path: Path
+    run: Run, model_words: list[object], tmp_path: Path
 ) -> None:
-    options = ["generate", "--engine", "torch", *models, "-n", 6, "--batch", 3, "--steps", 2]
-    found = run(*options, "-o", tmp_path / "ood", "--json").json
+    options = ["generate", "--engine", "torch", *model_words, "-n", 6, "--twins"]
+    options += ["--sampler-steps", 2]
+    batch = ["--batch", 3, "-o", tmp_path / "ood"]
+    found = run(*options, *batch, "--json").json
     rows = [
         json.loads(line) for line in (tmp_path / "ood" / "manifest.jsonl").read_text().splitlines()
     ]
@@ -87,29 +89,28 @@ def test_generate_prints_what_the_manifest_holds(
         assert found[name] == pytest.approx(np.mean([row[name] for row in rows]))
     with Image.open(found["contact_sheet"]) as sheet:
         assert sheet.size[0] == 8 * 32 * 2
-    text = run(*options, "-o", tmp_path / "ood")
+    text = run(*options, *batch)
     assert text.out.startswith("6 images in ") and "unguided twins" in text.out
-    changed = run(*options, "--seed", 1, "-o", tmp_path / "ood")
+    changed = run(*options, *batch, "--seed", 1)
     assert "holds images of another job (different: seed)" in changed.failed()
-    auto = run(*options[:-4], "--steps", 2, "-o", tmp_path / "ood", "--json")
-    assert (
-        auto.json["images"] == 6
-    )  # the batch size picked by timing does not replace the one it began with
+    auto = run(*options, "--batch", "auto", "-o", tmp_path / "ood", "--json")
+    # the batch size picked by timing does not replace the one it began with
+    assert auto.json["images"] == 6
 
 
 def test_generate_on_exported_engines(
-    run: Run, models: list[object], engines_dir: Path, tmp_path: Path
+    run: Run, model_words: list[object], engines_dir: Path, tmp_path: Path
 ) -> None:
     options = [
         "generate",
-        *models,
-        "--engines",
+        *model_words,
+        "--engine-folder",
         engines_dir,
         "-n",
         2,
         "--batch",
         2,
-        "--steps",
+        "--sampler-steps",
         2,
         "--json",
     ]
@@ -119,15 +120,15 @@ def test_generate_on_exported_engines(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_gpu_that_is_not_there(
-    run: Run, models: list[object], sets: list[object], tmp_path: Path
+    run: Run, model_words: list[object], sets: list[object], tmp_path: Path
 ) -> None:
     out = ("-o", tmp_path / "out")
     for command in (
-        ["generate", *models, *out],
-        ["train", *models, *sets, *out],
-        ["detector", "build", *models[2:], *sets, *out],
+        ["generate", *model_words, *out],
+        ["train", *model_words, *sets, *out],
+        ["detector", "build", *model_words[2:], *sets, *out],
         ["evaluate", *sets, *out],
-        ["bench", "sampler", *models],
+        ["bench", "sampler", *model_words],
     ):
         assert (
             "sees no CUDA GPU here; leave --device out"
@@ -135,38 +136,43 @@ def test_a_gpu_that_is_not_there(
         )
     assert (
         "TensorRT needs --device cuda"
-        in run("generate", "--engine", "tensorrt", *models, *out).failed()
+        in run("generate", "--engine", "tensorrt", *model_words, *out).failed()
     )
-    assert "nothing is guided; set one" in run("bench", "sampler", "--mu", 0, *models).failed()
+    assert "nothing is guided; set one" in run("bench", "sampler", "--mu", 0, *model_words).failed()
     assert (
-        "--span 0 0.01 holds none of the 10 steps"
-        in run("generate", "--span", 0, 0.01, "--steps", 10, *models, *out).failed()
+        "span 0 to 0.01 holds none of the 10 steps"
+        in run("generate", "--span", 0, 0.01, "--sampler-steps", 10, *model_words, *out).failed()
     )
     assert (
         "--tensorrt needs --device cuda" in run("bench", "sampler", "--tensorrt", "fp16").failed()
     )
     assert (
         "the engine onnx computes in fp32 or fp16"
-        in run("generate", "--precision", "bf16", *models, *out).failed()
+        in run("generate", "--precision", "bf16", *model_words, *out).failed()
     )
-    half = ["generate", "--precision", "fp16", *models, *out]
-    assert "ONNX Runtime computes in fp16 on a GPU alone: add --device cuda" in run(*half).failed()
+    half = ["generate", "--precision", "fp16", *model_words, *out]
+    assert "ONNX Runtime only computes in fp16 on a GPU: add --device cuda" in run(*half).failed()
     assert (
-        "precision is of the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
+        "precision is for the engines onnx and tensorrt" in run(*half, "--engine", "torch").failed()
     )
-    assert "there is no device 'tpu'" in run("generate", *models, *out, "--device", "tpu").failed()
+    assert (
+        "there is no device 'tpu'"
+        in run("generate", *model_words, *out, "--device", "tpu").failed()
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path: Path) -> None:
+def test_the_samplers_speed_is_measured(
+    run: Run, model_words: list[object], tmp_path: Path
+) -> None:
     options = [
         "bench",
         "sampler",
-        *models,
-        "--engines",
+        *model_words,
+        "--engine-folder",
         tmp_path / "e",
-        "--steps",
+        "--sampler-steps",
         2,
         "--batch",
         1,
@@ -176,7 +182,7 @@ def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path
     measured = run(*options, "--repeats", 2, "--json").json
     assert measured["machine"]["threads"] == torch.get_num_threads()
     assert measured["machine"]["versions"]["torch"] == torch.__version__
-    variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "PyTorch alone"}
+    variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "only PyTorch"}
     for seconds, parts in zip(
         measured["seconds"].values(), measured["parts"].values(), strict=True
     ):
@@ -185,12 +191,12 @@ def test_the_samplers_speed_is_measured(run: Run, models: list[object], tmp_path
         assert all(time > 0 for found in parts.values() for time in found.values())
     assert list(measured["seconds"]) == ["1", "3"]
     shown = run(*options, "--repeats", 1).out
-    assert "PyTorch alone" in shown and f"torch {torch.__version__}" in " ".join(shown.split())
+    assert "only PyTorch" in shown and f"torch {torch.__version__}" in " ".join(shown.split())
 
 
 def test_train_then_build_then_evaluate(
     run: Run,
-    models: list[object],
+    model_words: list[object],
     sets: list[object],
     classifier_dir: Path,
     id_dir: Path,
@@ -198,7 +204,18 @@ def test_train_then_build_then_evaluate(
 ) -> None:
     out = tmp_path / "trained"
     trained = run(
-        "train", *models, *sets, "--steps", 4, "--lr", "1e-5", "--max-drop", 1, "-o", out, "--json"
+        "train",
+        *model_words,
+        *sets,
+        "--train-steps",
+        4,
+        "--lr",
+        "1e-5",
+        "--max-drop",
+        1,
+        "-o",
+        out,
+        "--json",
     ).json
     assert trained["kept_step"] == trained["steps"] == 4
     assert trained["bce"] > 0
@@ -235,13 +252,13 @@ def test_train_then_build_then_evaluate(
 
 
 def test_the_control_is_trained_without_ood(
-    run: Run, models: list[object], id_dir: Path, tmp_path: Path
+    run: Run, model_words: list[object], id_dir: Path, tmp_path: Path
 ) -> None:
     found = run(
         "train",
-        *models,
+        *model_words,
         "--control",
-        "--steps",
+        "--train-steps",
         2,
         "--lr",
         "1e-5",
@@ -267,40 +284,45 @@ def test_the_control_is_trained_without_ood(
 
 
 def test_a_finished_training_is_not_taken_for_another(
-    run: Run, models: list[object], sets: list[object], tmp_path: Path
+    run: Run, model_words: list[object], sets: list[object], tmp_path: Path
 ) -> None:
-    options = ["--steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "t"]
-    assert run("train", *models, *sets, *options).code == 0
+    options = ["--train-steps", 2, "--lr", "1e-5", "--max-drop", 1, "-o", tmp_path / "t"]
+    assert run("train", *model_words, *sets, *options).code == 0
     record = (tmp_path / "t" / "training.json").read_text()
     for other in (["--control"], sets[:2]):
         assert (
             "is of another training (different: images)"
-            in run("train", *models, *other, *options).failed()
+            in run("train", *model_words, *other, *options).failed()
         )
     assert (tmp_path / "t" / "training.json").read_text() == record
 
 
 def test_training_that_fails_says_what_to_change(
-    run: Run, models: list[object], sets: list[object], tmp_path: Path
+    run: Run, model_words: list[object], sets: list[object], tmp_path: Path
 ) -> None:
-    broken = run("train", *models, *sets, "--steps", 3, "--lr", "1e38", "-o", tmp_path / "t")
+    broken = run(
+        "train", *model_words, *sets, "--train-steps", 3, "--lr", "1e38", "-o", tmp_path / "t"
+    )
     assert "a value is not finite at step 1" in broken.failed()
     assert not (tmp_path / "t" / "classifier").exists()
-    neither = run("train", *models, "-o", tmp_path / "t")
-    both = run("train", *models, *sets, "--control", "-o", tmp_path / "t")
+    neither = run("train", *model_words, "-o", tmp_path / "t")
+    both = run("train", *model_words, *sets, "--control", "-o", tmp_path / "t")
     for ended in (neither, both):
         assert (
-            "say which generated images to train with (--ood DIR), or --control for none; not both"
+            "give the generated images to train with (--generated DIR), or --control for none; not both"
             in ended.failed()
         )
 
 
 COMMANDS: dict[str, tuple[list[object], bool]] = {
     "export": (["export"], False),
-    "generate": (["generate", "--engine", "torch", "-n", 2, "--batch", 2, "--steps", 2], False),
-    "train": (["train", "--steps", 1, "--lr", "1e-5"], True),
+    "generate": (
+        ["generate", "--engine", "torch", "-n", 2, "--batch", 2, "--sampler-steps", 2],
+        False,
+    ),
+    "train": (["train", "--train-steps", 1, "--lr", "1e-5"], True),
 }
-"""Commands that take --model, --classifier and --id, short; and whether they take --ood."""
+"""Commands that take --model, --classifier and --id, short; and whether they take --generated."""
 
 
 def damaged(
@@ -315,6 +337,10 @@ def damaged(
     message = ""
     if kind == "no model":
         shutil.rmtree(model)
+        message = "m does not exist; give a diffusers folder"
+    elif kind == "empty model":
+        shutil.rmtree(model)
+        model.mkdir()
         message = "m is not a diffusers folder: unet/config.json is missing"
     elif kind == "NaN in the UNet":
         state = load_file(model / UNET)
@@ -326,6 +352,10 @@ def damaged(
         message = "pytorch_model.bin is a pickle and is not read"
     elif kind == "no classifier":
         shutil.rmtree(classifier)
+        message = "c does not exist; give a classifier folder"
+    elif kind == "empty classifier":
+        shutil.rmtree(classifier)
+        classifier.mkdir()
         message = "c is not a classifier folder: classifier.json is missing"
     elif kind == "NaN in the classifier":
         state = load_file(classifier / "model.safetensors")
@@ -357,9 +387,11 @@ def damaged(
 
 KINDS = (
     "no model",
+    "empty model",
     "NaN in the UNet",
     "pickled UNet",
     "no classifier",
+    "empty classifier",
     "NaN in the classifier",
     "classifier in colour",
     "no ID images",
@@ -405,7 +437,7 @@ def test_a_model_without_its_vae_does_not_fit(
     ]
     for words in (["export"], ["generate", "--engine", "torch"]):
         assert (
-            "makes images of shape (4, 8, 8), the classifier takes"
+            "makes images of 8x8 pixels, 4 channels; the classifier takes 32x32 pixels, 1 channel"
             in run(*words, *options).failed()
         )
     assert not (tmp_path / "out").exists()
@@ -414,28 +446,29 @@ def test_a_model_without_its_vae_does_not_fit(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--mu", "0"], "--mu and --rho are both 0"),
+        (["--mu", "0"], "mu and rho are both 0"),
         (["--mu", "nan"], "guidance's mu must be a finite number of at least 0"),
-        (["--mu=-1"], "guidance's mu must be a finite number of at least 0"),
+        (["--mu=-1"], "'--mu': -1.0 is not in the range x>=0"),
         (["--strengths", "1,-1"], "strengths must be one or more numbers of at least 0"),
-        (["--n-mc", "0"], "guidance's n_mc must be at least 1"),
+        (["--n-mc", "0"], "'--n-mc': 0 is not in the range x>=1"),
         (["--band", "3", "1"], "guidance's band must be (low, high)"),
         (["--k", "9999"], "k must be between 1 and 400"),
-        (["--steps", "1001"], "steps must be between 1 and 1000"),
+        (["--sampler-steps", "1001"], "steps must be between 1 and 1000"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_settings_without_a_meaning(
-    run: Run, models: list[object], tmp_path: Path, settings: list[str], message: str
+    run: Run, model_words: list[object], tmp_path: Path, settings: list[str], message: str
 ) -> None:
-    ended = run("generate", "--engine", "torch", *models, *settings, "-o", tmp_path / "out")
-    assert message in ended.failed()
+    ended = run("generate", "--engine", "torch", *model_words, *settings, "-o", tmp_path / "out")
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert message in ended.err.splitlines()[-1]
     assert tree(tmp_path) == []
 
 
 def bad_set(kind: str, folder: Path, source: Path) -> str:
     if kind == "missing":
-        return "holds no generated images; make them with `good-rt generate`"
+        return "holds no generated images; create them with `good-rt generate`"
     shutil.copytree(source, folder)
     image = folder / "images" / "000003.png"
     if kind == "corrupt image":
@@ -466,7 +499,7 @@ def bad_set(kind: str, folder: Path, source: Path) -> str:
 )
 def test_bad_generated_sets(
     run: Run,
-    models: list[object],
+    model_words: list[object],
     classifier_dir: Path,
     id_dir: Path,
     generated_dirs: list[Path],
@@ -477,7 +510,7 @@ def test_bad_generated_sets(
     before = tree(tmp_path)
     np.savez(tmp_path.parent / "far.npz", images=assets.load_images("textures").images[:9])
     for words in (
-        ["train", *models, "-o", tmp_path / "out"],
+        ["train", *model_words, "-o", tmp_path / "out"],
         [
             "detector",
             "build",
@@ -500,7 +533,7 @@ def test_bad_generated_sets(
             f"far={tmp_path.parent / 'far.npz'}",
         ],
     ):
-        assert message in run(*words, "--ood", tmp_path / "set").failed(), words[0]
+        assert message in run(*words, "--generated", tmp_path / "set").failed(), words[0]
         assert tree(tmp_path) == before
 
 
@@ -550,11 +583,12 @@ def test_bad_test_sets_and_alphas(
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "generate", "generate --engines", "train", "detector build", "evaluate"]
+    "command",
+    ["export", "generate", "generate --engine-folder", "train", "detector build", "evaluate"],
 )
 def test_outputs_that_cannot_be_written(
     run: Run,
-    models: list[object],
+    model_words: list[object],
     sets: list[object],
     classifier_dir: Path,
     id_dir: Path,
@@ -566,36 +600,36 @@ def test_outputs_that_cannot_be_written(
     out = tmp_path / "file.txt" / "out"
     ours: list[object] = ["--classifier", classifier_dir, "--id", id_dir]
     words: dict[str, list[object]] = {
-        "export": ["export", *models, "-o", out],
+        "export": ["export", *model_words, "-o", out],
         "generate": [
             "generate",
             "--engine",
             "torch",
-            *models,
+            *model_words,
             "-n",
             2,
             "--batch",
             2,
-            "--steps",
+            "--sampler-steps",
             2,
             "-o",
             out,
         ],
-        "generate --engines": [
+        "generate --engine-folder": [
             "generate",
-            *models,
+            *model_words,
             "-n",
             2,
-            "--engines",
+            "--engine-folder",
             out,
             "-o",
             tmp_path / "ood",
         ],
         "train": [
             "train",
-            *models,
+            *model_words,
             *sets,
-            "--steps",
+            "--train-steps",
             1,
             "--lr",
             "1e-5",
@@ -626,13 +660,13 @@ def test_outputs_that_cannot_be_written(
 
 
 def test_export_does_not_replace_a_folder_of_other_things(
-    run: Run, models: list[object], tmp_path: Path
+    run: Run, model_words: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in ([], ["--force"]):
         assert (
             "choose another folder for engines"
-            in run("export", *models, *force, "-o", tmp_path).failed()
+            in run("export", *model_words, *force, "-o", tmp_path).failed()
         )
     assert tree(tmp_path) == [tmp_path / "thesis.tex"]
 
@@ -651,18 +685,18 @@ def test_without_a_gradient_rule_the_other_graphs_are_exported_and_pytorch_is_na
     assert made.code == 0
     assert "warning: no engines for gradients are made: aten.convolution.default" in made.err
     assert "has no gradient rule; PyTorch's gradients need none: --gradients torch" in made.err
-    assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}
+    assert set(load_engines(tmp_path / "e")) == {"network", "classifier"}
     assert run("export", *ours, "-o", tmp_path / "e", "--json").json["exported"] is False
     generate = [
         "generate",
         *ours,
-        "--engines",
+        "--engine-folder",
         tmp_path / "e",
         "-n",
         1,
         "--batch",
         1,
-        "--steps",
+        "--sampler-steps",
         1,
         "--no-twins",
     ]
@@ -675,20 +709,20 @@ def test_damaged_engines_are_made_anew_and_those_of_another_model_as_well(
     run: Run, pixel_dir: Path, classifier_dir: Path, id_dir: Path, tmp_path: Path
 ) -> None:
     ours = ["--model", pixel_dir, "--classifier", classifier_dir, "--id", id_dir]
-    assert run("export", *ours, "--no-gradients", "-o", tmp_path / "e").code == 0
-    (tmp_path / "e" / "unet.onnx").write_bytes(b"damaged")
+    assert run("export", *ours, "--no-vjp", "-o", tmp_path / "e").code == 0
+    (tmp_path / "e" / "network.onnx").write_bytes(b"damaged")
     generate = [
         "generate",
         *ours,
-        "--engines",
+        "--engine-folder",
         tmp_path / "e",
         "-n",
         1,
         "--batch",
         1,
-        "--steps",
+        "--sampler-steps",
         1,
         "--no-twins",
     ]
     assert run(*generate, "-o", tmp_path / "ood", "--json").json["images"] == 1
-    assert set(load_engines(tmp_path / "e")) == {"unet", "classifier"}
+    assert set(load_engines(tmp_path / "e")) == {"network", "classifier"}

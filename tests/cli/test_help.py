@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,7 +42,7 @@ def test_the_walk_finds_every_command() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_help_and_examples(path: tuple[str, ...], run: Callable[..., Any]) -> None:
     command = ALL[path]
-    assert command.help and command.help.split("\n")[0].rstrip().endswith((".", "?", ":", "out"))
+    assert command.help and command.help.split("\n")[0].rstrip().endswith(".")
     shown = run(*path, "--help")
     assert shown.code == 0
     assert run(*path, "-h").out == shown.out
@@ -86,6 +83,16 @@ def test_a_command_with_output_can_print_json(path: tuple[str, ...]) -> None:
         assert "as_json" in {parameter.name for parameter in ALL[path].params}
 
 
+def test_lists_of_commands_show_whole_sentences(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for path in ALL:
+        if isinstance(ALL[path], click.Group):
+            listed = run(*path, "--help").out.partition("Commands:")[2].partition("Examples:")[0]
+            assert listed and "..." not in listed, path
+
+
 def test_the_version(run: Callable[..., Any]) -> None:
     assert run("--version").out == f"good-rt, version {__version__}\n"
 
@@ -100,10 +107,10 @@ def test_the_version(run: Callable[..., Any]) -> None:
         ["generate", "--batch", "some"],
         ["generate", "--strengths", "1,x"],
         ["generate", "--guidance", "more"],
-        ["train", "--steps", "0"],
+        ["train", "--train-steps", "0"],
         ["detector", "score"],
         ["detector", "score", "x.png"],
-        ["evaluate", "--ood", ".", "--classifier", "no pair"],
+        ["evaluate", "--generated", ".", "--classifier", "no pair"],
     ],
     ids=" ".join,
 )
@@ -114,33 +121,3 @@ def test_what_the_command_line_does_not_know_ends_with_2(
     assert ended.code == 2
     assert "Error: " in ended.err and "Traceback" not in ended.err
     assert ended.out == ""
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["generate", "--id", "gone"], "gone does not exist; give a folder per class"),
-        (
-            ["train", "--ood", "gone"],
-            "gone holds no generated images; make them with `good-rt generate`",
-        ),
-        (["run", "gone.toml"], "gone.toml does not exist; write one with `good-rt init`"),
-    ],
-)
-def test_a_missing_path_is_named_before_pytorch_is_imported(
-    words: list[str], message: str, tmp_path: Path
-) -> None:
-    code = f"""
-import sys
-from good_rt.cli.main import main
-sys.argv = ["good-rt", *{words!r}]
-try:
-    main()
-except SystemExit as ended:
-    assert ended.code == 2
-assert "torch" not in sys.modules
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1

@@ -13,11 +13,12 @@ def test_text_and_json(run: Callable[..., Any], model_dir: Path, classifier_dir:
     assert said.code == 0, said
     for part in (
         "UNet, unconditional or by class label",
-        "makes images: 1 x 32 x 32",
+        "images: 1 x 32 x 32",
         "AutoencoderKL",
         "vae_decoder",
     ):
         assert part in said.out
+    assert said.out.endswith("OK: this model can be exported and used for generation\n")
     found = run("inspect", model_dir, "--json").json
     assert found["runs"] and found["image_shape"] == [1, 32, 32] and found["problems"] == []
 
@@ -29,7 +30,7 @@ def test_what_does_not_work(
     shutil.rmtree(folder / "scheduler")
     said = run("inspect", folder, "--image-size", 64, "--classifier", classifier_dir)
     assert "scheduler_config.json" in said.failed() and said.failed().endswith("(and 1 more)")
-    assert said.out.count("does not work: ") == 2
+    assert said.out.count("problem: ") == 2
     assert "both must agree" in said.out
     ended = run("inspect", folder, "--json")
     assert ended.code == 2 and not ended.json["runs"]

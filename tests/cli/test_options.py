@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from good_rt.cli.options import out_option, progress
+from good_rt.cli.options import out_option
 from good_rt.errors import GoodRtError
+from good_rt.progress import shown_progress
 
 
 def test_long_work_says_now_and_then_how_far_it_is(
@@ -18,7 +19,7 @@ def test_long_work_says_now_and_then_how_far_it_is(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with progress() as bars:
+    with shown_progress() as bars:
         with bars.task("sampling [8x8]", 1000) as advance:
             for _ in range(8):
                 now += 12
@@ -38,7 +39,7 @@ def test_long_work_says_now_and_then_how_far_it_is(
         "training 1 of 2, about 40 s left",
         "drawing ...",
     ]
-    with progress(quiet=True) as bars, bars.task("sampling", 10) as advance:
+    with shown_progress(quiet=True) as bars, bars.task("sampling", 10) as advance:
         advance(10)
     assert capsys.readouterr().err == ""
 
@@ -66,9 +67,9 @@ def test_where_nothing_can_be_written_is_refused_before_any_work(
         assert written.pop() == fit
     wrong = re.escape(str(tmp_path / other))
     with pytest.raises(
-        GoodRtError, match=f"-o {wrong} is a {other}, and it must be a {kind}; choose another place"
+        GoodRtError, match=f"-o {wrong} is a {other}, and it must be a {kind}; choose another path"
     ):
         call(tmp_path / other)
-    with pytest.raises(GoodRtError, match="file cannot be written to; choose another place"):
+    with pytest.raises(GoodRtError, match="file cannot be written to; choose another path"):
         call(tmp_path / "file" / "new")
     assert not written and sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

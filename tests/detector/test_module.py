@@ -11,10 +11,10 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from good_rt.classifier import Classifier, predict
+from good_rt.config.settings import DetectorConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
-from good_rt.config.settings import DetectorConfig
-from good_rt.detector.module import DetectorModule, build_detector, measure
+from good_rt.detector.module import DetectorModule, build_module, measure
 from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError
 from good_rt.method.bank import FeatureBank
@@ -39,6 +39,11 @@ def discrepancies(
     return logits, -temperature * logsumexp(logits / temperature, axis=1), distance
 
 
+def bank_of(classifier: Classifier, size: int = len(BANK)) -> FeatureBank:
+    """The feature bank of the first images of `BANK`."""
+    return FeatureBank.of(classifier, BANK[:size])
+
+
 @pytest.fixture(scope="module", params=[(1, 1.0, 0.05), (7, 2.5, 0.2)], ids=["k=1", "k=7"])
 def config(request: pytest.FixtureRequest) -> DetectorConfig:
     k, temperature, alpha = request.param
@@ -47,11 +52,13 @@ def config(request: pytest.FixtureRequest) -> DetectorConfig:
 
 @pytest.fixture(scope="module")
 def module(classifier: Classifier, config: DetectorConfig) -> DetectorModule:
-    return build_detector(classifier, BANK, KNOWN, CALIBRATION, [OOD[:50], OOD[50:]], config)
+    return build_module(
+        classifier, bank_of(classifier), KNOWN, CALIBRATION, [OOD[:50], OOD[50:]], config
+    )
 
 
 def test_measure(classifier: Classifier, config: DetectorConfig) -> None:
-    bank = FeatureBank(predict(classifier, BANK)[1])
+    bank = bank_of(classifier)
     found = measure(classifier, bank, TEST, config)
     logits, energy, distance = discrepancies(classifier, TEST, config.k, config.temperature)
     np.testing.assert_allclose(found.logits, logits)
@@ -100,7 +107,7 @@ def test_every_output(
 @pytest.mark.parametrize("c", [0.0, 1e-9, 2.0, -2.0])
 def test_the_modules_gate_is_the_unified_score(classifier: Classifier, c: float) -> None:
     score = UnifiedScore(-5.0, 2.0, 0.3, 0.1, 0.3, c)
-    bank = FeatureBank(predict(classifier, BANK)[1])
+    bank = bank_of(classifier)
     module = DetectorModule(classifier, bank, score, np.linspace(-3, 3, 99), DetectorConfig())
     with torch.no_grad():
         _, energy, distance, found, p_value, _ = module((TEST + 1) / 2)
@@ -134,9 +141,11 @@ def test_too_few_calibration_images_and_too_large_k_are_refused(classifier: Clas
     with pytest.raises(
         GoodRtError, match=r"alpha 0\.05 needs at least 19 calibration images, there are 18"
     ):
-        build_detector(classifier, BANK, KNOWN, CALIBRATION[:18], [OOD])
+        build_module(classifier, bank_of(classifier), KNOWN, CALIBRATION[:18], [OOD])
     with pytest.raises(GoodRtError, match="k must be between 1 and 5"):
-        build_detector(classifier, BANK[:5], KNOWN, CALIBRATION, [OOD], DetectorConfig(k=6))
+        build_module(
+            classifier, bank_of(classifier, 5), KNOWN, CALIBRATION, [OOD], DetectorConfig(k=6)
+        )
 
 
 def test_the_detectors_of_the_fixtures_agree(detector_module: DetectorModule, id_dir: Path) -> None:

@@ -1,5 +1,5 @@
 """Every architecture at tiny width: built as diffusers saves it, compared with diffusers' own
-pipeline, and the whole way on it: export, parity, gradients, images."""
+pipeline, and end to end: export, parity, gradients, images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import BUILDERS, SIZES, TOKENS, load, small_unet, taesd
+from architectures import BUILDERS, TOKENS, load, small_unet, taesd
 from diffusers import (
     AutoencoderTiny,
     DDIMPipeline,
@@ -27,18 +27,20 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor
 
 from good_rt.classifier import Classifier
+from good_rt.config.settings import ExportConfig, GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.diffusion.load import FAMILIES
 from good_rt.diffusion.timesteps import FixedTimesteps
+from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import load_engines
-from good_rt.config.settings import GuidanceConfig
 from good_rt.method.sampler import Noise, sample
-from good_rt.workflow.generation import GenerationJob, Generator, make_generator
+from good_rt.models import Models
+from good_rt.workflow.generator import Generator, make_generator
 
 CLASSES = assets.CLASSES
 PROMPT = "one {}"
@@ -116,7 +118,7 @@ def test_images_are_those_of_diffusers_pipeline(
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null, "cfg_scale": SCALE}
     latents = sample(
-        model.process.denoiser(model.unet, **further),
+        model.process.denoiser(model.network, **further),
         model.decoder or torch.nn.Identity(),
         None,
         model.sigmas(STEPS),
@@ -148,58 +150,46 @@ def test_timesteps_are_embedded_as_in_diffusers(settings: tuple[Any, ...]) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_whole_way(
+def test_end_to_end(
     folders: Callable[[str], Path],
     name: str,
-    classifier_dir: Path,
     classifier: Classifier,
     id_dir: Path,
     generator: Generator,
-    make_job: Callable[..., GenerationJob],
+    make_config: Callable[..., GenerationConfig],
     tmp_path: Path,
 ) -> None:
-    size = SIZES.get(name)
-    job = replace(make_job(), config=GuidanceConfig(mu=0.2, rho=0.2))
+    model = load(folders, name)
+    models = Models(model, classifier, CPU)
     images = from_uint8(assets.load_images("held_out").images[:4])
-    fused = FusedGuidance(generator.bank, job.k)
+    fused = FusedGuidance(generator.bank, make_config().bank.k)
     manifest, done = export_models(
-        folders(name),
-        classifier_dir,
-        tmp_path / "engines",
-        images=images,
-        fused=fused,
-        image_size=size,
+        models, tmp_path / "engines", ExportConfig(), images=images, fused=fused
     )
     assert done
     gradients = [row for row in manifest.parity if row.output == "gradient"]
-    assert {"unet_vjp", "unet_vjp in two", "guidance_vjp"} <= {row.graph for row in gradients}
+    assert {"network_vjp", "network_vjp in two", "guidance_vjp"} <= {row.graph for row in gradients}
     assert max(row.max_relative for row in gradients) < 1e-3
-    model = load(folders, name)
     scale = 1.0 if model.conditioner is None else SCALE
+    config = replace(
+        make_config(),
+        guidance=GuidanceConfig(mu=0.2, rho=0.2),
+        sampler=SamplerConfig(2, cfg=scale, prompts=(PROMPT, "{}")),
+    )
     engines = load_engines(tmp_path / "engines", {"model": model.fingerprint})
     expected_names = model.conditioning(CLASSES).names if model.conditioner is not None else ()
-    assert tuple(engines["unet"].inputs) == ("sample", "timestep", *expected_names)
-    found, indices = [], [0, 1, 2, 10, 11, 12]
+    assert tuple(engines["network"].inputs) == ("sample", "timestep", *expected_names)
+    guided, indices = [], [0, 1, 2, 10, 11, 12]
     for given in (engines, None):
-        made = make_generator(
-            model,
-            classifier,
-            IdData(id_dir),
-            job,
-            steps=2,
-            cfg_scale=scale,
-            engines=given,
-            prompts=(PROMPT, "{}"),
-        )
-        made = replace(
-            made, bank=generator.bank, scales=generator.scales
-        )  # those of the fused graph
-        found.append(made.images(job, indices).astype(int))
+        one = make_generator(models, IdData(id_dir), config, given)
+        # those of the fused graph
+        one = replace(one, bank=generator.bank, scales=generator.scales)
+        guided.append(one.images(config, indices).astype(int))
     # where a guided step lands on a kink of the classifier's ReLUs, weights that are 1e-6 off move
     # the image as much
-    levels = np.abs(found[0] - found[1]).max(axis=(1, 2, 3))
+    levels = np.abs(guided[0] - guided[1]).max(axis=(1, 2, 3))
     assert np.sort(levels)[-2] <= 3, levels
-    assert np.abs(found[1] - made.images(job, indices, guided=False)).max() > 3
+    assert np.abs(guided[1] - one.images(config, indices, guided=False)).max() > 3
 
 
 def test_a_light_autoencoder_is_one(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -217,25 +207,25 @@ def test_a_light_autoencoder_is_one(folders: Callable[[str], Path], tmp_path: Pa
 
 def test_a_light_decoder_takes_the_gradients_alone(
     folders: Callable[[str], Path], tmp_path: Path, classifier: Classifier, id_dir: Path,
-    make_job: Callable[..., GenerationJob],
+    make_config: Callable[..., GenerationConfig],
 ) -> None:  # fmt: skip
     taesd(tmp_path / "light")
     plain = load(folders, "sd2")
     model = load(folders, "sd2", gradient_decoder=tmp_path / "light")
     assert model.fingerprint != plain.fingerprint
     assert model.light_decoder is not None and model.gradient_decoder is model.light_decoder
-    made, usual = (
-        make_generator(one, classifier, IdData(id_dir), make_job(), steps=2, bank_size=20)
+    config = make_config(steps=2)
+    config = replace(config, bank=replace(config.bank, size=20))
+    light, usual = (
+        make_generator(Models(one, classifier, CPU), IdData(id_dir), config)
         for one in (model, plain)
     )
     unguided, guided = (
-        made.images(make_job(), [0, 1], guided=guided).astype(int) for guided in (False, True)
+        light.images(config, [0, 1], guided=guided).astype(int) for guided in (False, True)
     )
-    np.testing.assert_array_equal(unguided, usual.images(make_job(), [0, 1], guided=False))
-    assert (
-        np.abs(guided - usual.images(make_job(), [0, 1])).max() > 2
-        and np.abs(guided - unguided).max() > 2
-    )
+    np.testing.assert_array_equal(unguided, usual.images(config, [0, 1], guided=False))
+    assert np.abs(guided - usual.images(config, [0, 1])).max() > 2
+    assert np.abs(guided - unguided).max() > 2
 
 
 def test_a_decoder_of_other_latents_or_images_is_refused(
@@ -264,7 +254,7 @@ def test_weights_in_half_precision_and_in_several_files(
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     model = load_diffusion(tmp_path)
-    for found, expected in zip(model.unet.parameters(), unet.parameters(), strict=True):
+    for found, expected in zip(model.network.parameters(), unet.parameters(), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected.float(), rtol=0, atol=0)
 

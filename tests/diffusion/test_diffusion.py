@@ -46,11 +46,13 @@ def test_a_latent_model_computes_what_diffusers_does(model_dir: Path) -> None:
     assert model.encoder is not None and model.decoder is not None
     with torch.no_grad():
         torch.testing.assert_close(
-            model.unet(latents, t, labels), unet(latents, t, class_labels=labels).sample
+            model.network(latents, t, labels), unet(latents, t, class_labels=labels).sample
         )
         torch.testing.assert_close(model.decoder(latents), vae.decode(latents / 0.8).sample)
         torch.testing.assert_close(model.encoder(images), vae.encode(images).latent_dist.mean * 0.8)
-    assert not any(p.requires_grad for p in [*model.unet.parameters(), *model.decoder.parameters()])
+    assert not any(
+        p.requires_grad for p in [*model.network.parameters(), *model.decoder.parameters()]
+    )
 
 
 def test_the_levels_are_those_of_diffusers(model_dir: Path, pixel_dir: Path) -> None:

@@ -20,7 +20,9 @@ def test_a_latent_model(model_dir: Path) -> None:
     assert found.runs and found.kind == "UNet, unconditional or by class label"
     assert (found.sample_shape, found.image_shape) == (model.sample_shape, model.image_shape)
     assert model.decoder is not None
-    counts = [sum(p.numel() for p in module.parameters()) for module in (model.unet, model.decoder)]
+    counts = [
+        sum(p.numel() for p in module.parameters()) for module in (model.network, model.decoder)
+    ]
     assert [part.parameters for part in found.parts] == counts
     assert [part.class_name for part in found.parts] == ["UNet2DModel", "AutoencoderKL"]
     assert {part.stored for part in found.parts} == {("F32",)}
@@ -30,8 +32,8 @@ def test_a_latent_model(model_dir: Path) -> None:
     )
     assert found.process == "1000 discrete timesteps, epsilon"
     names = {graph.name: graph.inputs for graph in found.graphs}
-    assert names["unet"] == ("sample", "timestep", "class_labels")
-    assert set(names) == {"unet", "unet_vjp", "vae_encoder", "vae_decoder", "decoder_vjp"}
+    assert names["network"] == ("sample", "timestep", "class_labels")
+    assert set(names) == {"network", "network_vjp", "vae_encoder", "vae_decoder", "decoder_vjp"}
     assert found.activation_bytes is not None and found.activation_bytes > 4 * 100 * 8 * 8
     assert json.loads(json.dumps(found.to_json()))["runs"]
 
@@ -39,7 +41,7 @@ def test_a_latent_model(model_dir: Path) -> None:
 def test_a_pixel_model(pixel_dir: Path) -> None:
     found = inspect_model(pixel_dir, image_shape=(1, 32, 32), classes=8)
     assert found.runs and found.condition is None
-    assert {graph.name for graph in found.graphs} == {"unet", "unet_vjp"}
+    assert {graph.name for graph in found.graphs} == {"network", "network_vjp"}
     assert inspect_model(pixel_dir, image_size=16).image_shape == (1, 16, 16)
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from good_rt.engines.base import Engine, TensorSpec, check_inputs
-from good_rt.engines.onnxruntime import LEAST, PART, OnnxRuntimeEngine, providers_for, thread_pool
+from good_rt.engines.batch_splitting import LEAST, PART, BatchSplitter, SplitEngine
+from good_rt.engines.onnxruntime import OnnxRuntimeEngine, providers_for
+from good_rt.engines.open import open_engine
+from good_rt.engines.threads import thread_pool
 from good_rt.engines.torch import TorchEngine
 from good_rt.errors import GoodRtError
 from good_rt.export.to_onnx import export_onnx
@@ -61,10 +65,14 @@ def example(batch: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(params=["onnxruntime", "onnxruntime, bound", "torch"])
+@pytest.fixture(params=["onnxruntime", "onnxruntime, bound", "onnxruntime, split", "torch"])
 def engine(request: pytest.FixtureRequest, path: Path) -> Engine:
     if request.param == "torch":
         return TorchEngine(module(), INPUTS, OUTPUTS)
+    if "split" in request.param:
+        engine = open_engine(path, threads=2)
+        assert isinstance(engine, SplitEngine)
+        return engine
     return OnnxRuntimeEngine(path, bind="bound" in request.param)
 
 
@@ -81,7 +89,7 @@ def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> N
     arrays = example(batch, seed)
     with torch.no_grad():
         expected = TorchEngine(module(), INPUTS, OUTPUTS)(**arrays)
-    found = OnnxRuntimeEngine(path, threads=threads)(**arrays)
+    found = open_engine(path, threads=threads)(**arrays)
     torch.testing.assert_close(found["map"], expected["map"], rtol=1e-4, atol=1e-5)
     assert torch.equal(found["positive"], expected["positive"])
     assert {name: value.dtype for name, value in found.items()} == {
@@ -91,9 +99,9 @@ def test_the_engines_agree(path: Path, batch: int, threads: int, seed: int) -> N
 
 
 def test_a_batch_gives_the_same_bytes_on_any_number_of_threads(path: Path) -> None:
-    first = OnnxRuntimeEngine(path, threads=1)(**example(9))
+    first = open_engine(path, threads=1)(**example(9))
     for threads in (2, 3):
-        engine = OnnxRuntimeEngine(path, threads=threads)
+        engine = open_engine(path, threads=threads)
         for _ in range(10):
             again = engine(**example(9))
             assert all(torch.equal(first[name], again[name]) for name in first)
@@ -106,8 +114,8 @@ def test_as_many_threads_as_there_are_cores_to_run_on(path: Path) -> None:
     before = thread_count()
     os.sched_setaffinity(0, {min(cores)})
     try:
-        engine = OnnxRuntimeEngine(path)
-        assert engine.parts(9) == [slice(0, 9)]
+        engine = open_engine(path)
+        assert isinstance(engine, SplitEngine) and engine.splitter.threads == 1
         assert thread_count() == before
     finally:
         os.sched_setaffinity(0, cores)
@@ -129,10 +137,10 @@ def test_threads_that_are_as_many_as_cores_have_one_each(
     monkeypatch.setattr(os, "sched_setaffinity", settle)
     thread_pool.cache_clear()
     arrays = example(8 * len(cores))
-    expected = OnnxRuntimeEngine(path, threads=1)(**arrays)
-    OnnxRuntimeEngine(path, threads=len(cores) + 1)(**arrays)
+    expected = open_engine(path, threads=1)(**arrays)
+    open_engine(path, threads=len(cores) + 1)(**arrays)
     assert not settled
-    found = OnnxRuntimeEngine(path)(**arrays)
+    found = open_engine(path)(**arrays)
     torch.testing.assert_close(found, expected)
     together = threading.Barrier(len(cores))  # or one thread that is fast does the work of the next
     list(thread_pool(len(cores), tuple(sorted(cores))).map(lambda core: together.wait(10), cores))
@@ -146,12 +154,10 @@ def thread_count() -> int:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(
-    path: Path, threads: int
-) -> None:
-    engine = OnnxRuntimeEngine(path, threads=threads)
+def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(threads: int) -> None:
+    splitter = BatchSplitter(threads)
     for count in range(1, 100):
-        parts = engine.parts(count)
+        parts = splitter.parts(count)
         assert [row for part in parts for row in range(count)[part]] == list(range(count))
         lengths = [len(range(count)[part]) for part in parts]
         if count < LEAST * threads:
@@ -163,14 +169,35 @@ def test_parts_are_the_batch_in_its_order_and_as_many_for_every_thread(
             )
 
 
-def test_each_batch_has_the_outputs_that_it_has_alone(path: Path) -> None:
-    engine = OnnxRuntimeEngine(path, threads=2)
-    batches = [example(batch, seed=batch) for batch in (1, 3, 8)]
-    for arrays, found in zip(batches, engine.each(batches), strict=True):
-        alone = engine(**arrays)
-        assert all(torch.equal(found[name], alone[name]) for name in OUTPUTS)
+def test_a_split_batch_has_the_outputs_that_its_samples_have_alone(path: Path) -> None:
+    engine = open_engine(path, threads=2)
+    assert isinstance(engine, SplitEngine)
+    arrays = example(9)
+    together = engine(**arrays)
+    for row in range(9):
+        alone = engine.single(**{name: array[row : row + 1] for name, array in arrays.items()})
+        assert all(torch.equal(together[name][row : row + 1], alone[name]) for name in OUTPUTS)
     with pytest.raises(GoodRtError, match="engine input 'label' is missing"):
-        engine.each([batches[0], {"image": batches[1]["image"]}])
+        engine(image=arrays["image"])
+
+
+def test_an_engine_whose_first_axis_is_not_one_batch_is_not_split(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(0)
+
+    export_onnx(Sum(), {"x": torch.randn(2, 3)}, ("y",), tmp_path / "sum.onnx")
+    engine = open_engine(tmp_path / "sum.onnx", threads=2)
+    assert not isinstance(engine, SplitEngine)
+    torch.testing.assert_close(engine(x=torch.ones(9, 3))["y"], torch.full((3,), 9.0))
+
+
+def test_outputs_may_stay_arrays_of_the_runtime(path: Path) -> None:
+    engine, arrays = OnnxRuntimeEngine(path), example(2)
+    outputs = engine.run(arrays, native=["map"])
+    assert isinstance(outputs["map"], np.ndarray) and isinstance(outputs["positive"], Tensor)
+    again = engine.run({**arrays, "image": arrays["image"].numpy()})
+    assert torch.equal(again["map"], torch.from_numpy(outputs["map"]))
 
 
 def test_inputs_in_any_order_and_layout(engine: Engine) -> None:

@@ -17,7 +17,7 @@ from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import OUTPUTS, Detector
-from good_rt.errors import ParityError
+from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector import detector_parity, export_detector
 
 TOLERANCE = 1e-4
@@ -132,3 +132,12 @@ def test_a_wrong_file_is_not_kept(
         export_detector(detector_module, path, unit("test", 16), training="nothing")
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(
+    detector_module: DetectorModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "LARGEST_FILE", 1000)
+    with pytest.raises(GoodRtError, match=r"detector\.onnx would hold .* GiB of weights, but an"):
+        export_detector(detector_module, tmp_path / "detector.onnx", unit("test", 2), "nothing")
+    assert list(tmp_path.iterdir()) == []

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from good_rt.classifier import Classifier
+from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.data.id_data import IdData
-from good_rt.diffusion import load_diffusion
 from good_rt.export.manifest import Manifest, load_engines
-from good_rt.config.settings import GuidanceConfig
-from good_rt.workflow.generation import GenerationJob, Generator, make_generator
+from good_rt.models import Models
+from good_rt.workflow.generator import Generator, make_generator
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +26,14 @@ LEVELS = 2
 def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
     rows = [row for row in Manifest.read(gradient_engines_dir).parity if row.output == "gradient"]
     assert {row.graph for row in rows} == {
-        "unet_vjp", "unet_vjp in two", "decoder_vjp", "decoder_vjp in two", "guidance_vjp"
+        "network_vjp", "network_vjp in two", "decoder_vjp", "decoder_vjp in two", "guidance_vjp"
     }  # fmt: skip
     assert {row.batch for row in rows} == {1, 2, 5, 16}
     assert max(row.max_relative for row in rows) <= 1e-4
 
 
 @pytest.mark.parametrize(
-    "config",
+    "guidance",
     [
         GuidanceConfig(mu=0.3),
         GuidanceConfig(mu=0.0, rho=0.2),
@@ -44,62 +43,62 @@ def test_every_gradient_is_autograds(gradient_engines_dir: Path) -> None:
 )
 def test_engines_guide_to_the_images_of_pytorch(
     gradient_engines_dir: Path,
-    model_dir: Path,
-    classifier: Classifier,
+    models: Models,
     id_dir: Path,
     generator: Generator,
-    make_job: Callable[..., GenerationJob],
-    config: GuidanceConfig,
+    make_config: Callable[..., GenerationConfig],
+    guidance: GuidanceConfig,
 ) -> None:
-    job = replace(make_job(), config=config)
-    model = load_diffusion(model_dir)
+    config = replace(make_config(), guidance=guidance)
     engines = load_engines(gradient_engines_dir)
-    fast = make_generator(model, classifier, IdData(id_dir), job, steps=3, engines=engines)
+    fast = make_generator(models, IdData(id_dir), config, engines)
     # the very bank that the fused graph was exported with
     fast = replace(fast, bank=generator.bank, scales=generator.scales)
     assert fast.fused is not None
     indices = [0, 1, 2]
-    found, expected = (one.images(job, indices).astype(int) for one in (fast, generator))
-    unguided = generator.images(job, indices, guided=False)
-    assert np.abs(found - expected).max() <= LEVELS < np.abs(expected - unguided).max()
+    images, expected = (one.images(config, indices).astype(int) for one in (fast, generator))
+    unguided = generator.images(config, indices, guided=False)
+    assert np.abs(images - expected).max() <= LEVELS < np.abs(expected - unguided).max()
     # and without the fused graph, autograd goes through the decoder's two halves
     halves = replace(fast, fused=None)
-    assert np.abs(halves.images(job, indices).astype(int) - expected).max() <= LEVELS
+    assert np.abs(halves.images(config, indices).astype(int) - expected).max() <= LEVELS
 
 
 @pytest.mark.parametrize(
-    "config", [GuidanceConfig(mu=0.3), GuidanceConfig(mu=0.0, rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)]
+    "guidance",
+    [GuidanceConfig(mu=0.3), GuidanceConfig(mu=0.0, rho=0.3), GuidanceConfig(mu=0.2, rho=0.1)],
 )
 def test_engines_give_the_same_bytes_in_any_batch_and_on_any_number_of_threads(
-    gradient_engines_dir: Path, model_dir: Path, classifier: Classifier, id_dir: Path,
-    make_job: Callable[..., GenerationJob], config: GuidanceConfig,
-) -> None:  # fmt: skip
-    job, count = replace(make_job(), config=config), 9
+    gradient_engines_dir: Path,
+    models: Models,
+    id_dir: Path,
+    make_config: Callable[..., GenerationConfig],
+    guidance: GuidanceConfig,
+) -> None:
+    config, count = replace(make_config(), guidance=guidance, sampler=SamplerConfig(4)), 9
     whole = None
     for threads in (1, 2, 3):
         engines = load_engines(gradient_engines_dir, threads=threads)
-        generator = make_generator(
-            load_diffusion(model_dir), classifier, IdData(id_dir), job, steps=4, engines=engines
-        )
+        generator = make_generator(models, IdData(id_dir), config, engines)
         for size in (count, 1, 2, 4):
             batches = [
                 list(range(first, min(first + size, count))) for first in range(0, count, size)
             ]
-            images = np.concatenate([generator.images(job, indices) for indices in batches])
+            images = np.concatenate([generator.images(config, indices) for indices in batches])
             whole = images if whole is None else whole
             np.testing.assert_array_equal(images, whole)
 
 
 def test_a_pair_is_differentiable_in_its_first_input(
-    gradient_engines_dir: Path, model_dir: Path
+    gradient_engines_dir: Path, models: Models
 ) -> None:
     from good_rt.engines.autograd import VjpPair
 
-    engines, decoder = load_engines(gradient_engines_dir), load_diffusion(model_dir).decoder
+    engines, decoder = load_engines(gradient_engines_dir), models.diffusion.decoder
     assert decoder is not None
     pair = VjpPair(engines["decoder_forward"], engines["decoder_backward"])
     latents = torch.randn(
-        3, *load_diffusion(model_dir).sample_shape, generator=torch.Generator().manual_seed(0)
+        3, *models.diffusion.sample_shape, generator=torch.Generator().manual_seed(0)
     )
     gradients = []
     for run in (pair.function, decoder):

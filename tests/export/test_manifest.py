@@ -18,7 +18,7 @@ from good_rt.errors import GoodRtError
 from good_rt.export.manifest import MANIFEST, Manifest, load_engines
 from good_rt.files import sha256
 
-GRAPHS = {"unet", "vae_encoder", "vae_decoder", "classifier"}
+GRAPHS = {"network", "vae_encoder", "vae_decoder", "classifier"}
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
 
 
 def flip(folder: Path) -> None:
-    content = bytearray((folder / "unet.onnx").read_bytes())
+    content = bytearray((folder / "network.onnx").read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / "unet.onnx").write_bytes(content)
+    (folder / "network.onnx").write_bytes(content)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -82,56 +82,60 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"holds no engines \(manifest\.json is missing\); make them with `good-rt export`",
     ),
     "no JSON": (lambda f: (f / MANIFEST).write_text("{"), r"manifest\.json is not valid JSON"),
-    "format": (
-        edit(lambda v: v.update(format=99)),
-        "has format 99, this version reads 1; export again",
+    "newer": (
+        edit(lambda v: v.update(version=99)),
+        r"was written by good-rt .* \(engines version 99\); .* reads up to version 2",
     ),
     "no graphs": (edit(lambda v: v.pop("graphs")), r"is damaged \(KeyError: 'graphs'\)"),
     "odd graphs": (edit(lambda v: v.update(graphs=[1])), "is damaged"),
     "odd source": (edit(lambda v: v.update(source=[])), "is damaged"),
     "no versions": (edit(lambda v: v.update(versions=None)), "is damaged"),
+    "no exporter": (edit(lambda v: v.pop("exporter")), r"is damaged \(KeyError: 'exporter'\)"),
     "no tolerance": (edit(lambda v: v.update(tolerance=None)), "is damaged"),
-    "odd file": (edit(lambda v: v["graphs"]["unet"].update(file=5)), "is damaged"),
-    "odd data": (edit(lambda v: v["graphs"]["unet"].update(data=[3])), "is damaged"),
-    "odd parity": (edit(lambda v: v.update(parity=[{"graph": "unet"}])), "is damaged"),
+    "odd file": (edit(lambda v: v["graphs"]["network"].update(file=5)), "is damaged"),
+    "odd data": (edit(lambda v: v["graphs"]["network"].update(data=[3])), "is damaged"),
+    "odd parity": (edit(lambda v: v.update(parity=[{"graph": "network"}])), "is damaged"),
     "hash": (
         flip,
-        r"unet\.onnx is not the file that was exported \(its hash differs\); export again",
+        r"network\.onnx is not the file that was exported \(its hash differs\); export again",
     ),
-    "cut": (lambda f: (f / "unet.onnx").write_bytes(b""), "its hash differs"),
-    "missing file": (lambda f: (f / "unet.onnx").unlink(), r"unet\.onnx is missing; export again"),
+    "cut": (lambda f: (f / "network.onnx").write_bytes(b""), "its hash differs"),
+    "missing file": (
+        lambda f: (f / "network.onnx").unlink(),
+        r"network\.onnx is missing; export again",
+    ),
     "outside": (
-        edit(lambda v: v["graphs"]["unet"].update(file="../engines/unet.onnx")),
-        "graph 'unet' lies outside the folder",
+        edit(lambda v: v["graphs"]["network"].update(file="../engines/network.onnx")),
+        "graph 'network' lies outside the folder",
     ),
     "above": (
-        edit(lambda v: v["graphs"]["unet"].update(data=[".."])),
-        "graph 'unet' lies outside the folder",
+        edit(lambda v: v["graphs"]["network"].update(data=[".."])),
+        "graph 'network' lies outside the folder",
     ),
     "a folder": (
-        lambda f: ((f / "unet.onnx").unlink(), (f / "unet.onnx").mkdir()),
-        r"unet\.onnx is missing; export again",
+        lambda f: ((f / "network.onnx").unlink(), (f / "network.onnx").mkdir()),
+        r"network\.onnx is missing; export again",
     ),
     "absolute": (
-        edit(lambda v: v["graphs"]["unet"].update(file="/etc/passwd")),
-        "graph 'unet' lies outside",
+        edit(lambda v: v["graphs"]["network"].update(file="/etc/passwd")),
+        "graph 'network' lies outside",
     ),
 }
 
 
 def exchange(folder: Path) -> None:
-    """The decoder's file, hash and all, under the UNet's name."""
+    """The decoder's file, hash and all, under the network's name."""
 
     def change(value: dict[str, Any]) -> None:
-        unet, decoder = value["graphs"]["unet"], value["graphs"]["vae_decoder"]
-        unet.update({key: decoder[key] for key in ("file", "sha256", "bytes")})
+        network, decoder = value["graphs"]["network"], value["graphs"]["vae_decoder"]
+        network.update({key: decoder[key] for key in ("file", "sha256", "bytes")})
 
     edit(change)(folder)
 
 
 DAMAGES["another graph"] = (
     exchange,
-    r"vae_decoder\.onnx has other inputs or outputs than .* has for 'unet'",
+    r"vae_decoder\.onnx has other inputs or outputs than .* has for 'network'",
 )
 
 
@@ -144,11 +148,11 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
 
 
 def test_a_graph_that_is_asked_for_and_not_there_is_named(folder: Path) -> None:
-    edit(lambda value: value["graphs"].pop("unet"))(folder)
+    edit(lambda value: value["graphs"].pop("network"))(folder)
     with pytest.raises(
-        GoodRtError, match=r"manifest\.json has no graph 'unet'; export again with --force"
+        GoodRtError, match=r"manifest\.json has no graph 'network'; export again with --force"
     ):
-        load_engines(folder, names=["unet", "vae_decoder"])
+        load_engines(folder, names=["network", "vae_decoder"])
 
 
 def test_engines_of_another_model_are_refused(engines_dir: Path) -> None:

@@ -17,7 +17,7 @@ from good_rt.export.graphs import graphs_of
 from good_rt.export.manifest import load_engines
 from good_rt.export.precision import HALF, as_computed, rounding_error, to_half
 
-GRAPHS = ("unet", "vae_encoder", "vae_decoder", "classifier")
+GRAPHS = ("network", "vae_encoder", "vae_decoder", "classifier")
 
 
 def graph(
@@ -66,7 +66,7 @@ def test_graphs_keep_their_face_and_lose_little(
 
 
 def test_sums_and_the_timestep_stay_float32(engines_dir: Path) -> None:
-    found = kinds(to_half(onnx.load(engines_dir / "unet.onnx"), "fp16"))
+    found = kinds(to_half(onnx.load(engines_dir / "network.onnx"), "fp16"))
     for name in ("InstanceNormalization", "Sin", "Cos", "Softmax"):
         assert found[name] == {"fp32"}, name
     for name in ("Conv", "MatMul", "Sigmoid"):
@@ -141,7 +141,7 @@ def test_inner_graphs_are_left_alone() -> None:
 
 def test_engines_in_half_precision_are_the_half_graphs(engines_dir: Path, model_dir: Path) -> None:
     """On the CPU, where ONNX Runtime takes fp16 as storage and computes in float32 between."""
-    names = ("unet", "vae_decoder")
+    names = ("network", "vae_decoder")
     exact, half = (
         load_engines(engines_dir, names=names, precisions=kind)
         for kind in ({}, {"vae_decoder": "fp16"})

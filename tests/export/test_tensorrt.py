@@ -28,11 +28,11 @@ from good_rt.files import sha256
 
 api = pytest.importorskip("tensorrt_rtx_bindings")
 
-GRAPHS = ("classifier", "vae_encoder", "vae_decoder", "unet")
+GRAPHS = ("classifier", "vae_encoder", "vae_decoder", "network")
 GRADIENTS = (
-    "unet_vjp",
-    "unet_forward",
-    "unet_backward",
+    "network_vjp",
+    "network_forward",
+    "network_backward",
     "decoder_vjp",
     "decoder_forward",
     "decoder_backward",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
+from good_rt.config.settings import GuidanceConfig
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.denoiser import PREDICTIONS, DiscreteDenoiser
-from good_rt.config.settings import GuidanceConfig
 from good_rt.method.guidance import limited, smoothed, value_and_gradient
 from good_rt.method.sampler import Noise, sample, sample_seeds, sample_steps
 from good_rt.method.schedule import ddim_sigmas

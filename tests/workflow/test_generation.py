@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,23 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
+from good_rt.config.settings import BankConfig, GenerationConfig
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, from_uint8
 from good_rt.demo.assets import CLASSES
 from good_rt.demo.network import SmallResNet
 from good_rt.diffusion import load_diffusion
+from good_rt.environment import CPU
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import load_engines
 from good_rt.method.sampler import sample_seeds
-from good_rt.workflow.generation import (
-    GenerationJob,
-    Generator,
-    generate,
-    make_generator,
-    pick_batch,
-)
+from good_rt.models import Models, check_fit
+from good_rt.progress import Progress
+from good_rt.workflow.generate import fill
+from good_rt.workflow.generator import Generator, generation_record, make_generator, pick_batch
 
-Job = Callable[..., GenerationJob]
+Configs = Callable[..., GenerationConfig]
+Fill = Callable[..., GeneratedSet]
 LEVELS = 2
 """How far (of 255 levels) a pixel may differ between batch sizes: matrix products round
 differently."""
@@ -57,22 +58,22 @@ def pixels(made: GeneratedSet) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("guidance", ["img", "feat", "both", "none"])
 def test_an_image_does_not_depend_on_the_batch(
-    generator: Generator, make_job: Job, guidance: Any
+    generator: Generator, make_config: Configs, guidance: Any
 ) -> None:
-    job = make_job(guidance=guidance)
-    whole = generator.images(job, [0, 1, 2, 3, 4, 5]).astype(int)
+    config = make_config(kind=guidance)
+    whole = generator.images(config, [0, 1, 2, 3, 4, 5]).astype(int)
     np.testing.assert_array_equal(
-        whole, generator.images(job, [0, 1, 2, 3, 4, 5])
+        whole, generator.images(config, [0, 1, 2, 3, 4, 5])
     )  # bytes, for the same batch
-    alone = np.concatenate([generator.images(job, [i]) for i in (5, 2)]).astype(int)
+    alone = np.concatenate([generator.images(config, [i]) for i in (5, 2)]).astype(int)
     assert np.abs(whole[[5, 2]] - alone).max() <= LEVELS
     assert len({image.tobytes() for image in whole}) == 6
 
 
-def test_batch_sizes_give_the_same_set(generator: Generator, make_job: Job, tmp_path: Path) -> None:
-    sets = [
-        generate(generator, make_job(7, batch=batch), tmp_path / str(batch)) for batch in (7, 3)
-    ]
+def test_batch_sizes_give_the_same_set(
+    fill_set: Fill, make_config: Configs, tmp_path: Path
+) -> None:
+    sets = [fill_set(make_config(7, batch=batch), tmp_path / str(batch)) for batch in (7, 3)]
     assert np.abs(pixels(sets[0]) - pixels(sets[1])).max() <= LEVELS
     for one, other in zip(sets[0].rows(), sets[1].rows(), strict=True):
         assert (one.index, one.seed, one.label, one.strength) == (
@@ -85,24 +86,24 @@ def test_batch_sizes_give_the_same_set(generator: Generator, make_job: Job, tmp_
 
 
 def test_the_same_job_gives_the_same_bytes(
-    generator: Generator, make_job: Job, tmp_path: Path
+    fill_set: Fill, make_config: Configs, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        generate(generator, make_job(7, batch=3), tmp_path / name)
+        fill_set(make_config(7, batch=3), tmp_path / name)
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_another_seed_gives_other_images(generator: Generator, make_job: Job) -> None:
-    one, other = (generator.images(make_job(seed=seed), [0, 1]) for seed in (0, 1))
+def test_another_seed_gives_other_images(generator: Generator, make_config: Configs) -> None:
+    one, other = (generator.images(make_config(seed=seed), [0, 1]) for seed in (0, 1))
     assert not np.array_equal(one, other)
 
 
 def test_rows_say_what_is_true_of_the_images(
-    generator: Generator, make_job: Job, classifier: Classifier, id_dir: Path, tmp_path: Path
+    fill_set: Fill, make_config: Configs, classifier: Classifier, id_dir: Path, tmp_path: Path
 ) -> None:
-    job = make_job(10, batch=4)
-    made = generate(generator, job, tmp_path / "guided")
-    twins = generate(generator, replace(job, guidance="none"), tmp_path / "none")
+    config = make_config(10, batch=4)
+    made = fill_set(config, tmp_path / "guided")
+    twins = fill_set(replace(config, kind="none"), tmp_path / "none")
     bank = predict(classifier, from_uint8(IdData(id_dir).part("train", 8, 1, 32).images))[
         1
     ].double()
@@ -120,7 +121,7 @@ def test_rows_say_what_is_true_of_the_images(
         np.testing.assert_allclose(
             distances, np.sort(cdist(features, bank), axis=1)[:, 2], rtol=1e-3, atol=1e-5
         )
-    assert [row.seed for row in made.rows()] == sample_seeds(job.seed, range(10))
+    assert [row.seed for row in made.rows()] == sample_seeds(config.seed, range(10))
     assert [row.label for row in made.rows()] == [i % 8 for i in range(10)]
     assert [row.strength for row in made.rows()] == [(0.5, 1.0, 2.0)[i % 3] for i in range(10)]
     assert {row.guidance for row in made.rows()} == {"both"}
@@ -129,24 +130,22 @@ def test_rows_say_what_is_true_of_the_images(
             assert (image.mode, image.size) == ("L", (32, 32))
 
 
-def test_guidance_does_what_it_is_for(generator: Generator, make_job: Job, tmp_path: Path) -> None:
+def test_guidance_does_what_it_is_for(fill_set: Fill, make_config: Configs, tmp_path: Path) -> None:
     for kind, column in (("img", "energy"), ("feat", "knn_distance")):
-        rows = generate(
-            generator, make_job(36, kind, batch=36, strengths=(1.0,)), tmp_path / kind
-        ).rows()
+        rows = fill_set(make_config(36, kind, batch=36, strengths=(1.0,)), tmp_path / kind).rows()
         gains = [getattr(row, column) - getattr(row, f"{column}_before") for row in rows]
         assert np.mean(gains) > 0 and sum(gain > 0 for gain in gains) > 20, kind
 
 
 def test_without_twins_there_is_no_before(
-    generator: Generator, make_job: Job, tmp_path: Path
+    fill_set: Fill, make_config: Configs, tmp_path: Path
 ) -> None:
-    rows = generate(generator, make_job(3, batch=3), tmp_path, twins=False).rows()
+    rows = fill_set(make_config(3, batch=3, twins=False), tmp_path).rows()
     assert {(row.energy_before, row.knn_distance_before) for row in rows} == {(None, None)}
 
 
 def test_what_is_not_finite_is_an_error_that_names_the_image_and_leaves_the_folder_to_another_try(
-    generator: Generator, make_job: Job, tmp_path: Path
+    generator: Generator, fill_set: Fill, make_config: Configs, tmp_path: Path
 ) -> None:
     class Broken:
         """A decoder or denoiser whose second sample is damaged."""
@@ -159,101 +158,110 @@ def test_what_is_not_finite_is_an_error_that_names_the_image_and_leaves_the_fold
             found[1] = torch.nan
             return found
 
-    job = make_job(6, guidance="none", batch=3)
+    config = make_config(6, kind="none", batch=3)
     for part, message in (
         ("decode", "the decoder .* for image 4; its weights"),
         ("denoiser", r"at step 0 for sample 4;"),
     ):
         broken = replace(generator, **{part: Broken(getattr(generator, part))})
         with pytest.raises(GoodRtError, match=message):
-            broken.images(job, [3, 4, 5])
+            broken.images(config, [3, 4, 5])
         with pytest.raises(GoodRtError, match="not finite"):
-            generate(broken, job, tmp_path)
+            fill_set(config, tmp_path, broken)
     assert not GeneratedSet(tmp_path).rows()
-    assert len(generate(generator, make_job(3, batch=3, seed=1), tmp_path).rows()) == 3
+    assert len(fill_set(make_config(3, batch=3, seed=1), tmp_path).rows()) == 3
 
 
 def test_a_finished_set_is_extended_and_left_alone(
-    generator: Generator, make_job: Job, tmp_path: Path
+    fill_set: Fill, make_config: Configs, tmp_path: Path
 ) -> None:
     heard: list[int] = []
-    generate(generator, make_job(5, batch=4), tmp_path / "a")
+
+    class Heard(Progress):
+        @contextmanager
+        def task(self, text: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+            yield heard.append
+
+    fill_set(make_config(5, batch=4), tmp_path / "a")
     before = content(tmp_path / "a")
-    generate(generator, make_job(5, batch=4), tmp_path / "a", on_images=heard.append)
+    fill_set(make_config(5, batch=4), tmp_path / "a", progress=Heard())
     assert content(tmp_path / "a") == before and heard == [5]
-    generate(generator, make_job(9, batch=4), tmp_path / "a")
-    generate(generator, make_job(9, batch=4), tmp_path / "b")
+    fill_set(make_config(9, batch=4), tmp_path / "a")
+    fill_set(make_config(9, batch=4), tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def test_another_job_is_refused(generator: Generator, make_job: Job, tmp_path: Path) -> None:
-    generate(generator, make_job(3, batch=3), tmp_path)
-    for job, describe in (
-        (make_job(3, batch=3, seed=1), {}),
-        (make_job(3, batch=2), {}),
-        (make_job(3, batch=3), {"model": "x"}),
-    ):
+def test_another_job_is_refused(
+    generator: Generator, models: Models, fill_set: Fill, make_config: Configs, tmp_path: Path
+) -> None:
+    config = make_config(3, batch=3)
+    fill_set(config, tmp_path)
+    for other in (make_config(3, batch=3, seed=1), make_config(3, batch=2)):
         with pytest.raises(GoodRtError, match="holds images of another job"):
-            generate(generator, job, tmp_path, describe=describe)
+            fill_set(other, tmp_path)
+    of_another_model = replace(models.diffusion, fingerprint="x")
+    record = generation_record(replace(models, diffusion=of_another_model), config, "torch")
+    with pytest.raises(GoodRtError, match=r"another job \(different: model\)"):
+        fill(generator, config, tmp_path, record)
 
 
 def test_onnx_engines_give_the_images_of_pytorch(
-    generator: Generator,
-    make_job: Job,
-    model_dir: Path,
-    classifier: Classifier,
-    id_dir: Path,
-    engines_dir: Path,
+    generator: Generator, models: Models, make_config: Configs, id_dir: Path, engines_dir: Path
 ) -> None:
-    model = load_diffusion(model_dir)
-    engines = load_engines(
-        engines_dir, {"model": model.fingerprint, "classifier": classifier.fingerprint}
-    )
-    fast = make_generator(model, classifier, IdData(id_dir), make_job(), steps=3, engines=engines)
-    job = make_job()
-    found, expected = (g.images(job, [0, 1, 2, 3]).astype(int) for g in (fast, generator))
+    engines = load_engines(engines_dir, models.fingerprints)
+    config = make_config()
+    fast = make_generator(models, IdData(id_dir), config, engines)
+    found, expected = (g.images(config, [0, 1, 2, 3]).astype(int) for g in (fast, generator))
     assert np.abs(found - expected).max() <= LEVELS
-    through_unet = replace(
-        job, config=replace(job.config, rho=0.2)
-    )  # gradients go through PyTorch either way
-    assert (
-        np.abs(
-            fast.images(through_unet, [0]).astype(int) - generator.images(through_unet, [0])
-        ).max()
-        <= LEVELS
-    )
+    # gradients go through PyTorch either way
+    variance = replace(config, guidance=replace(config.guidance, rho=0.2))
+    found, expected = (g.images(variance, [0]).astype(int) for g in (fast, generator))
+    assert np.abs(found - expected).max() <= LEVELS
 
 
 def test_a_pixel_model_works_as_well(
-    pixel_dir: Path, classifier: Classifier, id_dir: Path, make_job: Job, tmp_path: Path
+    pixel_dir: Path,
+    classifier: Classifier,
+    id_dir: Path,
+    fill_set: Fill,
+    make_config: Configs,
+    tmp_path: Path,
 ) -> None:
-    generator = make_generator(
-        load_diffusion(pixel_dir), classifier, IdData(id_dir), make_job(), steps=2
+    models, config = (
+        Models(load_diffusion(pixel_dir), classifier, CPU),
+        make_config(4, batch=2, steps=2),
     )
+    generator = make_generator(models, IdData(id_dir), config)
     assert generator.conditioning is None
-    made = generate(generator, make_job(4, batch=2), tmp_path)
-    assert made.images().shape == (4, 32, 32, 1)
-    latents_are_images = generator.images(make_job(), [0, 1])
-    assert np.abs(latents_are_images.astype(int) - made.images()[:2]).max() <= LEVELS
+    generated = fill_set(config, tmp_path, generator)
+    assert generated.images().shape == (4, 32, 32, 1)
+    latents_are_images = generator.images(config, [0, 1])
+    assert np.abs(latents_are_images.astype(int) - generated.images()[:2]).max() <= LEVELS
 
 
 def test_models_that_do_not_fit_together_are_refused(
-    model_dir: Path, classifier: Classifier, id_dir: Path, make_job: Job
+    models: Models, id_dir: Path, make_config: Configs
 ) -> None:
-    model = load_diffusion(model_dir)
+    classifier = models.classifier
     colour = Classifier(SmallResNet(3, 8), replace(classifier.config, channels=3))
     with pytest.raises(
-        GoodRtError,
-        match=r"makes images of shape \(1, 32, 32\), the classifier takes \(3, 32, 32\)",
+        GoodRtError, match=r"images of 32x32 pixels, 1 channel; the classifier takes 32x32 .*3 chan"
     ):
-        make_generator(model, colour, IdData(id_dir), make_job())
+        check_fit(models.diffusion, colour)
+    wide = Classifier(SmallResNet(1, 8), replace(classifier.config, image_size=64))
+    with pytest.raises(GoodRtError, match="the classifier takes 64x64 pixels, 1 channel: choose"):
+        check_fit(models.diffusion, wide)
+    oblong = replace(models.diffusion, image_shape=(1, 32, 48))
+    with pytest.raises(GoodRtError, match="makes images of 48x32 pixels"):
+        check_fit(oblong, classifier)
     many = Classifier(
         SmallResNet(1, 8, 10), replace(classifier.config, classes=(*CLASSES, "bag", "boot"))
     )
     with pytest.raises(GoodRtError, match="the diffusion model knows 9 classes, the classifier 10"):
-        make_generator(model, many, IdData(id_dir), make_job())
+        check_fit(models.diffusion, many)
+    far = replace(make_config(), bank=BankConfig(k=401))
     with pytest.raises(GoodRtError, match="k must be between 1 and 400"):
-        make_generator(model, classifier, IdData(id_dir), make_job().__class__(4, k=401))
+        make_generator(models, IdData(id_dir), far)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +277,7 @@ def test_models_that_do_not_fit_together_are_refused(
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GoodRtError, match=message):
-        GenerationJob(**settings)
+        GenerationConfig(**settings)
 
 
 def test_a_picked_batch_is_one_of_the_sizes_tried(generator: Generator) -> None:
@@ -296,7 +304,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
         "2",
         "-n",
         "24",
-        "--steps",
+        "--sampler-steps",
         "8",
         "--json",
     ]
@@ -327,17 +335,10 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
 
 
 def test_a_saved_classifier_gives_the_same_generator(
-    classifier: Classifier,
-    model_dir: Path,
-    id_dir: Path,
-    generator: Generator,
-    make_job: Job,
-    tmp_path: Path,
+    models: Models, id_dir: Path, generator: Generator, make_config: Configs, tmp_path: Path
 ) -> None:
-    save_classifier(classifier, tmp_path)
-    again = make_generator(
-        load_diffusion(model_dir), load_classifier(tmp_path), IdData(id_dir), make_job(), steps=3
-    )
-    np.testing.assert_array_equal(
-        again.images(make_job(), [0, 1]), generator.images(make_job(), [0, 1])
-    )
+    save_classifier(models.classifier, tmp_path)
+    saved = replace(models, classifier=load_classifier(tmp_path))
+    config = make_config()
+    again = make_generator(saved, IdData(id_dir), config)
+    np.testing.assert_array_equal(again.images(config, [0, 1]), generator.images(config, [0, 1]))

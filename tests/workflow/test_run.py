@@ -3,6 +3,7 @@ goes on."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +26,19 @@ from elsewhere import second_device
 from PIL import Image
 from torch import nn
 
-from good_rt.config.job import Job, Runtime
+from good_rt.classifier import Classifier
+from good_rt.config.settings import BackendConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
+from good_rt.method.bank import FeatureBank
+from good_rt.models import ModelSpec
 from good_rt.workflow import run as runner
-from good_rt.workflow import steps as workflow
-from good_rt.workflow.run import run_job_file
-from good_rt.workflow.steps import open_generator
+from good_rt.workflow.generate import open_generator
+from good_rt.workflow.job import Job
+from good_rt.workflow.run import run_job
 
 Run = Callable[..., Any]
 PER_CLASS = 30
@@ -124,23 +129,23 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     shortened(
         job, {"alpha = 0.05": "alpha = 0.1", 'classifier = "trained"': 'classifier = "before"'}
     )
-    changed = run_job_file(job)
+    changed = run_job(job)
     assert [step.name for step in changed.steps if not step.skipped] == ["detector", "evaluate"]
     assert (done["evaluation"]["shipped"], changed.evaluation.shipped) == ("trained", "before")
     # 24 calibration images say nothing of 0.01; the detector's own comes last, which the report's
     # headline takes
     assert [refusal.alpha for refusal in changed.evaluation.id_refusal] == [0.05, 0.1]
     (out / "trained" / "classifier" / "model.safetensors").write_bytes(b"damaged")
-    redone = [step.name for step in run_job_file(job).steps if not step.skipped]
+    redone = [step.name for step in run_job(job).steps if not step.skipped]
     assert redone == ["train trained"]
 
     # images cost hours, so they are not thrown away for a changed setting
-    shortened(job, {"mu = 0.1 ": "mu = 0.2 "})
+    shortened(job, {"mu = 0.1\n": "mu = 0.2\n"})
     line = run("run", job).failed()
     for name in ("img", "feat", "both", "test"):
         assert str(out / "generated" / name) in line
     assert (
-        "hold images of another job (different: config.mu); delete those folders to make them anew"
+        "hold images of another job (different: config.mu); delete those folders to generate them again"
         in line
     )
 
@@ -149,32 +154,32 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
 def test_a_job_on_another_device_is_taken_home_whole(job: Path) -> None:
     shortened(job, {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]'})
     with second_device() as device:
-        assert not any(step.skipped for step in run_job_file(job, device=device).steps)
+        assert not any(step.skipped for step in run_job(job, device=device).steps)
     made = json.loads((job.parent / "job" / "generated" / "img" / "job.json").read_text())
     assert made["device"] == device.type
-    assert all(step.skipped for step in run_job_file(job).steps)
+    assert all(step.skipped for step in run_job(job).steps)
     # what is begun is not gone on with elsewhere
     manifest = job.parent / "job" / "generated" / "img" / "manifest.jsonl"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(GoodRtError, match=r"holds images of another job \(different: device\)"):
-        run_job_file(job)
+        run_job(job)
 
 
 def test_tensorrt_and_half_precision_need_a_gpu(run: Run, job: Path) -> None:
     shortened(job, {'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"'})
-    config = Job.read(job).config.generate
-    assert config.runtime == Runtime("tensorrt", "fp16")
-    assert replace(config, precision=None).runtime == Runtime("tensorrt", "fp32")
+    backend = Job.read(job).config.generate.config.backend
+    assert backend == BackendConfig("tensorrt", "fp16")
+    assert str(replace(backend, precision=None)) == "tensorrt fp32"
     line = run("run", job).failed()
     assert f"TensorRT needs --device cuda (generate.engine in {job})" in line
     assert not (job.parent / "job").exists()
     shortened(job, {'engine = "tensorrt"': 'engine = "onnx"'})
     assert (
-        "ONNX Runtime computes in fp16 on a GPU alone: add --device cuda (generate.engine in "
+        "ONNX Runtime only computes in fp16 on a GPU: add --device cuda (generate.engine in "
         f"{job})" in run("run", job).failed()
     )
     shortened(job, {'engine = "onnx"': 'engine = "torch"'})
-    assert "precision is of the engines onnx and tensorrt" in run("run", job).failed()
+    assert "precision is for the engines onnx and tensorrt" in run("run", job).failed()
 
 
 @pytest.mark.filterwarnings("ignore:.*non-meta parameter in the checkpoint")  # here it is copied
@@ -184,62 +189,93 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
     shortened(
         job,
         {
-            'kinds = ["img", "feat", "both"]': 'kinds = ["img"]',
-            "unguided = 0": "unguided = 20",
+            'kinds = ["img", "feat", "both"]': 'kinds = ["img"]\ncounts = {none = 20}',
             "batch = 5": "batch = 20",
             'engine = "torch"': 'engine = "tensorrt"\nprecision = "fp16"',
         },
     )
     asked: dict[str, Any] = {}
 
-    def opened(*arguments: Any, engines: Path, runtime: Runtime, **settings: Any) -> Any:
+    def opened(models: Any, id_data: IdData, config: Any, engine_folder: Path, *rest: Any) -> Any:
         """PyTorch in TensorRT's place."""
-        asked.update(engines=engines, runtime=runtime, batch=arguments[3].batch)
-        return open_generator(*arguments, engines=None, **settings)
+        asked.update(folder=engine_folder, backend=config.backend, batch=config.batch)
+        torch_instead = replace(config, backend=BackendConfig("torch"))
+        return open_generator(models, id_data, torch_instead, engine_folder, *rest)
 
-    def exported(*arguments: Any, **_: Any) -> None:
-        arguments[3].mkdir(parents=True)
-        (arguments[3] / "manifest.json").write_text("{}")
+    def exported(models: Any, id_data: Any, out: Path, *rest: Any) -> None:
+        out.mkdir(parents=True)
+        (out / "manifest.json").write_text("{}")
 
     with second_device() as device, monkeypatch.context() as patch:
         patch.setattr(runner, "open_generator", opened)
-        patch.setattr(runner, "run_export", exported)
+        patch.setattr(runner, "export", exported)
         patch.setattr(
-            runner, "check_runtime", lambda runtime, place: asked.update(checked=(runtime, place))
+            runner, "check_backend", lambda backend, device: asked.update(on=(backend, device))
         )
-        run_job_file(job, device=device)
+        run_job(job, device=device)
     assert asked == {
-        "engines": job.parent / "job" / "engines",
-        "runtime": Runtime("tensorrt", "fp16"),
+        "folder": job.parent / "job" / "engines",
+        "backend": BackendConfig("tensorrt", "fp16"),
         "batch": 20,
-        "checked": (Runtime("tensorrt", "fp16"), device),
+        "on": (BackendConfig("tensorrt", "fp16"), device),
     }
     assert (
         json.loads((job.parent / "job" / "generated" / "none" / "job.json").read_text())["engine"]
         == "tensorrt fp16"
     )
-    assert all(step.skipped for step in run_job_file(job).steps)
+    assert all(step.skipped for step in run_job(job).steps)
 
 
-def test_images_are_decoded_once_for_both_trainings_and_the_detector_is_built_once(
-    job: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run loads each model once, reconstructs the images of both trainings once, computes one
+    bank for each classifier and size, and builds each of three detectors once."""
     shortened(
         job,
-        {'kinds = ["img", "feat", "both"]': 'kinds = ["img"]', "control = false": "control = true"},
+        {
+            'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat"]',
+            "control = false": "control = true",
+        },
     )
-    calls: list[str] = []
-    for name in ("training_images", "detector_for"):
-        real = getattr(workflow, name)
+    calls: Counter[str] = Counter()
+    for module, name in (
+        ("good_rt.diffusion", "load_diffusion"),
+        ("good_rt.classifier", "load_classifier"),
+        ("good_rt.workflow.run", "load_classifier"),
+        ("good_rt.workflow.detector", "load_classifier"),
+        ("good_rt.workflow.run", "training_images"),
+        ("good_rt.workflow.run", "detector_for"),
+    ):
+        count_calls(monkeypatch, calls, f"{module}.{name}")
+    real = FeatureBank.of
+    banks: list[tuple[str, int]] = []
 
-        def counted(*arguments: Any, name: str = name, real: Any = real, **settings: Any) -> Any:
-            calls.append(name)
-            return real(*arguments, **settings)
+    def counted(classifier: Classifier, images: Any) -> FeatureBank:
+        bank = real(classifier, images)
+        banks.append((classifier.fingerprint, len(bank)))
+        return bank
 
-        monkeypatch.setattr(workflow, name, counted)
-    run_job_file(job)
-    # of before, control and trained
-    assert (calls.count("training_images"), calls.count("detector_for")) == (1, 3)
+    monkeypatch.setattr(FeatureBank, "of", counted)
+    result = run_job(job)
+    assert not any(step.skipped for step in result.steps)
+    assert calls == {
+        "good_rt.diffusion.load_diffusion": 1,
+        "good_rt.classifier.load_classifier": 1,
+        "good_rt.workflow.run.load_classifier": 2,  # control and trained
+        "good_rt.workflow.run.training_images": 1,
+        "good_rt.workflow.run.detector_for": 3,  # of before, control and trained
+    }
+    assert len(banks) == len(set(banks)) == 3  # guidance shares that of the original
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, calls: Counter[str], path: str) -> None:
+    module, _, name = path.rpartition(".")
+    real = getattr(importlib.import_module(module), name)
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        calls[path] += 1
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(path, counted)
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
@@ -275,9 +311,9 @@ def test_a_killed_run_goes_on_and_makes_the_same_images(job: Path, tmp_path: Pat
         process.wait()
     made = manifest.read_text().count("\n")
     assert made < 20
-    steps = run_job_file(job).steps
+    steps = run_job(job).steps
     assert [step.name for step in steps if step.skipped] == ["split", "generate img"]
-    run_job_file(whole)
+    run_job(whole)
     for kind in ("img", "feat", "test"):
         ours, theirs = (
             path.parent / "job" / "generated" / kind / "images" for path in (job, whole)
@@ -299,7 +335,7 @@ def test_on_engines_with_test_sets_and_a_control(
         {
             'engine = "torch"': 'engine = "onnx"',
             "control = false": "control = true",
-            "unguided = 0": "unguided = 12",
+            'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat", "both"]\ncounts = {none = 12}',
             '# street = "street/"': 'street = "street"',
         },
     )
@@ -414,7 +450,7 @@ def test_init_does_not_replace_a_job(
 ) -> None:
     text = job.read_text()
     words = ["init", photos, "--classifier", classifier_dir, "--model", model_dir, "-o", job]
-    assert "is there already; choose another --out, or say --force" in run(*words).failed()
+    assert "exists; choose another --out, or give --force" in run(*words).failed()
     assert job.read_text() == text
     assert run(*words, "--force").code == 0
 
@@ -500,15 +536,15 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
         32,
     ]
     assert (
-        "follows prompts"
+        "conditioned on text"
         in run(*words, "--gradient-decoder", tmp_path / "light", "-o", drafted).out
     )
     assert (
-        Job.read(drafted).config.generate.prompts == ("a photo of a {}",)
+        Job.read(drafted).config.generate.config.sampler.prompts == ("a photo of a {}",)
         and "prompts = [" in drafted.read_text()
     )
     assert (
-        Job.read(drafted).gradient_decoder == tmp_path / "light"
+        Job.read(drafted).models.gradient_decoder == tmp_path / "light"
         and Job.read(drafted).config.models.image_size == 32
     )
     out = tmp_path / "job"
@@ -530,7 +566,7 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
         out / "splits.json",
         "--control",
     ]
-    settings = ["--steps", "2", "--max-drop", "1", "-o", tmp_path / "control"]
+    settings = ["--train-steps", "2", "--max-drop", "1", "-o", tmp_path / "control"]
     assert run("train", *words, *settings, "--image-size", "32").code == 0
 
 
@@ -541,7 +577,10 @@ class Net(nn.Sequential):
     image_size = 32
 
     def __init__(self):
-        super().__init__(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+        convolution = nn.Conv2d(1, 8, 3, 2, 1)
+        super().__init__(
+            convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8)
+        )
 """
 
 
@@ -572,7 +611,16 @@ def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
         "--id",
         "job/splits.json",
     ]
-    settings = ["--ood", "job/generated/img", "--steps", "2", "--max-drop", "1", "-o", "by-hand"]
+    settings = [
+        "--generated",
+        "job/generated/img",
+        "--train-steps",
+        "2",
+        "--max-drop",
+        "1",
+        "-o",
+        "by-hand",
+    ]
     again = run("train", *words, *settings, "--json").json
     assert again["classifier"] == "own_net_of_a_job:Net@by-hand/classifier"
     assert run("classifier", "show", again["classifier"]).code == 0
@@ -590,11 +638,12 @@ def test_a_classifier_that_cannot_be_trained_is_found_out_first(
     made = run("init", photos, "--classifier", saved, "--model", model_dir, "-o", path)
     assert "its file cannot be trained" in made.out
     job = Job.read(path).config
-    assert job.train.ood == () and job.detector.classifier == "before"
-    line = run("run", shortened(path, {"ood = []  #": 'ood = ["img"]  #'})).failed()
+    assert job.train.kinds == () and job.detector.classifier == "before"
+    line = run("run", shortened(path, {"kinds = []": 'kinds = ["img"]'})).failed()
     assert "the classifier (torchscript) cannot be trained" in line
     assert (
-        'or set train.ood = [], train.control = false and detector.classifier = "before" in' in line
+        'or set train.kinds = [], train.control = false and detector.classifier = "before" in'
+        in line
     )
     assert not (tmp_path / "job").exists()
 
@@ -613,7 +662,7 @@ def test_other_shares_divide_anew(run: Run, photos: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("images", "data.images"), ("near", "ood.near"), ("classifier", "models.classifier"),
+        ("images", "data.images"), ("near", "test_sets.near"), ("classifier", "models.classifier"),
         ("diffusion", "models.diffusion"),
     ],
 )  # fmt: skip
@@ -643,8 +692,5 @@ def test_the_demos_models_have_a_name(run: Run, tmp_path: Path) -> None:
     assert made["kind"] == "npz"
     job = Job.read(path)
     assert 'classifier = "demo"' in path.read_text()
-    assert (job.images, job.classifier, job.diffusion) == (
-        assets.DATA,
-        assets.CLASSIFIER,
-        assets.MODEL,
-    )
+    assert job.images == assets.DATA
+    assert job.models == ModelSpec(assets.CLASSIFIER, assets.MODEL)

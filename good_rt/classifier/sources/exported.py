@@ -25,7 +25,7 @@ from good_rt.classifier.sources.registry import (
     OpenedClassifier,
 )
 from good_rt.classifier.weights import load_weights, put_weights
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 EXPORTED_FILE = "model.pt2"
 TARGET = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
@@ -127,7 +127,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     except GoodRtError:
         raise
     except Exception as error:  # torch.export raises many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{path} cannot be read by torch.export.load of torch {torch.__version__} ({reason}); "
             "export it again"

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 EXTRA = "classifiers"
 
@@ -25,7 +25,7 @@ def import_library(name: str) -> Any:
         RuntimeError,
         AttributeError,
     ) as error:  # a torchvision that was built for another PyTorch
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{name} cannot be imported ({reason}); install versions of torch and torchvision that "
             "belong together"

@@ -22,7 +22,7 @@ from good_rt.classifier.sources.registry import (
     ClassifierSource,
     OpenedClassifier,
 )
-from good_rt.errors import GoodRtError, require
+from good_rt.errors import GoodRtError, first_line, require
 
 ONNX_FILE = "model.onnx"
 LAYER_OPERATIONS = ("Gemm", "MatMul", "Conv")
@@ -133,7 +133,7 @@ def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int 
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and onnx raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again"
         ) from None
@@ -157,7 +157,7 @@ def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int 
         body = _extract(model, inputs[0].name, source)
         head = _extract(model, source, logits)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(f"{path} cannot be parted at {source!r} ({reason[:120]})") from None
     unknown = sorted({node.op_type for node in graph.node if node.op_type not in OPERATIONS})
     parameters = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
@@ -184,8 +184,7 @@ def _difference(
     try:
         ours = run_network(converted, images)
     except (GoodRtError, NotImplementedError, IndexError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"its conversion fails: {reason[:80]}"
+        return f"its conversion fails: {first_line(error)[:80]}"
     if not torch.allclose(ours, run_network(original, images), rtol=1e-3, atol=1e-3):
         return "its conversion computes something else"
     return None
@@ -239,7 +238,7 @@ def _session(model: Any) -> Any:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(f"ONNX Runtime cannot run the classifier ({reason[:160]})") from None
 
 

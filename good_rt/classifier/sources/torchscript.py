@@ -23,7 +23,7 @@ from good_rt.classifier.sources.registry import (
     OpenedClassifier,
 )
 from good_rt.classifier.weights import pickle_refusal
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 TORCHSCRIPT_FILE = "model.pt"
 
@@ -69,7 +69,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
         except (RuntimeError, ValueError) as error:
             if "constants.pkl" in str(error):
                 raise GoodRtError(pickle_refusal(path)) from None
-            reason = next(iter(str(error).splitlines()), "unreadable")
+            reason = first_line(error)
             raise GoodRtError(
                 f"{path} is not a TorchScript file ({reason}); write it with torch.jit.save"
             ) from None
@@ -82,9 +82,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
         except GoodRtError:
             raise
         except Exception as error:  # the converter raises many kinds
-            reason = next(
-                (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-            )
+            reason = first_line(error)
             raise GoodRtError(
                 f"{path} cannot be converted ({reason[:120]}); export the network with "
                 "torch.export.save to a .pt2 file"

@@ -29,7 +29,7 @@ from good_rt.classifier.sources.registry import (
     OpenedClassifier,
 )
 from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.files import read_json
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -126,7 +126,7 @@ def _create_transformers(values: Mapping[str, Any], where: str) -> Any:
             config, trust_remote_code=False, attn_implementation="eager"
         )
     except (ValueError, TypeError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{where}: transformers has no image classifier of type {kind!r} ({reason[:120]})"
         ) from None
@@ -150,7 +150,7 @@ def _pretrained(name: str, where: str) -> Any:
             attn_implementation="eager",
         )
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise GoodRtError(
             f"{where} is not an image classifier that transformers can load ({reason[:160]})"
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from good_rt.data.sources.base import PART_NAMES, Item, ListedImage, hash_of, part_in
-from good_rt.errors import GoodRtError, require
+from good_rt.errors import GoodRtError, first_line, require
 from good_rt.files import read_json
 
 PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin"})
@@ -213,5 +213,4 @@ def _batches(file: Path, columns: list[str] | None) -> Iterator[Any]:
 
 
 def _damaged(file: Path, error: Exception) -> GoodRtError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return GoodRtError(f"{file} is not a file of a dataset that can be read ({first})")
+    return GoodRtError(f"{file} is not a file of a dataset that can be read ({first_line(error)})")

@@ -1,0 +1,203 @@
+"""What each part of the CPU kernels gives: a guided step without the part, against one with it.
+
+    python benchmarks/cpu_kernels.py --case demo --engines build/engines
+    python benchmarks/cpu_kernels.py --case stable-diffusion --engines build/sd/engines
+
+Each case is measured in a process of its own, in which all variants take turns after every step, so
+that noise on the machine meets all of them. "Without AVX-512" leaves our kernels for AVX-512 out;
+ONNX Runtime's own code keeps using it, since there is no switch for that. The model of Stable
+Diffusion's architecture has reduced width and random weights (`stable_diffusion.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from record import RESULTS, Bar, write_result
+from stable_diffusion import REDUCED, make_all
+from torch import Tensor
+
+from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
+from good_rt.data.id_data import IdData
+from good_rt.demo import assets
+from good_rt.engines.base import Engine
+from good_rt.engines.cpu import PARTS, Accelerated, accelerate
+from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.open import open_engine
+from good_rt.files import read_json
+from good_rt.method.sampler import sample, sample_seeds
+from good_rt.models import ModelSpec
+from good_rt.workflow.generator import Generator, make_generator
+
+GRAPHS = (
+    "network", "network_forward", "network_backward", "vae_decoder", "decoder_forward",
+    "decoder_backward", "guidance_vjp",
+)  # fmt: skip
+THREADS, STEPS, LEAST_GAIN = 2, 2, 1.10
+REST = 0.01
+"""Seconds before each run, in which the threads of the one before stop spinning."""
+SETTINGS = {
+    "mean guidance": GuidanceConfig(mu=0.1),
+    "mean and variance guidance": GuidanceConfig(mu=0.1, rho=0.1),
+}
+BATCHES = {"demo": (1, 8, 32), "stable-diffusion": (1, 4)}
+ALL, NONE = "all parts", "no kernels"
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which of `PARTS` are in use, and whether the kernels for AVX-512 are."""
+
+    parts: tuple[str, ...]
+    avx512: bool = True
+
+    def accelerator(self) -> Callable[[Any], Accelerated]:
+        return partial(accelerate, parts=self.parts, library=kernel_library(self.avx512))
+
+
+def variants() -> dict[str, Variant]:
+    """Everything; everything but one part; nothing. Without AVX-512 there is no Winograd, as
+    `accelerate` has it on such processors."""
+    without = tuple(part for part in PARTS if "Winograd" not in part)
+    found = {ALL: Variant(PARTS), NONE: Variant(())}
+    found |= {
+        f"without {part}": Variant(tuple(other for other in PARTS if other != part))
+        for part in PARTS
+    }
+    found[f"{ALL}, without AVX-512"] = Variant(without, avx512=False)
+    for part in without:
+        others = tuple(other for other in without if other != part)
+        found[f"without {part}, without AVX-512"] = Variant(others, avx512=False)
+    return found
+
+
+def open_engines(folder: Path, variant: Variant) -> dict[str, Engine]:
+    accelerator = variant.accelerator()
+    return {
+        name: open_engine(
+            (folder / f"{name}.onnx").resolve(), threads=THREADS, accelerator=accelerator
+        )
+        for name in GRAPHS
+    }
+
+
+def step_of(
+    generator: Generator, config: GenerationConfig, guidance: GuidanceConfig, batch: int
+) -> Step:
+    """`STEPS` guided steps of a batch."""
+    indices = list(range(batch))
+
+    def run() -> Tensor:
+        return sample(
+            generator.denoiser,
+            generator.decode_with_gradient,
+            generator.guidance(config),
+            generator.sigmas,
+            guidance,
+            sample_seeds(0, indices),
+            generator.shape,
+            generator.rows(indices),
+        )
+
+    return run
+
+
+def measure(steps: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Seconds of each variant, which take turns in changing order for about so many seconds."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for run in steps.values():
+        run()
+    ends, order = time.perf_counter() + seconds, list(steps)
+    while time.perf_counter() < ends or len(found[order[0]]) < 3:
+        for name in order:
+            time.sleep(REST)
+            began = time.perf_counter()
+            steps[name]()
+            found[name].append(time.perf_counter() - began)
+        order = [*order[1:], order[0]]
+    return found
+
+
+def gain(figures: Mapping[str, Any], without: str, with_it: str) -> float:
+    """The geometric mean over settings and batches of the median ratio of neighbouring runs."""
+    ratios = [
+        float(np.median(np.array(seconds[without]) / np.array(seconds[with_it])))
+        for batches in figures.values()
+        for seconds in batches.values()
+    ]
+    return math.exp(float(np.mean(np.log(ratios))))
+
+
+def gains_of(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What each part gives with AVX-512 and without, and what all of them give together."""
+    names = next(iter(next(iter(figures.values())).values()))
+    found = {}
+    for end in ("", ", without AVX-512"):
+        for part in PARTS:
+            if f"without {part}{end}" in names:
+                found[f"{part}{end}"] = gain(figures, f"without {part}{end}", f"{ALL}{end}")
+        found[f"{ALL}{end}"] = gain(figures, NONE, f"{ALL}{end}")
+    return found
+
+
+def bars_of(cases: Mapping[str, Any]) -> list[Bar]:
+    """What is to be kept gives `LEAST_GAIN` in the geometric mean of all cases, with AVX-512 or
+    without."""
+    gains = [case["gains"] for case in cases.values()]
+    bars = []
+    for name in gains[0]:
+        mean = math.exp(float(np.mean([math.log(each[name]) for each in gains])))
+        bars.append(Bar(f"{name}: a guided step, times as fast", mean, ">=", LEAST_GAIN))
+    return bars
+
+
+@click.command()
+@click.option("--case", type=click.Choice(list(BATCHES)), required=True)
+@click.option("--engines", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build/sd"), show_default=True,
+    help="Where the model of Stable Diffusion's architecture is made.",
+)  # fmt: skip
+@click.option("--seconds", default=8.0, show_default=True, help="Of each setting and batch.")
+def main(case: str, engines: Path, work: Path, seconds: float) -> None:
+    """Measures a case, and writes it into results/cpu_kernels.json beside the other."""
+    torch.set_num_threads(THREADS)
+    spec, data = ModelSpec(), assets.DATA
+    if case == "stable-diffusion":
+        model, classifier, data = make_all(work, REDUCED)
+        spec = ModelSpec(classifier=classifier, diffusion=model)
+    models, id_data = spec.load(), IdData.of(data)
+    config = GenerationConfig(sampler=SamplerConfig(steps=STEPS), kind="both")
+    generators = {
+        name: make_generator(models, id_data, config, open_engines(engines, variant))
+        for name, variant in variants().items()
+    }
+    figures: dict[str, Any] = {}
+    for setting, guidance in SETTINGS.items():
+        for batch in BATCHES[case]:
+            steps = {
+                name: step_of(generator, config, guidance, batch)
+                for name, generator in generators.items()
+            }
+            figures.setdefault(setting, {})[str(batch)] = measure(steps, seconds)
+    path = RESULTS / "cpu_kernels.json"
+    cases = read_json(path)["figures"]["cases"] if path.exists() else {}
+    cases[case] = {"seconds": figures, "gains": gains_of(figures)}
+    for name, value in cases[case]["gains"].items():
+        click.echo(f"{case}, {name}: {value:.3f}")
+    context = {"threads": THREADS, "sampler_steps": STEPS, "cases": cases}
+    write_result("cpu_kernels", context, bars_of(cases))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Options of commands, made from the declarations of settings: `takes(GenerationConfig, "config")`
+adds one option a setting and passes the configuration to the command."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from good_rt.config.declaration import Setting, assemble, settings_of
+
+Command = Callable[..., Any]
+
+
+def takes(
+    config: type[Any], name: str, without: Collection[str] = (), **defaults: Any
+) -> Callable[[Command], Command]:
+    """A decorator: options for every setting of ``config``, whose values the command gets as one
+    configuration.
+
+    Options of former versions are accepted, and answered by a line on standard error.
+
+    Args:
+        config: A dataclass of settings.
+        name: The command's parameter that gets the configuration.
+        without: Fields that have no option.
+        defaults: Defaults by key where the command's differ from the declared ones.
+    """
+    settings = [setting for setting in settings_of(config) if setting.path[0] not in without]
+    former: dict[str, list[Setting]] = {}
+    for setting in settings:
+        for flag in setting.declared.renamed_from:
+            former.setdefault(flag, []).append(setting)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**parameters: Any) -> Any:
+            values = {}
+            for setting in settings:
+                value = parameters.pop(_parameter(name, setting))
+                if value is not None and (value != () or setting.optional):
+                    values[setting.key] = value
+            for flag, renamed in former.items():
+                value = parameters.pop(_former_parameter(name, flag))
+                if value is not None and value != ():
+                    now = " and ".join(_used(setting.option, value) for setting in renamed)
+                    old = _used(flag, value)
+                    click.echo(f"warning: {old} is deprecated, use {now}", err=True)
+                    values |= {setting.key: value for setting in renamed}
+            return command(**parameters, **{name: assemble(config, values)})
+
+        wrapped: Command = run
+        for flag, renamed in former.items():
+            wrapped = click.option(
+                flag,
+                _former_parameter(name, flag),
+                hidden=True,
+                default=None,
+                **_kind(renamed[0]),
+            )(wrapped)
+        for setting in reversed(settings):
+            wrapped = _option(name, setting, defaults)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _option(name: str, setting: Setting, defaults: dict[str, Any]) -> Callable[[Command], Command]:
+    declared = setting.declared
+    default = defaults.get(setting.key, setting.default)
+    flags = [setting.option] if declared.short is None else [declared.short, setting.option]
+    shown: bool | str = declared.default_text or (default is not None and default != ())
+    kind = _kind(setting)
+    if kind.get("is_flag") and "/" not in setting.option:
+        shown = False  # a flag is off unless it is given
+    if isinstance(kind.get("type"), Numbers):
+        shown = ",".join(f"{number:g}" for number in default)
+    return click.option(
+        *flags,
+        _parameter(name, setting),
+        default=default,
+        show_default=shown,
+        help=declared.help,
+        **kind,
+    )
+
+
+def _kind(setting: Setting) -> dict[str, Any]:
+    """What click needs to know of a setting's type."""
+    declared, kinds = setting.declared, setting.value_types
+    free = [kind for kind in kinds if get_origin(kind) is not Literal]
+    found: dict[str, Any] = {} if declared.metavar is None else {"metavar": declared.metavar}
+    if not free:
+        return {"type": click.Choice([str(choice) for choice in setting.choices])}
+    if setting.choices:  # a number, or a word in its place
+        word = str(setting.choices[0])
+        return found | {"type": NumberOr(word), "is_flag": False, "flag_value": word}
+    kind, parts = free[0], get_args(free[0])
+    if kind is bool:
+        return found if "/" in setting.option else found | {"is_flag": True}
+    if get_origin(kind) is tuple:
+        if parts[-1] is not Ellipsis:
+            return found | {"type": parts}
+        if parts[0] is float:
+            return found | {"type": Numbers()}
+        return found | {"type": _single(parts[0], setting), "multiple": True}
+    return found | {"type": _single(kind, setting)}
+
+
+def _single(kind: Any, setting: Setting) -> Any:
+    bounds = setting.declared.bounds
+    if kind is str or len(setting.value_types) > 1:  # a path or a spec, which stays text
+        return str
+    if bounds is None:
+        return kind
+    if kind is int:
+        low, high = (None if b is None else int(b) for b in (bounds.low, bounds.high))
+        return click.IntRange(low, high)
+    return click.FloatRange(bounds.low, bounds.high, min_open=bounds.open_low)
+
+
+def _used(option: str, value: Any) -> str:
+    """The half of an option --x/--no-x that gives this value; other options as they are."""
+    yes, slash, no = option.partition("/")
+    return no if slash and value is False else yes
+
+
+def _parameter(name: str, setting: Setting) -> str:
+    return f"{name}_{'_'.join(setting.path)}"
+
+
+def _former_parameter(name: str, flag: str) -> str:
+    return f"{name}_former_{flag.partition('/')[0].strip('-').replace('-', '_')}"
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
+
+
+class NumberOr(click.ParamType[Any]):
+    """A whole number of at least 1, or one word in its place."""
+
+    name = "number"
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == self.word or isinstance(value, int):
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither a number of at least 1 nor {self.word}", param, ctx)
+        return number

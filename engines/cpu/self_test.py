@@ -1,0 +1,152 @@
+"""Whether a compiled library of kernels computes what it should, in this ONNX Runtime.
+
+`kernels.c` calls ONNX Runtime by the places of functions in its table, so a library is only used
+once every operator has computed a small example right: `python -m good_rt.engines.cpu.self_test
+LIBRARY` does that in a process of its own, and ends with an error that names the operator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from good_rt.engines.cpu.fusing import DOMAIN, PLAIN
+from good_rt.engines.cpu.winograd import LANES, transformed
+from good_rt.errors import GoodRtError
+
+TOLERANCE = 1e-4
+GROUPS, EPS = 2, 1e-5
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An operator's inputs and attributes, and what it should give first, in double precision."""
+
+    inputs: Mapping[str, Array]
+    expected: Array
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    outputs: int = 1
+
+
+def examples() -> dict[str, Example]:
+    """A small example of every operator, by its name."""
+    rng = np.random.default_rng(0)
+    x, cotangent = (rng.standard_normal((2, 4, 3, 5)) for _ in range(2))
+    gamma, beta = rng.standard_normal(4), rng.standard_normal(4)
+    norm = {"groups": GROUPS, "silu": 1, "block": PLAIN}
+    y, mean, rstd, gradient = _group_norm(x, gamma, beta, cotangent)
+    parts = {f"part {index}": rng.standard_normal((2, 4, 3, 5)) for index in range(4)}
+    numbers = rng.standard_normal((2, 4, 1, 1))
+    read = {"x": x, "gamma": gamma, "beta": beta}
+    convolved = _convolution_example(rng)
+    return {
+        "GroupNorm": Example(read, y, {**norm, "axes": 4, "eps": EPS}, outputs=3),
+        "GroupNormGradient": Example(
+            {**read, "mean": mean, "rstd": rstd, "cotangent": cotangent}, gradient, norm
+        ),
+        "ReluGradient": Example({"cotangent": cotangent, "y": x}, cotangent * (x > 0)),
+        "Interleave": Example(parts, _interleaved(list(parts.values())), {"block": PLAIN}),
+        "AddChannels": Example({"x": x, "numbers": numbers}, x + numbers, {"block": PLAIN}),
+        **convolved,
+    }
+
+
+def _group_norm(
+    x: Array, gamma: Array, beta: Array, cotangent: Array
+) -> tuple[Array, Array, Array, Array]:
+    """SiLU of a group norm, its groups' mean and 1/√(σ² + ε), and its gradient."""
+    grouped = x.reshape(len(x), GROUPS, -1, 1)
+    mean = grouped.mean(2, keepdims=True)
+    centred = grouped - mean
+    rstd = 1 / np.sqrt((centred**2).mean(2, keepdims=True) + EPS)
+    scale, shift = gamma[:, None, None], beta[:, None, None]
+    y = (centred * rstd).reshape(x.shape) * scale + shift
+    sigmoid = 1 / (1 + np.exp(-y))
+    slope = sigmoid * (1 + y - y * sigmoid)
+    pulled = (cotangent * slope * scale).reshape(grouped.shape) * rstd
+    tilt = (pulled * centred).mean(2, keepdims=True) * rstd**2
+    gradient = pulled - pulled.mean(2, keepdims=True) - tilt * centred
+    return y * sigmoid, mean, rstd, gradient.reshape(x.shape)
+
+
+def _interleaved(parts: list[Array]) -> Array:
+    samples, channels, height, width = parts[0].shape
+    whole = np.stack(parts).reshape(2, 2, samples, channels, height, width)
+    return whole.transpose(2, 3, 4, 0, 5, 1).reshape(samples, channels, 2 * height, 2 * width)
+
+
+def _convolution_example(rng: np.random.Generator) -> dict[str, Example]:
+    """A 3x3 convolution of one block of channels, which lie last in memory."""
+    size = 5
+    image = rng.standard_normal((LANES, size, size))
+    kernel, bias = rng.standard_normal((LANES, LANES, 3, 3)), rng.standard_normal(LANES)
+    added = rng.standard_normal((LANES, size, size))
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    found = np.einsum("chwab,kcab->khw", windows, kernel) + bias[:, None, None]
+
+    def in_blocks(planes: Array) -> Array:
+        return planes.transpose(1, 2, 0).reshape(1, LANES, size, size)
+
+    blocked = kernel.transpose(2, 3, 1, 0).reshape(LANES, LANES, 3, 3)
+    read = {"x": in_blocks(image), "weights": transformed(blocked), "bias": bias}
+    rectified = np.maximum(found + added, 0)
+    return {
+        "Convolution": Example(read, in_blocks(found), {"relu": 0}),
+        "ConvolutionAdd": Example(
+            {**read, "added": in_blocks(added)}, in_blocks(rectified), {"relu": 1}
+        ),
+    }
+
+
+def check_library(library: Path, makers: Callable[[], dict[str, Example]] = examples) -> None:
+    """Runs every operator of the library on an example.
+
+    Raises:
+        GoodRtError: one of them computes something else.
+    """
+    for kind, example in makers().items():
+        found = _run(library, kind, example)
+        error = float(np.abs(found - example.expected).max())
+        if not error <= TOLERANCE * float(np.abs(example.expected).max()):
+            raise GoodRtError(f"operator {kind} is off by {error:.1e}")
+
+
+def _run(library: Path, kind: str, example: Example) -> NDArray[np.float32]:
+    import onnxruntime as ort
+
+    names = [f"{kind} {index}" for index in range(example.outputs)]
+    node = helper.make_node(kind, list(example.inputs), names, domain=DOMAIN, **example.attributes)
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape)
+        for name, array in example.inputs.items()
+    ]
+    output = helper.make_tensor_value_info(names[0], TensorProto.FLOAT, None)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    graph = helper.make_graph([node], "self-test", values, [output])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {name: array.astype(np.float32) for name, array in example.inputs.items()}
+    (found,) = session.run(names[:1], feeds)
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        check_library(Path(sys.argv[1]))
+    except Exception as problem:  # onnxruntime's exceptions share no base class of their own
+        sys.exit(f"error: {' '.join(str(problem).split())}")

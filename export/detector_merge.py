@@ -1,0 +1,114 @@
+"""detector.onnx around a classifier that is an ONNX file itself, and stays as it is in the
+middle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import compose, version_converter
+from torch import Tensor, nn
+
+from good_rt.classifier import Classifier
+from good_rt.classifier.base import as_vectors
+from good_rt.classifier.sources.onnx import OnnxNetwork
+from good_rt.detector.module import DetectorModule
+from good_rt.detector.runtime import OUTPUTS
+from good_rt.errors import GoodRtError, first_line
+from good_rt.export.to_onnx import OPSET, export_onnx
+
+
+class Front(nn.Module):
+    """images (N, C, H, W) in [0, 1] -> what the classifier's network takes."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.prepare(images * 2 - 1)
+
+
+class Back(nn.Module):
+    """(logits, features as the network gives them) -> `good_rt.detector.runtime.OUTPUTS`."""
+
+    def __init__(self, detector: DetectorModule) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        # a copy, since an output may not be an input as well
+        return self.detector.decide(logits + 0.0, F.normalize(as_vectors(features), dim=1))
+
+
+def merge_detector(
+    module: DetectorModule,
+    network: OnnxNetwork,
+    images: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes the detector with the classifier's file in its middle. Raises GoodRtError when they
+    cannot be joined."""
+    with torch.no_grad():
+        prepared = module.classifier.prepare(images * 2 - 1)
+        features = network.forward_features(prepared)
+        logits = network.forward_head(features)
+    front, back = path.with_name("front.onnx"), path.with_name("back.onnx")
+    export_onnx(Front(module.classifier).eval(), {"images": images}, ("prepared",), front)
+    export_onnx(Back(module).eval(), {"of_head": logits, "of_body": features}, OUTPUTS, back)
+    try:
+        parts = {"front": onnx.load(front), "body": network.body_model, "head": network.head_model}
+        parts["back"] = onnx.load(back)
+        parts = {
+            name: compose.add_prefix(_at_opset(part), f"{name}/") for name, part in parts.items()
+        }
+        ends = {
+            name: (part.graph.input[0].name, part.graph.output[0].name)
+            for name, part in parts.items()
+        }
+        merged = compose.merge_models(
+            parts["front"], parts["body"], io_map=[(ends["front"][1], ends["body"][0])]
+        )
+        seen = [ends["body"][1], ends["head"][1]]
+        merged = compose.merge_models(
+            merged, parts["head"], io_map=[(seen[0], ends["head"][0])], outputs=seen
+        )
+        merged = compose.merge_models(
+            merged, parts["back"], io_map=[(seen[1], "back/of_head"), (seen[0], "back/of_body")]
+        )
+        _rename(
+            merged.graph, {"front/images": "images", **{f"back/{name}": name for name in OUTPUTS}}
+        )
+        for key, value in metadata.items():
+            merged.metadata_props.add(key=key, value=value)
+        onnx.checker.check_model(merged)
+    except GoodRtError:
+        raise
+    except Exception as error:  # onnx raises many kinds
+        raise GoodRtError(
+            f"the classifier's ONNX file cannot be put into the detector: {first_line(error)}"
+        ) from None
+    onnx.save(merged, path)
+
+
+def _at_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at the detector's operator set, since a file has one alone."""
+    version = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    converted = model if version == OPSET else version_converter.convert_version(model, OPSET)
+    result = onnx.ModelProto()
+    result.CopyFrom(converted)
+    del result.metadata_props[:]
+    result.ir_version = 10
+    return result
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in [*graph.input, *graph.output]:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for place in (node.input, node.output):
+            place[:] = [names.get(name, name) for name in place]
