@@ -22,7 +22,7 @@ from PIL import Image
 from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"tutorial.md", "index.md", "format.md"}
+ELSEWHERE = {"tutorial.md", "index.md", "format.md", "extending.md"}
 QUICK = {
     "count = 128": "count = 10",
     "steps = 25": "steps = 2",
