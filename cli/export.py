@@ -73,8 +73,8 @@ def plan_options(command: Any) -> Any:
                 "profiles",
                 type=Profile(),
                 multiple=True,
-                help="Smallest, usual and largest batch size, or size of another dynamic dimension.  "
-                "[default: 1/8/32]",
+                help="Smallest, usual and largest batch size, or size of another dynamic dimension."
+                "  [default: 1/8/32]",
             ),
             click.option(
                 "--library",
@@ -95,7 +95,7 @@ def plan_options(command: Any) -> Any:
                 "--onnx",
                 "graph",
                 type=PATH,
-                help="Only build the plan of this ONNX file, into --out; other files there are kept.",
+                help="Only build the plan of this ONNX file, into --out; other files are kept.",
             ),
         )
     ):

@@ -77,8 +77,8 @@ class LazyGroup(click.Group):
 
 EPILOG = """\b
 Examples:
-  good-rt demo                               end to end on shipped images: about five minutes
-  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own images; then: good-rt run job.toml
+  good-rt demo                               end to end on shipped images, in about five minutes
+  good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own images
   good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
   good-rt detector score photo.png --detector detector.onnx
 """
@@ -122,7 +122,7 @@ Examples:
 """,
 )
 def classifier() -> None:
-    """Show a classifier, or save it as a folder that every command accepts."""
+    """Show a classifier, or save it as a folder."""
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from good_rt.config.settings import SamplerConfig
 from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"tutorial.md", "index.md", "format.md"}
+ELSEWHERE = {"tutorial.md", "index.md", "format.md", "extending.md"}
 QUICK = {
     "count = 128": "count = 10",
     "steps = 25": "steps = 2",
