@@ -79,8 +79,8 @@ def sampler(
     """
     if config.kind == "none":
         raise GoodRtError(
-            "--guidance none has nothing to compare; choose img, feat or both (the unguided sampler "
-            "is always timed)"
+            "--guidance none has nothing to compare; choose img, feat or both (the unguided "
+            "sampler is always timed)"
         )
     if arms["plans"] and device == "cpu":
         raise GoodRtError("--tensorrt needs --device cuda")

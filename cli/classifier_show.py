@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   good-rt classifier show timm:resnet18                            pretrained weights from the hub
-  good-rt classifier show timm:resnet18@weights.safetensors        your weights, with any number of classes
+  good-rt classifier show timm:resnet18@weights.safetensors        your weights
   good-rt classifier show transformers:./vit --json
   good-rt classifier show clf.pt2 --features fc --mean 0.5 --std 0.5
 """
@@ -124,7 +124,8 @@ def print_summary(summary: Summary) -> None:
 def show(spec: str, classes: Path | None, as_json: bool, **values: Any) -> None:
     """Show a classifier's classes, preprocessing and features.
 
-    Also shows whether it can be fine-tuned and whether it can guide a diffusion model. SPEC is a folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
+    Also shows whether it can be fine-tuned and whether it can guide a diffusion model. SPEC is a
+    folder, timm:NAME, torchvision:NAME or MODULE:ATTR with @FILE.safetensors,
     transformers:FOLDER_OR_NAME, or a .pt2, .pt or .onnx file.
     """
     classifier = open_spec(spec, classes, **values)

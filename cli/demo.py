@@ -55,9 +55,10 @@ def _train_steps(context: click.Context, parameter: click.Parameter, value: int)
 def demo(images: int, train_steps: int, seed: int, out: Path, as_json: bool) -> None:
     """Run every step on shipped models and real images.
 
-    It takes about five minutes on two cores and downloads nothing. Exports a diffusion model and a classifier to ONNX, guides the diffusion model with the
-    classifier towards OOD images, fine-tunes the classifier with them, writes detector.onnx, and
-    measures it on images that no step has used before.
+    It takes about five minutes on two cores and downloads nothing. Exports a diffusion model and a
+    classifier to ONNX, guides the diffusion model with the classifier towards OOD images,
+    fine-tunes the classifier with them, writes detector.onnx, and measures it on images that no
+    step has used before.
     """
     from good_rt.data.image_files import CONTACT_SHEET
     from good_rt.workflow.job import Job

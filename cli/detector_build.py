@@ -21,9 +21,9 @@ from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
-  good-rt detector build --generated ood/                               for the demo's classifier
-  good-rt detector build --classifier trained/classifier --generated ood/    for a trained classifier
-  good-rt detector build --classifier timm:FOLDER --id photos/          without generated images
+  good-rt detector build --generated ood/                            for the demo's classifier
+  good-rt detector build --classifier trained/classifier --generated ood/   for a trained classifier
+  good-rt detector build --classifier timm:FOLDER --id photos/       without generated images
   good-rt detector build --generated ood/ --alpha 0.01 --k 5 -o strict.onnx
 """
 
@@ -84,7 +84,7 @@ def build(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}"
     )
     click.echo(
-        f"compared with PyTorch on {parity.images} images: largest relative difference of the score "
-        f"{parity.max_relative['score']:.1e}, "
+        f"compared with PyTorch on {parity.images} images: largest relative difference of the "
+        f"score {parity.max_relative['score']:.1e}, "
         f"{parity.class_disagreements + parity.ood_disagreements} labels differ"
     )

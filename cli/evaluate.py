@@ -24,7 +24,7 @@ from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
-  good-rt evaluate --generated ood/                                     the demo's classifier and sets
+  good-rt evaluate --generated ood/                                   the demo's classifier and sets
   good-rt evaluate --generated ood/ --classifier before=clf/ --classifier trained=trained/classifier
   good-rt evaluate --generated ood/ --test-set street=street.npz --json
 """

@@ -73,8 +73,8 @@ def plan_options(command: Any) -> Any:
                 "profiles",
                 type=Profile(),
                 multiple=True,
-                help="Smallest, usual and largest batch size, or size of another dynamic dimension.  "
-                "[default: 1/8/32]",
+                help="Smallest, usual and largest batch size, or size of another dynamic dimension."
+                "  [default: 1/8/32]",
             ),
             click.option(
                 "--library",
@@ -95,7 +95,8 @@ def plan_options(command: Any) -> Any:
                 "--onnx",
                 "graph",
                 type=PATH,
-                help="Only build the plan of this ONNX file, into --out; other files there are kept.",
+                help="Only build the plan of this ONNX file, into --out; other files there are "
+                "kept.",
             ),
         )
     ):
@@ -181,11 +182,11 @@ def export(
 def _plan_config(
     architectures: tuple[str, ...], profiles: tuple[tuple[str, Any], ...], **plan: Any
 ) -> Any:
-    from good_rt.export.tensorrt import BATCHES, PlanConfig, check_config
+    from good_rt.export.tensorrt import PLAN_BATCHES, PlanConfig, check_config
 
     config = PlanConfig(
         architectures=tuple(name.lower() for name in architectures),
-        profile={"batch": BATCHES, **dict(profiles)},
+        profile={"batch": PLAN_BATCHES, **dict(profiles)},
         **plan,
     )
     check_config(config)

@@ -96,10 +96,11 @@ def print_parity(manifest: Manifest) -> None:
 
 
 def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
-    """Profile, size and build time of each TensorRT plan; "unchanged" where it was not built again."""
+    """Profile, size and build time of each TensorRT plan, or "unchanged" where it was kept."""
     infos = [info for info, _ in plans.values()]
     first = infos[0]
-    title = f"{first.library} {first.library_version}, {first.precision}, for {', '.join(first.architectures)}"
+    architectures = ", ".join(first.architectures)
+    title = f"{first.library} {first.library_version}, {first.precision}, for {architectures}"
     table = Table(title=f"TensorRT plans: {title}")
     for column in ("graph", "profile"):
         table.add_column(column)
@@ -205,9 +206,8 @@ def print_speed(speed: dict[str, Any]) -> None:
 def print_splits(splits: Splits) -> None:
     """The number of images of each class in each part."""
     counts = splits.counts()
-    table = Table(
-        title=f"{splits.kind}, {'with the parts of the data' if splits.given else 'divided by content'}"
-    )
+    division = "with the parts of the data" if splits.given else "divided by content"
+    table = Table(title=f"{splits.kind}, {division}")
     table.add_column("class")
     for part in counts:
         table.add_column(part, justify="right")

@@ -25,7 +25,7 @@ from good_rt.errors import GoodRtError
 LEAST, PART = 2, 16
 """Fewest and most samples of a part. A single sample leaves a thread too little to do; beyond the
 most, what one operator hands the next no longer stays in a core's cache."""
-Part = TypeVar("Part")
+PartOfBatch = TypeVar("PartOfBatch")
 Result = TypeVar("Result")
 
 
@@ -44,7 +44,9 @@ class BatchSplitter:
         ends = [count * index // number for index in range(number + 1)]
         return [slice(start, end) for start, end in pairwise(ends)]
 
-    def map(self, run: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    def map(
+        self, run: Callable[[PartOfBatch], Result], parts: Sequence[PartOfBatch]
+    ) -> list[Result]:
         """``run`` of each part, in order, computed side by side."""
         return list(thread_pool(self.threads, cores()).map(run, parts))
 
@@ -58,9 +60,7 @@ class SplitEngine:
         threads: Threads that share a batch.
     """
 
-    def __init__(
-        self, whole: Engine, open_single: Callable[[], Engine], threads: int
-    ) -> None:
+    def __init__(self, whole: Engine, open_single: Callable[[], Engine], threads: int) -> None:
         self.whole = whole
         self.splitter = BatchSplitter(threads)
         self.inputs: Mapping[str, TensorSpec] = whole.inputs
@@ -107,9 +107,7 @@ class SplitVjpPair(VjpPair):
             lambda part: single.forward(**{name: array[part] for name, array in arrays.items()}),
             parts,
         )
-        residuals = [
-            (part, residual) for part, (_, residual) in zip(parts, outputs, strict=True)
-        ]
+        residuals = [(part, residual) for part, (_, residual) in zip(parts, outputs, strict=True)]
         return torch.cat([output for output, _ in outputs]), residuals
 
     def backward(self, cotangent: Tensor, residuals: Any) -> Tensor:

@@ -41,9 +41,7 @@ def test_count_of_parameters():
     assert sorted(functions(source)) == [("f", 2, 5), ("lambda", 3, 1)]
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if module not in OPERATOR_SCHEMAS]
-)
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in OPERATOR_SCHEMAS])
 def test_functions_take_at_most_eight_parameters(module: str):
     too_long = [
         f"{module}:{line} {name} takes {count} parameters; pass an object instead"

@@ -20,10 +20,9 @@ from torch import Tensor
 from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
 from good_rt.data.sources.base import ImageSource
-from good_rt.data.sources.npz import HINT as NPZ_HINT
-from good_rt.data.sources.npz import NpzSource
+from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import HINT, Splits, make_splits, recorded_splits
+from good_rt.data.splits import SKIP_BAD_HINT, Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
 
 BATCH = 500
@@ -178,7 +177,7 @@ class IdData:
                 image = item.image(channels, size)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}"
+                    f"{error} ({SKIP_BAD_HINT})" if isinstance(item.content, bytes) else f"{error}"
                 ) from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
@@ -195,7 +194,8 @@ class IdData:
     def _place(self, label: int | None) -> str:
         """The source, and the file of the first image with this label, for errors."""
         name = next(entry.name for entry in self.source.entries if entry.label == label)
-        return f"{self.source.path / name.partition('[')[0] if self.source.kind == 'npz' else self.source.path}"
+        path = self.source.path
+        return f"{path / name.partition('[')[0] if self.source.kind == 'npz' else path}"
 
 
 @lru_cache(maxsize=8)

@@ -309,8 +309,8 @@ def test_training_that_fails_says_what_to_change(
     both = run("train", *model_words, *sets, "--control", "-o", tmp_path / "t")
     for ended in (neither, both):
         assert (
-            "give the generated images to train with (--generated DIR), or --control for none; not both"
-            in ended.failed()
+            "give the generated images to train with (--generated DIR), or --control for none; not "
+            "both" in ended.failed()
         )
 
 

@@ -263,7 +263,10 @@ def test_bad_detectors(
                 if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:
                     nan = np.full(tuple(tensor.dims), np.nan, np.float32)
                     tensor.CopyFrom(onnx.numpy_helper.from_array(nan, tensor.name))
-            message = "gives a value that is not finite (image 0 of 6); its weights or its calibration are damaged"
+            message = (
+                "gives a value that is not finite (image 0 of 6); its weights or its calibration "
+                "are damaged"
+            )
         onnx.save(model, path)
     ended = run("detector", "score", folder, "--detector", path, "--csv", tmp_path / "scores.csv")
     assert message in ended.failed()
