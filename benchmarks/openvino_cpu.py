@@ -97,9 +97,7 @@ def reference_of(
             "cotangent": arrays["cotangent"],
         }
         return {GRADIENT: of_module(side[f"{stem}_vjp"], joint)(inputs)[GRADIENT]}, "PyTorch"
-    return open_engine(engines / manifest.graphs[name].file, threads=1)(
-        **arrays
-    ), "ONNX Runtime"
+    return open_engine(engines / manifest.graphs[name].file, threads=1)(**arrays), "ONNX Runtime"
 
 
 def off(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  good-rt classifier show timm:resnet18                            pretrained weights from the hub
-  good-rt classifier show timm:resnet18@weights.safetensors        your weights
+  good-rt classifier show timm:resnet18                       pretrained weights from the hub
+  good-rt classifier show timm:resnet18@weights.safetensors   your weights, any number of classes
   good-rt classifier show transformers:./vit --json
   good-rt classifier show clf.pt2 --features fc --mean 0.5 --std 0.5
 """

@@ -21,9 +21,9 @@ from good_rt.progress import shown_progress
 
 EPILOG = """\b
 Examples:
-  good-rt detector build --generated ood/                            for the demo's classifier
-  good-rt detector build --classifier trained/classifier --generated ood/   for a trained classifier
-  good-rt detector build --classifier timm:FOLDER --id photos/       without generated images
+  good-rt detector build --generated ood/           for the demo's classifier
+  good-rt detector build --classifier trained/classifier --generated ood/
+  good-rt detector build --classifier timm:FOLDER --id photos/      without generated images
   good-rt detector build --generated ood/ --alpha 0.01 --k 5 -o strict.onnx
 """
 

@@ -95,8 +95,7 @@ def plan_options(command: Any) -> Any:
                 "--onnx",
                 "graph",
                 type=PATH,
-                help="Only build the plan of this ONNX file, into --out; other files there are "
-                "kept.",
+                help="Only build the plan of this ONNX file, into --out; other files are kept.",
             ),
         )
     ):

@@ -26,7 +26,7 @@ Examples:
 @takes(ModelSpec, "spec", without=("diffusion", "classifier", "gradient_decoder"))
 @json_option
 def inspect(model: Path, classifier: Path | None, spec: ModelSpec, as_json: bool) -> None:
-    """Show a diffusion model's parts and sizes, and whether it can run.
+    """Show a diffusion model's parts and sizes, and its problems.
 
     MODEL is a diffusers folder. Prints the kind of model, its parts, the graphs to be exported, the
     memory needed, and each problem with its reason. Only configs and the headers of weight files

@@ -77,9 +77,8 @@ class LazyGroup(click.Group):
 
 EPILOG = """\b
 Examples:
-  good-rt demo                               end to end on shipped images: about five minutes
+  good-rt demo                               end to end on shipped images, in about five minutes
   good-rt init photos/ --classifier clf/ --model ddpm/     a job file for your own images
-  good-rt run job.toml                       every step on them
   good-rt generate --batch 64 -n 1000        guided OOD images for a classifier
   good-rt detector score photo.png --detector detector.onnx
 """
@@ -123,7 +122,7 @@ Examples:
 """,
 )
 def classifier() -> None:
-    """Show a classifier, or save it as a folder that every command accepts."""
+    """Show a classifier, or save it as a folder."""
 
 
 def main() -> None:

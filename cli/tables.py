@@ -96,7 +96,7 @@ def print_parity(manifest: Manifest) -> None:
 
 
 def print_plans(plans: Mapping[str, tuple[PlanInfo, bool]]) -> None:
-    """Profile, size and build time of each TensorRT plan, or "unchanged" where it was kept."""
+    """Profile, size and build time of each TensorRT plan; "unchanged" where it was kept."""
     infos = [info for info, _ in plans.values()]
     first = infos[0]
     architectures = ", ".join(first.architectures)

@@ -87,7 +87,7 @@ def train(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Fine-tune a classifier so that its energy separates ID from OOD.
+    """Fine-tune a classifier so that its energy detects OOD images.
 
     The loss is the cross-entropy of ID images plus an energy regulariser on ID and generated
     images. The last state that kept the accuracy on held-out images is saved. If every state lost

@@ -236,7 +236,8 @@ def check_plan(
         else:
             advice = f"build one: {info.command(path.parent, [*info.architectures, architecture])}"
         raise GoodRtError(
-            f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; {advice}"
+            f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; "
+            f"{advice}"
         )
     if graph_sha256 is not None and info.graph_sha256 != graph_sha256:
         raise GoodRtError(

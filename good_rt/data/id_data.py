@@ -13,9 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
@@ -229,14 +227,3 @@ def spread(data: LabelledImages, count: int) -> LabelledImages:
 
 def _spaced(size: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, size - 1, count).round().astype(np.int64)
-
-
-def from_uint8(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

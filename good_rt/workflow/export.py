@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from good_rt.config.settings import BankConfig, ExportConfig
 from good_rt.data.batches import id_part
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.errors import NoGradientRuleError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance

@@ -153,7 +153,7 @@ def test_help_and_errors_answer_quickly(words: list[str], code: int, tmp_path: P
         )
         seconds.append(time.perf_counter() - began)
         assert ended.returncode == code, ended
-    print(f"good-rt {' '.join(words)}: {min(seconds):.2f} s")
+    sys.stdout.write(f"good-rt {' '.join(words)}: {min(seconds):.2f} s\n")
     assert min(seconds) < SECONDS, seconds
 
 
