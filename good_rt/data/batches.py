@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from good_rt.classifier import Classifier
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
 from good_rt.data.labelled import LabelledImages
+from good_rt.data.pixels import from_uint8
 
 
 def id_batches(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from good_rt.classifier import Classifier
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.errors import GoodRtError
 
 HELD_OUT_EVERY = 5

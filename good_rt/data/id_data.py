@@ -13,17 +13,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
 from good_rt.data.sources.base import ImageSource
-from good_rt.data.sources.npz import HINT as NPZ_HINT
-from good_rt.data.sources.npz import NpzSource
+from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import HINT, Splits, make_splits, recorded_splits
+from good_rt.data.splits import SKIP_BAD_HINT, Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
 
 BATCH = 500
@@ -178,7 +175,7 @@ class IdData:
                 image = item.image(channels, size)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}"
+                    f"{error} ({SKIP_BAD_HINT})" if isinstance(item.content, bytes) else f"{error}"
                 ) from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
@@ -195,7 +192,8 @@ class IdData:
     def _place(self, label: int | None) -> str:
         """The source, and the file of the first image with this label, for errors."""
         name = next(entry.name for entry in self.source.entries if entry.label == label)
-        return f"{self.source.path / name.partition('[')[0] if self.source.kind == 'npz' else self.source.path}"
+        path = self.source.path
+        return f"{path / name.partition('[')[0] if self.source.kind == 'npz' else path}"
 
 
 @lru_cache(maxsize=8)
@@ -229,14 +227,3 @@ def spread(data: LabelledImages, count: int) -> LabelledImages:
 
 def _spaced(size: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, size - 1, count).round().astype(np.int64)
-
-
-def from_uint8(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -21,7 +21,10 @@ from good_rt.records import RecordType, drop_format
 
 SPLITS_RECORD = RecordType("splits", "split again", (drop_format,))
 SPLITS_FILE = "splits.json"
-HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
+SKIP_BAD_HINT = (
+    "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job "
+    "file"
+)
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
 
@@ -182,7 +185,7 @@ def make_splits(
                 _check(item)
         except GoodRtError as error:
             if not config.skip_bad:
-                raise GoodRtError(f"{error} ({HINT})") from None
+                raise GoodRtError(f"{error} ({SKIP_BAD_HINT})") from None
             skipped.append(str(error))
         else:
             digests[item.row] = item.digest()
@@ -195,7 +198,7 @@ def make_splits(
         if reason is None:
             continue
         if not config.skip_bad:
-            raise GoodRtError(f"{reason}; keep one of them ({HINT})")
+            raise GoodRtError(f"{reason}; keep one of them ({SKIP_BAD_HINT})")
         skipped.append(reason)
         del copies[digest]
     given = any(entry.part is not None for entry in source.entries)

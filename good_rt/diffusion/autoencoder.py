@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from good_rt.diffusion.parts import load_diffusers_part
 from good_rt.errors import GoodRtError
 
-CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 class DecoderModule(nn.Module):
@@ -67,7 +67,7 @@ class Autoencoder:
 def load_autoencoder(folder: Path) -> Autoencoder:
     """Raises GoodRtError as `load_diffusers_part` does, and for latents with statistics, which are
     not known here."""
-    vae = load_diffusers_part(folder, CLASSES)
+    vae = load_diffusers_part(folder, AUTOENCODERS)
     latent_channels, image_channels, factor = shapes_of(vae.config, folder)
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
     return Autoencoder(

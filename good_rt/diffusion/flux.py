@@ -20,7 +20,7 @@ from good_rt.diffusion.conditioning import Conditioner, TextPrompts
 from good_rt.diffusion.text import CLIP, T5, encode
 from good_rt.errors import GoodRtError
 
-T5_TOKENS = 512
+FLUX_T5_TOKENS = 512
 SIDE = 128
 """Height and width of the latents, which the config does not say."""
 GUIDANCE = 3.5
@@ -93,7 +93,7 @@ class Flux(Family):
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes = {
-            "context": (T5_TOKENS, config["joint_attention_dim"]),
+            "context": (FLUX_T5_TOKENS, config["joint_attention_dim"]),
             "pooled": (config["pooled_projection_dim"],),
         }
         return {**shapes, "guidance": ()} if config["guidance_embeds"] else shapes
@@ -112,7 +112,7 @@ def encode_both(folder: Path, guided: bool, prompts: list[str]) -> dict[str, Ten
     network takes it."""
     pooled, context = (
         encode(folder, "", prompts, CLIP).pooled,
-        encode(folder, "_2", prompts, T5, T5_TOKENS).last,
+        encode(folder, "_2", prompts, T5, FLUX_T5_TOKENS).last,
     )
     assert pooled is not None
     found = {"context": context, "pooled": pooled}

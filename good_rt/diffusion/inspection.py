@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One part of the folder: its class, number of weights, their stored types and the bytes on
     disk."""
 
@@ -68,7 +68,7 @@ class Inspection:
     folder: str
     kind: str
     pipeline: str | None
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     sample_shape: Shape | None
     image_shape: Shape | None
     process: str | None
@@ -179,7 +179,7 @@ def inspect_model(
     )
 
 
-def part_of(folder: Path) -> Part:
+def part_of(folder: Path) -> ModelPart:
     """A part from its config and the headers of its weight files. Raises GoodRtError when they
     cannot be read."""
     _, files = weight_files(folder)
@@ -188,7 +188,7 @@ def part_of(folder: Path) -> Part:
         for dtype, size in header(path).values():
             count += size
             types.add(dtype)
-    return Part(
+    return ModelPart(
         folder.name,
         class_name(folder),
         count,
@@ -251,8 +251,8 @@ def _shapes(
         shape = shape if image_size is None else resized(shape, image_size, 1, family.patch)
         return shape, shape
     name = class_name(layout.autoencoder)
-    if name not in autoencoder.CLASSES:
-        known = ", ".join(autoencoder.CLASSES)
+    if name not in autoencoder.AUTOENCODERS:
+        known = ", ".join(autoencoder.AUTOENCODERS)
         raise GoodRtError(
             f"{layout.autoencoder} holds a {name}, which good-rt does not run; it runs {known}"
         )
@@ -290,7 +290,7 @@ def _misfits(
     return problems
 
 
-def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[ExportedGraph, ...]:
+def _graphs(parts: Mapping[str, ModelPart], inputs: tuple[str, ...]) -> tuple[ExportedGraph, ...]:
     graphs = []
     if "network" in parts:
         size = FLOAT * parts["network"].parameters

@@ -18,7 +18,7 @@ from typing import Any
 from good_rt.errors import GoodRtError, first_line
 from good_rt.files import read_json, sha256
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLED_WEIGHTS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def class_name(folder: Path) -> str:
@@ -45,7 +45,9 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
         stem = path.name.removesuffix(".safetensors").partition("-0")[0]
         variants.setdefault(stem.partition(".")[2] or None, []).append(path)
     if not variants:
-        pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        pickled = [
+            path.name for pattern in PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))
+        ]
         hint = (
             f"; {pickled[0]} is a pickle and is not read: save it with safe_serialization=True"
             if pickled
@@ -63,7 +65,7 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
     Raises GoodRtError when its weights are missing, pickled, damaged, incomplete, or not finite.
     """
     variant, _ = weight_files(folder)
-    with quiet():
+    with quiet_loading():
         try:
             model, found = kind.from_pretrained(
                 folder,
@@ -73,9 +75,11 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
                 output_loading_info=True,
                 **settings,
             )
-        except Exception as error:  # diffusers and transformers raise many kinds; all mean that the files do not fit
+        # diffusers and transformers raise many kinds; all mean that the files do not fit
+        except Exception as error:
             raise GoodRtError(
-                f"{folder} cannot be loaded ({first_line(error)}); save it again with save_pretrained"
+                f"{folder} cannot be loaded ({first_line(error)}); save it again with "
+                "save_pretrained"
             ) from None
     missing = sorted(found["missing_keys"])
     if missing:  # the libraries would leave them random
@@ -112,7 +116,7 @@ def empty_part(folder: Path) -> Any:
     import torch
 
     name = class_name(folder)
-    with quiet(), torch.device("meta"):
+    with quiet_loading(), torch.device("meta"):
         try:
             return getattr(diffusers, name).from_config(read_json(folder / "config.json"))
         except Exception as error:
@@ -122,7 +126,7 @@ def empty_part(folder: Path) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Without the libraries' remarks on loading, which are not about anything that a user can
     change."""
     from diffusers.utils import logging

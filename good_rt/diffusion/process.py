@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from good_rt.diffusion.parts import quiet
+from good_rt.diffusion.parts import quiet_loading
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 from good_rt.method.denoiser import (
@@ -153,7 +153,7 @@ class FlowProcess:
             raise GoodRtError(f"steps must be between 1 and {self.timesteps}, not {steps}")
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        with quiet():
+        with quiet_loading():
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
             levels = np.linspace(1, 1 / steps, steps).tolist() if self.even else None
             scheduler.set_timesteps(steps, sigmas=levels, mu=self._shift())
@@ -207,7 +207,7 @@ def load_process(path: Path, tokens: int, even: bool = False) -> Process:
         raise GoodRtError(
             f"{path} names {name!r}, which is no scheduler of diffusers {diffusers.__version__}"
         )
-    with quiet():
+    with quiet_loading():
         try:
             scheduler = kind.from_config(settings)
         except (TypeError, ValueError, NotImplementedError, ImportError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from good_rt.diffusion.parts import class_name, load_part, quiet
+from good_rt.diffusion.parts import class_name, load_part, quiet_loading
 from good_rt.errors import GoodRtError, first_line, require
 
 CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -105,7 +105,7 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder.parent} has no {folder.name}/, which its prompts need; take the whole model "
             "folder"
         )
-    with quiet():
+    with quiet_loading():
         try:
             return transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False

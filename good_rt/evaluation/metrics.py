@@ -34,15 +34,19 @@ the time is not spent on page faults (measured: half the time of blocks that fit
 class DetectionMetrics:
     """Threshold-free figures of one score on one pair of ID and OOD sets, each in [0, 1].
 
-    auroc      probability that an OOD image scores higher than an ID image, ties counting half.
-    aupr_in    area under precision against recall with ID as the positive class, by the trapezoidal rule, as
-               ``sklearn.metrics.auc(recall, precision)`` and pytorch-ood have it (not the step-wise
-               ``average_precision_score``). A score that is one large tie is flattered by it.
-    aupr_out   the same with OOD as the positive class.
-    fpr95      FPR at 95 % **ID recall**: the share of OOD accepted as ID at the smallest threshold that accepts at
-               least 95 % of ID. ID is the positive class, as in ODIN and the energy paper: "FPR95" in good-rt.
-    fpr95_ood  FPR at 95 % **OOD recall**: the share of ID refused at the largest threshold that detects at least
-               95 % of OOD. OOD is the positive class, as in pytorch-ood's ``FPR95TPR``.
+    Attributes:
+        auroc: Probability that an OOD image scores higher than an ID image, ties counting half.
+        aupr_in: Area under precision against recall with ID as the positive class, by the
+            trapezoidal rule, as ``sklearn.metrics.auc(recall, precision)`` and pytorch-ood have it
+            (not the step-wise ``average_precision_score``). A score that is one large tie is
+            flattered by it.
+        aupr_out: The same with OOD as the positive class.
+        fpr95: FPR at 95 % **ID recall**: the share of OOD accepted as ID at the smallest threshold
+            that accepts at least 95 % of ID. ID is the positive class, as in ODIN and the energy
+            paper: "FPR95" in good-rt.
+        fpr95_ood: FPR at 95 % **OOD recall**: the share of ID refused at the largest threshold
+            that detects at least 95 % of OOD. OOD is the positive class, as in pytorch-ood's
+            ``FPR95TPR``.
     """
 
     auroc: float

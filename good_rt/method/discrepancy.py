@@ -105,8 +105,8 @@ class EngineGuidance:
     together.
 
     ``run`` takes (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) and
-    gives ℓ (N,) and the gradient (see `good_rt.export.guidance_module`); bank, k and temperature are the
-    engine's.
+    gives ℓ (N,) and the gradient (see `good_rt.export.guidance_module`); bank, k and temperature
+    are the engine's.
     """
 
     run: Callable[..., tuple[Tensor, ...]]

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from good_rt.errors import GoodRtError
-
-FloatArray = NDArray[np.float64]
+from good_rt.method.schedule import FloatArray
 
 
 @dataclass(frozen=True)
