@@ -84,7 +84,9 @@ def variants() -> dict[str, Variant]:
 def open_engines(folder: Path, variant: Variant) -> dict[str, Engine]:
     accelerator = variant.accelerator()
     return {
-        name: open_engine((folder / f"{name}.onnx").resolve(), threads=THREADS, accelerator=accelerator)
+        name: open_engine(
+            (folder / f"{name}.onnx").resolve(), threads=THREADS, accelerator=accelerator
+        )
         for name in GRAPHS
     }
 

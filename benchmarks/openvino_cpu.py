@@ -27,6 +27,7 @@ from torch import Tensor
 from good_rt.demo import assets
 from good_rt.engines.base import Engine
 from good_rt.engines.open import open_engine
+from good_rt.errors import first_line
 from good_rt.export.manifest import Manifest
 from good_rt.export.parity import nearest
 from good_rt.export.vjp import GRADIENT
@@ -96,9 +97,7 @@ def reference_of(
             "cotangent": arrays["cotangent"],
         }
         return {GRADIENT: of_module(side[f"{stem}_vjp"], joint)(inputs)[GRADIENT]}, "PyTorch"
-    return open_engine(engines / manifest.graphs[name].file, threads=1)(
-        **arrays
-    ), "ONNX Runtime"
+    return open_engine(engines / manifest.graphs[name].file, threads=1)(**arrays), "ONNX Runtime"
 
 
 def off(

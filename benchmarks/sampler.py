@@ -40,7 +40,7 @@ from good_rt.export.parity import AutogradVjp
 from good_rt.method.denoiser import PREDICTIONS
 from good_rt.method.discrepancy import LEVEL_WEIGHTS, ClassifierGuidance
 from good_rt.method.guidance import limited
-from good_rt.method.sampler import Noise, sample, sample_seeds
+from good_rt.method.sampler import GuidedModel, Noise, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import strengths
 from good_rt.models import ModelSpec
 from good_rt.workflow.bench import ratio, side_by_side, step_parts
@@ -141,15 +141,15 @@ def latents_of(
     """The sampler's latents of these indices, guided by ``config`` or not at all."""
     guidance = generator.guidance(CONFIG) if config else None
     return sample(
-        generator.denoiser,
-        generator.decode_with_gradient,
-        guidance,
+        GuidedModel(generator.denoiser, generator.decode_with_gradient, guidance),
         generator.sigmas,
         config or GuidanceConfig(mu=0.0),
-        sample_seeds(CONFIG.seed, indices),
-        generator.shape,
-        generator.rows(indices),
-        dtype=dtype,
+        SampleBatch(
+            sample_seeds(CONFIG.seed, indices),
+            generator.shape,
+            generator.rows(indices),
+            dtype=dtype,
+        ),
     )
 
 

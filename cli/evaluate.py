@@ -17,7 +17,7 @@ from good_rt.cli.options import (
     test_set_option,
 )
 from good_rt.cli.settings import takes
-from good_rt.config.settings import DetectorConfig
+from good_rt.config.settings import EvaluateConfig
 from good_rt.demo import assets
 from good_rt.models import check_classifier_path
 from good_rt.progress import shown_progress
@@ -45,7 +45,7 @@ Examples:
 @test_set_option(
     "Real OOD images, of any kind that --id accepts; may be repeated.  [default: the demo's]"
 )
-@takes(DetectorConfig, "config")
+@takes(EvaluateConfig, "config")
 @device_option
 @out_option("evaluation", "Folder of evaluation.json and report.html.")
 @json_option
@@ -54,7 +54,7 @@ def evaluate(
     classifiers: dict[str, Path],
     id_data: Path,
     test_sets: dict[str, Path],
-    config: DetectorConfig,
+    config: EvaluateConfig,
     device: str,
     out: Path,
     as_json: bool,
@@ -79,14 +79,14 @@ def evaluate(
             name: open_classifier(path, generated, used_device)
             for name, path in classifiers.items()
         }
-        page = step.ReportPage(training=list(classifiers.values())[-1])
+        page = step.ReportPage(training=list(classifiers.values())[-1], scores=config.scores)
         evaluation = step.evaluate(
             loaded,
             id_data,
             test_sets or assets.TEST_SETS,
             out,
             generated,
-            config,
+            config.detector,
             page,
             progress,
         )

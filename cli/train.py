@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import click
@@ -30,15 +33,45 @@ Examples:
 """
 
 
+@dataclass(frozen=True)
+class TrainingSets:
+    """The folders of generated images; without guided images the training is the control."""
+
+    guided: tuple[Path, ...]
+    unguided: tuple[Path, ...]
+
+
+def training_sets_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--generated, --unguided and --control, given to the command as ``sets``."""
+
+    @wraps(command)
+    def with_sets(
+        generated: tuple[Path, ...], unguided: tuple[Path, ...], control: bool, **others: object
+    ) -> None:
+        if bool(generated) == control:
+            raise GoodRtError(
+                "give the generated images to train with (--generated DIR), or --control for none; "
+                "not both"
+            )
+        command(sets=TrainingSets(generated, unguided), **others)
+
+    control_option = click.option(
+        "--control", is_flag=True, help="Train without OOD images, as a baseline."
+    )
+    unguided_option = click.option(
+        "--unguided",
+        multiple=True,
+        type=Existing(
+            "holds no generated images; create them with `good-rt generate --guidance none`"
+        ),
+        help="Folder of unguided samples, trained on as ID for a steadier training; may be "
+        "repeated.",
+    )
+    return generated_option(required=False)(unguided_option(control_option(with_sets)))
+
+
 @click.command(epilog=EPILOG)
-@generated_option(required=False)
-@click.option(
-    "--unguided",
-    multiple=True,
-    type=Existing("holds no generated images; create them with `good-rt generate --guidance none`"),
-    help="Folder of unguided samples, trained on as ID for a steadier training; may be repeated.",
-)
-@click.option("--control", is_flag=True, help="Train without OOD images, as a baseline.")
+@training_sets_option
 @takes(ModelSpec, "models", without=("gradient_decoder",))
 @id_option
 @takes(TrainConfig, "config")
@@ -46,9 +79,7 @@ Examples:
 @out_option("trained", "Folder of the trained classifier; an interrupted run resumes.")
 @json_option
 def train(
-    generated: tuple[Path, ...],
-    unguided: tuple[Path, ...],
-    control: bool,
+    sets: TrainingSets,
     models: ModelSpec,
     id_data: Path,
     config: TrainConfig,
@@ -62,18 +93,15 @@ def train(
     images. The last state that kept the accuracy on held-out images is saved. If every state lost
     more than --max-drop, the command fails.
     """
-    if bool(generated) == control:
-        raise GoodRtError(
-            "give the generated images to train with (--generated DIR), or --control for none; not "
-            "both"
-        )
     models.check_paths()
     from good_rt.classifier import saved_spec
     from good_rt.workflow import train as step
 
     with shown_progress(quiet=as_json) as progress:
         loaded = models.load(device)
-        result = step.train(loaded, id_data, out, generated, unguided, config, progress=progress)
+        result = step.train(
+            loaded, id_data, out, sets.guided, sets.unguided, config, progress=progress
+        )
     summary = {
         "classifier": str(saved_spec(result.classifier, out / "classifier")),
         "steps": config.steps,

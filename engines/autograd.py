@@ -87,9 +87,7 @@ class VjpPair:
         return y
 
 
-def _run(
-    engine: Engine, arrays: Mapping[str, Any], native: Collection[str] = ()
-) -> dict[str, Any]:
+def _run(engine: Engine, arrays: Mapping[str, Any], native: Collection[str] = ()) -> dict[str, Any]:
     return engine.run(arrays, native) if isinstance(engine, NativeEngine) else engine(**arrays)
 
 

@@ -58,9 +58,7 @@ class SplitEngine:
         threads: Threads that share a batch.
     """
 
-    def __init__(
-        self, whole: Engine, open_single: Callable[[], Engine], threads: int
-    ) -> None:
+    def __init__(self, whole: Engine, open_single: Callable[[], Engine], threads: int) -> None:
         self.whole = whole
         self.splitter = BatchSplitter(threads)
         self.inputs: Mapping[str, TensorSpec] = whole.inputs
@@ -107,9 +105,7 @@ class SplitVjpPair(VjpPair):
             lambda part: single.forward(**{name: array[part] for name, array in arrays.items()}),
             parts,
         )
-        residuals = [
-            (part, residual) for part, (_, residual) in zip(parts, outputs, strict=True)
-        ]
+        residuals = [(part, residual) for part, (_, residual) in zip(parts, outputs, strict=True)]
         return torch.cat([output for output, _ in outputs]), residuals
 
     def backward(self, cotangent: Tensor, residuals: Any) -> Tensor:

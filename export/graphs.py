@@ -80,7 +80,7 @@ def graphs_of(
         shape: tuple[int, int, int],
         real: Callable[[int], Tensor],
         complete: Callable[[Tensor], Arrays],
-    ):  # type: ignore[no-untyped-def]
+    ) -> dict[str, InputMaker]:
         makers: dict[str, InputMaker] = {"random": lambda n: complete(_normal((n, *shape), seed=n))}
         return makers if images is None else {"real": lambda n: complete(real(n)), **makers}
 

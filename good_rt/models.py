@@ -39,7 +39,8 @@ class ModelSpec:
     classifier: str | Path = setting(
         DEMO,
         "Classifier: a folder, timm:NAME@FILE.safetensors, torchvision:NAME@FILE.safetensors, "
-        "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, or a .pt2, .pt or .onnx file.",
+        "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, PLUGIN:ARGUMENT, or a .pt2, .pt "
+        "or .onnx file.",
         default_text="the demo's",
         required_in_file=True,
     )
@@ -148,13 +149,15 @@ class Models:
 
     def bank(self, id_data: IdData, size: int) -> FeatureBank:
         """The feature bank of at most ``size`` evenly spaced training images, computed once."""
-        size = min(size, len(id_data.rows("train")))
-        if (id_data, size) not in self._banks:
-            from good_rt.data.batches import id_batches
-            from good_rt.method.bank import FeatureBank
+        for (data, asked), bank in self._banks.items():
+            holds_all = len(bank) < asked
+            if data == id_data and (size == asked or (holds_all and size >= len(bank))):
+                return bank
+        from good_rt.data.batches import id_batches
+        from good_rt.method.bank import FeatureBank
 
-            images = id_batches(id_data, "train", self.classifier, size)
-            self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
+        images = id_batches(id_data, "train", self.classifier, size)
+        self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
         return self._banks[id_data, size]
 
 

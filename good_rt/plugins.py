@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from importlib.metadata import EntryPoint, entry_points
 
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 CLASSIFIER_PLUGINS = "good_rt.classifiers"
 """Entry points of `good_rt.classifier.ClassifierSource` objects, for specs NAME:ARGUMENT."""
@@ -47,10 +47,9 @@ def load_plugin(group: str, name: str) -> object:
     try:
         loaded: object = points[0].load()
     except Exception as error:  # the plug-in's own code may raise anything
-        reason = next(iter(str(error).splitlines()), "")
         raise GoodRtError(
             f"the plug-in {name!r} ({_origin(points[0])}) cannot be imported: "
-            f"{type(error).__name__}: {reason}; repair or reinstall it"
+            f"{type(error).__name__}: {first_line(error)}; repair or reinstall it"
         ) from error
     return loaded
 

@@ -1,7 +1,7 @@
-"""Writes the tables of README.md and docs/*.md from benchmarks/results, so that they cannot drift;
---check compares.
+"""Writes the tables of README.md and docs/*.md from benchmarks/results.
 
-python scripts/readme_tables.py
+python scripts/readme_tables.py          # write
+python scripts/readme_tables.py --check  # compare only; exit code 1 where a table differs
 """
 
 from __future__ import annotations
@@ -28,8 +28,30 @@ def head(*columns: str) -> list[str]:
     ]
 
 
+MODELS = {"before": "original", "control": "control", "trained": "trained"}
+"""Classifiers of the demo's result by the names that tables show."""
+
+
+def summary(result: dict[str, Any]) -> str:
+    """FPR95 and AUROC of the unified score by OOD set and classifier, means over the seeds."""
+    seeds = [seed["detection"]["Unified"] for seed in result["figures"]["seeds"].values()]
+
+    def mean(model: str, ood_set: str, figure: str) -> float:
+        return 100 * sum(seed[model][ood_set][figure] for seed in seeds) / len(seeds)
+
+    lines = head("OOD set", *MODELS.values())
+    for ood_set in seeds[0]["before"]:
+        cells = (
+            f"{mean(model, ood_set, 'fpr95'):.1f} / {mean(model, ood_set, 'auroc'):.1f}"
+            for model in MODELS
+        )
+        lines.append(f"| {ood_set} | {' | '.join(cells)} |")
+    version = result["versions"]["good-rt"]
+    return "\n".join([*lines, "", f"Measured with good-rt {version}, {result['date']}."])
+
+
 def demo(result: dict[str, Any]) -> str:
-    """Near-OOD detection by training, over the seeds; then everything that has a bar."""
+    """Near-OOD detection by training, over the seeds; then every figure that has a target."""
     seeds = result["figures"]["seeds"].values()
 
     def over_seeds(score: str, model: str, figure: str) -> str:
@@ -44,14 +66,14 @@ def demo(result: dict[str, Any]) -> str:
     ]
     for score in ("Energy", "k-NN", "Unified"):
         lines += [
-            f"| {score} | {model} | {over_seeds(score, model, 'fpr95')} | "
+            f"| {score} | {MODELS[model]} | {over_seeds(score, model, 'fpr95')} | "
             f"{over_seeds(score, model, 'auroc')} |"
             for model in ("before", "control", "trained")
         ]
     scores = next(iter(seeds))["detection"]
     sets = list(scores["Unified"]["before"])
     lines += [
-        "", "Every OOD set: FPR at 95 % ID recall, the mean over the seeds, in %.", "",
+        "", "Every OOD set: FPR at 95 % ID recall, mean over the seeds, in %.", "",
         *head("score", "classifier", *sets),
     ]  # fmt: skip
     for score, models in scores.items():
@@ -60,19 +82,17 @@ def demo(result: dict[str, Any]) -> str:
             means = (
                 sum(found[name]["fpr95"] for found in of_seeds) / len(of_seeds) for name in sets
             )
-            lines.append(
-                f"| {score} | {model} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |"
-            )
+            cells = " | ".join(f"{100 * mean:.1f}" for mean in means)
+            lines.append(f"| {score} | {MODELS[model]} | {cells} |")
     return "\n".join([*lines, "", bars(result)])
 
 
 def bars(result: dict[str, Any]) -> str:
-    """Every bar with its value, met or missed; bars of several seeds in one line, each seed's value
-    in turn."""
+    """Every target with its figure, met or missed; figures of several seeds share a row."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for bar in result["bars"]:
         grouped.setdefault(re.sub(r"^seed \d+[:,] ", "", bar["name"]), []).append(bar)
-    lines = head("figure", "measured", "bar", "") if grouped else []
+    lines = head("figure", "measured", "target", "") if grouped else []
     for name, found in grouped.items():
         values = " ".join(f"{bar['value']:.3g}" for bar in found)
         met = sum(bar["ok"] for bar in found)
@@ -88,10 +108,15 @@ def bars(result: dict[str, Any]) -> str:
 
 
 def made_by(result: dict[str, Any]) -> str:
-    """The command that measured, the machine, the day and the versions."""
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    """The version of good-rt, the command, the machine, the day and the other versions."""
+    versions = dict(result["versions"])
+    measured = versions.pop("good-rt")
+    others = ", ".join(f"{package} {version}" for package, version in versions.items())
     cores, _, name = result["cpu"].partition(" x ")
-    return f"`{result['command']}` on {cores} cores ({name}), {result['date']}: {versions}."
+    return (
+        f"Measured with good-rt {measured} by `{result['command']}` on {cores} cores ({name}), "
+        f"{result['date']}: {others}."
+    )
 
 
 ARCHITECTURES = {
@@ -119,7 +144,7 @@ STEPS = {"generate": "guidance", "train": "training", "detector": "detector"}
 
 
 def models(result: dict[str, Any]) -> str:
-    """Architectures by kinds of classifier, and why a step is not done; then the bars."""
+    """Architectures by kinds of classifier, and why a step is refused; then the targets."""
     table = result["figures"]["table"]
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     reasons: dict[str, None] = {}
@@ -128,7 +153,7 @@ def models(result: dict[str, Any]) -> str:
         cells = []
         for row in table.values():
             refused = {step: said for step, said in row.get(kind, {}).items() if said != "works"}
-            missing = "whole way" if kind in row else "not run"
+            missing = "end to end" if kind in row else "not run"
             cells.append(", ".join(f"no {STEPS[step]}" for step in refused) or missing)
             reasons |= {
                 f"- {CLASSIFIERS[kind]}, {STEPS[step]}: {said}.": None
@@ -160,8 +185,7 @@ def tutorial(result: dict[str, Any]) -> str:
 
 
 def sampler(result: dict[str, Any]) -> str:
-    """A row for each setting and batch size, a column for each of its bars; bars of nothing but
-    themselves follow."""
+    """A row for each setting and batch size, a column for each figure that has a target."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for bar in result["bars"]:
         subject, _, figure = bar["name"].rpartition(": ")
@@ -184,7 +208,7 @@ def sampler(result: dict[str, Any]) -> str:
             f"Peak memory of a whole process that samples 32 images guided by mu, in GiB: {peaks}."
         )
     rest = bars({**result, "bars": list(single.values())}).lstrip("\n")
-    return "\n\n".join(["What misses its bar is **bold**.", *shown, rest])
+    return "\n\n".join(["Figures that miss their target are **bold**.", *shown, rest])
 
 
 def _same_images(figures: dict[str, Any]) -> str:
@@ -272,13 +296,12 @@ COMMANDS = {
     "inspect": "`good-rt inspect`",
     "export": "`good-rt export`, every graph with its gradient, and parity at batch 1",
     "step, torch": "one image in one guided step (ρ and μ), in PyTorch",
-    "step, engines": "the same on engines throughout, loading and the check of their hashes "
-    "included",
+    "step, engines": "the same on engines end to end, including loading and the check of hashes",
 }
 
 
 def scale(result: dict[str, Any]) -> str:
-    """Time and peak memory of each command; then the bars."""
+    """Time and peak memory of each command; then the targets."""
     lines = head("", "cores", "seconds", "peak memory, GiB")
     for name, row in result["figures"]["commands"].items():
         lines.append(
@@ -339,6 +362,7 @@ def batches(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "summary": summary,
     "demo": demo,
     "learning_rate": learning_rate,
     "models": models,
@@ -350,13 +374,15 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "plans": plans,
     "batches": batches,
 }
-"""Result file -> what the documents say of it; any other result is shown as its bars."""
+"""Table -> how it is written; any other result file is shown as its targets."""
+RESULT_OF = {"summary": "demo"}
+"""Result file of the tables that are not named after theirs."""
 
 
 def fill(match: re.Match[str]) -> str:
-    """A place in a document with the table that belongs there."""
+    """A table's markers with the table between them."""
     name = match.group(1)
-    result = json.loads((RESULTS / f"{name}.json").read_text())
+    result = json.loads((RESULTS / f"{RESULT_OF.get(name, name)}.json").read_text())
     return f"<!-- results: {name} -->\n{TABLES.get(name, bars)(result)}\n<!-- end -->"
 
 
@@ -364,10 +390,10 @@ def fill(match: re.Match[str]) -> str:
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing; end with 1 where a document is not what it should be.",
+    help="Write nothing; end with exit code 1 where a table differs.",
 )
 def main(check: bool) -> None:
-    """Fills the documents' places between `<!-- results: NAME -->` and `<!-- end -->`."""
+    """Writes the tables between `<!-- results: NAME -->` and `<!-- end -->`."""
     drifted = []
     for path in DOCUMENTS:
         text = path.read_text()
@@ -378,7 +404,7 @@ def main(check: bool) -> None:
                 path.write_text(filled)
     if check and drifted:
         click.echo(
-            f"{', '.join(drifted)}: not what benchmarks/results say; run: python "
+            f"{', '.join(drifted)}: tables differ from benchmarks/results; run: python "
             "scripts/readme_tables.py",
             err=True,
         )

@@ -8,8 +8,11 @@ installation are run by CI, as the README has them.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ import pytest
 import torch
 from PIL import Image
 
+from good_rt.config.settings import SamplerConfig
 from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"tutorial.md", "index.md", "format.md"}
+ELSEWHERE = {"tutorial.md", "index.md", "format.md", "extending.md"}
 QUICK = {
     "count = 128": "count = 10",
     "steps = 25": "steps = 2",
@@ -113,17 +117,65 @@ def test_commands_for_a_gpu_get_as_far_as_the_gpu(workplace: Path, run: Callable
         assert "sees no CUDA GPU here" in run(*arguments).failed(), arguments
 
 
+PYTHON_STEPS = (
+    "run_job", "ModelSpec", "export", "generate", "train", "build_detector", "evaluate", "Detector",
+)  # fmt: skip
+"""The call of each block of Python in jobs.md, in order."""
+QUICK_PYTHON = {
+    "count=500": "count=20, batch=10, sampler=SamplerConfig(2)",
+    "steps=450, max_accuracy_drop=0.005": "steps=2, max_accuracy_drop=1.0",
+}
+
+
+def test_every_step_is_at_most_five_lines_of_python() -> None:
+    code = blocks("jobs.md", "python")
+    assert len(code) == len(PYTHON_STEPS)
+    for block, step in zip(code, PYTHON_STEPS, strict=True):
+        assert f"good_rt.{step}(" in block
+        assert len([line for line in block.splitlines() if line.strip()]) <= 5, block
+        assert "good_rt.cli" not in block
+
+
 @pytest.mark.slow
 def test_a_job_and_its_steps_in_python(workplace: Path, run: Callable[..., Any]) -> None:
     first, second = commands("jobs.md")
     assert run(*first).code == 0
     hurry(workplace / "job.toml")
     assert run(*second).code == 0
-    code = blocks("jobs.md", "python")
-    assert len(code) == 7
-    names: dict[str, Any] = {}
-    for block in code:
+    names: dict[str, Any] = {
+        "images": assets.load_images("test").images[:8],
+        "SamplerConfig": SamplerConfig,
+    }
+    for block in blocks("jobs.md", "python"):
+        for shown, quick in QUICK_PYTHON.items():
+            block = block.replace(shown, quick)
         exec(compile(block, "jobs.md", "exec"), names)
-    assert names["done"].detector.exists() and len(names["splits"].rows("test")) > 40
-    assert names["exported"] and len(names["ood"].rows()) == 20
-    assert names["parity"].class_disagreements == 0 and names["figures"].ood_sets == ("street",)
+    assert names["result"].detector.exists() and len(names["splits"].rows("test")) > 40
+    assert names["exported"].exported and len(names["generated"].rows()) == 20
+    assert names["trained"].kept_step is not None and names["built"].path.exists()
+    assert names["built"].parity.class_disagreements == 0
+    assert names["evaluation"].ood_sets == ("street",) and len(names["scores"].is_ood) == 8
+
+
+@pytest.mark.parametrize("script", ["readme_tables.py", "settings_tables.py"])
+def test_generated_tables_are_up_to_date(script: str) -> None:
+    checked = subprocess.run(
+        [sys.executable, f"scripts/{script}", "--check"],
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_options_of_the_settings_tables_exist(run: Callable[..., Any]) -> None:
+    script = runpy.run_path(str(DOCS.parent / "scripts" / "settings_tables.py"))
+    for table, settings in script["tables"]().items():
+        shown = run(*script["COMMANDS"][table], "--help").out
+        options = [script["option"](table, setting) for setting in settings]
+        for flag in "/".join(filter(None, options)).split("/"):
+            assert not flag or re.search(rf"{flag}\b", shown), (table, flag)
+
+
+def test_the_readme_fits_one_screen() -> None:
+    assert len((DOCS.parent / "README.md").read_text().split()) <= 900

@@ -58,7 +58,9 @@ def _library(avx512: bool) -> Path | None:
         log.info("no C compiler here: engines run without the CPU kernels, which are faster")
         return None
     try:
-        return built_library(cache_folder(), compiler, FLAGS if avx512 else (*FLAGS, WITHOUT_AVX512))
+        return built_library(
+            cache_folder(), compiler, FLAGS if avx512 else (*FLAGS, WITHOUT_AVX512)
+        )
     except (GoodRtError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("engines run without the CPU kernels: %s", error)
         return None
@@ -167,7 +169,9 @@ def _build(path: Path, compiler: str, flags: tuple[str, ...]) -> None:
 def _ran(command: list[str]) -> str | None:
     """None for a command that succeeds, else the first line that says why not."""
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"no end within {SECONDS} s"
     if ended.returncode == 0:

@@ -352,6 +352,19 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, and the detectors that it is measured with."""
+
+    scores: tuple[str, ...] = setting(
+        (),
+        "Also measure the score of this installed plug-in; may be repeated.",
+        option="--score",
+        metavar="NAME",
+    )
+    detector: DetectorConfig = nested(DetectorConfig)
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """How graphs are exported and checked; None of a tolerance or the opset keeps the value of the
     export that is there, or takes the default."""

@@ -73,28 +73,73 @@ def ddim_step(
     return y_next + float(up) * noise(y) if up > 0 else y_next
 
 
+@dataclass(frozen=True)
+class GuidedModel:
+    """What the sampler evaluates at every step.
+
+    Attributes:
+        denoiser: x̂0 of y and σ, with its vector-Jacobian product where ρ > 0.
+        decoder: D, which `guidance` differentiates; the identity for pixel models.
+        guidance: The discrepancy ℓ that is climbed; None samples without guidance.
+    """
+
+    denoiser: Denoiser
+    decoder: Decoder
+    guidance: Guidance | LatentGuidance | None = None
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """The N latents that are sampled together.
+
+    Attributes:
+        seeds: One seed per sample (`sample_seeds`).
+        shape: (C, H, W) of one latent.
+        labels: (N,) int64 class of each sample; None for an unconditional model.
+        strength: (N,) factor of ρ and μ of each sample; None for 1.
+        dtype: Floating-point type of the latents.
+        device: Where the models are; the noise is the same on every device.
+    """
+
+    seeds: Sequence[int]
+    shape: tuple[int, int, int]
+    labels: Tensor | None = None
+    strength: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    def empty(self) -> Tensor:
+        """An uninitialised (N, C, H, W) tensor of the batch's type and device."""
+        return torch.empty((len(self.seeds), *self.shape), dtype=self.dtype, device=self.device)
+
+    def strength_factor(self) -> float | Tensor:
+        """1, or the strengths as an (N, 1, 1, 1) tensor."""
+        if self.strength is None:
+            return 1.0
+        return self.strength.to(self.device, self.dtype)[:, None, None, None]
+
+
 def sample_steps(
-    denoiser: Denoiser,
-    decoder: Decoder,
-    guidance: Guidance | LatentGuidance | None,
+    model: GuidedModel,
     sigmas: FloatArray,
     config: GuidanceConfig,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int],
-    labels: Tensor | None = None,
+    batch: SampleBatch,
     eta: float = 1.0,
-    strength: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> Iterator[Step]:
-    """Yields every step of the guided sampler; the last one's y, over √(1 + σ²), are the latents.
+    """Yields every step of the guided sampler; the last y, over √(1 + σ²), is the latents.
 
-    ``shape`` (C, H, W) is one latent's, ``labels`` (N,) int64 its classes, ``sigmas`` (T + 1,)
-    falls to the last level, ``strength`` (N,) multiplies ρ and μ of each sample. ``device`` is
-    where the models are; the noise is the same on every one. Raises NonFiniteError that names step
-    and samples of a value that is not finite.
+    Args:
+        model: Denoiser, decoder and guidance.
+        sigmas: (T + 1,) falling noise levels, the last one is that of the result.
+        config: Strengths, smoothing and limits of the guidance.
+        batch: Seeds, shape and classes of the latents.
+        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
+
+    Raises:
+        NonFiniteError: a value is not finite; it names step and samples.
     """
-    trajectory, renoising, smoothing = (Noise(seeds, stream) for stream in range(3))
+    denoiser, decoder, guidance = model.denoiser, model.decoder, model.guidance
+    trajectory, renoising, smoothing = (Noise(batch.seeds, stream) for stream in range(3))
     rho = strengths(sigmas, config.rho, config.rho_schedule)
     mu = strengths(sigmas, config.mu, config.mu_schedule)
     width = smoothing_widths(sigmas, config.sigma, config.sigma_schedule)
@@ -103,10 +148,10 @@ def sample_steps(
         return torch.stack([smoothing(images) for _ in range(config.n_mc)])
 
     draw = draw_smoothing if config.sigma > 0 else None
-    factor = 1.0 if strength is None else strength.to(device, dtype)[:, None, None, None]
-    x = trajectory(torch.empty((len(seeds), *shape), dtype=dtype, device=device))
-    labels = None if labels is None else labels.to(device)
-    y = x * float(np.sqrt(1 + sigmas[0] ** 2))
+    factor = batch.strength_factor()
+    labels = None if batch.labels is None else batch.labels.to(batch.device)
+    y = trajectory(batch.empty()) * float(np.sqrt(1 + sigmas[0] ** 2))
+
     for t, (sigma, sigma_next) in enumerate(
         zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)
     ):
@@ -144,35 +189,24 @@ def sample_steps(
 
 
 def sample(
-    denoiser: Denoiser,
-    decoder: Decoder,
-    guidance: Guidance | LatentGuidance | None,
+    model: GuidedModel,
     sigmas: FloatArray,
     config: GuidanceConfig,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int],
-    labels: Tensor | None = None,
+    batch: SampleBatch,
     eta: float = 1.0,
-    strength: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The latents (N, C, H, W) at the end of `sample_steps`; decode and clamp them to see
-    images."""
-    steps = sample_steps(
-        denoiser,
-        decoder,
-        guidance,
-        sigmas,
-        config,
-        seeds,
-        shape,
-        labels,
-        eta,
-        strength,
-        dtype,
-        device,
-    )
-    for step in steps:
+    """The latents (N, C, H, W) at the end of `sample_steps`; decode and clamp them to see images.
+
+    Args:
+        model: Denoiser, decoder and guidance.
+        sigmas: (T + 1,) falling noise levels, the last one is that of the result.
+        config: Strengths, smoothing and limits of the guidance.
+        batch: Seeds, shape and classes of the latents.
+        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
+
+    Raises:
+        NonFiniteError: a value is not finite; it names step and samples.
+    """
+    for step in sample_steps(model, sigmas, config, batch, eta):
         last = step
     return last.y / float(np.sqrt(1 + last.sigma**2))

@@ -5,7 +5,6 @@ The checks themselves are in `good_rt.testing.classifier`, `score` and `engine`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,7 +47,7 @@ def parametrize_with_checks(
         GoodRtError: pytest is missing, an expected failure names no check or has no reason.
     """
     try:
-        pytest = importlib.import_module("pytest")
+        import pytest
     except ImportError:
         raise GoodRtError(
             "parametrize_with_checks needs pytest; install it with: pip install pytest"

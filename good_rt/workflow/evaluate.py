@@ -28,7 +28,7 @@ from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, e
 from good_rt.files import write_json
 from good_rt.method.conformal import allows
 from good_rt.method.gate import FloatArray
-from good_rt.method.scores import LOGIT_SCORES
+from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import detector_for, open_classifier
 from good_rt.workflow.train import training_record
@@ -52,7 +52,7 @@ class ReportPage:
 
     ``shipped`` names the classifier whose detector is shipped, by default the last; ``training`` is
     the folder of the fine-tuning to draw; ``also`` are generated sets to show that no gate was
-    fitted on.
+    fitted on; ``scores`` are names of plug-ins whose scores are measured as well.
     """
 
     title: str = "OOD detection, measured"
@@ -65,6 +65,7 @@ class ReportPage:
     shipped: str | None = None
     training: Path | None = None
     also: Sequence[Path] = ()
+    scores: Sequence[str] = ()
 
 
 def evaluate(
@@ -95,6 +96,7 @@ def evaluate(
         GoodRtError: there is nothing to measure, or images do not fit.
     """
     id_data, out = IdData.of(id_data), Path(out)
+    plugins = plugin_scores(page.scores)
     folders = [Path(path) for path in generated]
     if not classifiers or not test_sets:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD test set")
@@ -113,7 +115,9 @@ def evaluate(
         for name, images in test_sets.items()
     }
     with progress.task("scoring the test sets"):
-        evaluation, scores = evaluate_detectors(detectors, id_data, ood, page.shipped)
+        evaluation, scores = evaluate_detectors(
+            detectors, id_data, ood, page.shipped, plugins=plugins
+        )
     write_json(out / "evaluation.json", evaluation.to_json())
     shown = id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images
     data = ReportData(
@@ -141,6 +145,7 @@ def evaluate_detectors(
     ood: TestSets,
     shipped: str | None = None,
     seed: int = 0,
+    plugins: Mapping[str, LogitScore] | None = None,
 ) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
     """Every score of every detector on every OOD set, with the scores themselves for plots.
 
@@ -152,9 +157,9 @@ def evaluate_detectors(
     scores, correct = {}, {}
     for name, detector in detectors.items():
         measured, labels = measure_part(detector, id_data, "test")
-        of_test = all_scores(detector, measured)
+        of_test = all_scores(detector, measured, plugins)
         of_ood = {
-            kind: all_scores(detector, measure_images(detector, images))
+            kind: all_scores(detector, measure_images(detector, images), plugins)
             for kind, images in ood.items()
         }
         scores[name] = {
@@ -195,10 +200,16 @@ def measure_part(
     return measure_images(detector, images()), np.concatenate(labels)
 
 
-def all_scores(detector: DetectorModule, measured: Discrepancies) -> dict[str, FloatArray]:
+def all_scores(
+    detector: DetectorModule,
+    measured: Discrepancies,
+    plugins: Mapping[str, LogitScore] | None = None,
+) -> dict[str, FloatArray]:
     """Every score (N,) of N measured images by name, higher = more OOD: the post-hoc peers, the
     k-NN distance, the unified score."""
-    scores = {name: score(measured.logits) for name, score in LOGIT_SCORES.items()}
+    scores = {
+        name: score(measured.logits) for name, score in (LOGIT_SCORES | dict(plugins or {})).items()
+    }
     scores["k-NN"] = measured.knn_distance
     scores["Unified"] = detector.unified(measured.energy, measured.knn_distance)
     return scores

@@ -38,7 +38,7 @@ from good_rt.method.discrepancy import (
     image_level,
 )
 from good_rt.method.guidance import Decoder, LatentGuidance
-from good_rt.method.sampler import sample, sample_seeds
+from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
 from good_rt.models import Models
 
@@ -91,20 +91,20 @@ class Generator:
         settings = replace(config.guidance, rho=0.0, mu=0.0)
         if guided and config.kind != "none":
             guidance, settings = self.guidance(config), config.guidance
-        strengths = [strength_of(config, index) for index in indices]
+        batch = SampleBatch(
+            sample_seeds(config.seed, indices),
+            self.shape,
+            self.rows(indices),
+            torch.tensor([strength_of(config, index) for index in indices]),
+            device=self.device,
+        )
         try:
             latents = sample(
-                self.denoiser,
-                self.decode_with_gradient,
-                guidance,
+                GuidedModel(self.denoiser, self.decode_with_gradient, guidance),
                 self.sigmas,
                 settings,
-                sample_seeds(config.seed, indices),
-                self.shape,
-                self.rows(indices),
+                batch,
                 config.sampler.eta,
-                strength=torch.tensor(strengths),
-                device=self.device,
             )
         except NonFiniteError as error:
             raise NonFiniteError(

@@ -24,7 +24,7 @@ from good_rt.export.guidance_module import GuidanceModule
 from good_rt.export.vjp import export_vjp_onnx
 from good_rt.method.bank import FeatureBank
 from good_rt.method.discrepancy import ClassifierGuidance, IdScales
-from good_rt.method.sampler import sample, sample_seeds
+from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.training import TrainingImages, finetune
 
 ID = from_uint8(assets.load_images("train").images[:40])
@@ -49,15 +49,11 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
     found = {}
     for mu in (0.0, 0.3):
         images = sample(
-            shrink,
-            lambda z: z,
-            guidance if mu else None,
+            GuidedModel(shrink, lambda z: z, guidance if mu else None),
             sigmas,
             GuidanceConfig(mu=mu),
-            sample_seeds(0, [0, 1]),
-            (1, 32, 32),
-            None,
-            0.0,
+            SampleBatch(sample_seeds(0, [0, 1]), (1, 32, 32)),
+            eta=0.0,
         )
         with torch.no_grad():
             found[mu] = guidance(images)

@@ -38,7 +38,7 @@ from good_rt.errors import GoodRtError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import load_engines
-from good_rt.method.sampler import Noise, sample
+from good_rt.method.sampler import GuidedModel, Noise, SampleBatch, sample
 from good_rt.models import Models
 from good_rt.workflow.generator import Generator, make_generator
 
@@ -118,14 +118,12 @@ def test_images_are_those_of_diffusers_pipeline(
     if conditioning is not None:
         further = {"condition": conditioning, "null_class": conditioning.null, "cfg_scale": SCALE}
     latents = sample(
-        model.process.denoiser(model.network, **further),
-        model.decoder or torch.nn.Identity(),
-        None,
+        GuidedModel(
+            model.process.denoiser(model.network, **further), model.decoder or torch.nn.Identity()
+        ),
         model.sigmas(STEPS),
         GuidanceConfig(mu=0.0),
-        seeds,
-        model.sample_shape,
-        None if conditioning is None else torch.arange(3),
+        SampleBatch(seeds, model.sample_shape, None if conditioning is None else torch.arange(3)),
         eta=0.0,
     )
     with torch.no_grad():

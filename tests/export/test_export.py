@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 
 import good_rt.export.export as under_test
 from good_rt.classifier import Classifier
+from good_rt.config.settings import ExportConfig
 from good_rt.data.id_data import from_uint8
 from good_rt.demo import assets
+from good_rt.demo.network import SmallResNet
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import RELATIVE
-from good_rt.workflow.generation import Generator
+from good_rt.models import Models, ModelSpec
+from good_rt.workflow.generator import Generator
 
 IMAGES = from_uint8(assets.load_images("held_out").images[:4])
 
@@ -30,14 +34,17 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="session")
+def pixel_models(pixel_dir: Path, classifier_dir: Path) -> Models:
+    return ModelSpec(classifier_dir, pixel_dir).load()
+
+
 @pytest.fixture
-def pixel_engines(
-    pixel_dir: Path, classifier_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def pixel_engines(pixel_models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh copy of the pixel model's engines, which are quickly made."""
     made = tmp_path_factory.getbasetemp() / "pixel-engines"
     if not made.exists():
-        export_models(pixel_dir, classifier_dir, made, images=IMAGES)
+        export_models(pixel_models, made, images=IMAGES)
     return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "engines")
 
 
@@ -47,62 +54,64 @@ def test_a_pixel_model_has_two_graphs(pixel_engines: Path) -> None:
     assert set(engines["network"].inputs) == {"sample", "timestep"}
 
 
-def test_an_unchanged_model_is_left_alone(
-    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path
-) -> None:
+def test_an_unchanged_model_is_left_alone(pixel_models: Models, pixel_engines: Path) -> None:
     before = state(pixel_engines)
     heard: list[str] = []
     manifest, done = export_models(
-        pixel_dir, classifier_dir, pixel_engines, images=IMAGES, on_graph=heard.append
+        pixel_models, pixel_engines, images=IMAGES, on_graph=heard.append
     )
     assert not done and heard == [] and state(pixel_engines) == before
     assert manifest == Manifest.read(pixel_engines)
 
 
 def test_an_export_with_tolerances_of_its_own_is_left_alone_where_none_are_asked_for(
-    pixel_dir: Path, classifier_dir: Path, tmp_path: Path
+    pixel_models: Models, tmp_path: Path
 ) -> None:
     made, _ = export_models(
-        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=5e-3
+        pixel_models, tmp_path / "out", config=ExportConfig(relative=5e-3), images=IMAGES
     )
-    again, done = export_models(pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES)
+    again, done = export_models(pixel_models, tmp_path / "out", images=IMAGES)
     assert not done and again == made
     anew, done = export_models(
-        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, force=True
+        pixel_models, tmp_path / "out", config=ExportConfig(force=True), images=IMAGES
     )
     assert done and anew.tolerance == made.tolerance
     usual, done = export_models(
-        pixel_dir, classifier_dir, tmp_path / "out", images=IMAGES, relative=RELATIVE
+        pixel_models, tmp_path / "out", config=ExportConfig(relative=RELATIVE), images=IMAGES
     )
     assert done and usual.tolerance["relative"] == RELATIVE
 
 
 @pytest.mark.parametrize("change", ["classifier", "damage", "tolerance", "version", "force"])
 def test_what_changed_is_exported_again(
-    pixel_dir: Path, classifier_dir: Path, pixel_engines: Path, tmp_path: Path, change: str
+    pixel_models: Models,
+    pixel_dir: Path,
+    classifier_dir: Path,
+    pixel_engines: Path,
+    tmp_path: Path,
+    change: str,
 ) -> None:
-    settings: dict[str, Any] = {}
+    config, models = ExportConfig(), pixel_models
     if change == "classifier":
         classifier_dir = shutil.copytree(classifier_dir, tmp_path / "clf")
-        config = json.loads((classifier_dir / "classifier.json").read_text())
+        record = json.loads((classifier_dir / "classifier.json").read_text())
         (classifier_dir / "classifier.json").write_text(
-            json.dumps({**config, "mean": [0.5], "std": [0.5]})
+            json.dumps({**record, "mean": [0.5], "std": [0.5]})
         )
+        models = ModelSpec(classifier_dir, pixel_dir).load()
     elif change == "damage":
         (pixel_engines / "classifier.onnx").write_bytes(b"damaged")
     elif change == "tolerance":
-        settings = {"relative": 2e-3}
+        config = ExportConfig(relative=2e-3)
     elif change == "version":
         manifest_path = pixel_engines / "manifest.json"
         older = json.loads(manifest_path.read_text())
         older["exporter"] -= 1
         manifest_path.write_text(json.dumps(older))
     else:
-        settings = {"force": True}
+        config = ExportConfig(force=True)
     before = state(pixel_engines)
-    manifest, done = export_models(
-        pixel_dir, classifier_dir, pixel_engines, images=IMAGES, **settings
-    )
+    manifest, done = export_models(models, pixel_engines, config, images=IMAGES)
     after = state(pixel_engines)
     assert done and after.keys() == before.keys()
     assert all(after[name] != before[name] for name in after)
@@ -125,8 +134,7 @@ class Off(nn.Module):
 
 @pytest.mark.parametrize(("by", "passes"), [(0.05, False), (5e-5, True)])
 def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
-    pixel_dir: Path,
-    classifier_dir: Path,
+    pixel_models: Models,
     pixel_engines: Path,
     monkeypatch: pytest.MonkeyPatch,
     by: float,
@@ -141,41 +149,45 @@ def test_a_perturbed_graph_fails_and_leaves_everything_as_it_was(
     before = state(pixel_engines)
     fresh = pixel_engines.parent / "fresh"
     if passes:  # the difference is within the tolerance
-        assert export_models(pixel_dir, classifier_dir, fresh, images=IMAGES)[1]
+        assert export_models(pixel_models, fresh, images=IMAGES)[1]
         return
     for out in (pixel_engines, fresh):
         with pytest.raises(
             ParityError,
             match=r"(network|classifier)\.onnx is not what PyTorch computes: .* times the ",
         ):
-            export_models(pixel_dir, classifier_dir, out, images=IMAGES, force=True)
+            export_models(pixel_models, out, config=ExportConfig(force=True), images=IMAGES)
     assert state(pixel_engines) == before
     assert list(pixel_engines.parent.iterdir()) == [pixel_engines]
 
 
-def test_a_folder_of_other_things_is_not_replaced(
-    pixel_dir: Path, classifier_dir: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_other_things_is_not_replaced(pixel_models: Models, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(GoodRtError):
-        export_models(pixel_dir, classifier_dir, tmp_path, images=IMAGES)
+        export_models(pixel_models, tmp_path, images=IMAGES)
     with pytest.raises(GoodRtError):
-        export_models(pixel_dir, classifier_dir, tmp_path, images=IMAGES, force=True)
+        export_models(pixel_models, tmp_path, config=ExportConfig(force=True), images=IMAGES)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_model_and_classifier_that_do_not_fit_are_refused(
+    models: Models, pixel_models: Models, tmp_path: Path
+) -> None:
+    colour = replace(pixel_models.classifier.config, channels=3)
+    wrong = Models(models.diffusion, Classifier(SmallResNet(3, 8), colour), models.device)
+    with pytest.raises(GoodRtError, match="makes images of 32x32 pixels, 1 channel; the classif"):
+        export_models(wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_model_and_one_without_its_vae_are_refused(
     model_dir: Path, classifier_dir: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GoodRtError):
-        export_models(model_dir / "vae", classifier_dir, tmp_path / "out")
+        ModelSpec(classifier_dir, model_dir / "vae").load()
     bare = shutil.copytree(model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("vae"))
-    with pytest.raises(
-        GoodRtError,
-        match=r"makes images of shape \(4, 8, 8\), the classifier takes 1 channels of 32",
-    ):
-        export_models(bare, classifier_dir, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(GoodRtError, match="makes images of 8x8 pixels, 4 channels; the classifier"):
+        ModelSpec(classifier_dir, bare).load()
 
 
 def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(
@@ -203,8 +215,7 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(
 
 
 def test_weights_beyond_one_file(
-    model_dir: Path,
-    classifier: Classifier,
+    models: Models,
     generator: Generator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +225,7 @@ def test_weights_beyond_one_file(
     monkeypatch.setattr("good_rt.export.to_onnx.LARGEST_FILE", 100_000)
     fused = FusedGuidance(generator.bank, 5)
     manifest, _ = export_models(
-        model_dir, classifier, tmp_path / "engines", images=IMAGES, fused=fused, batches=(1, 3)
+        models, tmp_path / "engines", ExportConfig(batches=(1, 3)), images=IMAGES, fused=fused
     )
     assert {row.batch for row in manifest.parity} == {1, 3} and all(
         row.ok for row in manifest.parity

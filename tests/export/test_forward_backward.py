@@ -55,10 +55,7 @@ def test_the_halves_are_the_whole(folder: Path, threads: int) -> None:
     none."""
     whole = open_engine(folder / "vjp.onnx", threads=1)
     pair = vjp_pair(
-        *(
-            open_engine(folder / f"{half}.onnx", threads=threads)
-            for half in ("forward", "backward")
-        )
+        *(open_engine(folder / f"{half}.onnx", threads=threads) for half in ("forward", "backward"))
     )
     assert isinstance(pair, SplitVjpPair)
     for batch in (1, 2, 5, PART):

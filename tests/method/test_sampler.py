@@ -12,7 +12,14 @@ from good_rt.config.settings import GuidanceConfig
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.denoiser import PREDICTIONS, DiscreteDenoiser
 from good_rt.method.guidance import limited, smoothed, value_and_gradient
-from good_rt.method.sampler import Noise, sample, sample_seeds, sample_steps
+from good_rt.method.sampler import (
+    GuidedModel,
+    Noise,
+    SampleBatch,
+    sample,
+    sample_seeds,
+    sample_steps,
+)
 from good_rt.method.schedule import ddim_sigmas
 
 SHAPE = (2, 8, 8)
@@ -71,7 +78,9 @@ def test_unguided_equals_diffusers_ddim(unet, prediction, eta, spacing):
     sigmas = ddim_sigmas(alphas, 20, spacing, 0, final)
     if spacing == "leading":  # the last visited level is already the final one
         assert sigmas[-1] == sigmas[-2]
-    ours = sample(denoiser, lambda z: z, None, sigmas, OFF, seeds, SHAPE, labels, eta)
+    ours = sample(
+        GuidedModel(denoiser, lambda z: z), sigmas, OFF, SampleBatch(seeds, SHAPE, labels), eta
+    )
     assert (ours - x).abs().max() <= 1e-5 * max(1.0, float(x.abs().max()))
 
 
@@ -123,14 +132,10 @@ def test_an_image_does_not_depend_on_its_batch(unet, config):
     sigmas = ddim_sigmas(alphas, 6)
     seeds, labels = sample_seeds(0, range(5)), torch.tensor([0, 1, 2, 0, 1])
     run = lambda rows: sample(  # noqa: E731
-        denoiser,
-        lambda z: z,
-        quadratic,
+        GuidedModel(denoiser, lambda z: z, quadratic),
         sigmas,
         config,
-        [seeds[i] for i in rows],
-        SHAPE,
-        labels[rows],
+        SampleBatch([seeds[i] for i in rows], SHAPE, labels[rows]),
     )
     together = run([0, 1, 2, 3, 4])
     assert torch.equal(together, run([0, 1, 2, 3, 4]))  # bytes, for the same batch
@@ -164,16 +169,11 @@ class GaussianMixture:
 def plane(mixture, guidance, config, count=400, steps=50, eta=0.0):
     sigmas = ddim_sigmas(alphas_of(DDIMScheduler()), steps)
     out = sample(
-        mixture,
-        lambda z: z,
-        guidance,
+        GuidedModel(mixture, lambda z: z, guidance),
         sigmas,
         config,
-        sample_seeds(1, range(count)),
-        (2, 1, 1),
-        None,
+        SampleBatch(sample_seeds(1, range(count)), (2, 1, 1), dtype=torch.float64),
         eta,
-        dtype=torch.float64,
     )
     return out.flatten(1), sigmas
 
@@ -292,20 +292,21 @@ def test_a_value_that_is_not_finite_names_step_and_sample(unet):
     denoiser = DiscreteDenoiser(network(unet), alphas)
     with pytest.raises(NonFiniteError, match=r"step \d+.*sample.* 1"):
         sample(
-            denoiser,
-            lambda z: z.clamp(-2, 2),
-            explodes,
+            GuidedModel(denoiser, lambda z: z.clamp(-2, 2), explodes),
             sigmas,
             GuidanceConfig(mu=0.1),
-            seeds,
-            SHAPE,
-            torch.zeros(3).long(),
+            SampleBatch(seeds, SHAPE, torch.zeros(3).long()),
         )
     broken = DiscreteDenoiser(
         lambda x, t, labels: x * torch.tensor([1.0, 1.0, torch.nan])[:, None, None, None], alphas
     )
     with pytest.raises(NonFiniteError, match=r"step 0.*sample.* 2"):
-        sample(broken, lambda z: z, None, sigmas, OFF, seeds, SHAPE, torch.zeros(3).long())
+        sample(
+            GuidedModel(broken, lambda z: z),
+            sigmas,
+            OFF,
+            SampleBatch(seeds, SHAPE, torch.zeros(3).long()),
+        )
 
 
 def test_variance_guidance_without_a_gradient_says_what_to_do(unet):
@@ -313,14 +314,10 @@ def test_variance_guidance_without_a_gradient_says_what_to_do(unet):
     denoiser = DiscreteDenoiser(network(unet), alphas)
     with pytest.raises(GoodRtError, match="rho"):
         sample(
-            denoiser,
-            lambda z: z,
-            quadratic,
+            GuidedModel(denoiser, lambda z: z, quadratic),
             ddim_sigmas(alphas, 4),
             GuidanceConfig(mu=0.0, rho=0.1),
-            [1],
-            SHAPE,
-            torch.zeros(1).long(),
+            SampleBatch([1], SHAPE, torch.zeros(1).long()),
         )
 
 
@@ -329,14 +326,10 @@ def test_steps_are_yielded_for_pictures_and_progress(unet):
     denoiser = DiscreteDenoiser(network(unet), alphas)
     steps = list(
         sample_steps(
-            denoiser,
-            lambda z: z,
-            quadratic,
+            GuidedModel(denoiser, lambda z: z, quadratic),
             ddim_sigmas(alphas, 4),
             GuidanceConfig(mu=0.1),
-            [1, 2],
-            SHAPE,
-            torch.zeros(2).long(),
+            SampleBatch([1, 2], SHAPE, torch.zeros(2).long()),
         )
     )
     assert [step.index for step in steps] == [0, 1, 2, 3]
@@ -361,7 +354,10 @@ def test_only_the_steps_of_the_span_are_guided(unet):
             return images.mean(dim=(1, 2, 3))
 
         steps = sample_steps(
-            denoiser, lambda z: z, brightness, sigmas, config, seeds, SHAPE, torch.zeros(2).long()
+            GuidedModel(denoiser, lambda z: z, brightness),
+            sigmas,
+            config,
+            SampleBatch(seeds, SHAPE, torch.zeros(2).long()),
         )
         return [step.index for step in steps if step.value is not None]
 

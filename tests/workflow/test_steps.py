@@ -28,7 +28,7 @@ from good_rt.method.bank import FeatureBank
 from good_rt.method.scores import LOGIT_SCORES
 from good_rt.models import Models
 from good_rt.workflow.detector import detector_for
-from good_rt.workflow.evaluate import evaluate, evaluate_detectors, measure_images
+from good_rt.workflow.evaluate import ReportPage, evaluate, evaluate_detectors, measure_images
 from good_rt.workflow.train import decoded_images, training_images
 
 
@@ -232,3 +232,27 @@ def test_a_detector_without_generated_images_and_classes(models: Models, tmp_pat
     np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
     with pytest.raises(GoodRtError, match="has no labels"):
         training_images(models, IdData(tmp_path))
+
+
+def test_a_plug_ins_score_is_measured_where_it_is_named(
+    detector_module: DetectorModule, id_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site"
+    (package / "peer-1.0.dist-info").mkdir(parents=True)
+    (package / "peer_scores.py").write_text(
+        "def spread(logits):\n    return -(logits.max(axis=1) - logits.min(axis=1))\n"
+    )
+    (package / "peer-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: peer\nVersion: 1.0\n"
+    )
+    (package / "peer-1.0.dist-info" / "entry_points.txt").write_text(
+        "[good_rt.scores]\nSpread = peer_scores:spread\n"
+    )
+    monkeypatch.syspath_prepend(package)
+    test_sets = {"near": assets.load_images("near").images[:20]}
+    page = ReportPage(scores=("Spread",))
+    evaluation = evaluate({"tiny": detector_module}, id_dir, test_sets, tmp_path, page=page)
+    assert "Spread" in evaluation.scores
+    unknown = ReportPage(scores=("Sprad",))
+    with pytest.raises(GoodRtError, match="Sprad"):
+        evaluate({"tiny": detector_module}, id_dir, test_sets, tmp_path, page=unknown)

@@ -232,9 +232,7 @@ def test_norms_are_one_operator_each(name: str, size: int, tmp_path: Path) -> No
     assert (found[NORM], found[GRADIENT]) == (norms, gradients)
     assert operators(tmp_path / "forward.onnx")[NORM] == norms
     assert operators(tmp_path / "backward.onnx")[GRADIENT] == gradients
-    pair = vjp_pair(
-        *(open_engine(tmp_path / f"{half}.onnx") for half in ("forward", "backward"))
-    )
+    pair = vjp_pair(*(open_engine(tmp_path / f"{half}.onnx") for half in ("forward", "backward")))
     assert_exact(tmp_path, module, size, open_engine(tmp_path / "vjp.onnx"), pair)
 
 

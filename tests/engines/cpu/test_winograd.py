@@ -44,7 +44,8 @@ def kinds(path: Path) -> list[str]:
 
 
 pytestmark = pytest.mark.skipif(
-    kernel_library() is None or not is_possible(), reason="no kernels, or a processor without AVX-512"
+    kernel_library() is None or not is_possible(),
+    reason="no kernels, or a processor without AVX-512",
 )
 
 
@@ -186,7 +187,9 @@ def test_planes_are_known_behind_what_tells_no_shape(tmp_path: Path) -> None:
     )
     x = torch.randn(2, 16, 32, 32)
     engine = engine_of(module, x, tmp_path / "module.onnx")
-    assert len(kinds(tmp_path / "module.onnx")) == 4  # 32, 16, 8 and 4 pixels wide; not the one of stride 2
+    assert (
+        len(kinds(tmp_path / "module.onnx")) == 4
+    )  # 32, 16, 8 and 4 pixels wide; not the one of stride 2
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 5e-6
     smaller = torch.randn(2, 16, 16, 16)
     engine = engine_of(module, smaller, tmp_path / "smaller.onnx")
@@ -240,7 +243,10 @@ def no_blocks() -> int:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("good_rt.engines.cpu.winograd.block_size", lambda: 8), ("platform.machine", lambda: "aarch64")],
+    [
+        ("good_rt.engines.cpu.winograd.block_size", lambda: 8),
+        ("platform.machine", lambda: "aarch64"),
+    ],
 )
 def test_on_other_processors_there_are_none(
     name: str, value: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,7 +272,13 @@ def test_weights_that_two_convolutions_share_are_there_once(tmp_path: Path) -> N
     module, x = Twice(), torch.randn(2, 16, 8, 8)
     engine = engine_of(module, x, tmp_path / "twice.onnx")
     assert len(kinds(tmp_path / "twice.onnx")) == 2
-    assert sum(tensor.dims[0] == 16**3 for tensor in graph_of(tmp_path / "twice.onnx").graph.initializer) == 1
+    assert (
+        sum(
+            tensor.dims[0] == 16**3
+            for tensor in graph_of(tmp_path / "twice.onnx").graph.initializer
+        )
+        == 1
+    )
     assert relative(engine(x=x)["y"], copy.deepcopy(module).double()(x.double())) < 2e-6
 
 
