@@ -1,8 +1,8 @@
 """Flux: a flow-matching transformer on latents packed two by two, with rotary positions and a
 pooled text embedding.
 
-The guidance-distilled kind takes the guidance's strength as an input, which is the value of its own
-pipeline here; classifier-free guidance comes on top, if it is asked for.
+The guidance-distilled kind takes the guidance's strength as an input, which is the default of
+Flux's pipeline here; classifier-free guidance comes on top, if it is asked for.
 """
 
 from __future__ import annotations
@@ -115,5 +115,5 @@ def encode_both(folder: Path, guided: bool, prompts: list[str]) -> dict[str, Ten
         encode(folder, "_2", prompts, T5, FLUX_T5_TOKENS).last,
     )
     assert pooled is not None
-    found = {"context": context, "pooled": pooled}
-    return {**found, "guidance": torch.full((len(prompts),), GUIDANCE)} if guided else found
+    inputs = {"context": context, "pooled": pooled}
+    return {**inputs, "guidance": torch.full((len(prompts),), GUIDANCE)} if guided else inputs

@@ -1,4 +1,4 @@
-"""OOD scores that need a classifier's logits alone: the established peers of the unified score.
+"""OOD scores that need only a classifier's logits: the baselines of the unified score.
 
 They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance
 is in `good_rt.method.bank`, the unified score in `good_rt.method.gate`;
@@ -29,8 +29,11 @@ OTHER_ROWS = ("k-NN", "Unified")
 
 
 def logit_score(name: str) -> Callable[[Score], Score]:
-    """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one
-    more row."""
+    """Decorator that adds a function of logits (N, K) to `LOGIT_SCORES`, a row of every evaluation.
+
+    Args:
+        name: The score's name in tables.
+    """
 
     def enter(function: Score) -> Score:
         LOGIT_SCORES[name] = function
@@ -61,7 +64,15 @@ def max_logit(logits: ArrayLike) -> FloatArray:
 
 @logit_score("Energy")
 def energy(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """−T · logsumexp_c(f_c / T), the free energy (Liu et al., arXiv 2010.03759, Eq. 4); T > 0."""
+    """−T · logsumexp_c(f_c / T), the free energy, (N,) (Liu et al., arXiv 2010.03759, Eq. 4).
+
+    Args:
+        logits: (N, K) f.
+        temperature: T.
+
+    Raises:
+        GoodRtError: T is not above 0, or the logits are not a finite (N, K) matrix.
+    """
     if not temperature > 0:
         raise GoodRtError(f"the energy's temperature must be above 0, not {temperature}")
     array = _checked(logits)
@@ -123,6 +134,6 @@ def _checked(logits: ArrayLike) -> FloatArray:
     if bad.size:
         raise GoodRtError(
             f"the logits of {bad.size} of {len(array)} images are not finite (the first: image "
-            f"{bad[0]})"
+            f"{bad[0]}); check the classifier and its images"
         )
     return array
