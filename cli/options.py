@@ -46,7 +46,7 @@ id_option = click.option(
     "--id",
     "id_data",
     type=PATH,
-    default=Path("demo"),
+    default=assets.DATA,
     show_default="the demo's",
     callback=_images,
     help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; "

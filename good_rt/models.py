@@ -37,7 +37,7 @@ class ModelSpec:
     """Which diffusion model and classifier to load, as paths or specs."""
 
     classifier: str | Path = setting(
-        DEMO,
+        assets.CLASSIFIER,
         "Classifier: a folder, timm:NAME@FILE.safetensors, torchvision:NAME@FILE.safetensors, "
         "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, PLUGIN:ARGUMENT, or a .pt2, "
         ".pt or .onnx file.",
@@ -45,7 +45,7 @@ class ModelSpec:
         required_in_file=True,
     )
     diffusion: str | Path = setting(
-        DEMO,
+        assets.MODEL,
         "Diffusion model: a diffusers folder, or a name on the Hugging Face hub.",
         option="--model",
         default_text="the demo's",

@@ -696,3 +696,13 @@ def test_the_demos_models_have_a_name(run: Run, tmp_path: Path) -> None:
     assert 'classifier = "demo"' in path.read_text()
     assert job.images == assets.DATA
     assert job.models == ModelSpec(assets.CLASSIFIER, assets.MODEL)
+
+
+def test_a_folder_called_demo_does_not_hide_the_demos_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    spec = ModelSpec()
+    assert (spec.classifier_path, spec.diffusion_path) == (assets.CLASSIFIER, assets.MODEL)
+    spec.check_paths()
