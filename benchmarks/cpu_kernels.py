@@ -30,7 +30,7 @@ from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerCon
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.engines.base import Engine
-from good_rt.engines.cpu import PARTS, Accelerated, accelerate
+from good_rt.engines.cpu import ACCELERATIONS, Accelerated, accelerate
 from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.open import open_engine
 from good_rt.files import read_json
@@ -56,7 +56,7 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """Which of `PARTS` are in use, and whether the kernels for AVX-512 are."""
+    """Which of `ACCELERATIONS` are in use, and whether the kernels for AVX-512 are."""
 
     parts: tuple[str, ...]
     avx512: bool = True
@@ -68,11 +68,11 @@ class Variant:
 def variants() -> dict[str, Variant]:
     """Everything; everything but one part; nothing. Without AVX-512 there is no Winograd, as
     `accelerate` has it on such processors."""
-    without = tuple(part for part in PARTS if "Winograd" not in part)
-    found = {ALL: Variant(PARTS), NONE: Variant(())}
+    without = tuple(part for part in ACCELERATIONS if "Winograd" not in part)
+    found = {ALL: Variant(ACCELERATIONS), NONE: Variant(())}
     found |= {
-        f"without {part}": Variant(tuple(other for other in PARTS if other != part))
-        for part in PARTS
+        f"without {part}": Variant(tuple(other for other in ACCELERATIONS if other != part))
+        for part in ACCELERATIONS
     }
     found[f"{ALL}, without AVX-512"] = Variant(without, avx512=False)
     for part in without:
@@ -143,7 +143,7 @@ def gains_of(figures: Mapping[str, Any]) -> dict[str, float]:
     names = next(iter(next(iter(figures.values())).values()))
     found = {}
     for end in ("", ", without AVX-512"):
-        for part in PARTS:
+        for part in ACCELERATIONS:
             if f"without {part}{end}" in names:
                 found[f"{part}{end}"] = gain(figures, f"without {part}{end}", f"{ALL}{end}")
         found[f"{ALL}{end}"] = gain(figures, NONE, f"{ALL}{end}")
