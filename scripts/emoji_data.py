@@ -3,12 +3,12 @@ photographs.
 
     python scripts/emoji_data.py --out build/emoji
 
-    id/CLASS/*.png              Google's drawings (Noto) of eight groups, one a folder near/*.png
-    Google's drawings of two other groups, which nothing is to be trained on
-    second-artist/CLASS/*.png   Twitter's drawings (Twemoji) of the same eight groups: the same
-    things, drawn otherwise photos/*.png                crops of photographs
+    id/CLASS/*.png              Google's drawings (Noto) of eight groups, a folder each
+    near/*.png                  Google's drawings of two other groups, not trained on
+    second-artist/CLASS/*.png   Twitter's drawings (Twemoji) of the same eight groups
+    photos/*.png                crops of photographs
 
-From packages alone: npm's `emoji-datasource-google` and `emoji-datasource-twitter` (`npm pack`,
+All come from packages: npm's `emoji-datasource-google` and `emoji-datasource-twitter` (`npm pack`,
 whose lock is the version below; drawings: Apache-2.0 and CC-BY-4.0), and the photographs in PyPI's
 `scikit-image` and `scikit-learn`.
 """

@@ -42,7 +42,7 @@ def fit(
         optimiser.load_state_dict(state["optimiser"])
         average.load_state_dict(state["average"])
         step = state["step"]
-        click.echo(f"{name}: goes on at step {step}")
+        click.echo(f"{name}: resumes at step {step}")
     peaks = [group.setdefault("peak", group["lr"]) for group in optimiser.param_groups]
     began, first, shown = time.time(), step, 0.0
     model.train()

@@ -101,7 +101,7 @@ def table(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A page with the tables between its markers written anew."""
+    """A page with the tables between its markers replaced."""
 
     def with_table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{table(match[2])}\n<!-- end -->"

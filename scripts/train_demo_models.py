@@ -1,16 +1,16 @@
 """Trains the demo's classifier, VAE and class-conditional latent UNet from Fashion-MNIST's classes
 0 to 7.
 
-    python scripts/train_demo_models.py classifier --out build/demo python
-    scripts/train_demo_models.py vae        --out build/demo python scripts/train_demo_models.py
-    unet       --out build/demo     # needs the VAE python scripts/train_demo_models.py longer
-    --out build/demo     # needs the UNet python scripts/train_demo_models.py decoder    --out
-    build/demo     # needs the VAE and the classifier python scripts/train_demo_models.py denoised
-    --out build/demo     # needs all of them python scripts/train_demo_models.py light      --out
-    build/demo     # needs the VAE and the classifier python scripts/train_demo_models.py detailed
-    --out build/demo     # needs the UNet
+    python scripts/train_demo_models.py classifier --out build/demo
+    python scripts/train_demo_models.py vae        --out build/demo
+    python scripts/train_demo_models.py unet       --out build/demo  # needs the VAE
+    python scripts/train_demo_models.py longer     --out build/demo  # needs the UNet
+    python scripts/train_demo_models.py decoder    --out build/demo  # needs VAE and classifier
+    python scripts/train_demo_models.py denoised   --out build/demo  # needs all of them
+    python scripts/train_demo_models.py light      --out build/demo  # needs VAE and classifier
+    python scripts/train_demo_models.py detailed   --out build/demo  # needs the UNet
 
-Each stage keeps a checkpoint and goes on from it when started again. Two CPU cores take about 20,
+Each stage keeps a checkpoint and resumes from it. Two CPU cores take about 20,
 20, 50, 50, 5, 10, 10 and 40 minutes. For the shipped models `denoised` was also run once before
 `longer`, and `detailed` once more, for 7,500 steps from a rate of 5e-4. `denoised` after `detailed`
 made the samples no better.

@@ -23,6 +23,7 @@ from good_rt.config.settings import (
 )
 from good_rt.config.toml import read_toml
 from good_rt.data.sources.open import open_source
+from good_rt.data.splits import recorded_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 from good_rt.models import DEMO, ModelSpec
@@ -192,7 +193,8 @@ class Job:
         """
         self.models.check_paths(lambda name: self.named(f"models.{name}"))
         with self.named("data.images"):
-            open_source(self.images)
+            recorded = recorded_splits(self.images)
+            open_source(self.images if recorded is None else recorded.source)
         for name, path in self.test_sets.items():
             with self.named(f"test_sets.{name}"):
                 open_source(path)

@@ -11,6 +11,7 @@ import pytest
 from good_rt.errors import GoodRtError
 from good_rt.workflow.init import _relative
 from good_rt.workflow.job import Job, JobConfig
+from good_rt.workflow.split import split
 
 SMALL = """\
 version = 2
@@ -35,6 +36,18 @@ def test_a_small_file_has_defaults_and_paths_beside_it(tmp_path: Path) -> None:
         and found.config.detector.config.alpha == 0.05
     )
     assert (found.images, found.out) == (tmp_path / "photos", tmp_path / "job")
+
+
+def test_images_may_be_a_splits_file(
+    tmp_path: Path, id_dir: Path, model_dir: Path, classifier_dir: Path
+) -> None:
+    split(id_dir, tmp_path / "splits.json")
+    text = SMALL.replace("photos", "splits.json").replace("clf", str(classifier_dir))
+    found = job(tmp_path, text.replace("ddpm", str(model_dir)))
+    found.check_paths()
+    (tmp_path / "splits.json").unlink()
+    with pytest.raises(GoodRtError, match=r"splits\.json does not exist.*data\.images in"):
+        found.check_paths()
 
 
 def test_values_are_of_their_types(tmp_path: Path) -> None:
