@@ -127,7 +127,14 @@ def test_the_detector_scores_as_in_the_toolkits_environment(
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "export", "train --control", "evaluate --ood .", "detector build --ood .", "demo"],
+    [
+        "generate",
+        "export",
+        "train --control",
+        "evaluate --generated .",
+        "detector build --generated .",
+        "demo",
+    ],
 )
 def test_what_needs_the_toolkit_says_so_in_one_line(
     scripts: Path, tmp_path: Path, command: str
