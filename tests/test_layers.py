@@ -127,8 +127,8 @@ def test_importing_is_quick_and_light(module: str, tmp_path: Path) -> None:
 
 def test_the_detector_runs_without_the_toolkit(tmp_path: Path) -> None:
     code = (
-        "import sys; import good_rt.detector.runtime, good_rt.cli.detector_score, "
-        "good_rt.cli.generate, good_rt.cli.demo; "
+        "import sys; import good_rt.data.id_data, good_rt.detector.runtime; "
+        "import good_rt.cli.detector_score, good_rt.cli.generate, good_rt.cli.demo; "
         "print({'torch', 'diffusers', 'onnx', 'scipy', 'faiss', 'safetensors', 'sklearn'} & "
         "set(sys.modules))"
     )

@@ -169,7 +169,7 @@ def _headline(data: ReportData) -> list[_Card]:
         cards.append(card(_TABLES[metric][0], values, notes))
     if shipped in evaluation.id_accuracy:
         share = evaluation.id_accuracy[shipped]
-        rates = {model: found.rate for model, found in evaluation.id_accuracy.items()}
+        rates = {model: share.rate for model, share in evaluation.id_accuracy.items()}
         notes = [f"{share.n:,} ID images", _interval(share.low, share.high)]
         cards.append(card("ID accuracy", rates, notes))
     if evaluation.id_refusal:

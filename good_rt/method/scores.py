@@ -113,7 +113,11 @@ def plugin_scores(names: Iterable[str]) -> dict[str, LogitScore]:
 def _plugin_score(
     name: str, score: Callable[[FloatArray], ArrayLike], logits: ArrayLike
 ) -> FloatArray:
-    """A plug-in's scores (N,). Raises GoodRtError when they are none for these logits (N, K)."""
+    """A plug-in's scores (N,).
+
+    Raises:
+        GoodRtError: they are not N finite numbers for these logits (N, K).
+    """
     checked_logits = _checked(logits)
     scores = np.asarray(score(checked_logits), np.float64)
     if scores.shape != checked_logits.shape[:1] or not np.isfinite(scores).all():

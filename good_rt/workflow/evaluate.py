@@ -28,7 +28,7 @@ from good_rt.evaluation.report import ReportData, Sheet, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.files import write_json
 from good_rt.method.conformal import allows
-from good_rt.method.gate import FloatArray
+from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import detector_for, open_classifier
@@ -169,9 +169,12 @@ def evaluate_detectors(
         }
         correct[name] = Share.of(measured.logits.argmax(axis=1) == labels)
     detector = detectors[shipped]
-    p_values, own = detector.p_values(scores[shipped]["Unified"].id), detector.config.alpha
-    checked = [a for a in ALPHAS if a != own and allows(a, len(detector.calibration))]
-    refusals = [Refusal.at(alpha, p_values) for alpha in (*checked, own)]
+    p_values, shipped_alpha = (
+        detector.p_values(scores[shipped]["Unified"].id),
+        detector.config.alpha,
+    )
+    checked = [a for a in ALPHAS if a != shipped_alpha and allows(a, len(detector.calibration))]
+    refusals = [Refusal.at(alpha, p_values) for alpha in (*checked, shipped_alpha)]
     evaluation = evaluate_scores(
         scores, shipped=shipped, id_accuracy=correct, id_refusal=refusals, seed=seed
     )

@@ -81,7 +81,7 @@ class Findings:
         }
 
     def lines(self) -> list[str]:
-        """What was found, to print."""
+        """The findings as text."""
         diffusion, config = self.models.diffusion, self.models.classifier.config
         copies = sum(file.copy for file in self.splits.files.values())
         raised = self.splits.config.held_out != SplitConfig.held_out and not self.splits.given
@@ -180,18 +180,18 @@ def _sizes(source: ImageSource) -> str:
     return f"{' to '.join(dict.fromkeys(texts))} pixels, {' and '.join(sorted(modes))}"
 
 
-def job_text(found: Findings, out: Path) -> str:
+def job_text(findings: Findings, out: Path) -> str:
     """The job file for ``out``: settings with their help, chosen for the number and size of the
     images."""
-    values = _chosen(found, out)
+    values = _chosen(findings, out)
     tables = {setting.key: setting.type for setting in settings_of(JobConfig)}
-    counts = found.splits.counts()
+    counts = findings.splits.counts()
     labels = sorted({label for by_class in counts.values() for label in by_class})
-    images = [f"# {found.splits.kind}, {found.sizes}; images by class:"]
+    images = [f"# {findings.splits.kind}, {findings.sizes}; images by class:"]
     for label in labels:
         parts = ", ".join(f"{by_class.get(label, 0)} {part}" for part, by_class in counts.items())
         images.append(f"#   {label}: {parts}")
-    if found.splits.given:
+    if findings.splits.given:
         images.append("# They already come in parts, which are kept.")
     lines = [
         f"# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it,",
@@ -207,7 +207,7 @@ def job_text(found: Findings, out: Path) -> str:
         for setting in settings_of(tables[table]):
             value = values.get((table, setting.key), setting.default)
             shown = setting.key in keys and value is not None
-            if shown and (setting.key != "prompts" or found.models.diffusion.text):
+            if shown and (setting.key != "prompts" or findings.models.diffusion.text):
                 note = NOTES.get((table, setting.key), "")
                 lines += _commented(setting.key, value, f"{setting.declared.help} {note}".strip())
     lines += [
@@ -216,9 +216,9 @@ def job_text(found: Findings, out: Path) -> str:
         "# Real OOD images that only the evaluation sees: name = path, of any kind that [data]",
         "# takes. Without any, it measures on generated images, which says less.",
     ]
-    for name, path in found.test_sets.items():
+    for name, path in findings.test_sets.items():
         lines.append(f"{toml_key(name)} = {toml_value(_relative(path, out.parent))}")
-    if not found.test_sets:
+    if not findings.test_sets:
         lines.append('# street = "street/"')
     return "\n".join(lines) + "\n"
 
@@ -231,9 +231,9 @@ def _commented(key: str, value: object, help: str) -> list[str]:
     return [*textwrap.wrap(help, 98, initial_indent="# ", subsequent_indent="# "), line]
 
 
-def _chosen(found: Findings, out: Path) -> dict[tuple[str, str], Any]:
+def _chosen(findings: Findings, out: Path) -> dict[tuple[str, str], Any]:
     """The values of a new job file that are not the defaults, by table and key."""
-    models, spec, train = found.models, found.spec, found.count("train")
+    models, spec, train = findings.models, findings.spec, findings.count("train")
     classifier, diffusion = models.classifier, models.diffusion
 
     def path(value: str | Path, demo: Path) -> str:
@@ -241,15 +241,15 @@ def _chosen(found: Findings, out: Path) -> dict[tuple[str, str], Any]:
 
     light = spec.gradient_decoder_path
     null_class = diffusion.num_class_embeds is not None and diffusion.num_class_embeds > len(
-        found.classes
+        findings.classes
     )
     # half of the held-out images validate; a loss of fewer than two of them is chance
-    drop = max(TrainConfig.max_accuracy_drop, round(2 / max(1, found.count("held_out") // 2), 3))
+    drop = max(TrainConfig.max_accuracy_drop, round(2 / max(1, findings.count("held_out") // 2), 3))
     return {
-        ("data", "images"): path(found.images, assets.DATA),
-        ("data", "held_out"): found.splits.config.held_out,
-        ("data", "test"): found.splits.config.test,
-        ("data", "skip_bad"): found.splits.config.skip_bad,
+        ("data", "images"): path(findings.images, assets.DATA),
+        ("data", "held_out"): findings.splits.config.held_out,
+        ("data", "test"): findings.splits.config.test,
+        ("data", "skip_bad"): findings.splits.config.skip_bad,
         ("models", "classifier"): path(spec.classifier_path, assets.CLASSIFIER),
         ("models", "diffusion"): path(spec.diffusion_path, assets.MODEL),
         ("models", "gradient_decoder"): light and path(light, assets.GRADIENT_DECODER),

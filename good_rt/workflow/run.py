@@ -74,7 +74,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a job made."""
+    """The results of a job."""
 
     detector: Path
     report: Path
@@ -265,7 +265,7 @@ class _Run:
     def _generator(self) -> Generator:
         # TensorRT plans are built for the largest batch
         largest = max(
-            self.job.sets.values(), key=lambda one: 0 if one.batch == "auto" else one.batch
+            self.job.sets.values(), key=lambda config: 0 if config.batch == "auto" else config.batch
         )
         return open_generator(
             self.models, self.id_data, largest, self._engine_folder, self.progress
@@ -306,10 +306,11 @@ class _Run:
             return
         folders = " and ".join(str(self._set_folder(name)) for name in changed)
         names = ", ".join(sorted({name for settings in changed.values() for name in settings}))
-        one = len(changed) == 1
+        single = len(changed) == 1
         raise GoodRtError(
-            f"{folders} {'holds' if one else 'hold'} images of another job (different: {names}); "
-            f"delete {'that folder' if one else 'those folders'} to generate them again, or set "
+            f"{folders} {'holds' if single else 'hold'} images of another job (different: "
+            f"{names}); "
+            f"delete {'that folder' if single else 'those folders'} to generate them again, or set "
             f"another `out` in {self.job.path}"
         )
 
@@ -335,7 +336,7 @@ class _Run:
         shared: list[TrainingImages] = []
 
         def images() -> TrainingImages:
-            """Both trainings' images, of which each takes its own: decoding takes long."""
+            """The images of both trainings, decoded once because that takes long."""
             if not shared:
                 ood = runs.get("trained", [])
                 unguided = samples if ood else []
@@ -442,7 +443,7 @@ class _Run:
         config = self.models.classifier.config
         key = key_of(
             asdict(self.config.detector),
-            {name: one.fingerprint for name, one in self.classifiers.items()},
+            {name: classifier.fingerprint for name, classifier in self.classifiers.items()},
             {name: set_key(path) for name, path in generated.items()},
             set_key(test)
             if test

@@ -165,7 +165,7 @@ def decoded_images(
 
 def training_record(classifier: Path) -> Mapping[str, Any]:
     """training.json of a classifier that `train` wrote; empty for any other."""
-    # a classifier of the user's own code is named MODULE:ATTR@FOLDER
+    # a classifier of the user's code is named MODULE:ATTR@FOLDER
     folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
     path = folder.parent / TRAINING_FILE
     return TRAINING_RECORD.read(path) if path.exists() else {}

@@ -94,7 +94,7 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
     assert torch.equal(data.unguided_labels, models.classifier(expected)[0].argmax(dim=1))
     with pytest.raises(
         GoodRtError,
-        match=r"images/000000\.png was generated with guidance 'img'; unguided images are",
+        match=r"images/000000\.png was generated with guidance 'img'; create unguided images",
     ):
         training_images(models, IdData(id_dir), generated_dirs, unguided=generated_dirs)
     with pytest.raises(

@@ -1,5 +1,6 @@
-"""What every source of labelled images is: a listing that is cheap, and contents that come one at a
-time."""
+"""The interface of a source of labelled images: a cheap listing, and contents read one at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -85,9 +86,9 @@ class Item:
         if not isinstance(self.content, np.ndarray):
             return decode_image(self.content, self.name, channels, (size, size), fit=True)
         if self.content.shape != (size, size, channels):
-            found = "x".join(map(str, self.content.shape))
+            actual = "x".join(map(str, self.content.shape))
             raise GoodRtError(
-                f"{self.name}: images are {found}, the classifier takes {size}x{size}x{channels}; "
+                f"{self.name}: images are {actual}, the classifier takes {size}x{size}x{channels}; "
                 "convert them"
             )
         return self.content
@@ -126,12 +127,12 @@ def hash_of(words: Iterator[str]) -> str:
 def part_in(name: str) -> str | None:
     """The part that a shard's or file's name speaks of: images-train-0001.tar is of ``train``; None
     if of none."""
-    found = {
+    parts = {
         PART_NAMES[word]
         for word in re.split(r"[^a-z]+", name.lower().replace("held_out", "heldout"))
         if word in PART_NAMES
     }
-    return found.pop() if len(found) == 1 else None
+    return parts.pop() if len(parts) == 1 else None
 
 
 def numbered(labels: Sequence[str]) -> list[int] | None:

@@ -37,20 +37,20 @@ class FolderSource:
             ]
             return None, tuple(entries)
         index = {name: label for label, name in enumerate(classes)}
-        found = [
+        listed = [
             ListedImage(self._name(file), index[folder.name], part)
             for root, part in roots.items()
             for folder in named[root]
             for file in image_files(folder)
         ]
-        filled = {entry.label for entry in found}
+        filled = {entry.label for entry in listed}
         empty = [name for name, label in index.items() if label not in filled]
-        if empty and found:
+        if empty and listed:
             raise GoodRtError(
                 f"{self.path}: class {empty[0]!r} has no images; add some, or remove its folder"
                 + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             )
-        return tuple(classes), tuple(found)
+        return tuple(classes), tuple(listed)
 
     def _parts(self) -> dict[str, str]:
         """Sub-folders that are parts of the data, by name: all of them are, and train is among

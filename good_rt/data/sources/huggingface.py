@@ -70,7 +70,7 @@ class HuggingFaceSource:
             and "train" in parts.values()
             and len(set(parts.values())) > 1
         )
-        found: list[ListedImage] = []
+        listed: list[ListedImage] = []
         counts: dict[str | None, int] = {}
         for file, split in self.files:
             for batch in _batches(file, None if column is None else [column]):
@@ -84,12 +84,12 @@ class HuggingFaceSource:
                             f"{self.path}: {name} has the label {label!r}; labels must be whole "
                             "numbers"
                         )
-                    found.append(
+                    listed.append(
                         ListedImage(
                             name, label, parts[split] if known and split is not None else None
                         )
                     )
-        return tuple(found)
+        return tuple(listed)
 
     @cached_property
     def listing(self) -> str:
@@ -165,7 +165,7 @@ def _type(feature: object) -> object:
 
 
 def _guess_image(schema: Any) -> str | None:
-    """The column of {bytes, path} structs, in files without Hugging Face's own description."""
+    """The column of {bytes, path} structs, in files without Hugging Face's description."""
     types = require("pyarrow", "datasets").types
     for field in schema:
         if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:

@@ -30,7 +30,7 @@ class NpzSource:
 
     @classmethod
     def parts(cls, folder: Path) -> NpzSource:
-        """Of those parts that there are."""
+        """The parts whose file exists."""
         files = {part: folder / f"{part}.npz" for part in PARTS}
         return cls(folder, {part: path for part, path in files.items() if path.exists()})
 
@@ -40,29 +40,37 @@ class NpzSource:
 
     @cached_property
     def entries(self) -> tuple[ListedImage, ...]:
-        found: list[ListedImage] = []
+        listed: list[ListedImage] = []
         for part, path in self.files.items():
             count, labels = _labels(path)
             name, numbers = path.name, [None] * count if labels is None else labels.tolist()
-            found += [
+            listed += [
                 ListedImage(f"{name}[{row}]", label, part or None)
                 for row, label in enumerate(numbers)
             ]
-        return tuple(found)
+        return tuple(listed)
 
     @cached_property
     def listing(self) -> str:
         return hash_of(f"{path.name} {path.stat().st_size}" for path in self.files.values())
 
     def check_shape(self, channels: int, size: int) -> None:
-        """Raises GoodRtError when a file's images are of another shape; no image is read."""
+        """Checks the shape of every file's images, without reading an image.
+
+        Args:
+            channels: 1 (grey) or 3 (RGB).
+            size: Height and width.
+
+        Raises:
+            GoodRtError: a file's images have another shape.
+        """
         for path in self.files.values():
             with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
                 shape = (*_header(file, path)[0][1:], 1)[:3]
             if shape != (size, size, channels):
-                found = "x".join(map(str, shape))
+                actual = "x".join(map(str, shape))
                 raise GoodRtError(
-                    f"{path}: images are {found}, the classifier takes {size}x{size}x{channels}; "
+                    f"{path}: images are {actual}, the classifier takes {size}x{size}x{channels}; "
                     "convert them"
                 )
 

@@ -19,7 +19,14 @@ KINDS = (
 
 
 def open_source(path: Path) -> ImageSource:
-    """The source at a path. Raises GoodRtError when there is nothing, or nothing that is known."""
+    """The source at a path.
+
+    Args:
+        path: A folder per class, .tar shards, a Hugging Face dataset on disk, or .npz files.
+
+    Raises:
+        GoodRtError: there is nothing, or no images of a known kind.
+    """
     if not path.exists():
         if path.suffix == ".npz":
             raise GoodRtError(f"{path} does not exist; {NPZ_HINT}")
@@ -47,7 +54,7 @@ def _folder(path: Path) -> ImageSource | None:
     if files:
         return HuggingFaceSource(path, files)
     shards = sorted(
-        found for found in path.rglob("*") if found.name.endswith(TAR_SUFFIXES) and found.is_file()
+        file for file in path.rglob("*") if file.name.endswith(TAR_SUFFIXES) and file.is_file()
     )
     if shards:
         return WebDatasetSource(path, tuple(shards))
@@ -58,7 +65,7 @@ def _folder(path: Path) -> ImageSource | None:
         raise GoodRtError(
             f"{path} holds several .npz files; call them train.npz, held_out.npz and test.npz"
         )
-    pickles = sorted(found.name for found in path.iterdir() if found.suffix in {".pkl", ".pickle"})
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in {".pkl", ".pickle"})
     source = FolderSource(path)
     if pickles and not source.entries:
         raise GoodRtError(f"{path}: {pickles[0]} is a pickle and is not read; give {KINDS}")

@@ -78,7 +78,7 @@ class WebDatasetSource:
     def _parts(self) -> dict[Path, str]:
         """The shards' parts, by their folder or name, when every one has one and train is among
         them."""
-        found: dict[Path, str] = {}
+        parts: dict[Path, str] = {}
         for shard in self.shards:
             folder = (
                 PART_NAMES.get(shard.parent.name.lower()) if shard.parent != self.path else None
@@ -86,8 +86,8 @@ class WebDatasetSource:
             part = folder or part_in(shard.name.partition(".")[0])
             if part is None:
                 return {}
-            found[shard] = part
-        return found if "train" in found.values() and len(set(found.values())) > 1 else {}
+            parts[shard] = part
+        return parts if "train" in parts.values() and len(set(parts.values())) > 1 else {}
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -173,9 +173,9 @@ def _samples(shard: Path) -> list[tuple[str, str | None]]:
                 )
             images[key] = member.name
         elif suffix in LABEL_SUFFIXES:
-            found = _label(read(MAX_LABEL_BYTES), suffix, f"{shard}/{member.name}")
-            if found is not None:
-                labels[key] = found
+            label = _label(read(MAX_LABEL_BYTES), suffix, f"{shard}/{member.name}")
+            if label is not None:
+                labels[key] = label
     if not labels:
         # no labels beside the images: classes are folders inside the tar, where there are any
         folders = {key: PurePosixPath(key).parent.name for key in images}
@@ -188,8 +188,8 @@ def _label(content: bytes, suffix: str, name: str) -> str | None:
         text = content.decode().strip()
         if suffix == ".json":
             values = json.loads(text)
-            found = next((values[key] for key in ("label", "cls", "class") if key in values), None)
-            return None if found is None else str(found)
+            value = next((values[key] for key in ("label", "cls", "class") if key in values), None)
+            return None if value is None else str(value)
     except (ValueError, TypeError) as error:
         raise GoodRtError(f"{name} is not a class that can be read ({error})") from None
     if not text or len(text) > 200:
