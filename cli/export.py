@@ -27,7 +27,7 @@ Examples:
 """
 
 
-class Profile(click.ParamType[tuple[str, tuple[int, int, int]]]):
+class Profile(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """[NAME=]MIN/OPT/MAX; without a name, of the batch."""
 
     name = "[name=]min/opt/max"

@@ -135,7 +135,7 @@ def _former_parameter(name: str, flag: str) -> str:
     return f"{name}_former_{flag.partition('/')[0].strip('-').replace('-', '_')}"
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """Numbers with commas between them."""
 
     name = "numbers"
@@ -151,7 +151,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
 
 
-class NumberOr(click.ParamType[Any]):
+class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """A whole number of at least 1, or one word in its place."""
 
     name = "number"
