@@ -60,8 +60,7 @@ Pattern = Op | Constant | str
 Found = dict[str, str]
 """The names of a pattern -> those of values in a graph."""
 
-# --- what is looked for: group norm as `good_rt.export` writes it
-# -----------------------------------------------------
+# --- what is looked for: group norm as `good_rt.export` writes it ---
 
 
 KEPT = ("keepdims", 1)
@@ -74,7 +73,8 @@ def _mean_at_once(of: Pattern, name: str = "") -> Op:
 
 
 def _mean_by_rows(of: Pattern, name: str = "") -> Op:
-    """Of a group so large that its sum is taken row by row (`good_rt.export.group_norm.group_mean`)."""
+    """Of a group so large that its sum is taken row by row (`group_mean` in
+    `good_rt.export.group_norm`)."""
     columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEPT)
     rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEPT)
     return Op("ReduceMean", (rows, Constant(((2,),))), name, KEPT)
@@ -149,8 +149,7 @@ def _attention() -> Op:
     return Op("Reshape", (found, "back"))
 
 
-# --- matching
-# ---------------------------------------------------------------------------------------------------------
+# --- matching ---
 
 
 class Values:
@@ -244,8 +243,7 @@ def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
     )
 
 
-# --- what is put in its place
-# -----------------------------------------------------------------------------------------
+# --- what is put in its place ---
 
 
 def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
