@@ -35,7 +35,7 @@ from sampler import (
 )
 
 from good_rt.config.settings import GuidanceConfig
-from good_rt.data.id_data import to_uint8
+from good_rt.data.pixels import to_uint8
 from good_rt.workflow.generator import Generator
 
 COUNT = 32

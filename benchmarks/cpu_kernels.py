@@ -26,15 +26,15 @@ from record import RESULTS, Bar, write_result
 from stable_diffusion import REDUCED, make_all
 from torch import Tensor
 
-from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
+from good_rt.config.settings import BankConfig, GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.engines.base import Engine
-from good_rt.engines.cpu import PARTS, Accelerated, accelerate
+from good_rt.engines.cpu import ACCELERATIONS, Accelerated, accelerate
 from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.open import open_engine
 from good_rt.files import read_json
-from good_rt.method.sampler import sample, sample_seeds
+from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.models import ModelSpec
 from good_rt.workflow.generator import Generator, make_generator
 
@@ -50,6 +50,8 @@ SETTINGS = {
     "mean and variance guidance": GuidanceConfig(mu=0.1, rho=0.1),
 }
 BATCHES = {"demo": (1, 8), "stable-diffusion": (1, 4)}
+BANK = 1000
+"""ID features of the scales; the engines have banks of their own."""
 ALL, NONE = "all parts", "no kernels"
 ENDS = ("", ", without AVX-512")
 """How the names of variants end."""
@@ -59,7 +61,7 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """Which of `PARTS` are in use, and whether the kernels for AVX-512 are."""
+    """Which of `ACCELERATIONS` are in use, and whether the kernels for AVX-512 are."""
 
     parts: tuple[str, ...]
     avx512: bool = True
@@ -71,11 +73,11 @@ class Variant:
 def variants() -> dict[str, Variant]:
     """Everything; everything but one part; nothing. Without AVX-512 there is no Winograd, as
     `accelerate` has it on such processors."""
-    without = tuple(part for part in PARTS if "Winograd" not in part)
-    found = {ALL: Variant(PARTS), NONE: Variant(())}
+    without = tuple(part for part in ACCELERATIONS if "Winograd" not in part)
+    found = {ALL: Variant(ACCELERATIONS), NONE: Variant(())}
     found |= {
-        f"without {part}": Variant(tuple(other for other in PARTS if other != part))
-        for part in PARTS
+        f"without {part}": Variant(tuple(other for other in ACCELERATIONS if other != part))
+        for part in ACCELERATIONS
     }
     found[f"{ALL}, without AVX-512"] = Variant(without, avx512=False)
     for part in without:
@@ -99,18 +101,13 @@ def step_of(
 ) -> Step:
     """`STEPS` guided steps of a batch."""
     indices = list(range(batch))
+    model = GuidedModel(
+        generator.denoiser, generator.decode_with_gradient, generator.guidance(config)
+    )
+    seeds, rows = sample_seeds(0, indices), generator.rows(indices)
 
     def run() -> Tensor:
-        return sample(
-            generator.denoiser,
-            generator.decode_with_gradient,
-            generator.guidance(config),
-            generator.sigmas,
-            guidance,
-            sample_seeds(0, indices),
-            generator.shape,
-            generator.rows(indices),
-        )
+        return sample(model, generator.sigmas, guidance, SampleBatch(seeds, generator.shape, rows))
 
     return run
 
@@ -144,7 +141,7 @@ def logarithms(figures: Mapping[str, Any], without: str, with_it: str) -> list[f
 def gains_of(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Part -> where it is used -> its geometric mean gain over the settings and batches there."""
     found = dict[str, dict[str, float]]()
-    for part in (*PARTS, ALL):
+    for part in (*ACCELERATIONS, ALL):
         by_place = dict[str, list[float]]()
         for case, figures in cases.items():
             names = next(iter(next(iter(figures.values())).values()))
@@ -183,7 +180,9 @@ def main(case: str, engines: Path, work: Path, seconds: float) -> None:
         model, classifier, data = make_all(work, REDUCED)
         spec = ModelSpec(classifier=classifier, diffusion=model)
     models, id_data = spec.load(), IdData.of(data)
-    config = GenerationConfig(sampler=SamplerConfig(steps=STEPS), kind="both")
+    config = GenerationConfig(
+        sampler=SamplerConfig(steps=STEPS), bank=BankConfig(size=BANK), kind="both"
+    )
     generators = {
         name: make_generator(models, id_data, config, open_engines(engines, variant))
         for name, variant in variants().items()

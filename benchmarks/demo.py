@@ -26,7 +26,8 @@ from record import Bar, kept, measured, write_result
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.config.settings import BackendConfig, GenerationConfig, SamplerConfig
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import IdData, from_uint8, to_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.data.splits import SPLITS_FILE
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector

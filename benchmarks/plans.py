@@ -29,7 +29,7 @@ from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
 from good_rt.export.precision import HALF, rounding_error
-from good_rt.export.tensorrt import BATCHES, PlanConfig, build_plan
+from good_rt.export.tensorrt import PLAN_BATCHES, PlanConfig, build_plan
 from good_rt.models import ModelSpec
 from good_rt.workflow.export import export
 
@@ -155,7 +155,7 @@ def main(engines: Path, only: tuple[str, ...]) -> None:
     library = load_library()
     figures = {
         "library": f"{library.name} {library.version}",
-        "profile": list(BATCHES),
+        "profile": list(PLAN_BATCHES),
         "architectures": ways,
         "plans": rows,
         "rounding": errors,

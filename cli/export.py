@@ -181,11 +181,11 @@ def export(
 def _plan_config(
     architectures: tuple[str, ...], profiles: tuple[tuple[str, Any], ...], **plan: Any
 ) -> Any:
-    from good_rt.export.tensorrt import BATCHES, PlanConfig, check_config
+    from good_rt.export.tensorrt import PLAN_BATCHES, PlanConfig, check_config
 
     config = PlanConfig(
         architectures=tuple(name.lower() for name in architectures),
-        profile={"batch": BATCHES, **dict(profiles)},
+        profile={"batch": PLAN_BATCHES, **dict(profiles)},
         **plan,
     )
     check_config(config)

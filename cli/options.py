@@ -32,14 +32,14 @@ class Existing(click.Path):
         return path
 
 
-IMAGES = Existing(
+IMAGES_PATH = Existing(
     "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a "
     "splits.json"
 )
 
 
 def _images(context: click.Context, parameter: click.Parameter, value: Path) -> Any:
-    return IMAGES.convert(demo_path(value, assets.DATA), parameter, context)
+    return IMAGES_PATH.convert(demo_path(value, assets.DATA), parameter, context)
 
 
 id_option = click.option(
@@ -130,7 +130,7 @@ def test_set_option(help: str) -> Callable[[Any], Any]:
         context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
     ) -> dict[str, Path]:
         paths = named_paths(context, parameter, values)
-        return {name: IMAGES.convert(path, parameter, context) for name, path in paths.items()}
+        return {name: IMAGES_PATH.convert(path, parameter, context) for name, path in paths.items()}
 
     return click.option(
         "--test-set",

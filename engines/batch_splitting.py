@@ -25,7 +25,7 @@ from good_rt.errors import GoodRtError
 LEAST, PART = 2, 16
 """Fewest and most samples of a part. A single sample leaves a thread too little to do; beyond the
 most, what one operator hands the next no longer stays in a core's cache."""
-Part = TypeVar("Part")
+PartOfBatch = TypeVar("PartOfBatch")
 Result = TypeVar("Result")
 
 
@@ -44,7 +44,9 @@ class BatchSplitter:
         ends = [count * index // number for index in range(number + 1)]
         return [slice(start, end) for start, end in pairwise(ends)]
 
-    def map(self, run: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    def map(
+        self, run: Callable[[PartOfBatch], Result], parts: Sequence[PartOfBatch]
+    ) -> list[Result]:
         """``run`` of each part, in order, computed side by side."""
         return list(thread_pool(self.threads, cores()).map(run, parts))
 

@@ -19,7 +19,7 @@ from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.engines.threads import cores
 from good_rt.errors import GoodRtError, first_line
 
-DTYPES = {
+ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
@@ -243,4 +243,4 @@ def _spec(node: Any) -> TensorSpec:
     shape = tuple(
         f"{node.name}:{axis}" if size is None else size for axis, size in enumerate(node.shape)
     )
-    return TensorSpec(DTYPES.get(node.type, node.type), shape)
+    return TensorSpec(ONNX_TYPES.get(node.type, node.type), shape)

@@ -100,8 +100,8 @@ def load_library(name: str | None = None, architecture: str | None = None) -> Li
     wanted = name or next(
         (one for one in LIBRARIES if one not in present), "a TensorRT for this GPU"
     )
-    mend = f"; install it with: pip install 'good-rt[{wanted}]'" if wanted in LIBRARIES else ""
-    raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}){mend}")
+    advice = f"; install it with: pip install 'good-rt[{wanted}]'" if wanted in LIBRARIES else ""
+    raise GoodRtError(f"{wanted} is missing ({'; '.join(reasons)}){advice}")
 
 
 def present_architecture() -> str | None:
@@ -229,11 +229,15 @@ def check_plan(
         )
     if architecture not in info.architectures:
         if library.targets and architecture not in library.targets:
-            mend = f"{library.name} has no plans for it, the library `tensorrt` (data-centre GPUs) may have"
+            advice = (
+                f"{library.name} has no plans for it, the library `tensorrt` (data-centre GPUs) "
+                "may have"
+            )
         else:
-            mend = f"build one: {info.command(path.parent, [*info.architectures, architecture])}"
+            advice = f"build one: {info.command(path.parent, [*info.architectures, architecture])}"
         raise GoodRtError(
-            f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; {mend}"
+            f"{path} is for {', '.join(info.architectures)}; the GPU here is {architecture}; "
+            f"{advice}"
         )
     if graph_sha256 is not None and info.graph_sha256 != graph_sha256:
         raise GoodRtError(

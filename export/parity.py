@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from good_rt.engines.base import Engine
 from good_rt.export.vjp import GRADIENT
 
-BATCHES = (1, 2, 5, 16)
+COMPARED_BATCHES = (1, 2, 5, 16)
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """Default tolerances: |engine − torch| ≤ absolute + relative·|torch|, for every element."""
 NUDGE, NUDGES = 3e-6, 16
@@ -67,7 +67,7 @@ def compare(
     module: nn.Module,
     inputs: Mapping[str, Callable[[int], Mapping[str, Tensor]]],
     *,
-    batches: Sequence[int] = BATCHES,
+    batches: Sequence[int] = COMPARED_BATCHES,
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
 ) -> list[Parity]:

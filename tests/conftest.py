@@ -40,7 +40,8 @@ from good_rt.config.settings import (
     SamplerConfig,
 )
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
 from good_rt.detector.module import DetectorModule

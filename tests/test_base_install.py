@@ -90,7 +90,10 @@ def test_the_wheel_holds_the_package_and_the_demos_files(scripts: Path, tmp_path
         "print(a.CLASSIFIER.is_dir(), a.MODEL.is_dir(), len(a.load_images('near')))"
     )
     assert ran([scripts / "python", "-c", code], tmp_path).stdout == "True True 2000\n"
-    code = "import importlib.util as u; print([n for n in ('cli', 'engines', 'export', 'tests') if u.find_spec(n)])"
+    code = (
+        "import importlib.util as u; "
+        "print([n for n in ('cli', 'engines', 'export', 'tests') if u.find_spec(n)])"
+    )
     assert ran([scripts / "python", "-c", code], tmp_path).stdout == "[]\n"
 
 
@@ -126,7 +129,14 @@ def test_the_detector_scores_as_in_the_toolkits_environment(
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "export", "train --control", "evaluate --ood .", "detector build --ood .", "demo"],
+    [
+        "generate",
+        "export",
+        "train --control",
+        "evaluate --generated .",
+        "detector build --generated .",
+        "demo",
+    ],
 )
 def test_what_needs_the_toolkit_says_so_in_one_line(
     scripts: Path, tmp_path: Path, command: str

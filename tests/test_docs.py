@@ -177,5 +177,14 @@ def test_options_of_the_settings_tables_exist(run: Callable[..., Any]) -> None:
             assert not flag or re.search(rf"{flag}\b", shown), (table, flag)
 
 
+@pytest.mark.slow
+def test_python_of_the_readme(workplace: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL)
+    assert len(code) == 1 and len(code[0].strip().splitlines()) <= 4
+    names = {"images": assets.load_images("test").images[:8]}
+    exec(compile(code[0], "README.md", "exec"), names)
+    assert names["scores"].is_ood.shape == (8,)
+
+
 def test_the_readme_fits_one_screen() -> None:
     assert len((DOCS.parent / "README.md").read_text().split()) <= 900

@@ -28,7 +28,8 @@ from good_rt.config.settings import (
     SamplerConfig,
     TrainConfig,
 )
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.diffusion import load_diffusion

@@ -19,7 +19,8 @@ from good_rt.config.settings import (
     SamplerConfig,
     TrainConfig,
 )
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.engines.tensorrt import load_library, present_architecture

@@ -6,6 +6,6 @@ on first use. Nothing outside this folder knows any of them, and without a C com
 runs as it is.
 """
 
-from good_rt.engines.cpu.acceleration import PARTS, Accelerated, accelerate
+from good_rt.engines.cpu.acceleration import ACCELERATIONS, Accelerated, accelerate
 
-__all__ = ["PARTS", "Accelerated", "accelerate"]
+__all__ = ["ACCELERATIONS", "Accelerated", "accelerate"]

@@ -14,9 +14,9 @@ from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.cpu.winograd import put_convolutions
 from good_rt.engines.onnx_file import is_small
 
-PARTS = ("fused operators", "blocked layout", "Winograd convolutions")
+ACCELERATIONS = ("fused operators", "blocked layout", "Winograd convolutions")
 """What `accelerate` does, by the keys of `Accelerated.changes`."""
-FUSED, BLOCKS, WINOGRAD = PARTS
+FUSED, BLOCKS, WINOGRAD = ACCELERATIONS
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Accelerated:
 
     Attributes:
         model: The graph; the one that was given where nothing is faster.
-        changes: How many operators each of `PARTS` put in or took out; empty for an unchanged
-            graph.
+        changes: How many operators each of `ACCELERATIONS` put in or took out; empty for an
+            unchanged graph.
         library: The library of custom operators that a session of the graph registers.
         is_optimised: Whether ONNX Runtime's optimisations are in the graph already, and must not
             be applied again.
@@ -39,7 +39,7 @@ class Accelerated:
 
 
 def accelerate(
-    model: ModelProto, parts: Collection[str] = PARTS, library: Path | None = None
+    model: ModelProto, parts: Collection[str] = ACCELERATIONS, library: Path | None = None
 ) -> Accelerated:
     """The graph rewritten so that ONNX Runtime's CPU provider computes the same in less time.
 
@@ -48,7 +48,7 @@ def accelerate(
 
     Args:
         model: A checked graph (`good_rt.engines.onnx_file.read_graph`); it is not changed.
-        parts: Which of `PARTS` are applied.
+        parts: Which of `ACCELERATIONS` are applied.
         library: The compiled kernels; None for `kernel_library()`.
     """
     library = library or kernel_library()

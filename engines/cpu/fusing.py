@@ -63,21 +63,21 @@ Found = dict[str, str]
 # --- what is looked for: group norm as `good_rt.export` writes it ---
 
 
-KEPT = ("keepdims", 1)
+KEEP_DIMS = ("keepdims", 1)
 NORM = ("x", "gamma", "beta")
 """What a norm reads."""
 
 
 def _mean_at_once(of: Pattern, name: str = "") -> Op:
-    return Op("ReduceMean", (of, Constant(((2, 3),))), name, KEPT)
+    return Op("ReduceMean", (of, Constant(((2, 3),))), name, KEEP_DIMS)
 
 
 def _mean_by_rows(of: Pattern, name: str = "") -> Op:
-    """Of a group so large that its sum is taken row by row (`group_mean` in
-    `good_rt.export.group_norm`)."""
-    columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEPT)
-    rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEPT)
-    return Op("ReduceMean", (rows, Constant(((2,),))), name, KEPT)
+    """Of a group so large that its sum is taken row by row; see `group_mean` of
+    `good_rt.export.group_norm`."""
+    columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEEP_DIMS)
+    rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEEP_DIMS)
+    return Op("ReduceMean", (rows, Constant(((2,),))), name, KEEP_DIMS)
 
 
 def _silu(x: Op) -> Op:
@@ -149,10 +149,10 @@ def _attention() -> Op:
     return Op("Reshape", (found, "back"))
 
 
-# --- matching ---
+# --- matching
 
 
-class Values:
+class GraphValues:
     """What a graph's names stand for: the nodes that make them, constants, and how often each is
     read."""
 
@@ -246,7 +246,9 @@ def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
 # --- what is put in its place ---
 
 
-def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -> list[NodeProto]:
+def _of_norm(
+    values: GraphValues, found: Found, output: str, axes: int, silu: bool
+) -> list[NodeProto]:
     groups, eps = _groups(values, found, axes), values.array(found["eps"])
     if groups is None or eps is None or eps.size != 1 or (silu and values.readers[found["y"]] > 2):
         return []
@@ -256,7 +258,9 @@ def _of_norm(values: Values, found: Found, output: str, axes: int, silu: bool) -
     )
 
 
-def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> list[NodeProto]:
+def _of_instance_norm(
+    values: GraphValues, found: Found, output: str, silu: bool
+) -> list[NodeProto]:
     norm, x, shape = (
         values.makers[found["inner"]],
         values.floats(found["x"]),
@@ -287,7 +291,7 @@ def _of_instance_norm(values: Values, found: Found, output: str, silu: bool) -> 
 
 
 def _of_gradient(
-    values: Values, found: Found, output: str, axes: int, silu: bool
+    values: GraphValues, found: Found, output: str, axes: int, silu: bool
 ) -> list[NodeProto]:
     groups, cotangent = _groups(values, found, axes), values.floats(found["cotangent"])
     if (
@@ -302,7 +306,7 @@ def _of_gradient(
     )
 
 
-def _groups(values: Values, found: Found, axes: int) -> int | None:
+def _groups(values: GraphValues, found: Found, axes: int) -> int | None:
     """How many groups x is normalised in, if all is in single precision and γ and β have one number
     a channel."""
     x, grouped = values.floats(found["x"]), values.floats(found["grouped"])
@@ -322,7 +326,7 @@ def _elements(shape: tuple[int | str, ...]) -> tuple[int, list[str]]:
 
 
 def _norm_nodes(
-    values: Values,
+    values: GraphValues,
     found: Found,
     output: str,
     kind: str,
@@ -343,7 +347,7 @@ def _norm_nodes(
     )
 
 
-def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
+def _weights(values: GraphValues, found: Found) -> tuple[int, ...] | None:
     """The shape of γ and β if they are constants in single precision."""
     gamma, beta = (
         values.constants.get(found[name])
@@ -354,7 +358,7 @@ def _weights(values: Values, found: Found) -> tuple[int, ...] | None:
     return tuple(gamma.dims) if {gamma.data_type, beta.data_type} == {TensorProto.FLOAT} else None
 
 
-def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
+def _of_attention(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
     """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
     parts = ("query", "key", "value")
     scale, matrices = values.array(found["scale"]), values.array(found["matrices"])
@@ -393,7 +397,7 @@ def _of_attention(values: Values, found: Found, output: str) -> list[NodeProto]:
     return [helper.make_node("MultiHeadAttention", inputs, [output], domain=RUNTIMES, **attributes)]
 
 
-def _of_relu_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
+def _of_relu_gradient(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
     shape = values.floats(output)
     if shape is None or any(values.floats(found[name]) != shape for name in ("cotangent", "x")):
         return []
@@ -402,7 +406,7 @@ def _of_relu_gradient(values: Values, found: Found, output: str) -> list[NodePro
     ]
 
 
-def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto]:
+def _of_interleaved(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
     names = ("x", "right", "below", "across")
     shape = values.floats(found["x"])
     if (
@@ -427,7 +431,7 @@ def _of_interleaved(values: Values, found: Found, output: str) -> list[NodeProto
     ]
 
 
-def _of_strided_gradient(values: Values, found: Found, output: str) -> list[NodeProto]:
+def _of_strided_gradient(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
     """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps
     that reach it."""
     given = attributes(values.makers[output])
@@ -490,7 +494,7 @@ def _taps(size: int, pad: int) -> list[_Taps | None]:
     return found
 
 
-def _of_channels(values: Values, found: Found, output: str) -> list[NodeProto]:
+def _of_channels(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
     """A number a channel, as a UNet adds its conditioning."""
     for names in ((found["x"], found["y"]), (found["y"], found["x"])):
         x, numbers = (values.floats(name) for name in names)
@@ -504,10 +508,10 @@ def _of_channels(values: Values, found: Found, output: str) -> list[NodeProto]:
     return []
 
 
-Make = Callable[[Values, Found, str], list[NodeProto]]
+Make = Callable[[GraphValues, Found, str], list[NodeProto]]
 MEANS = {4: _mean_at_once, 5: _mean_by_rows}
 """How a group's mean is taken, by the axes that it is taken of."""
-RULES: tuple[tuple[Op, Make], ...] = (
+FUSIONS: tuple[tuple[Op, Make], ...] = (
     *(
         (_gradient(mean, True), partial(_of_gradient, axes=axes, silu=True))
         for axes, mean in MEANS.items()
@@ -546,8 +550,8 @@ def fuse(model: ModelProto) -> int:
     """Replaces what there is a kernel for, in place, and returns how often. There must be no inner
     graphs."""
     graph, count = model.graph, 0
-    for pattern, make in RULES:
-        values = Values(graph)
+    for pattern, make in FUSIONS:
+        values = GraphValues(graph)
         new, taken = list[list[NodeProto]](), set[str]()
         for node in graph.node:
             found = (

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from good_rt.engines.cpu.fusing import DOMAIN, Values, put_nodes
+from good_rt.engines.cpu.fusing import DOMAIN, GraphValues, put_nodes
 from good_rt.engines.onnx_file import STANDARD
 
 BLOCKED = "com.microsoft.nchwc"
@@ -29,7 +29,7 @@ BLOCKED = "com.microsoft.nchwc"
 BEFORE, AFTER = "ReorderInput", "ReorderOutput"
 IN_BLOCKS = " in blocks"
 """How the name of a value ends that lies in blocks where it did not before."""
-IMAGES: dict[tuple[str, str], tuple[int, ...]] = {
+BLOCKED_INPUTS: dict[tuple[str, str], tuple[int, ...]] = {
     (DOMAIN, "GroupNorm"): (0,),
     (DOMAIN, "GroupNormGradient"): (0, 5),
     (DOMAIN, "ReluGradient"): (0, 1),
@@ -66,7 +66,7 @@ def keep_blocks(model: ModelProto) -> int:
     graph = model.graph
     if not (count := _reorders(graph)):
         return 0  # nothing is convolved, or on this processor not in blocks
-    block, values = block_size(), Values(graph)
+    block, values = block_size(), GraphValues(graph)
     chosen = _choose(graph, values, block)
     nodes = list[NodeProto]()
     blocked = dict[str, str]()  # names of values -> those of the same in blocks
@@ -96,7 +96,7 @@ def keep_blocks(model: ModelProto) -> int:
     return max(count - _reorders(graph), 0)
 
 
-def _choose(graph: GraphProto, values: Values, block: int) -> dict[int, tuple[int, ...]]:
+def _choose(graph: GraphProto, values: GraphValues, block: int) -> dict[int, tuple[int, ...]]:
     """Places of the nodes that are to compute in blocks, and of their images: those for which less
     is reordered."""
     readers = defaultdict[str, list[int]](list)
@@ -141,10 +141,10 @@ def _choose(graph: GraphProto, values: Values, block: int) -> dict[int, tuple[in
             return chosen
 
 
-def _images(node: NodeProto, values: Values, block: int) -> tuple[int, ...]:
+def _images(node: NodeProto, values: GraphValues, block: int) -> tuple[int, ...]:
     """Which inputs of a node are images, if it computes in either layout and all of their channels
     are whole blocks."""
-    images = IMAGES.get(("" if node.domain in STANDARD else node.domain, node.op_type))
+    images = BLOCKED_INPUTS.get(("" if node.domain in STANDARD else node.domain, node.op_type))
     shape = values.floats(node.output[0])
     if images is None or shape is None or len(shape) != 4 or _partial(shape[1], block):
         return ()

@@ -22,7 +22,7 @@ from good_rt.engines.cpu.fusing import DOMAIN, PLAIN
 from good_rt.engines.cpu.winograd import LANES, transformed
 from good_rt.errors import GoodRtError, first_line
 
-TOLERANCE = 1e-4
+KERNEL_TOLERANCE = 1e-4
 GROUPS, EPS = 2, 1e-5
 Array = NDArray[np.float64]
 
@@ -121,7 +121,7 @@ def check_library(library: Path, makers: Callable[[], dict[str, Example]] = exam
             why = first_line(error)
             raise GoodRtError(f"operator {kind} does not run ({why})") from error
         error = float(np.abs(found - example.expected).max())
-        if not error <= TOLERANCE * float(np.abs(example.expected).max()):
+        if not error <= KERNEL_TOLERANCE * float(np.abs(example.expected).max()):
             raise GoodRtError(f"operator {kind} is off by {error:.1e}")
 
 

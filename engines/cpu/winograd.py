@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from good_rt.engines.cpu.fusing import DOMAIN, Values, attributes, drop_unread, put_nodes
+from good_rt.engines.cpu.fusing import DOMAIN, GraphValues, attributes, drop_unread, put_nodes
 from good_rt.engines.cpu.layout import BLOCKED, IN_BLOCKS, block_size, channels_last
 
 LANES, MOST_CHANNELS, LEAST_SIZE = 16, 256, 4
@@ -54,7 +54,7 @@ def put_convolutions(graph: GraphProto) -> int:
     many these were."""
     if not any(node.domain == BLOCKED for node in graph.node) or not is_possible():
         return 0
-    values, planes = Values(graph), dict[str, Plane]()
+    values, planes = GraphValues(graph), dict[str, Plane]()
     nodes, count = list[NodeProto](), 0
     for node in graph.node:
         plane = _plane(values, planes, node)
@@ -74,7 +74,7 @@ def put_convolutions(graph: GraphProto) -> int:
     return count
 
 
-def _plane(values: Values, planes: Mapping[str, Plane], node: NodeProto) -> Plane | None:
+def _plane(values: GraphValues, planes: Mapping[str, Plane], node: NodeProto) -> Plane | None:
     """Of what a node gives. ONNX Runtime does not tell the shapes of values in blocks."""
     if (known := _known_plane(values, node.output[0].removesuffix(IN_BLOCKS))) is not None:
         return known
@@ -107,7 +107,7 @@ def _plane(values: Values, planes: Mapping[str, Plane], node: NodeProto) -> Plan
     return down, across
 
 
-def _known_plane(values: Values, name: str) -> Plane | None:
+def _known_plane(values: GraphValues, name: str) -> Plane | None:
     shape = (values.of(name) or (0, ()))[1]
     match shape[2:]:
         case (int(height), int(width)):
@@ -115,7 +115,7 @@ def _known_plane(values: Values, name: str) -> Plane | None:
     return None
 
 
-def _convolution(graph: GraphProto, values: Values, node: NodeProto) -> NodeProto | None:
+def _convolution(graph: GraphProto, values: GraphValues, node: NodeProto) -> NodeProto | None:
     given, weight = {**DEFAULTS, **attributes(node)}, values.array(node.input[1])
     if (
         weight is None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from good_rt.errors import GoodRtError, first_line
-from good_rt.export.to_onnx import OPSET, export_onnx, quiet, trace
+from good_rt.export.to_onnx import OPSET, export_onnx, quiet_exporter, trace
 from good_rt.export.vjp.module import GRADIENT, VjpModule, cotangent_names
 from good_rt.export.vjp.operator_fusion import fold_batch_norms, join_enlargements
 
@@ -26,7 +26,7 @@ ASSERTIONS = (
     aten._assert_async.msg,
 )
 """What torch.export leaves to check at run time; engines check their inputs themselves."""
-KEPT = (
+WHOLE_OPERATIONS = (
     aten.group_norm.default,
     aten.layer_norm.default,
     aten.instance_norm.default,
@@ -60,14 +60,14 @@ def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> V
             f"the module has no input {wrt!r} to differentiate by; it has {', '.join(examples)}"
         )
     table = torch.export.default_decompositions()
-    for operation in KEPT:
+    for operation in WHOLE_OPERATIONS:
         table.pop(operation, None)  # some have no decomposition in this version of torch
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(
         False
     )  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
     try:
-        with quiet():
+        with quiet_exporter():
             primal = trace(module, examples).run_decompositions(table).module(check_guards=False)
     except Exception as error:  # torch.export raises many kinds
         raise GoodRtError(

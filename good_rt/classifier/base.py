@@ -125,7 +125,7 @@ class Classifier(nn.Module):
         if not images.is_floating_point():
             raise GoodRtError(
                 f"the classifier takes floats in [-1, 1], not {images.dtype}; convert pixels with "
-                "good_rt.data.id_data.from_uint8"
+                "good_rt.data.pixels.from_uint8"
             )
         features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
         return self.network.forward_head(features), F.normalize(as_vectors(features), dim=1)  # type: ignore[operator]

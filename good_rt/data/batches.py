@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from good_rt.classifier import Classifier
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
 from good_rt.data.labelled import LabelledImages
+from good_rt.data.pixels import from_uint8
 
 
 def id_batches(
@@ -19,9 +20,17 @@ def id_batches(
     limit: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """A part of the ID data, or its ``rows``, in batches of images (n, C, H, W) in [-1, 1].
+    """A part of the ID data in batches of images (n, C, H, W) float32 in [-1, 1].
 
-    Classes that the images have must be the classifier's.
+    Args:
+        id_data: In-distribution images.
+        name: The part: train, held_out or test.
+        classifier: Decides the shape; classes that the images have must be the classifier's.
+        limit: At most so many images, evenly spaced.
+        rows: Only these rows of the source, of the part.
+
+    Raises:
+        GoodRtError: classes or images do not fit the classifier.
     """
     config = classifier.config
     classes = config.classes if id_data.labelled else None
@@ -30,8 +39,12 @@ def id_batches(
 
 
 def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
-    """The rows of two disjoint halves of a part, as `good_rt.data.id_data.halves` divides the
-    part's images."""
+    """The rows of two disjoint halves of a part, divided as `good_rt.data.id_data.halves` does.
+
+    Args:
+        id_data: In-distribution images.
+        name: The part: train, held_out or test.
+    """
     rows = id_data.rows(name)
     return rows[::2], rows[1::2]
 
@@ -39,7 +52,16 @@ def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
 def id_part(
     id_data: IdData, name: str, classifier: Classifier, limit: int | None = None
 ) -> LabelledImages:
-    """One part of the ID data as the classifier takes it; at most ``limit`` images, evenly
-    spaced."""
+    """One part of the ID data as the classifier takes it: (N, H, W, C) uint8 with labels (N,).
+
+    Args:
+        id_data: In-distribution images.
+        name: The part: train, held_out or test.
+        classifier: Decides shape and classes.
+        limit: At most so many images, evenly spaced.
+
+    Raises:
+        GoodRtError: classes or images do not fit the classifier.
+    """
     config = classifier.config
     return id_data.part(name, config.classes, config.channels, config.image_size, limit)

@@ -2,7 +2,7 @@
 contact sheet.
 
 The sampler's batches end here; training and calibration read it. Rows are appended batch by batch,
-so an interrupted job goes on where it stopped.
+so an interrupted job resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -28,8 +28,20 @@ SET_RECORD = RecordType("generated-set", "generate the set again", (drop_format,
 
 @dataclass(frozen=True)
 class Row:
-    """One generated image: how it was made, and both discrepancies of it and of its unguided twin
-    of the same seed."""
+    """The manifest's row of one generated image.
+
+    Attributes:
+        index: Position in the generated set, from 0.
+        file: Path of the image in the set's folder.
+        seed: Seed of the sample.
+        label: Class that it was generated for.
+        guidance: Kind of guidance: none, img, feat or both.
+        strength: Factor of μ and ρ.
+        energy: ℓ_img of the image.
+        knn_distance: ℓ_feat of the image.
+        energy_before: ℓ_img of the unguided twin of the same seed, where it was sampled.
+        knn_distance_before: ℓ_feat of the unguided twin.
+    """
 
     index: int
     file: str
@@ -44,15 +56,25 @@ class Row:
 
 
 class GeneratedSet:
-    """A folder with images/, manifest.jsonl, job.json and contact_sheet.png."""
+    """A folder with images/, manifest.jsonl, job.json and contact_sheet.png.
+
+    Args:
+        folder: The folder; it need not exist before `begin`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest, self._job = folder / SET_MANIFEST, folder / "job.json"
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Makes the folder, or goes on in it. Raises GoodRtError when it holds another job's
-        images."""
+        """Creates the folder, or resumes in it.
+
+        Args:
+            job: The settings that determine the images.
+
+        Raises:
+            GoodRtError: the folder holds another job's images, or cannot be written to.
+        """
         changed = self.differences(job)
         if changed:
             raise GoodRtError(
@@ -60,7 +82,7 @@ class GeneratedSet:
                 "choose another folder, or delete it"
             )
         if self._job.exists() and self.rows():
-            self._mend()
+            self._remove_partial_writes()
             return
         if self._manifest.exists() and not self._job.exists():
             raise GoodRtError(
@@ -83,17 +105,17 @@ class GeneratedSet:
         return SET_RECORD.read(self._job) if self._job.exists() else {}
 
     def differences(self, job: Mapping[str, Any]) -> list[str]:
-        """The names of the settings with which the folder's images were made otherwise; none where
-        there are none."""
-        if (
-            not self._job.exists() or not self.rows()
-        ):  # what was begun and made nothing binds to nothing
+        """Names of the settings that differ from those of the folder's images; none without images.
+
+        Args:
+            job: The settings that determine the images.
+        """
+        if not self._job.exists() or not self.rows():  # without images any settings are fine
             return []
         return different_names(self.settings(), json.loads(json.dumps(job)))
 
-    def _mend(self) -> None:
-        """Takes away what an interruption left: half-written images, and a last line of the
-        manifest cut short."""
+    def _remove_partial_writes(self) -> None:
+        """Removes half-written images and an incomplete last line of the manifest."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / "images")
         if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
@@ -113,13 +135,18 @@ class GeneratedSet:
                 if number == len(lines):
                     break
                 raise GoodRtError(
-                    f"{self._manifest}, line {number}: not a manifest row; generate the set anew"
+                    f"{self._manifest}, line {number}: not a manifest row; generate the set again"
                 ) from None
             rows[row.index] = row
         return [rows[index] for index in sorted(rows)]
 
     def append(self, images: NDArray[np.uint8], rows: Sequence[Row]) -> None:
-        """Writes images (N, H, W, C) and then their rows, so that a row's image is always there."""
+        """Writes images and then their rows, so that a row's image always exists.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            rows: Their N rows.
+        """
         for image, row in zip(images, rows, strict=True):
             with atomic_path(self.folder / row.file) as temporary:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
@@ -129,12 +156,18 @@ class GeneratedSet:
             file.writelines(map(_line, rows))
 
     def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
-        """The images (N, H, W, C) of ``rows``, of all by default. Raises GoodRtError where there
-        are none, or one is damaged."""
+        """The images of rows, (N, H, W, C) uint8.
+
+        Args:
+            rows: Rows of the manifest; None for all.
+
+        Raises:
+            GoodRtError: there are none, one is damaged, or lies outside the set's folder.
+        """
         rows = self.rows() if rows is None else rows
         if not rows:
             raise GoodRtError(
-                f"{self.folder} holds no generated images; make them with `good-rt generate`"
+                f"{self.folder} holds no generated images; create them with `good-rt generate`"
             )
         folder = (self.folder / "images").resolve()
         loaded = []
@@ -143,29 +176,33 @@ class GeneratedSet:
             if path.parent != folder:
                 raise GoodRtError(
                     f"{self._manifest}: image {row.index} lies outside {folder}; generate the set "
-                    "anew"
+                    "again"
                 )
             try:
                 with Image.open(path) as image:
                     channels, size = 1 if image.mode == "L" else 3, (image.height, image.width)
             except OSError as error:
                 raise GoodRtError(
-                    f"{path} cannot be read ({error.strerror or error}); generate the set anew"
+                    f"{path} cannot be read ({error.strerror or error}); generate the set again"
                 ) from None
             loaded.append(read_image(path, channels, size))
             if loaded[-1].shape != loaded[0].shape:
                 raise GoodRtError(
-                    f"{path} is not of the shape of the other images; generate the set anew"
+                    f"{path} is not of the shape of the other images; generate the set again"
                 )
         return np.stack(loaded)
 
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the first image. Raises GoodRtError when there is none or it is damaged."""
+        """(C, H, W) of the first image.
+
+        Raises:
+            GoodRtError: there is none, or it is damaged.
+        """
         height, width, channels = self.images(self.rows()[:1]).shape[1:]
         return channels, height, width
 
     def write_contact_sheet(self) -> Path:
-        """The first images as one PNG, eight to a row."""
+        """Writes the first images as one PNG, eight to a row, and returns its path."""
         path = self.folder / CONTACT_SHEET
         with atomic_path(path) as temporary:
             contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(

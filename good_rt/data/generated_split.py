@@ -14,14 +14,18 @@ from torch import Tensor
 
 from good_rt.classifier import Classifier
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.errors import GoodRtError
 
 HELD_OUT_EVERY = 5
 
 
 def generated_parts(folders: Sequence[Path], classifier: Classifier) -> tuple[Tensor, Tensor]:
-    """Guided images of all sets, (N, C, H, W) in [-1, 1]: those to train with, those held out.
+    """Guided images of all sets, (N, C, H, W) in [-1, 1]: training images and held-out images.
+
+    Args:
+        folders: The generated sets.
+        classifier: Decides the shape.
 
     Raises:
         GoodRtError: a set has too few images, unguided ones, or not the classifier's shape.
@@ -57,7 +61,7 @@ def generated_images(folder: Path, classifier: Classifier, *, guided: bool) -> T
             needed = (
                 "OOD images must be guided"
                 if guided
-                else "unguided images are made by `good-rt generate --guidance none`"
+                else "create unguided images with `good-rt generate --guidance none`"
             )
             raise GoodRtError(
                 f"{folder}: {row.file} was generated with guidance {row.guidance!r}; {needed}"

@@ -2,7 +2,7 @@
 share no image.
 
 ``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it
-standardises, fits the gate and calibrates; ``test`` is looked at by the evaluation alone.
+standardises, fits the gate and calibrates; ``test`` is used only by the evaluation.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
 from good_rt.data.sources.base import ImageSource
-from good_rt.data.sources.npz import HINT as NPZ_HINT
-from good_rt.data.sources.npz import NpzSource
+from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.open import open_source
-from good_rt.data.splits import HINT, Splits, make_splits, recorded_splits
+from good_rt.data.splits import SKIP_BAD_HINT, Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
 
 BATCH = 500
@@ -31,12 +28,14 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class IdData:
-    """Any source of labelled images, or the splits.json of one; each part is read when it is asked
-    for.
+    """Labelled images from any source, or the splits.json of a source; parts are read on demand.
 
-    A source that no splits.json divides is divided by `good_rt.data.splits` with its defaults.
-    ``classes`` are the classifier's: their names, or their number where the data's labels are
+    A source without splits.json is divided by `good_rt.data.splits` with its defaults. ``classes``
+    in the methods are the classifier's: their names, or their number where the data's labels are
     numbers as well.
+
+    Attributes:
+        folder: The source's path, or that of its splits.json.
     """
 
     folder: Path
@@ -52,7 +51,11 @@ class IdData:
 
     @cached_property
     def splits(self) -> Splits:
-        """The parts. Raises GoodRtError when the source has changed since they were recorded."""
+        """The parts.
+
+        Raises:
+            GoodRtError: the source has changed since they were recorded.
+        """
         if self.record is None:
             return _splits(self.folder, self.source.listing)
         self.record.check_listing(self.source)
@@ -64,32 +67,36 @@ class IdData:
         return recorded_splits(self.folder)
 
     def labels(self, classes: int | Sequence[str]) -> dict[int, int]:
-        """The classifier's output for each label of the data. Raises GoodRtError when they do not
-        agree."""
-        found = {entry.label for entry in self.source.entries}
+        """The classifier's output for each label of the data.
+
+        Args:
+            classes: The classifier's classes, or their number.
+
+        Raises:
+            GoodRtError: the images have no labels, or not the classifier's classes.
+        """
+        labels = {entry.label for entry in self.source.entries}
         number = classes if isinstance(classes, int) else len(classes)
-        if None in found:
+        if None in labels:
             raise GoodRtError(
-                f"{self._place(None)} has no labels; give a folder for each class, or an array "
+                f"{self._path_of(None)} has no labels; give a folder for each class, or an array "
                 "`labels`"
             )
-        known = [label for label in found if label is not None]
+        known = [label for label in labels if label is not None]
         if self.source.classes is not None and not isinstance(classes, int):
             outputs = match_classes(self.source.classes, classes, str(self.source.path))
             return {label: outputs[label] for label in known}
         if min(known) < 0 or max(known) >= number:
             raise GoodRtError(
-                f"{self._place(min(known) if min(known) < 0 else max(known))}: labels run from "
-                f"{min(known)} to "
-                f"{max(known)}, the classifier has {number} classes (from 0)"
+                f"{self._path_of(min(known) if min(known) < 0 else max(known))}: labels run from "
+                f"{min(known)} to {max(known)}, the classifier has {number} classes (from 0)"
             )
         if len(known) < number:
-            missing = next(label for label in range(number) if label not in found)
+            missing = next(label for label in range(number) if label not in labels)
             raise GoodRtError(
                 f"{self.source.path} has images of {len(known)} of the classifier's {number} "
-                "classes, none of class "
-                f"{missing}; give images of every class that it was trained on, or another "
-                "classifier"
+                f"classes, none of class {missing}; give images of every class that it "
+                "was trained on, or another classifier"
             )
         return {label: label for label in known}
 
@@ -99,7 +106,15 @@ class IdData:
         return any(entry.label is not None for entry in self.source.entries)
 
     def rows(self, name: str, limit: int | None = None) -> list[int]:
-        """The source's rows of a part; with ``limit`` at most so many, evenly spaced."""
+        """The source's rows of a part.
+
+        Args:
+            name: train, held_out or test.
+            limit: At most so many, evenly spaced.
+
+        Raises:
+            GoodRtError: the part has no images.
+        """
         rows = self.splits.rows(name)
         if not rows:
             if self.source.kind == "npz":
@@ -121,17 +136,24 @@ class IdData:
         size: int,
         limit: int | None = None,
     ) -> LabelledImages:
-        """One part as the classifier takes it, at most ``limit`` images evenly spaced; all in
-        memory.
+        """One part in memory: (N, size, size, channels) uint8 with labels (N,).
 
-        Raises GoodRtError that names what does not fit.
+        Args:
+            name: train, held_out or test.
+            classes: The classifier's classes, or their number.
+            channels: 1 (grey) or 3 (RGB).
+            size: Height and width.
+            limit: At most so many images, evenly spaced.
+
+        Raises:
+            GoodRtError: classes or images do not fit; it names the image.
         """
         outputs = self._checked(classes, channels, size)
         rows = self.rows(name, limit)
-        place = {row: i for i, row in enumerate(rows)}
+        position = {row: i for i, row in enumerate(rows)}
         images = np.empty((len(rows), size, size, channels), np.uint8)
         for row, image in self._decoded(rows, channels, size):
-            images[place[row]] = image
+            images[position[row]] = image
         return LabelledImages(images, self._labels_of(rows, outputs))
 
     def batches(
@@ -144,10 +166,19 @@ class IdData:
         rows: Sequence[int] | None = None,
         batch: int = BATCH,
     ) -> Iterator[LabelledImages]:
-        """`part`, or its ``rows``, batch by batch in the source's order, so that few images are in
-        memory.
+        """`part` batch by batch in the source's order, so that few images are in memory.
 
-        Without ``classes`` no labels are given.
+        Args:
+            name: train, held_out or test.
+            classes: The classifier's classes, or their number; None for images without labels.
+            channels: 1 (grey) or 3 (RGB).
+            size: Height and width.
+            limit: At most so many images, evenly spaced.
+            rows: Only these rows of the source.
+            batch: Images in a batch.
+
+        Raises:
+            GoodRtError: classes or images do not fit; it names the image.
         """
         outputs = self._checked(classes, channels, size)
         wanted = sorted(self.rows(name, limit) if rows is None else rows)
@@ -165,7 +196,7 @@ class IdData:
     def _checked(
         self, classes: int | Sequence[str] | None, channels: int, size: int
     ) -> dict[int, int] | None:
-        """`labels`, and arrays of another shape are refused before they are read."""
+        """`labels`; refuses arrays of another shape before they are read."""
         if isinstance(self.source, NpzSource):
             self.source.check_shape(channels, size)
         return None if classes is None else self.labels(classes)
@@ -178,7 +209,7 @@ class IdData:
                 image = item.image(channels, size)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f"{error} ({HINT})" if isinstance(item.content, bytes) else f"{error}"
+                    f"{error} ({SKIP_BAD_HINT})" if isinstance(item.content, bytes) else f"{error}"
                 ) from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
@@ -192,23 +223,32 @@ class IdData:
         labels = [self.source.entries[row].label for row in rows]
         return np.array([outputs[label] for label in labels if label is not None], np.int64)
 
-    def _place(self, label: int | None) -> str:
+    def _path_of(self, label: int | None) -> str:
         """The source, and the file of the first image with this label, for errors."""
         name = next(entry.name for entry in self.source.entries if entry.label == label)
-        return f"{self.source.path / name.partition('[')[0] if self.source.kind == 'npz' else self.source.path}"
+        path = self.source.path
+        return f"{path / name.partition('[')[0] if self.source.kind == 'npz' else path}"
 
 
 @lru_cache(maxsize=8)
 def _splits(folder: Path, listing: str) -> Splits:
-    """The parts of a source as it lies there; ``listing`` makes a changed one another."""
+    """The parts of a source; ``listing`` is the cache's key, so a changed source is split again."""
     return make_splits(open_source(folder))
 
 
 def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDArray[np.uint8]:
-    """At most ``limit`` images of any source, evenly spaced, whatever their classes: (N, size,
-    size, channels).
+    """Images of any source, whatever their classes: (N, size, size, channels) uint8.
 
     Images of .npz files must have that shape, others are converted and resized.
+
+    Args:
+        path: The source.
+        channels: 1 (grey) or 3 (RGB).
+        size: Height and width.
+        limit: At most so many images, evenly spaced.
+
+    Raises:
+        GoodRtError: an image is damaged, or an array has another shape.
     """
     source = open_source(path)
     count = len(source.entries)
@@ -217,8 +257,7 @@ def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDA
 
 
 def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """Two disjoint halves, every other image each: one standardises and fits the gate, one
-    calibrates the p-value."""
+    """Two disjoint halves, every other image: the first fits the gate, the second calibrates."""
     return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
 
 
@@ -229,14 +268,3 @@ def spread(data: LabelledImages, count: int) -> LabelledImages:
 
 def _spaced(size: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, size - 1, count).round().astype(np.int64)
-
-
-def from_uint8(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in about [-1, 1] -> (N, H, W, C) uint8; what is outside is clamped."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

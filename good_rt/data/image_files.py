@@ -1,4 +1,6 @@
-"""Reading image files as a model takes them, and contact sheets. Light: Pillow and numpy alone."""
+"""Reads image files as a model takes them, and lays out contact sheets; needs only Pillow and
+numpy.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,19 @@ SET_MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
 def read_image(
     path: Path, channels: int, size: tuple[int, int], fit: bool = False
 ) -> NDArray[np.uint8]:
-    """An image file as (H, W, C) uint8 with 1 (grey) or 3 (RGB) channels and ``size`` (H, W).
+    """An image file as (H, W, C) uint8.
 
-    EXIF orientation is applied; palettes are looked up, alpha is laid over black, 16 bits become 8,
-    CMYK becomes RGB; of an animation the first picture is taken. With ``fit`` the image is
-    converted to the channels and resized (Lanczos); without, it must have them. Raises GoodRtError
-    that names the file when it is missing, damaged, too large, or does not fit.
+    EXIF orientation is applied; palettes are looked up, alpha is composited over black, 16 bits
+    become 8, CMYK becomes RGB; of an animation the first frame is taken.
+
+    Args:
+        path: The file.
+        channels: 1 (grey) or 3 (RGB).
+        size: (H, W).
+        fit: Converts to the channels and resizes (Lanczos); without it, the image must have them.
+
+    Raises:
+        GoodRtError: the file is missing, damaged, too large, or does not fit.
     """
     with _named(str(path)):
         if path.stat().st_size > MAX_BYTES:
@@ -44,7 +53,18 @@ def read_image(
 def decode_image(
     content: bytes, name: str, channels: int, size: tuple[int, int], fit: bool = False
 ) -> NDArray[np.uint8]:
-    """`read_image` of a file's bytes; ``name`` is what errors call it."""
+    """`read_image` of a file's bytes.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name, for errors.
+        channels: 1 (grey) or 3 (RGB).
+        size: (H, W).
+        fit: Converts to the channels and resizes (Lanczos).
+
+    Raises:
+        GoodRtError: the image is damaged, too large, or does not fit.
+    """
     with _named(name):
         if len(content) > MAX_BYTES:
             raise GoodRtError(f"{name} has more than {MAX_BYTES >> 20} MiB; refused")
@@ -52,8 +72,15 @@ def decode_image(
 
 
 def image_header(content: bytes, name: str) -> tuple[int, int, str]:
-    """Width, height and Pillow's mode of an image file's bytes, without decoding it: (W, H) before
-    EXIF orientation."""
+    """Width and height before EXIF orientation, and Pillow's mode, without decoding the image.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name, for errors.
+
+    Raises:
+        GoodRtError: it is not an image.
+    """
     with _named(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(content)) as file:
@@ -71,7 +98,7 @@ def _named(name: str) -> Iterator[None]:
         raise GoodRtError(f"{name} is a folder, not an image") from None
     except PermissionError:
         raise GoodRtError(f"{name} cannot be read: permission denied") from None
-    except Image.DecompressionBombError:  # Pillow's own bound, reached before ours
+    except Image.DecompressionBombError:  # Pillow's bound is reached before ours
         raise GoodRtError(f"{name} has more than {MAX_PIXELS} pixels; refused") from None
     except UnidentifiedImageError:
         raise GoodRtError(f"{name} is not an image that can be read") from None
@@ -87,7 +114,7 @@ def _decode(
     file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, int], fit: bool
 ) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own remarks; the pixel bound below is ours
+        warnings.simplefilter("ignore")  # the pixel bound below replaces Pillow's warnings
         with Image.open(file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise GoodRtError(
@@ -106,9 +133,9 @@ def _decode(
             f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit"
         )
     if image.size != (width, height):
-        found = f"{image.width}x{image.height}"
+        actual = f"{image.width}x{image.height}"
         raise GoodRtError(
-            f"{name} has {found} pixels, {width}x{height} are expected; resize it, or use --fit"
+            f"{name} has {actual} pixels, {width}x{height} are expected; resize it, or use --fit"
         )
     return np.asarray(image, np.uint8).reshape(height, width, channels)
 
@@ -130,37 +157,49 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def visible(path: Path) -> bool:
-    """Whether a file or folder is the user's own and not an operating system's."""
+    """Whether a file or folder is the user's and not the operating system's."""
     return not path.name.startswith((".", "__MACOSX"))
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files anywhere in a folder, in order; of a generated set not its contact sheet."""
-    found = sorted(
+    files = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and visible(p) and p.is_file()
     )
-    return [p for p in found if p.name != CONTACT_SHEET or not p.with_name(SET_MANIFEST).exists()]
+    return [p for p in files if p.name != CONTACT_SHEET or not p.with_name(SET_MANIFEST).exists()]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and the image files in the folders, in order. Raises GoodRtError where there is
-    nothing."""
-    found: list[Path] = []
+    """The files, and the image files in the folders, in order.
+
+    Args:
+        paths: Files and folders.
+
+    Raises:
+        GoodRtError: a path does not exist, or a folder holds no images.
+    """
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = image_files(path)
             if not inside:
                 raise GoodRtError(f"{path} holds no image files")
-            found += inside
+            files += inside
         elif not path.exists():
             raise GoodRtError(f"{path} does not exist; give image files, or folders of them")
         else:
-            found.append(path)
-    return found
+            files.append(path)
+    return files
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:
-    """Images (N, H, W, C) side by side, ``columns`` to a row, each enlarged ``scale`` times."""
+    """Images side by side in one picture.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        columns: Images in a row.
+        scale: Factor by which each is enlarged.
+    """
     n, height, width, channels = images.shape
     rows = -(-n // columns)
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)

@@ -1,5 +1,5 @@
-"""Images with labels as they lie on disk: uint8 in .npz files. Light (numpy alone), so that the
-demo's images can be read without the toolkit; good_rt.data.id_data turns them into tensors.
+"""Images with labels as they lie on disk: uint8 in .npz files. It needs only numpy, so that the
+demo's images can be read without the toolkit; good_rt.data.pixels turns them into tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from good_rt.errors import GoodRtError
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images (N, H, W, C) uint8 and, where known, labels (N,) int64."""
+    """Images in memory.
+
+    Attributes:
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64, where known.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None = None
@@ -31,10 +36,13 @@ class LabelledImages:
 
 
 def load_npz(path: Path) -> LabelledImages:
-    """Reads ``images`` (N, H, W) or (N, H, W, C) uint8 and optional ``labels`` from an .npz file;
-    never unpickles.
+    """Reads images (N, H, W, C) uint8 and their labels from an .npz file; never unpickles.
 
-    Raises GoodRtError that names the file when it is missing, damaged or holds something else.
+    Args:
+        path: Has ``images`` (N, H, W) or (N, H, W, C) uint8, and ``labels`` (N,) where known.
+
+    Raises:
+        GoodRtError: the file is missing, damaged, or holds something else.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -2,7 +2,7 @@
 splits.json.
 
 Copies have one content, so they land in one part by construction, and only the first of them is
-used. Where the data comes in parts already, those are kept, and a copy in two of them is an error.
+used. Where the data comes in parts already, they are kept, and a copy in two parts is an error.
 """
 
 from __future__ import annotations
@@ -21,14 +21,25 @@ from good_rt.records import RecordType, drop_format
 
 SPLITS_RECORD = RecordType("splits", "split again", (drop_format,))
 SPLITS_FILE = "splits.json"
-HINT = "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job file"
+SKIP_BAD_HINT = (
+    "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job "
+    "file"
+)
 CHECK_SIZE = 8
 """Images are decoded to this size to see whether they can be."""
 
 
 @dataclass(frozen=True)
 class File:
-    """Where an image went, and the hash of its content. A copy of an earlier image is not used."""
+    """Where an image went, and the hash of its content.
+
+    Attributes:
+        name: The image's name in the source.
+        label: Its label, where it has one.
+        part: train, held_out or test.
+        digest: Hash of its content.
+        copy: Whether an earlier image has the same content; then this one is not used.
+    """
 
     name: str
     label: int | None
@@ -39,10 +50,17 @@ class File:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a source whose listing is ``listing``; ``rows`` of ``files`` are the source's
-    rows.
+    """The parts of a source.
 
-    ``skipped`` says what was left out and why. ``given`` is whether the source came in parts.
+    Attributes:
+        source: The source's path.
+        kind: The source's kind, such as npz.
+        listing: Hash of the source's listing when it was split.
+        config: Shares, seed and what happens to bad images.
+        classes: Names of the labels, where the source has them.
+        files: Images by the source's row.
+        given: Whether the source came in parts.
+        skipped: What was left out, and why.
     """
 
     source: Path
@@ -55,13 +73,19 @@ class Splits:
     skipped: tuple[str, ...] = field(default=())
 
     def rows(self, part: str) -> list[int]:
-        """The source's rows of a part, copies left out: as they come where the parts were given,
-        else shuffled by hash, so that any share of them is a fair one."""
-        found = [row for row, file in self.files.items() if file.part == part and not file.copy]
+        """The source's rows of a part, without copies.
+
+        They are in the source's order where the parts were given, else shuffled by hash, so that
+        the first rows are a fair sample.
+
+        Args:
+            part: train, held_out or test.
+        """
+        rows = [row for row, file in self.files.items() if file.part == part and not file.copy]
         return (
-            found
+            rows
             if self.given
-            else sorted(found, key=lambda row: _rank(self.files[row].digest, self.config.seed))
+            else sorted(rows, key=lambda row: _rank(self.files[row].digest, self.config.seed))
         )
 
     @property
@@ -71,11 +95,11 @@ class Splits:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by part and class."""
-        found: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+        counters: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
         for file in self.files.values():
             if not file.copy:
-                found[file.part][self.class_name(file.label)] += 1
-        return {part: dict(sorted(counter.items())) for part, counter in found.items()}
+                counters[file.part][self.class_name(file.label)] += 1
+        return {part: dict(sorted(counter.items())) for part, counter in counters.items()}
 
     def class_name(self, label: int | None) -> str:
         if label is None:
@@ -94,13 +118,13 @@ class Splits:
         )
 
     def write(self, path: Path) -> None:
-        """As splits.json; the source's path is relative to it."""
-        place = os.path.relpath(self.source.resolve(), path.resolve().parent)
+        """Writes splits.json; the source's path is relative to it."""
+        relative_path = os.path.relpath(self.source.resolve(), path.resolve().parent)
         SPLITS_RECORD.write(
             path,
             {
                 "source": {
-                    "path": place,
+                    "path": relative_path,
                     "kind": self.kind,
                     "listing": self.listing,
                     "fingerprint": self.fingerprint,
@@ -120,7 +144,11 @@ class Splits:
 
     @classmethod
     def read(cls, path: Path) -> Splits:
-        """Raises GoodRtError when the file is missing, damaged, or of a newer version."""
+        """Reads what `write` wrote.
+
+        Raises:
+            GoodRtError: the file is missing, damaged, or of a newer version.
+        """
         values = SPLITS_RECORD.read(path)
         try:
             source, classes = values["source"], values["classes"]
@@ -141,16 +169,23 @@ class Splits:
             raise SPLITS_RECORD.damaged(path, error) from None
 
     def check_listing(self, source: ImageSource) -> None:
-        """Raises GoodRtError when the source is not the one that was split any more."""
+        """Checks that the source is still the one that was split.
+
+        Raises:
+            GoodRtError: files were added, removed, or have another size.
+        """
         if source.listing != self.listing:
             raise GoodRtError(
                 f"{source.path} has changed since it was split (files came, went, or have another "
-                "size); "
-                "split it again with `good-rt split`"
+                "size); split it again with `good-rt split`"
             )
 
     def check_content(self, item: Item) -> None:
-        """Raises GoodRtError when an image's content is not what was split."""
+        """Checks that an image's content is still the one that was split.
+
+        Raises:
+            GoodRtError: it has changed.
+        """
         if item.digest() != self.files[item.row].digest:
             raise GoodRtError(
                 f"{item.name} has changed since it was split; split again with `good-rt split`"
@@ -167,11 +202,20 @@ def make_splits(
 ) -> Splits:
     """Reads every image once, hashes it, and puts it into a part.
 
-    Each class is divided by itself, in the order of the hashes, so that the same images always give
-    the same parts. ``check`` also decodes every image, so that a bad one is found now; with
-    ``config.skip_bad`` it is left out. Images that ``before`` knows keep their part when the data
-    has grown. Raises GoodRtError that names what is wrong: a bad image, one in two classes, one in
-    two given parts, a class of fewer than three images.
+    Each class is divided in the order of the hashes, so that the same images always give the same
+    parts.
+
+    Args:
+        source: Labelled images.
+        config: Shares, seed and what happens to bad images.
+        check: Also decodes every image, so that a bad one is refused now, or left out with
+            ``config.skip_bad``.
+        before: Earlier parts of the data before it grew; their images keep their part.
+        on_item: Called for every image with 1.
+
+    Raises:
+        GoodRtError: an image is bad, or in two classes, or in two given parts, or a class has fewer
+            than three images.
     """
     skipped: list[str] = []
     digests: dict[int, str] = {}
@@ -182,7 +226,7 @@ def make_splits(
                 _check(item)
         except GoodRtError as error:
             if not config.skip_bad:
-                raise GoodRtError(f"{error} ({HINT})") from None
+                raise GoodRtError(f"{error} ({SKIP_BAD_HINT})") from None
             skipped.append(str(error))
         else:
             digests[item.row] = item.digest()
@@ -195,7 +239,7 @@ def make_splits(
         if reason is None:
             continue
         if not config.skip_bad:
-            raise GoodRtError(f"{reason}; keep one of them ({HINT})")
+            raise GoodRtError(f"{reason}; keep one of them ({SKIP_BAD_HINT})")
         skipped.append(reason)
         del copies[digest]
     given = any(entry.part is not None for entry in source.entries)
@@ -251,10 +295,10 @@ def _by_label(
     source: ImageSource, copies: Mapping[str, list[int]], seed: int
 ) -> dict[int | None, list[str]]:
     """The distinct contents of each class, in the order of their hashes."""
-    found: dict[int | None, list[str]] = {}
+    digests_by_label: dict[int | None, list[str]] = {}
     for digest, group in sorted(copies.items(), key=lambda item: _rank(item[0], seed)):
-        found.setdefault(source.entries[group[0]].label, []).append(digest)
-    return found
+        digests_by_label.setdefault(source.entries[group[0]].label, []).append(digest)
+    return digests_by_label
 
 
 def _chosen(
@@ -312,13 +356,15 @@ def _given(
     """The parts that the data came in. Where there is one beside train, its half becomes the part
     that is missing; .npz files are as they are called."""
     chosen = {digest: source.entries[group[0]].part or "train" for digest, group in copies.items()}
-    found = set(chosen.values())
-    missing = [part for part in PARTS if part not in found]
-    if source.kind == "npz" or not missing or len(found) == 1:
+    given_parts = set(chosen.values())
+    missing = [part for part in PARTS if part not in given_parts]
+    if source.kind == "npz" or not missing or len(given_parts) == 1:
         return chosen
     if "train" in missing:
-        raise GoodRtError(f"{source.path} has the parts {', '.join(sorted(found))} but no train")
-    (absent,), (other,) = missing, found - {"train"}
+        raise GoodRtError(
+            f"{source.path} has the parts {', '.join(sorted(given_parts))} but no train"
+        )
+    (absent,), (other,) = missing, given_parts - {"train"}
     counter: Counter[int | None] = Counter()
     for label, digests in _by_label(source, copies, config.seed).items():
         for digest in digests:

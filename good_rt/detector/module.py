@@ -27,7 +27,13 @@ from good_rt.method.gate import UnifiedScore
 
 @dataclass(frozen=True)
 class Discrepancies:
-    """Energies and k-NN distances, (N,) each, and the (N, K) logits they belong to."""
+    """Both discrepancies of N images.
+
+    Attributes:
+        logits: (N, K).
+        energy: (N,).
+        knn_distance: (N,).
+    """
 
     logits: NDArray[np.float32]
     energy: NDArray[np.float64]
@@ -40,8 +46,14 @@ def measure(
     images: Images,
     config: DetectorConfig = DetectorConfig(),
 ) -> Discrepancies:
-    """Both discrepancies of images (N, C, H, W) in [-1, 1], whole or in batches, that are not in
-    the bank."""
+    """Both discrepancies of images that are not in the bank.
+
+    Args:
+        classifier: Images to logits and features.
+        bank: ID features.
+        images: (N, C, H, W) in [-1, 1], whole or in batches.
+        config: k and temperature.
+    """
     logits, features = outputs(classifier, images)
     return Discrepancies(
         logits.numpy(),
@@ -54,7 +66,7 @@ class DetectorModule(nn.Module):
     """images (N, C, H, W) float32 in [0, 1] -> `good_rt.detector.runtime.OUTPUTS` in their order,
     each with leading axis N.
 
-    The k nearest bank rows are found by their inner product; the distance to the k-th is then
+    The k nearest bank rows have the largest inner products; the distance to the k-th is then
     computed exactly, since √(2−2·q·b) loses half the digits for near neighbours.
     """
 
@@ -87,15 +99,19 @@ class DetectorModule(nn.Module):
         rows = (features @ self.bank.T).topk(self.config.k, dim=1).indices[:, -1]
         distance = torch.sqrt((features - self.bank[rows]).square().sum(dim=1))
         score = self._unified(energy, distance)
-        stranger = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
-        known = (self.calibration[None, :] < score[:, None]).sum(dim=1)
-        p_value = (1 + stranger).float() / (len(self.calibration) + 1)
-        # a damaged calibration score is neither, and would make every image strange
-        p_value = torch.where(stranger + known == len(self.calibration), p_value, torch.nan)
+        more_ood = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
+        less_ood = (self.calibration[None, :] < score[:, None]).sum(dim=1)
+        p_value = (1 + more_ood).float() / (len(self.calibration) + 1)
+        # a NaN calibration score is in neither count and would make every image OOD
+        p_value = torch.where(more_ood + less_ood == len(self.calibration), p_value, torch.nan)
         return logits, energy, distance, score, p_value, p_value <= self.config.alpha
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Conformal p-values (N,) of unified scores (N,)."""
+        """Conformal p-values (N,) in (0, 1].
+
+        Args:
+            scores: (N,) unified scores.
+        """
         return conformal_p_value(self.calibration.double().cpu().numpy(), scores)
 
     def _unified(self, energy: Tensor, distance: Tensor) -> Tensor:
@@ -121,10 +137,10 @@ def build_module(
 ) -> DetectorModule:
     """Gate and calibration for a classifier and its bank, as one module.
 
-    The gate is fitted on ``fit_images`` against ``ood_images``, each kind with the same weight: of
-    the kind that a classifier was trained with, and of which there may be most, its energy alone
-    tells. The p-value is only calibrated on ``calibration_images``, with the finished score, so
-    that its guarantee holds.
+    The gate is fitted on ``fit_images`` against ``ood_images``, each kind with the same weight:
+    the kind that the classifier was trained with may be the largest, and energy separates it
+    without the distance. The p-value is only calibrated on ``calibration_images``, with the
+    finished score, so that its guarantee holds.
 
     Args:
         classifier: Images to logits and features.

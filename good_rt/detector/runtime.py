@@ -1,6 +1,6 @@
-"""detector.onnx at work: scores images with numpy and ONNX Runtime alone.
+"""detector.onnx at work: scores images with only numpy and ONNX Runtime.
 
-`good_rt.export.detector` writes the file; what it needs to know of itself stands in the file's
+`good_rt.export.detector` writes the file; its settings stand in the file's
 metadata. docs/format.md describes both.
 """
 
@@ -25,19 +25,30 @@ METADATA_KEY = "good_rt"
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What a detector file says of itself."""
+    """The metadata of a detector file.
+
+    Attributes:
+        classes: Names of the ID classes.
+        channels: 1 (grey) or 3 (RGB).
+        image_size: Height and width of the images.
+        alpha: Share of ID inputs that may be refused, where the caller does not set another.
+        calibration_size: Held-out ID images behind the p-value; no p-value is below
+            1/(calibration_size + 1).
+        k: Which neighbour the k-NN distance is measured to.
+        distance: Name of the distance.
+        training: What the classifier was fine-tuned with.
+        versions: Packages that built the file.
+        weights_sha256: Hash of the graph's weights.
+    """
 
     classes: tuple[str, ...]
     channels: int
     image_size: int
     alpha: float
-    """Share of ID inputs that may be refused, where the caller does not set another."""
     calibration_size: int
-    """Held-out ID images behind the p-value; no p-value is below 1/(calibration_size + 1)."""
     k: int
     distance: str
     training: str
-    """What the classifier was fine-tuned with."""
     versions: Mapping[str, str]
     weights_sha256: str
 
@@ -75,7 +86,17 @@ class DetectorInfo:
 
 @dataclass(frozen=True)
 class Scores:
-    """The detector's answers for N images; higher scores are more out-of-distribution."""
+    """The detector's results for N images; higher scores are more out-of-distribution.
+
+    Attributes:
+        score: (N,) unified scores.
+        p_value: (N,) conformal p-values in (0, 1].
+        is_ood: (N,) p_value <= alpha.
+        label: (N,) the classifier's classes.
+        logits: (N, K) the classifier's logits.
+        energy: (N,) energies.
+        knn_distance: (N,) distances to the k-th nearest ID feature, in [0, 2].
+    """
 
     score: NDArray[np.float32]
     p_value: NDArray[np.float32]
@@ -87,10 +108,16 @@ class Scores:
 
 
 class Detector:
-    """A detector.onnx, ready to score.
+    """A detector.onnx, ready to score on the CPU.
 
-    ``alpha`` sets another share of ID inputs that may be refused. Raises GoodRtError when the file
-    is missing, damaged, or no detector of ours, or alpha is not one that its calibration can hold.
+    Args:
+        path: The file.
+        alpha: Share of ID inputs that may be refused; None for the file's.
+        threads: Threads that ONNX Runtime uses; 0 for all cores.
+
+    Raises:
+        GoodRtError: the file is missing, damaged, or not a detector, or its calibration is too
+            small for alpha.
     """
 
     def __init__(self, path: Path | str, alpha: float | None = None, threads: int = 0) -> None:
@@ -100,7 +127,7 @@ class Detector:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             raise GoodRtError(
-                f"{path} {what}; give a detector.onnx, which `good-rt detector build` makes"
+                f"{path} {what}; give a detector.onnx, which `good-rt detector build` writes"
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -108,15 +135,15 @@ class Detector:
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        except Exception as error:  # onnxruntime's exceptions share no base class
             reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
             raise GoodRtError(
-                f"{path} is damaged or no ONNX file ({reason}); build it again"
+                f"{path} is damaged or not an ONNX file ({reason}); build it again"
             ) from None
         names = tuple(node.name for node in self._session.get_outputs())
         if METADATA_KEY not in metadata or names != OUTPUTS:
             raise GoodRtError(
-                f"{path} is an ONNX file, but no good-rt detector; build one with `good-rt "
+                f"{path} is an ONNX file, but not a good-rt detector; build one with `good-rt "
                 "detector build`"
             )
         self.info = info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
@@ -133,8 +160,15 @@ class Detector:
             )
 
     def score(self, images: NDArray[np.uint8], batch: int = 64) -> Scores:
-        """Scores images (N, H, W, C) uint8. Raises GoodRtError when they do not fit or an output is
-        not finite."""
+        """Scores images (N, H, W, C) uint8.
+
+        Args:
+            images: N > 0 images of the detector's size and channels.
+            batch: Images that run at once.
+
+        Raises:
+            GoodRtError: the images do not fit, or an output is not finite.
+        """
         expected = (self.info.image_size, self.info.image_size, self.info.channels)
         if (
             images.dtype != np.uint8
@@ -150,24 +184,23 @@ class Detector:
         for first in range(0, len(images), batch):
             pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
             parts.append(self._session.run(list(OUTPUTS), {"images": pixels}))
-        found = {
+        arrays = {
             name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)
         }
-        wrong = ~np.isfinite(found["logits"]).all(axis=1)
+        wrong = ~np.isfinite(arrays["logits"]).all(axis=1)
         for name in ("energy", "knn_distance", "score", "p_value"):
-            wrong |= ~np.isfinite(found[name])
+            wrong |= ~np.isfinite(arrays[name])
         if wrong.any():
             raise GoodRtError(
                 f"{self.path} gives a value that is not finite (image {np.flatnonzero(wrong)[0]} "
-                f"of {len(images)}); "
-                "its weights or its calibration are damaged: build it again"
+                f"of {len(images)}); its weights or its calibration are damaged: build it again"
             )
         return Scores(
-            score=found["score"],
-            p_value=found["p_value"],
-            is_ood=found["p_value"] <= np.float32(self.alpha),
-            label=found["logits"].argmax(axis=1),
-            logits=found["logits"],
-            energy=found["energy"],
-            knn_distance=found["knn_distance"],
+            score=arrays["score"],
+            p_value=arrays["p_value"],
+            is_ood=arrays["p_value"] <= np.float32(self.alpha),
+            label=arrays["logits"].argmax(axis=1),
+            logits=arrays["logits"],
+            energy=arrays["energy"],
+            knn_distance=arrays["knn_distance"],
         )

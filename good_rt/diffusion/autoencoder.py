@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from good_rt.diffusion.parts import load_diffusers_part
 from good_rt.errors import GoodRtError
 
-CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 class DecoderModule(nn.Module):
@@ -43,15 +43,22 @@ class EncoderModule(nn.Module):
         self.vae, self.scaling_factor, self.shift = vae, scaling_factor, shift
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.vae.encode(images, return_dict=False)[0]  # type: ignore[operator]
-        latents: Tensor = found if isinstance(found, Tensor) else found.mean
+        encoded = self.vae.encode(images, return_dict=False)[0]  # type: ignore[operator]
+        latents: Tensor = encoded if isinstance(encoded, Tensor) else encoded.mean
         return (latents - self.shift) * self.scaling_factor
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Both halves, and the shapes between which they work: an image is ``factor`` times as high as
-    its latents."""
+    """Both halves of an autoencoder.
+
+    Attributes:
+        encoder: Images to latents.
+        decoder: Latents to images.
+        latent_channels: Channels of the latents.
+        image_channels: Channels of the images.
+        factor: Height of an image over that of its latents.
+    """
 
     encoder: EncoderModule
     decoder: DecoderModule
@@ -60,14 +67,22 @@ class Autoencoder:
     factor: int
 
     def image_shape(self, sample_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of latents -> (c, H', W') of their images."""
+        """(c, H', W') of the images.
+
+        Args:
+            sample_shape: (C, H, W) of the latents.
+        """
         return self.image_channels, self.factor * sample_shape[1], self.factor * sample_shape[2]
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """Raises GoodRtError as `load_diffusers_part` does, and for latents with statistics, which are
-    not known here."""
-    vae = load_diffusers_part(folder, CLASSES)
+    """Reads an autoencoder's folder.
+
+    Raises:
+        GoodRtError: it cannot be loaded, or its latents are normalised by statistics, which good-rt
+            does not support.
+    """
+    vae = load_diffusers_part(folder, AUTOENCODERS)
     latent_channels, image_channels, factor = shapes_of(vae.config, folder)
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
     return Autoencoder(
@@ -77,8 +92,15 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 def shapes_of(config: dict[str, object], folder: Path) -> tuple[int, int, int]:
-    """A config -> latent channels, image channels, and how many times larger an image is than its
-    latents."""
+    """Latent channels, image channels, and the height of an image over that of its latents.
+
+    Args:
+        config: The autoencoder's config.
+        folder: Its folder, for errors.
+
+    Raises:
+        GoodRtError: the latents are normalised by statistics.
+    """
     if config.get("latents_mean") is not None:
         raise GoodRtError(
             f"{folder}: latents_mean and latents_std are not known to good-rt; use another "

@@ -1,5 +1,4 @@
-"""What a diffusion model is, whatever its architecture; and what an architecture has to say of
-itself."""
+"""The interfaces of a diffusion model of any architecture, and of an architecture."""
 
 from __future__ import annotations
 
@@ -32,11 +31,17 @@ Shape = tuple[int, int, int]
 class DiffusionModel:
     """A diffusion model as PyTorch modules, its noise process, and what conditions it.
 
-    ``network`` maps (sample (N, C, H, W), timestep (N,) float32, *condition) to the prediction
-    (N, C, H, W), be it a UNet or a transformer. ``sample_shape`` (C, H, W) is what it denoises,
-    ``image_shape`` what comes out; for a pixel model they agree, and ``encoder`` and ``decoder``
-    are None. ``light_decoder`` stands in for the decoder where gradients go through it.
-    ``conditioner`` is None for an unconditional model.
+    Attributes:
+        network: (sample (N, C, H, W), timestep (N,) float32, *condition) -> prediction (N, C, H,
+            W); a UNet or a transformer.
+        encoder: Images to latents; None for a pixel model.
+        decoder: Latents to images; None for a pixel model.
+        process: Noise levels and the denoiser for them.
+        conditioner: Conditions on classes; None for an unconditional model.
+        sample_shape: (C, H, W) that the network denoises.
+        image_shape: (C, H, W) of the images; the sample's for a pixel model.
+        fingerprint: Hash of configs and weights.
+        light_decoder: Replaces the decoder where gradients go through it.
     """
 
     network: nn.Module
@@ -50,20 +55,35 @@ class DiffusionModel:
     light_decoder: DecoderModule | None = None
 
     def to(self, device: torch.device | str) -> DiffusionModel:
-        """Takes the modules there, in place."""
+        """Moves the modules to the device, in place, and returns the model."""
         for module in (self.network, self.encoder, self.decoder, self.light_decoder):
             if module is not None:
                 module.to(device)
         return self
 
     def sigmas(self, steps: int) -> FloatArray:
-        """The (steps + 1,) σ that the model's own scheduler visits."""
+        """The (steps + 1,) falling σ that the model's scheduler visits.
+
+        Args:
+            steps: Number of the sampler's steps.
+
+        Raises:
+            GoodRtError: the model was not trained on that many steps.
+        """
         return self.process.sigmas(steps)
 
     def conditioning(
         self, classes: Sequence[str], templates: Sequence[str] = (PROMPT,)
     ) -> Conditioning | None:
-        """The table of what these classes are to the network; None for an unconditional model."""
+        """The network's inputs for each class; None for an unconditional model.
+
+        Args:
+            classes: Names of the classifier's classes.
+            templates: Prompts with {} in place of the class's name, for models that follow text.
+
+        Raises:
+            GoodRtError: the model has too few classes, or its text encoder cannot be loaded.
+        """
         return None if self.conditioner is None else self.conditioner(classes, templates)
 
     @property
@@ -103,23 +123,33 @@ class DiffusionModel:
 
 
 class Family(ABC):
-    """One architecture: how its config is read and its network called. Registered in
+    """One architecture: how its config is read and its network called; see
     `good_rt.diffusion.load`.
 
-    ``classes`` are diffusers' names of its networks, ``about`` what it is for people. A network
-    that predicts twice its input's channels has learned its variance too, which is split off
-    (Nichol & Dhariwal, arXiv 2102.09672).
+    A network that predicts twice its input's channels has learned its variance too, which is split
+    off (Nichol & Dhariwal, arXiv 2102.09672).
+
+    Attributes:
+        classes: diffusers' names of its networks.
+        about: Description in one line.
+        patch: Height and width in the sample of one token.
+        even_levels: Whether its pipeline spaces the levels of flow matching evenly.
     """
 
     classes: ClassVar[tuple[str, ...]]
     about: ClassVar[str]
     patch: ClassVar[int] = 1
-    """Pixels of the sample to a token's side."""
     even_levels: ClassVar[bool] = False
-    """Whether its pipeline spaces the levels of flow matching evenly by itself."""
 
     def sample_shape(self, config: Mapping[str, Any]) -> Shape:
-        """(C, H, W) that the network denoises. Raises GoodRtError where its config does not say."""
+        """(C, H, W) that the network denoises.
+
+        Args:
+            config: The network's config.
+
+        Raises:
+            GoodRtError: the config has no size.
+        """
         size = config.get("sample_size")
         if size is None:
             raise GoodRtError(
@@ -129,24 +159,48 @@ class Family(ABC):
         return config["in_channels"], height, width
 
     def check(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Raises GoodRtError for what the family knows but does not run."""
+        """Refuses variants of the architecture that good-rt does not run.
+
+        Args:
+            config: The network's config.
+            folder: The model's folder.
+
+        Raises:
+            GoodRtError: the model is such a variant; it says which.
+        """
         predicted_channels(config)
 
     @abstractmethod
     def module(self, network: nn.Module, config: Mapping[str, Any], shape: Shape) -> nn.Module:
         """The network as (sample, timestep (N,) float32, *condition) -> prediction of the sample's
-        shape."""
+        shape.
+
+        Args:
+            network: The diffusers network.
+            config: Its config.
+            shape: (C, H, W) of the sample.
+        """
 
     @abstractmethod
     def conditioner(
         self, config: Mapping[str, Any], folder: Path, image_shape: Shape
     ) -> Conditioner | None:
-        """What conditions the network; nothing is loaded yet."""
+        """What conditions the network; it loads nothing yet.
+
+        Args:
+            config: The network's config.
+            folder: The model's folder.
+            image_shape: (C, H, W) of the images.
+        """
 
     @abstractmethod
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The condition's inputs in the module's order, each with its shape for one image; labels
-        are integers."""
+        """The condition's inputs in the module's order, with their shapes for one image; labels
+        are int64.
+
+        Args:
+            config: The network's config.
+        """
 
     def text_parts(self, folder: Path) -> tuple[str, ...]:
         """The names of the parts that prompts need."""
@@ -154,14 +208,19 @@ class Family(ABC):
 
 
 def predicted_channels(config: Mapping[str, Any]) -> int:
-    """The channels of the prediction itself, which come first. Raises GoodRtError when there is
-    another number."""
+    """Number of channels of the prediction, which come before those of the variance.
+
+    Args:
+        config: The network's config.
+
+    Raises:
+        GoodRtError: the output has another number of channels.
+    """
     inputs, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     if outputs not in (inputs, 2 * inputs):
         raise GoodRtError(
             f"the network takes {inputs} channels and gives {outputs}, which is neither the "
-            "prediction nor the "
-            "prediction with its variance; models with further inputs, such as inpainting, are not "
-            "run"
+            "prediction nor the prediction with its variance; models with further inputs, such as "
+            "inpainting, are not run"
         )
     return int(inputs)

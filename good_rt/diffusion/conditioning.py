@@ -21,11 +21,16 @@ from good_rt.errors import GoodRtError
 
 @dataclass(frozen=True)
 class Conditioning:
-    """rows (N,) int64 -> one tensor (N, …) for each of ``names``, the network's inputs after
-    (sample, timestep).
+    """A table of the network's inputs after (sample, timestep): rows (N,) int64 -> one tensor each.
 
-    ``tables`` are (R, …) each. Row c + classes·i belongs to class c and template i; ``null`` is the
-    row of no condition, None where the network knows none.
+    Row c + classes·i belongs to class c and template i.
+
+    Attributes:
+        names: Names of the inputs.
+        tables: One (R, …) tensor per input.
+        null: The unconditional row; None where the network has none.
+        classes: Number of classes.
+        templates: Number of prompt templates.
     """
 
     names: tuple[str, ...]
@@ -38,11 +43,16 @@ class Conditioning:
         return tuple(table[rows] for table in self.tables)
 
     def to(self, device: torch.device | str) -> Conditioning:
-        """The same tables on another device, where its rows then have to be."""
+        """The same tables on another device, where the rows must be as well."""
         return replace(self, tables=tuple(table.to(device) for table in self.tables))
 
     def rows(self, labels: Tensor, turn: Tensor) -> Tensor:
-        """Classes (N,) and each one's turn (N,), by which the templates alternate -> rows (N,)."""
+        """Rows (N,) int64 of the table.
+
+        Args:
+            labels: (N,) int64 classes.
+            turn: (N,) int64, how often the class has come before: the templates alternate by it.
+        """
         return labels + self.classes * (turn % self.templates)
 
     @property
@@ -51,25 +61,31 @@ class Conditioning:
 
 
 class Conditioner(Protocol):
-    """Makes the conditioning of a classifier's classes."""
+    """Creates the conditioning of a classifier's classes."""
 
     def __call__(self, classes: Sequence[str], templates: Sequence[str]) -> Conditioning:
-        """Names of the classes, prompt templates with {} in the name's place (for text alone) ->
-        the table.
+        """The table for these classes.
 
-        Raises GoodRtError when the model does not know that many classes, or its text encoder
-        cannot be loaded.
+        Args:
+            classes: Their names.
+            templates: Prompts with {} in place of the class's name; only for models that follow
+                text.
+
+        Raises:
+            GoodRtError: the model has too few classes, or its text encoder cannot be loaded.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ClassLabels:
-    """A network with ``count`` labels. The last is the unconditional one if there are more labels
-    than classes.
+    """A network with ``count`` labels; the last is unconditional if there are more labels than
+    classes.
 
-    ``names`` are label numbers by class name, where the model brings them: a classifier whose
-    classes all have such a name gets those labels; any other's class c is label c.
+    Attributes:
+        count: Number of labels.
+        names: Label by class name, where the model has names: a classifier whose classes are all
+            among them gets those labels; otherwise class c is label c.
     """
 
     count: int
@@ -95,11 +111,11 @@ class ClassLabels:
 
 @dataclass(frozen=True)
 class TextPrompts:
-    """A network that follows a text. ``encode``: prompts -> the network's inputs by name, a row a
-    prompt.
+    """A network that follows text; its unconditional row is the empty prompt's.
 
-    The unconditional row is the empty prompt's; those of ``zeroed`` are zero instead, as some
-    models were trained.
+    Attributes:
+        encode: P prompts -> the network's inputs by name, (P, …) each.
+        zeroed: Inputs whose unconditional row is zero instead, as some models were trained.
     """
 
     encode: Callable[[list[str]], dict[str, Tensor]]

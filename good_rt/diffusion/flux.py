@@ -1,8 +1,8 @@
 """Flux: a flow-matching transformer on latents packed two by two, with rotary positions and a
 pooled text embedding.
 
-The guidance-distilled kind takes the guidance's strength as an input, which is the value of its own
-pipeline here; classifier-free guidance comes on top, if it is asked for.
+The guidance-distilled kind takes the guidance's strength as an input, which is the default of
+Flux's pipeline here; classifier-free guidance comes on top, if it is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from good_rt.diffusion.conditioning import Conditioner, TextPrompts
 from good_rt.diffusion.text import CLIP, T5, encode
 from good_rt.errors import GoodRtError
 
-T5_TOKENS = 512
+FLUX_T5_TOKENS = 512
 SIDE = 128
 """Height and width of the latents, which the config does not say."""
 GUIDANCE = 3.5
@@ -93,7 +93,7 @@ class Flux(Family):
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes = {
-            "context": (T5_TOKENS, config["joint_attention_dim"]),
+            "context": (FLUX_T5_TOKENS, config["joint_attention_dim"]),
             "pooled": (config["pooled_projection_dim"],),
         }
         return {**shapes, "guidance": ()} if config["guidance_embeds"] else shapes
@@ -112,8 +112,8 @@ def encode_both(folder: Path, guided: bool, prompts: list[str]) -> dict[str, Ten
     network takes it."""
     pooled, context = (
         encode(folder, "", prompts, CLIP).pooled,
-        encode(folder, "_2", prompts, T5, T5_TOKENS).last,
+        encode(folder, "_2", prompts, T5, FLUX_T5_TOKENS).last,
     )
     assert pooled is not None
-    found = {"context": context, "pooled": pooled}
-    return {**found, "guidance": torch.full((len(prompts),), GUIDANCE)} if guided else found
+    inputs = {"context": context, "pooled": pooled}
+    return {**inputs, "guidance": torch.full((len(prompts),), GUIDANCE)} if guided else inputs

@@ -1,5 +1,6 @@
-"""A model's folder on this machine: the one that is named, or a copy of a repository on the Hugging
-Face hub."""
+"""A model's folder on this machine: the given path, or a copy of a repository on the Hugging Face
+hub.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ NOT_READ = ("*.fp16.*", "*.bf16.*", "*non_ema*", "safety_checker/*")
 
 
 def local_folder(model: Path) -> Path:
-    """``model`` itself where it exists or can only be a path; else owner/name, downloaded by
-    huggingface_hub.
+    """``model`` itself where it exists or can only be a path; else the download of owner/name.
 
-    Raises GoodRtError when it is no folder here and cannot be downloaded.
+    Raises:
+        GoodRtError: it is no folder here and cannot be downloaded.
     """
     name = model.as_posix()
     if model.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or model.parent.is_dir():
@@ -27,8 +28,7 @@ def local_folder(model: Path) -> Path:
     except ImportError:
         raise GoodRtError(
             f"{name} is no folder here, and huggingface_hub, which could download it, is not "
-            "installed; give the path "
-            "of a diffusers folder"
+            "installed; give the path of a diffusers folder"
         ) from None
     try:
         return Path(
@@ -40,6 +40,5 @@ def local_folder(model: Path) -> Path:
         reason = first_line(error)
         raise GoodRtError(
             f"{name} is no folder here, and cannot be downloaded from the hub "
-            f"({reason.rstrip('.')}); give the path of "
-            "a diffusers folder"
+            f"({reason.rstrip('.')}); give the path of a diffusers folder"
         ) from None

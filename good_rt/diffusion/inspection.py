@@ -1,5 +1,5 @@
-"""What a model folder is and what good-rt makes of it, read from configs and weight files' headers
-alone.
+"""What a model folder is and what good-rt makes of it, read only from configs and weight
+files' headers.
 
 Nothing of a model's weights is loaded, so that the largest is inspected at once, on a machine that
 could not run it.
@@ -35,9 +35,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of the folder: its class, number of weights, their stored types and the bytes on
-    disk."""
+class ModelPart:
+    """One part of the folder.
+
+    Attributes:
+        name: The part's folder.
+        class_name: The class that its config names.
+        parameters: Number of weights.
+        stored: Types of the weights on disk.
+        bytes: Size on disk.
+    """
 
     name: str
     class_name: str
@@ -57,18 +64,30 @@ class ExportedGraph:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a model. ``problems`` are why it cannot be run, each in one line; none: it
-    can.
+    """What is known of a model without loading it.
 
-    ``weights_bytes`` are those of network and autoencoder in memory; ``activation_bytes`` what a
-    gradient through the network keeps for each image of a batch (an upper estimate: the outputs of
-    all its layers).
+    Attributes:
+        folder: The model's folder.
+        kind: Its architecture.
+        pipeline: The diffusers pipeline that it names.
+        parts: Its parts.
+        sample_shape: (C, H, W) that the network denoises.
+        image_shape: (C, H, W) of the images.
+        process: Its noise process, in one line.
+        condition: What conditions it, in one line.
+        guidance_free: Whether classifier-free guidance is possible.
+        learned_variance: Whether the network also predicts the variance.
+        graphs: What `good-rt export` writes.
+        weights_bytes: Network and autoencoder in memory.
+        activation_bytes: What a gradient through the network keeps per image, an upper estimate:
+            the outputs of all its layers.
+        problems: Why it cannot be run, one line each; empty if it can.
     """
 
     folder: str
     kind: str
     pipeline: str | None
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     sample_shape: Shape | None
     image_shape: Shape | None
     process: str | None
@@ -107,10 +126,16 @@ def inspect_model(
     image_shape: Shape | None = None,
     classes: int | None = None,
 ) -> Inspection:
-    """Raises GoodRtError when the folder holds no diffusion model at all.
+    """Inspects a model folder, or a name on the Hugging Face hub.
 
-    With a classifier's ``image_shape`` and number of ``classes``, what does not fit it is a problem
-    too.
+    Args:
+        model: The folder or name.
+        image_size: Height and width of the images, for networks that accept other sizes.
+        image_shape: The classifier's; a model that does not fit has a problem.
+        classes: Number of the classifier's classes, likewise.
+
+    Raises:
+        GoodRtError: the folder holds no diffusion model at all.
     """
     layout = Layout.of(model)
     problems = _Problems()
@@ -126,8 +151,8 @@ def inspect_model(
         else [n for n in family.text_parts(layout.folder) if n.startswith("text_encoder")]
     )
     for name in texts:
-        if (found := problems.attempt(lambda n=name: part_of(layout.folder / n))) is not None:  # type: ignore[misc]
-            parts[name] = found
+        if (part := problems.attempt(lambda n=name: part_of(layout.folder / n))) is not None:  # type: ignore[misc]
+            parts[name] = part
     network = None if family is None else problems.attempt(lambda: empty_part(layout.network))
     config: Mapping[str, Any] = {} if network is None else network.config
     shape = out = process = None
@@ -179,7 +204,7 @@ def inspect_model(
     )
 
 
-def part_of(folder: Path) -> Part:
+def part_of(folder: Path) -> ModelPart:
     """A part from its config and the headers of its weight files. Raises GoodRtError when they
     cannot be read."""
     _, files = weight_files(folder)
@@ -188,7 +213,7 @@ def part_of(folder: Path) -> Part:
         for dtype, size in header(path).values():
             count += size
             types.add(dtype)
-    return Part(
+    return ModelPart(
         folder.name,
         class_name(folder),
         count,
@@ -251,8 +276,8 @@ def _shapes(
         shape = shape if image_size is None else resized(shape, image_size, 1, family.patch)
         return shape, shape
     name = class_name(layout.autoencoder)
-    if name not in autoencoder.CLASSES:
-        known = ", ".join(autoencoder.CLASSES)
+    if name not in autoencoder.AUTOENCODERS:
+        known = ", ".join(autoencoder.AUTOENCODERS)
         raise GoodRtError(
             f"{layout.autoencoder} holds a {name}, which good-rt does not run; it runs {known}"
         )
@@ -290,7 +315,7 @@ def _misfits(
     return problems
 
 
-def _graphs(parts: Mapping[str, Part], inputs: tuple[str, ...]) -> tuple[ExportedGraph, ...]:
+def _graphs(parts: Mapping[str, ModelPart], inputs: tuple[str, ...]) -> tuple[ExportedGraph, ...]:
     graphs = []
     if "network" in parts:
         size = FLOAT * parts["network"].parameters

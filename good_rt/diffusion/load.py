@@ -1,7 +1,7 @@
 """From a folder, as diffusers saves it, to a `DiffusionModel`: which parts it has, and the family
 of its network.
 
-Parts lie in folders of their own (unet/ or transformer/, scheduler/, vae/, text_encoder/, …, with
+Each part has its folder (unet/ or transformer/, scheduler/, vae/, text_encoder/, …, with
 or without a model_index.json); an unconditional UNet may lie beside its scheduler_config.json in
 the folder itself.
 """
@@ -34,7 +34,14 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a model lie. ``autoencoder`` is None for a pixel model."""
+    """Where the parts of a model lie.
+
+    Attributes:
+        folder: The model's folder.
+        network: Folder of the network.
+        scheduler: The scheduler's config file.
+        autoencoder: Folder of the autoencoder; None for a pixel model.
+    """
 
     folder: Path
     network: Path
@@ -47,7 +54,11 @@ class Layout:
 
     @property
     def family(self) -> Family:
-        """Raises GoodRtError when no family runs the network."""
+        """The network's architecture.
+
+        Raises:
+            GoodRtError: good-rt does not run it.
+        """
         name = self.class_name
         if name not in FAMILIES:
             known = ", ".join(FAMILIES)
@@ -58,15 +69,22 @@ class Layout:
 
     @classmethod
     def of(cls, model: Path) -> Layout:
-        """Raises GoodRtError when the folder holds no network."""
+        """The layout of a folder, or of a name on the Hugging Face hub, which is downloaded.
+
+        Args:
+            model: The folder or name.
+
+        Raises:
+            GoodRtError: it holds no network.
+        """
         folder = local_folder(model)
-        places = [folder / "unet", folder / "transformer", folder]
-        network = next((place for place in places if (place / "config.json").exists()), None)
+        candidates = [folder / "unet", folder / "transformer", folder]
+        network = next((path for path in candidates if (path / "config.json").exists()), None)
         if network is None:
             raise GoodRtError(
                 f"{folder} is not a diffusers folder: unet/config.json is missing, and "
-                "transformer/config.json; give "
-                "one as `save_pretrained` writes it, or a model's name on the hub"
+                "transformer/config.json; give a folder as `save_pretrained` writes it, or a "
+                "model's name on the hub"
             )
         scheduler = folder / "scheduler" / "scheduler_config.json"
         if network == folder and (folder / "scheduler_config.json").exists():
@@ -87,13 +105,18 @@ class Layout:
 def load_diffusion(
     folder: Path, *, gradient_decoder: Path | None = None, image_size: int | None = None
 ) -> DiffusionModel:
-    """Reads a model folder; a name on the Hugging Face hub is downloaded where there is a network.
+    """Reads a model folder; a name on the Hugging Face hub is downloaded where there is a
+    connection.
 
-    ``gradient_decoder`` is the folder of a light autoencoder (AutoencoderTiny) that stands in for
-    the decoder where gradients go through it. ``image_size`` makes square images of that size, for
-    networks that bear with other sizes than their own. Raises GoodRtError when a part is missing,
-    damaged, pickled, of a class that no family runs, or not finite, or when the parts do not fit
-    together.
+    Args:
+        folder: The folder or name.
+        gradient_decoder: Folder of a light autoencoder (AutoencoderTiny) that replaces the decoder
+            where gradients go through it.
+        image_size: Height and width of the images, for networks that accept other sizes.
+
+    Raises:
+        GoodRtError: a part is missing, damaged, pickled, not finite, or of a class that good-rt
+            does not run, or the parts do not fit together.
     """
     layout = Layout.of(folder)
     family = layout.family
@@ -136,10 +159,16 @@ def load_diffusion(
 
 
 def resized(shape: Shape, image_size: int, factor: int, patch: int = 1) -> Shape:
-    """The sample's shape for square images of another size, ``factor`` times the sample's, in whole
-    patches.
+    """The sample's shape (C, H, W) for square images of another size.
 
-    Raises GoodRtError for a size that cannot be.
+    Args:
+        shape: The sample's shape in the config.
+        image_size: Height and width of the images.
+        factor: Image size over sample size.
+        patch: Height and width in the sample of one token.
+
+    Raises:
+        GoodRtError: the size is not a multiple of ``factor`` times ``patch``.
     """
     side = image_size // factor
     if side < 1 or image_size % (factor * patch):
@@ -150,7 +179,16 @@ def resized(shape: Shape, image_size: int, factor: int, patch: int = 1) -> Shape
 
 
 def check_channels(folder: Path, latent: int, taken: int) -> None:
-    """Raises GoodRtError when an autoencoder is another network's."""
+    """Checks that the autoencoder belongs to the network.
+
+    Args:
+        folder: The model's folder, for errors.
+        latent: Channels of the autoencoder's latents.
+        taken: Channels of the network's input.
+
+    Raises:
+        GoodRtError: the numbers differ.
+    """
     if latent != taken:
         raise GoodRtError(
             f"{folder}: the VAE has {latent} latent channels, the UNet takes {taken}; they do not "
@@ -164,7 +202,6 @@ def _light_decoder(folder: Path, sample_shape: Shape, image_shape: Shape) -> Dec
     if light.image_shape(sample_shape) != image_shape:
         raise GoodRtError(
             f"{folder} decodes to images of shape {light.image_shape(sample_shape)}, the model's "
-            "own decoder to "
-            f"{image_shape}; both must agree"
+            f"decoder to {image_shape}; both must agree"
         )
     return light.decoder

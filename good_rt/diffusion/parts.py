@@ -1,5 +1,5 @@
-"""One part of a model folder (network, autoencoder, text encoder) read from local files, in
-safetensors alone.
+"""One part of a model folder (network, autoencoder, text encoder) read from local files, only
+from safetensors.
 
 Weights may be stored in half precision, in several files or as a variant ("NAME.fp16.safetensors");
 in memory they are float32. No code of the folder is run.
@@ -18,12 +18,15 @@ from typing import Any
 from good_rt.errors import GoodRtError, first_line
 from good_rt.files import read_json, sha256
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLED_WEIGHTS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 def class_name(folder: Path) -> str:
-    """The class that a part's config.json names. Raises GoodRtError when it cannot be read or names
-    none."""
+    """The class that a part's config.json names.
+
+    Raises:
+        GoodRtError: the file cannot be read or names none.
+    """
     config = read_json(folder / "config.json")
     name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if not isinstance(name, str):
@@ -36,7 +39,8 @@ def class_name(folder: Path) -> str:
 def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
     """The variant that is read (None for the plain files) and its .safetensors files.
 
-    Raises GoodRtError when there are none, and says how to convert a pickle.
+    Raises:
+        GoodRtError: there are none; it says how to convert a pickle.
     """
     files = sorted(path for path in folder.glob("*.safetensors") if "non_ema" not in path.name)
     variants: dict[str | None, list[Path]] = {}
@@ -45,7 +49,9 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
         stem = path.name.removesuffix(".safetensors").partition("-0")[0]
         variants.setdefault(stem.partition(".")[2] or None, []).append(path)
     if not variants:
-        pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        pickled = [
+            path.name for pattern in PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))
+        ]
         hint = (
             f"; {pickled[0]} is a pickle and is not read: save it with safe_serialization=True"
             if pickled
@@ -57,15 +63,20 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
 
 
 def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
-    """The part as a module of this diffusers or transformers class: float32, in evaluation mode,
-    without gradients.
+    """The part as a module: float32, in evaluation mode, without gradients.
 
-    Raises GoodRtError when its weights are missing, pickled, damaged, incomplete, or not finite.
+    Args:
+        kind: Its diffusers or transformers class.
+        folder: The part's folder.
+        settings: Further arguments of ``from_pretrained``.
+
+    Raises:
+        GoodRtError: the weights are missing, pickled, damaged, incomplete, or not finite.
     """
     variant, _ = weight_files(folder)
-    with quiet():
+    with quiet_loading():
         try:
-            model, found = kind.from_pretrained(
+            model, loading = kind.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -73,15 +84,17 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
                 output_loading_info=True,
                 **settings,
             )
-        except Exception as error:  # diffusers and transformers raise many kinds; all mean that the files do not fit
+        # diffusers and transformers raise many kinds; all mean that the files do not fit
+        except Exception as error:
             raise GoodRtError(
-                f"{folder} cannot be loaded ({first_line(error)}); save it again with save_pretrained"
+                f"{folder} cannot be loaded ({first_line(error)}); save it again with "
+                "save_pretrained"
             ) from None
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading["missing_keys"])
     if missing:  # the libraries would leave them random
         raise GoodRtError(
             f"{folder} lacks the weight {missing[0]!r} ({len(missing)} missing in all); its "
-            "config.json is another's"
+            "config.json belongs to another model"
         )
     model = model.float().eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
@@ -94,8 +107,15 @@ def load_part(kind: Any, folder: Path, **settings: Any) -> Any:
 
 
 def load_diffusers_part(folder: Path, classes: Sequence[str]) -> Any:
-    """A part of one of these diffusers classes. Raises GoodRtError for another, and as `load_part`
-    does."""
+    """A part of one of these diffusers classes; see `load_part`.
+
+    Args:
+        folder: The part's folder.
+        classes: Names of the classes that good-rt runs.
+
+    Raises:
+        GoodRtError: the part is of another class, or cannot be loaded.
+    """
     import diffusers
 
     name = class_name(folder)
@@ -107,12 +127,16 @@ def load_diffusers_part(folder: Path, classes: Sequence[str]) -> Any:
 
 
 def empty_part(folder: Path) -> Any:
-    """A diffusers part without weights, for its shapes and its whole config, defaults included."""
+    """A diffusers part without weights, for its shapes and its whole config, defaults included.
+
+    Raises:
+        GoodRtError: the config does not fit its class.
+    """
     import diffusers
     import torch
 
     name = class_name(folder)
-    with quiet(), torch.device("meta"):
+    with quiet_loading(), torch.device("meta"):
         try:
             return getattr(diffusers, name).from_config(read_json(folder / "config.json"))
         except Exception as error:
@@ -122,9 +146,8 @@ def empty_part(folder: Path) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on loading, which are not about anything that a user can
-    change."""
+def quiet_loading() -> Iterator[None]:
+    """Silences the libraries' messages on loading, which a user cannot act on."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -142,10 +165,11 @@ def quiet() -> Iterator[None]:
 
 
 def fingerprint(folders: Mapping[str, Path], *facts: object) -> str:
-    """One hash of all configs, vocabularies and weights of the parts by name, and of whatever else
-    decides the result.
+    """One hash of all configs, vocabularies and weights, and of whatever else decides the result.
 
-    A part that is a file counts as that file.
+    Args:
+        folders: Folders, or files, of the parts by name.
+        facts: Settings that change what the parts compute.
     """
     digest = hashlib.sha256()
     for part, folder in folders.items():

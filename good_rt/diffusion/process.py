@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from good_rt.diffusion.parts import quiet
+from good_rt.diffusion.parts import quiet_loading
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 from good_rt.method.denoiser import (
@@ -41,16 +41,24 @@ class Process(Protocol):
 
     @property
     def about(self) -> str:
-        """One line for people."""
+        """Description in one line."""
         ...
 
     def sigmas(self, steps: int) -> FloatArray:
-        """The (steps + 1,) σ that the model's own scheduler visits."""
+        """The (steps + 1,) falling σ that the model's scheduler visits.
+
+        Args:
+            steps: Number of the sampler's steps.
+        """
         ...
 
     def levels(self, count: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(count,) timesteps of trained levels from the noisiest to the cleanest, and of each the
-        signal's and noise's factor in what the network sees."""
+        """(count,) timesteps of trained levels, and the factors of signal and noise in the
+        network's input.
+
+        Args:
+            count: Number of levels, from the noisiest to the cleanest.
+        """
         ...
 
     def denoiser(
@@ -63,14 +71,24 @@ class Process(Protocol):
         cfg_scale: float = 1.0,
         cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
-        """x̂0 = denoise(y, σ, labels) of the network's prediction."""
+        """x̂0 = denoise(y, σ, labels) of the network's prediction; see
+        `good_rt.method.denoiser.NetworkDenoiser` for the arguments.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class DiscreteProcess:
-    """Timesteps 0 … T−1 with ᾱ (T,): x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al., arXiv 2006.11239, Eq.
-    4)."""
+    """Timesteps 0 … T−1: x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε (Ho et al., arXiv 2006.11239, Eq. 4).
+
+    Attributes:
+        alphas_cumprod: (T,) ᾱ.
+        prediction_type: What the network predicts, by diffusers' name.
+        spacing: Which timesteps the scheduler visits.
+        steps_offset: Added to "leading" timesteps.
+        final_alpha_cumprod: ᾱ of the last level; 1.0 is σ = 0.
+        clip: Bounds x̂0 to [−clip, clip]; None for no bound.
+    """
 
     alphas_cumprod: FloatArray
     prediction_type: str = "epsilon"
@@ -126,9 +144,11 @@ class FlowProcess:
     """x_t = (1−s) x_0 + s n with s in [0, 1] (Lipman et al., arXiv 2210.02747; Esser et al., arXiv
     2403.03206).
 
-    ``config`` is a FlowMatchEulerDiscreteScheduler's. ``tokens``, the length of the network's image
-    sequence, decides on a dynamic shift. With ``even`` the levels before the shift are 1, …,
-    1/steps, as Flux's own pipeline has them; else the scheduler's.
+    Attributes:
+        config: Config of a FlowMatchEulerDiscreteScheduler.
+        tokens: Length of the network's image sequence, which decides a dynamic shift.
+        even: Whether the levels before the shift are 1, …, 1/steps, as in Flux's pipeline;
+            otherwise they are the scheduler's.
     """
 
     config: Mapping[str, Any]
@@ -153,7 +173,7 @@ class FlowProcess:
             raise GoodRtError(f"steps must be between 1 and {self.timesteps}, not {steps}")
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        with quiet():
+        with quiet_loading():
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
             levels = np.linspace(1, 1 / steps, steps).tolist() if self.even else None
             scheduler.set_timesteps(steps, sigmas=levels, mu=self._shift())
@@ -189,10 +209,15 @@ class FlowProcess:
 
 
 def load_process(path: Path, tokens: int, even: bool = False) -> Process:
-    """The process of a scheduler_config.json, whatever sampler it names, with that sampler's
-    defaults.
+    """The process of a scheduler_config.json, with the defaults of the sampler that it names.
 
-    Raises GoodRtError when the config is damaged, or of a process that is neither of the two.
+    Args:
+        path: The file.
+        tokens: Length of the network's image sequence.
+        even: See `FlowProcess`.
+
+    Raises:
+        GoodRtError: the config is damaged, or of another kind of process.
     """
     import diffusers
 
@@ -207,7 +232,7 @@ def load_process(path: Path, tokens: int, even: bool = False) -> Process:
         raise GoodRtError(
             f"{path} names {name!r}, which is no scheduler of diffusers {diffusers.__version__}"
         )
-    with quiet():
+    with quiet_loading():
         try:
             scheduler = kind.from_config(settings)
         except (TypeError, ValueError, NotImplementedError, ImportError) as error:
@@ -225,8 +250,8 @@ def load_process(path: Path, tokens: int, even: bool = False) -> Process:
     if alphas is None:
         raise GoodRtError(
             f"{path} holds a {name}, whose noise good-rt does not know; it knows schedulers with "
-            "discrete timesteps "
-            "(DDPM, DDIM, PNDM, Euler, DPM-Solver, …) and FlowMatchEulerDiscreteScheduler"
+            "discrete timesteps (DDPM, DDIM, PNDM, Euler, DPM-Solver, …) and "
+            "FlowMatchEulerDiscreteScheduler"
         )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:

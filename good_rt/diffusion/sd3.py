@@ -17,7 +17,7 @@ from good_rt.diffusion.conditioning import Conditioner, TextPrompts
 from good_rt.diffusion.text import CLIP, CLIP_TOKENS, T5, encode
 from good_rt.errors import GoodRtError
 
-T5_TOKENS = 256
+SD3_T5_TOKENS = 256
 
 
 class Sd3Module(nn.Module):
@@ -50,7 +50,7 @@ class Sd3(Family):
         return Sd3Module(network)
 
     def condition_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        tokens = CLIP_TOKENS + T5_TOKENS
+        tokens = CLIP_TOKENS + SD3_T5_TOKENS
         return {
             "context": (tokens, config["joint_attention_dim"]),
             "pooled": (config["pooled_projection_dim"],),
@@ -75,9 +75,9 @@ def encode_three(folder: Path, width: int, prompts: list[str]) -> dict[str, Tens
     clips = [encode(folder, suffix, prompts, CLIP) for suffix in ("", "_2")]
     hidden = torch.cat([clip.penultimate for clip in clips if clip.penultimate is not None], -1)
     if (folder / "text_encoder_3").is_dir():
-        long = encode(folder, "_3", prompts, T5, T5_TOKENS).last
+        long = encode(folder, "_3", prompts, T5, SD3_T5_TOKENS).last
     else:
-        long = hidden.new_zeros(len(prompts), T5_TOKENS, width)
+        long = hidden.new_zeros(len(prompts), SD3_T5_TOKENS, width)
     hidden = F.pad(hidden, (0, long.shape[-1] - hidden.shape[-1]))
     pooled = torch.cat([clip.pooled for clip in clips if clip.pooled is not None], -1)
     return {"context": torch.cat([hidden, long], 1), "pooled": pooled}

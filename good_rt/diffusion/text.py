@@ -1,8 +1,8 @@
-"""Prompts to embeddings, by the text encoders and tokenizers of the model's own folder;
-transformers is needed here.
+"""Prompts to embeddings, by the text encoders and tokenizers of the model's folder;
+it needs transformers.
 
-An encoder is loaded, run once over all prompts and let go of, so that the largest of them is in
-memory alone.
+An encoder is loaded, run once over all prompts and freed, so that only one of them is in
+memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from good_rt.diffusion.parts import class_name, load_part, quiet
+from good_rt.diffusion.parts import class_name, load_part, quiet_loading
 from good_rt.errors import GoodRtError, first_line, require
 
 CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -26,8 +26,13 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class Encoded:
-    """P prompts: last hidden state (P, L, D); of CLIP also the one before it, and the pooled
-    embedding (P, D')."""
+    """P encoded prompts.
+
+    Attributes:
+        last: Last hidden state (P, L, D).
+        penultimate: The hidden state before it (P, L, D), of CLIP.
+        pooled: Pooled embedding (P, D'), of CLIP.
+    """
 
     last: Tensor
     penultimate: Tensor | None = None
@@ -42,11 +47,17 @@ def encode(
     classes: tuple[str, ...],
     longest: int | None = None,
 ) -> Encoded:
-    """The prompts by text_encoder{suffix} and tokenizer{suffix}, padded to the length that the
-    encoder was made for.
+    """The prompts by text_encoder{suffix} and tokenizer{suffix}, padded to the encoder's length.
 
-    ``longest`` bounds that length. Raises GoodRtError when a part is missing, or not of the
-    ``classes``.
+    Args:
+        folder: The model's folder.
+        suffix: "", "_2" or "_3".
+        prompts: P texts.
+        classes: Classes of encoders that good-rt runs here.
+        longest: Bounds the length.
+
+    Raises:
+        GoodRtError: a part is missing, or not of the ``classes``.
     """
     transformers = require("transformers", "toolkit")
     part = folder / f"text_encoder{suffix}"
@@ -73,7 +84,7 @@ def encode(
             f"{folder / f'tokenizer{suffix}'} does not say how long prompts may be "
             "(model_max_length)"
         )
-    found = []
+    batches = []
     for first in range(0, len(prompts), PROMPTS_AT_ONCE):
         tokens = tokenizer(
             prompts[first : first + PROMPTS_AT_ONCE],
@@ -84,8 +95,8 @@ def encode(
         )
         mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
         output = model(tokens.input_ids, attention_mask=mask, output_hidden_states=name in CLIP)
-        found.append(_encoded(output, name))
-    columns = zip(*found, strict=True)
+        batches.append(_encoded(output, name))
+    columns = zip(*batches, strict=True)
     return Encoded(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
 
 
@@ -97,15 +108,18 @@ def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | No
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder, without code of its own. Raises GoodRtError when it cannot
-    be loaded."""
+    """The tokenizer of a local folder; runs no code of the folder.
+
+    Raises:
+        GoodRtError: it cannot be loaded.
+    """
     transformers = require("transformers", "toolkit")
     if not folder.is_dir():
         raise GoodRtError(
             f"{folder.parent} has no {folder.name}/, which its prompts need; take the whole model "
             "folder"
         )
-    with quiet():
+    with quiet_loading():
         try:
             return transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False

@@ -1,7 +1,7 @@
 """Sinusoidal embeddings of timesteps whose frequencies are constants, so that every runtime has
 PyTorch's.
 
-diffusers computes them anew at each call. A runtime's exp differs in the last bit, and a timestep
+diffusers computes them again at each call. A runtime's exp differs in the last bit, and a timestep
 of 1000 (Flux embeds its guidance as 3500) makes that an error of 1e-4 in the angle: larger than all
 others of an exported graph together.
 """

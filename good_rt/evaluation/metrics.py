@@ -34,15 +34,19 @@ the time is not spent on page faults (measured: half the time of blocks that fit
 class DetectionMetrics:
     """Threshold-free figures of one score on one pair of ID and OOD sets, each in [0, 1].
 
-    auroc      probability that an OOD image scores higher than an ID image, ties counting half.
-    aupr_in    area under precision against recall with ID as the positive class, by the trapezoidal rule, as
-               ``sklearn.metrics.auc(recall, precision)`` and pytorch-ood have it (not the step-wise
-               ``average_precision_score``). A score that is one large tie is flattered by it.
-    aupr_out   the same with OOD as the positive class.
-    fpr95      FPR at 95 % **ID recall**: the share of OOD accepted as ID at the smallest threshold that accepts at
-               least 95 % of ID. ID is the positive class, as in ODIN and the energy paper: "FPR95" in good-rt.
-    fpr95_ood  FPR at 95 % **OOD recall**: the share of ID refused at the largest threshold that detects at least
-               95 % of OOD. OOD is the positive class, as in pytorch-ood's ``FPR95TPR``.
+    Attributes:
+        auroc: Probability that an OOD image scores higher than an ID image, ties counting half.
+        aupr_in: Area under precision against recall with ID as the positive class, by the
+            trapezoidal rule, as ``sklearn.metrics.auc(recall, precision)`` and pytorch-ood have it
+            (not the step-wise ``average_precision_score``). A score that is one large tie is
+            flattered by it.
+        aupr_out: The same with OOD as the positive class.
+        fpr95: FPR at 95 % **ID recall**: the share of OOD accepted as ID at the smallest threshold
+            that accepts at least 95 % of ID. ID is the positive class, as in ODIN and the energy
+            paper: "FPR95" in good-rt.
+        fpr95_ood: FPR at 95 % **OOD recall**: the share of ID refused at the largest threshold
+            that detects at least 95 % of OOD. OOD is the positive class, as in pytorch-ood's
+            ``FPR95TPR``.
     """
 
     auroc: float
@@ -56,9 +60,14 @@ METRICS = tuple(field.name for field in fields(DetectionMetrics))
 
 
 def detection_metrics(id_scores: ArrayLike, ood_scores: ArrayLike) -> DetectionMetrics:
-    """The figures of ID scores (N,) against OOD scores (M,), both finite, higher = more OOD.
+    """The figures of one score on a pair of ID and OOD sets.
 
-    Raises GoodRtError when either is empty, not a vector, or holds a value that is not finite.
+    Args:
+        id_scores: (N,) finite, higher = more OOD.
+        ood_scores: (M,) finite.
+
+    Raises:
+        GoodRtError: either is empty, not a vector, or not finite.
     """
     id_groups, ood_groups, groups = _groups(id_scores, ood_scores)
     values = _from_counts(
@@ -77,13 +86,21 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals (low, high) of every figure of `DetectionMetrics`, by name.
 
-    ID and OOD images are resampled apart, each with replacement. The scores are sorted once: a
+    ID and OOD images are resampled separately, each with replacement. The scores are sorted once: a
     resample is then only a count for each distinct score, which is exact and costs O(N + M). The
-    draws depend on the seed and the set sizes alone, so that rows with one seed are resampled alike
-    and can be compared. With perfectly separated scores the interval has no width, as a bootstrap
-    cannot see what the sample does not hold.
+    draws depend only on the seed and the set sizes, so that rows with the same seed can be
+    compared. With perfectly separated scores the interval has no width, as a bootstrap cannot see
+    what the sample does not hold.
 
-    Raises GoodRtError as `detection_metrics` does, and when there is no resample.
+    Args:
+        id_scores: (N,) finite, higher = more OOD.
+        ood_scores: (M,) finite.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+        level: Probability of the intervals.
+
+    Raises:
+        GoodRtError: the scores are not as in `detection_metrics`, or there is no resample.
     """
     if resamples < 1:
         raise GoodRtError(f"bootstrap needs at least one resample, not {resamples}")
@@ -101,11 +118,17 @@ def bootstrap(
 
 
 def roc_points(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Floats, Floats]:
-    """The ROC curve with ID as the positive class: (share of OOD accepted, share of ID accepted),
-    both (G + 1,).
+    """The ROC curve with ID as the positive class: shares of OOD and of ID accepted, (G + 1,) each.
 
-    One point per distinct score, from (0, 0), nothing accepted, to (1, 1); `DetectionMetrics.fpr95`
-    is the first abscissa whose ordinate reaches 0.95.
+    It has one point per distinct score, from (0, 0), nothing accepted, to (1, 1);
+    `DetectionMetrics.fpr95` is the first abscissa whose ordinate reaches 0.95.
+
+    Args:
+        id_scores: (N,) finite, higher = more OOD.
+        ood_scores: (M,) finite.
+
+    Raises:
+        GoodRtError: the scores are not as in `detection_metrics`.
     """
     id_groups, ood_groups, groups = _groups(id_scores, ood_scores)
     ood_accepted, id_accepted = (
@@ -116,18 +139,28 @@ def roc_points(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Floats, Flo
 
 
 def recall_threshold(id_scores: ArrayLike) -> float:
-    """The smallest ID score t such that at least 95 % of the ID scores (N,) are at most t."""
+    """The smallest ID score t such that at least 95 % of the ID scores are at most t.
+
+    Args:
+        id_scores: (N,) finite.
+    """
     scores = _checked(id_scores, "ID")
     rank = _rank(len(scores))
     return float(np.partition(scores, rank - 1)[rank - 1])
 
 
 def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of Clopper and Pearson (1934) for a share, from `count` of `n` independent
-    trials.
+    """The exact interval (low, high) of a share (Clopper & Pearson, 1934).
 
-    It covers the true share with at least probability `level`. Raises GoodRtError unless 0 <= count
-    <= n and n > 0.
+    It covers the true share with at least probability ``level``.
+
+    Args:
+        count: Successes.
+        n: Independent trials.
+        level: Probability of the interval.
+
+    Raises:
+        GoodRtError: not 0 <= count <= n with n > 0.
     """
     if not (n > 0 and 0 <= count <= n):
         raise GoodRtError(
@@ -142,12 +175,17 @@ def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, f
 
 
 def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
-    """‖μ₁−μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of two sets of features (N, D) and (M, D) (Heusel et al.,
-    arXiv 1706.08500).
+    """‖μ₁−μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of two sets of features (Heusel et al., arXiv 1706.08500).
 
     The trace of the root is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is
-    symmetric. Raises GoodRtError when a set has fewer than two rows, or both have different
-    columns.
+    symmetric.
+
+    Args:
+        first: (N, D) features.
+        second: (M, D) features.
+
+    Raises:
+        GoodRtError: a set has fewer than two rows, or the columns differ.
     """
     sets = [np.asarray(features, np.float64) for features in (first, second)]
     if (
@@ -171,8 +209,11 @@ def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def metrics_from(values: dict[str, Any]) -> DetectionMetrics:
-    """Figures by name, as a JSON file holds them; raises GoodRtError when one is missing or not a
-    number."""
+    """The figures by name, as a JSON file holds them.
+
+    Raises:
+        GoodRtError: a figure is missing or not a number.
+    """
     try:
         return DetectionMetrics(**{name: float(values[name]) for name in METRICS})
     except (KeyError, TypeError, ValueError) as error:
@@ -182,7 +223,7 @@ def metrics_from(values: dict[str, Any]) -> DetectionMetrics:
 
 
 def mean_metrics(rows: list[DetectionMetrics]) -> DetectionMetrics:
-    """The plain mean over OOD sets, each set counting once whatever its size."""
+    """The mean over OOD sets, each set with the same weight whatever its size."""
     return DetectionMetrics(*map(float, np.mean([astuple(row) for row in rows], axis=0)))
 
 
@@ -196,23 +237,22 @@ def _checked(scores: ArrayLike, what: str) -> Floats:
     if bad.size:
         raise GoodRtError(
             f"{bad.size} of {array.size} {what} scores are not finite (the first: {array[bad[0]]} "
-            f"at {bad[0]}): "
-            "look at the images and weights that they come from"
+            f"at {bad[0]}): check the images and weights that they come from"
         )
     return array
 
 
 def _groups(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Counts, Counts, int]:
-    """Each score's place, (N,) and (M,), among the distinct scores in rising order, and the number
-    of those."""
+    """Index of each score, (N,) and (M,), among the distinct scores in rising order, and their
+    number.
+    """
     id_array, ood_array = _checked(id_scores, "ID"), _checked(ood_scores, "OOD")
-    distinct, places = np.unique(np.concatenate([id_array, ood_array]), return_inverse=True)
-    return places[: id_array.size], places[id_array.size :], distinct.size
+    distinct, indices = np.unique(np.concatenate([id_array, ood_array]), return_inverse=True)
+    return indices[: id_array.size], indices[id_array.size :], distinct.size
 
 
 def _resample(members: Counts, groups: int, rows: int, rng: np.random.Generator) -> Counts:
-    """Counts (rows, groups) of as many draws with replacement as there are members, anew in each
-    row."""
+    """Counts (rows, groups) of independent draws with replacement, as many as there are members."""
     draws = members[rng.integers(members.size, size=(rows, members.size), dtype=np.uint32)]
     draws += groups * np.arange(rows)[:, None]
     return np.bincount(draws.ravel(), minlength=rows * groups).reshape(rows, groups)

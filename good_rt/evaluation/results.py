@@ -1,9 +1,8 @@
 """The evaluation: every score of every model on every OOD set, as one value that tables, JSON and
 the report share.
 
-It is computed from plain numpy score arrays at the end of the data's way; whoever made the scores,
-no torch is needed here. A row is one score of one model on one OOD set, or that score's plain mean
-over the sets.
+It is computed from numpy arrays of scores, whatever their source, and needs no torch. A row is one
+score of one model on one OOD set, or that score's plain mean over the sets.
 """
 
 from __future__ import annotations
@@ -37,8 +36,12 @@ MEAN = "mean over sets"
 
 @dataclass(frozen=True)
 class ScoredSets:
-    """One score of one model, higher = more OOD: of the ID test images (N,), and by name of each
-    OOD set (M,)."""
+    """One score of one model, higher = more OOD.
+
+    Attributes:
+        id: (N,) scores of the ID test images.
+        ood: (M,) scores of each OOD set, by name.
+    """
 
     id: NDArray[np.floating[Any]]
     ood: Mapping[str, NDArray[np.floating[Any]]]
@@ -46,10 +49,14 @@ class ScoredSets:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """The figures of one score of one model ("before", "control", "trained", …) on one OOD set or
-    on `MEAN`.
+    """The figures of one score of one model on one OOD set, or on `MEAN`.
 
-    `intervals` holds 95 % bootstrap intervals (low, high) by figure; a mean row has none.
+    Attributes:
+        model: Such as "before", "control" or "trained".
+        score: The score's name.
+        ood_set: The OOD set's name, or `MEAN`.
+        metrics: The figures.
+        intervals: 95 % bootstrap intervals (low, high) by figure; a mean row has none.
     """
 
     model: str
@@ -61,7 +68,14 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class Share:
-    """A count of n independent images, with the exact 95 % binomial interval of its rate."""
+    """A count of independent images, with the exact 95 % binomial interval of its rate.
+
+    Attributes:
+        count: Images that count.
+        n: All images.
+        low: Lower bound of the rate.
+        high: Upper bound of the rate.
+    """
 
     count: int
     n: int
@@ -70,7 +84,11 @@ class Share:
 
     @classmethod
     def of(cls, hits: ArrayLike) -> Share:
-        """From booleans (n,): whether each image was classified rightly, or refused."""
+        """The share of true values.
+
+        Args:
+            hits: (n,) booleans: whether each image was classified correctly, or refused.
+        """
         array = np.asarray(hits, bool)
         return cls.counted(int(array.sum()), array.size)
 
@@ -85,26 +103,40 @@ class Share:
 
 @dataclass(frozen=True)
 class Refusal:
-    """How many ID test images a detector refuses when it promises to refuse at most a share alpha
-    of them."""
+    """The ID test images that a detector refuses at one alpha.
+
+    Attributes:
+        alpha: Share of ID inputs that the detector may refuse.
+        share: What it refused.
+    """
 
     alpha: float
     share: Share
 
     @classmethod
     def at(cls, alpha: float, p_values: ArrayLike) -> Refusal:
-        """From the conformal p-values (n,) of ID test images: one is refused when p <= alpha."""
+        """The refusals at ``alpha``: an image is refused when p <= alpha.
+
+        Args:
+            alpha: Share of ID inputs that may be refused.
+            p_values: (n,) conformal p-values of ID test images.
+        """
         return cls(alpha, Share.of(np.asarray(p_values) <= alpha))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, the ID accuracy of each model, and the ID refusal of the shipped model's detector
-    at each alpha."""
+    """The result of an evaluation.
+
+    Attributes:
+        rows: Every score of every model on every OOD set, and means.
+        shipped: The model whose detector is delivered; the others are its baselines.
+        id_accuracy: ID accuracy of each model.
+        id_refusal: ID refusals of the shipped model's detector at each alpha.
+    """
 
     rows: tuple[EvaluationRow, ...]
     shipped: str
-    """The model whose detector is handed out; the others are what it is compared with."""
     id_accuracy: Mapping[str, Share] = field(default_factory=dict)
     id_refusal: tuple[Refusal, ...] = ()
 
@@ -118,11 +150,15 @@ class Evaluation:
 
     @property
     def ood_sets(self) -> tuple[str, ...]:
-        """The OOD sets in the order given; the mean is none of them."""
+        """The OOD sets in the order given, without the mean."""
         return _distinct(row.ood_set for row in self.rows if row.ood_set != MEAN)
 
     def row(self, model: str, score: str, ood_set: str = MEAN) -> EvaluationRow:
-        """The one row of that name; raises GoodRtError when there is none."""
+        """The row of that name.
+
+        Raises:
+            GoodRtError: there is none.
+        """
         for row in self.rows:
             if (row.model, row.score, row.ood_set) == (model, score, ood_set):
                 return row
@@ -131,7 +167,15 @@ class Evaluation:
         )
 
     def best(self, metric: str, ood_set: str = MEAN) -> EvaluationRow:
-        """The row with the best value of one figure on one OOD set, the first of equals."""
+        """The row with the best value of one figure on one OOD set; of equals the first.
+
+        Args:
+            metric: A name of `METRICS`.
+            ood_set: An OOD set, or `MEAN`.
+
+        Raises:
+            GoodRtError: there is no such figure.
+        """
         rows = [row for row in self.rows if row.ood_set == ood_set]
         if metric not in METRICS or not rows:
             raise GoodRtError(f"the evaluation has no figure {metric!r} on OOD set {ood_set!r}")
@@ -151,8 +195,11 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_json`, also after a way through JSON text; raises GoodRtError when it
-        is not one, or of a newer version."""
+        """The inverse of `to_json`, also after a round trip through JSON text.
+
+        Raises:
+            GoodRtError: the value is not an evaluation, or of a newer version.
+        """
         value = EVALUATION_RECORD.from_record(value, "the evaluation")
         try:
             rows = tuple(
@@ -171,7 +218,8 @@ class Evaluation:
             shipped = str(value["shipped"])
             accuracy = {str(model): Share(**share) for model, share in value["id_accuracy"].items()}
             refusal = tuple(
-                Refusal(float(one["alpha"]), Share(**one["share"])) for one in value["id_refusal"]
+                Refusal(float(entry["alpha"]), Share(**entry["share"]))
+                for entry in value["id_refusal"]
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
@@ -190,12 +238,22 @@ def evaluate_scores(
     resamples: int = 200,
     seed: int = 0,
 ) -> Evaluation:
-    """Measures model -> score -> `ScoredSets`, in the order given, with a mean row after each
-    score's sets.
+    """Measures every score of every model on every OOD set, with a mean row after each score's
+    sets.
 
-    ``shipped`` None is the last model. All rows share the seed, so that sets of one size are
-    resampled alike in every row. Raises GoodRtError when there is nothing to measure, scores of one
-    model and another have different OOD sets, or a value is not finite (named).
+    All rows share the seed, so that sets of one size are resampled alike in every row.
+
+    Args:
+        scores_by_model: Model -> score -> `ScoredSets`, in the order of the rows.
+        shipped: The model that is delivered; None for the last.
+        id_accuracy: ID accuracy of each model.
+        id_refusal: Refusals of the shipped model's detector.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        GoodRtError: there is nothing to measure, the OOD sets differ between scores, or a value is
+            not finite; it names the score.
     """
     jobs = [
         (model, score, ood_set, sets.id, values)
@@ -235,18 +293,18 @@ def _check_same_sets(scores_by_model: Mapping[str, Mapping[str, ScoredSets]]) ->
     if not names or not all(names.values()):
         raise GoodRtError("an evaluation needs at least one model with one score on one OOD set")
     (first, expected), *others = names.items()
-    for key, found in others:
-        if found != expected:
+    for key, ood_sets in others:
+        if ood_sets != expected:
             raise GoodRtError(
-                f"{key} and {first} must have the same OOD sets, not {found} and {expected}"
+                f"{key} and {first} must have the same OOD sets, not {ood_sets} and {expected}"
             )
 
 
 def _with_means(rows: Sequence[EvaluationRow]) -> Iterable[EvaluationRow]:
     for model, score in dict.fromkeys((row.model, row.score) for row in rows):
-        own = [row for row in rows if (row.model, row.score) == (model, score)]
-        yield from own
-        yield EvaluationRow(model, score, MEAN, mean_metrics([row.metrics for row in own]), {})
+        set_rows = [row for row in rows if (row.model, row.score) == (model, score)]
+        yield from set_rows
+        yield EvaluationRow(model, score, MEAN, mean_metrics([row.metrics for row in set_rows]), {})
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 It gives the k-NN distance (Sun et al., arXiv 2204.06507) in two ways: as a score, and as a
 differentiable discrepancy that guidance climbs. Both search without gradient, then compute the
-found distance exactly. A score is of the true neighbours; guidance, which searches at every step,
-may take the nearest of a large bank's nearest clusters.
+distance to the neighbour exactly. A score uses the true neighbours; guidance, which searches at
+every step, may use the nearest rows of a large bank's nearest clusters.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ SPARE = 8
 
 
 class FeatureBank:
-    """M unit-norm features (M, D) float32 on the CPU; queries may be on any device, and are
-    searched for there.
+    """M unit-norm features (M, D) float32 on the CPU, searched on the device of the queries.
 
-    Neighbours are ordered by exact Euclidean distance, ties by the lower row, so that duplicates in
-    the bank count as often as they are there and a search is deterministic. Distances lie in [0,
-    2].
+    Neighbours are ordered by exact Euclidean distance, ties by the lower row, so duplicates in the
+    bank count as often as they occur and a search is deterministic. Distances lie in [0, 2].
 
-    Raises GoodRtError when the features are not a finite (M, D) matrix of unit rows.
+    Args:
+        features: (M, D) floating point, every row of unit norm.
+
+    Raises:
+        GoodRtError: the features are not a finite (M, D) matrix of unit rows.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -66,7 +68,12 @@ class FeatureBank:
 
     @classmethod
     def of(cls, classifier: Classifier, images: Images) -> FeatureBank:
-        """The features of ID images (N, C, H, W) in [-1, 1], whole or in batches."""
+        """The bank of ID images.
+
+        Args:
+            classifier: Gives the features.
+            images: (N, C, H, W) in [-1, 1], as one tensor or in batches.
+        """
         return cls(outputs(classifier, images)[1])
 
     def __len__(self) -> int:
@@ -88,11 +95,8 @@ class FeatureBank:
             self.features.shape[1], f"IVF{4 * math.isqrt(len(self))},Flat"
         )
         # seconds instead of minutes; better clusters would find hardly nearer rows
-        index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = (
-            5,
-            1,
-            40,
-        )
+        index.cp.niter = 5
+        index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 40
         index.train(self.features.numpy())
         index.add(self.features.numpy())
         index.nprobe = CLUSTERS_PROBED
@@ -110,25 +114,35 @@ class FeatureBank:
         """The rows (N, count) nearest to the queries (N, D), in no certain order."""
         queries = queries.detach().float()
         if queries.device.type == "cpu":
-            return torch.from_numpy(self._found(queries.contiguous().numpy(), count, approximate))
+            return torch.from_numpy(
+                self._candidates_by_faiss(queries.contiguous().numpy(), count, approximate)
+            )
         # of unit-norm rows, the nearest have the largest inner products; a GPU has them all in one
         # matrix product
         return (queries @ self._on(queries.device).T).topk(count, dim=1).indices
 
-    def _found(
+    def _candidates_by_faiss(
         self, queries: NDArray[np.float32], count: int, approximate: bool
     ) -> NDArray[np.int64]:
         """The candidates by faiss."""
         if not (approximate and len(self) > LARGE):
             return self._index.search(queries, count)[1]
-        _, found = self._inverted_file.search(queries, count)
-        short = (found < 0).any(axis=1)  # fewer rows in those clusters
-        if short.any():
-            found[short] = self._index.search(queries[short], count)[1]
-        return found
+        _, rows = self._inverted_file.search(queries, count)
+        incomplete = (rows < 0).any(axis=1)  # the clusters hold fewer rows
+        if incomplete.any():
+            rows[incomplete] = self._index.search(queries[incomplete], count)[1]
+        return rows
 
     def check_k(self, k: int, *, excluded: bool = False) -> None:
-        """Raises GoodRtError when the bank has no k rows, but for one that is ``excluded``."""
+        """Checks that the bank has k rows.
+
+        Args:
+            k: Number of neighbours.
+            excluded: Whether one row does not count.
+
+        Raises:
+            GoodRtError: there are fewer.
+        """
         available = len(self) - excluded
         if not 1 <= k <= available:
             raise GoodRtError(f"k must be between 1 and {available} (the bank's size), not {k}")
@@ -137,19 +151,23 @@ class FeatureBank:
     def search(
         self, queries: Tensor, k: int, exclude: Tensor | None = None, *, approximate: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """(N, D) queries -> distances (N, k) and bank rows (N, k) int64, nearest first.
+        """The k nearest bank rows: distances (N, k), and rows (N, k) int64, nearest first.
 
-        ``exclude`` (N,) int64 names for each query one bank row that does not count: itself, when
-        the queries come from the bank. ``approximate`` may miss neighbours in a bank of more than
-        `LARGE` rows; the distances are those of the rows it gives. Raises GoodRtError when the bank
-        has fewer than k rows that count.
+        Args:
+            queries: (N, D) unit-norm features.
+            k: Number of neighbours.
+            exclude: (N,) int64, for each query one bank row that does not count: the query itself,
+                when the queries come from the bank.
+            approximate: May miss neighbours in a bank of more than `LARGE` rows; the distances of
+                the returned rows are exact all the same.
+
+        Raises:
+            GoodRtError: the bank has fewer than k rows that count.
         """
         self.check_k(k, excluded=exclude is not None)
         wanted = min(len(self), k + SPARE + (exclude is not None))
-        found = self._candidates(queries, wanted, approximate)
-        rows = found.sort(
-            dim=1
-        ).values  # by row first: the stable sort below then breaks ties by row
+        candidates = self._candidates(queries, wanted, approximate)
+        rows = candidates.sort(dim=1).values  # so that the stable sort below breaks ties by row
         distances = torch.linalg.vector_norm(queries[:, None] - self._rows(rows, queries), dim=2)
         if exclude is not None:
             distances = distances.masked_fill(rows == exclude[:, None], torch.inf)
@@ -157,17 +175,23 @@ class FeatureBank:
         return distances[:, :k], rows.gather(1, order)[:, :k]
 
     def distance(self, queries: Tensor, k: int, *, approximate: bool = False) -> Tensor:
-        """(N, D) queries -> (N,) distance to the k-th nearest feature, differentiable in the
-        queries.
+        """(N,) distance to the k-th nearest feature, in [0, 2], differentiable in the queries.
 
         The gradient is the unit vector away from that neighbour; at distance 0 it is 0.
-        ``approximate``: see `search`.
+
+        Args:
+            queries: (N, D) unit-norm features.
+            k: Which neighbour.
+            approximate: See `search`.
+
+        Raises:
+            GoodRtError: the bank has fewer than k rows.
         """
         _, rows = self.search(queries, k, approximate=approximate)
         return torch.linalg.vector_norm(queries - self._rows(rows[:, -1], queries), dim=1)
 
     def _rows(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Those features, of the queries' type and device."""
+        """The features of these rows, in the type and on the device of ``like``."""
         return self._on(like.device)[rows].to(like.dtype)
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -179,8 +203,11 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: Path) -> FeatureBank:
-        """Reads what `save` wrote. Raises GoodRtError when the file is missing or something
-        else."""
+        """Reads what `save` wrote.
+
+        Raises:
+            GoodRtError: the file is missing or is not a feature bank.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -188,5 +215,5 @@ class FeatureBank:
             return cls(load_file(path)["features"])
         except (OSError, KeyError, SafetensorError) as error:
             raise GoodRtError(
-                f"{path} is not a feature bank ({error}); make it again with `good-rt train`"
+                f"{path} is not a feature bank ({error}); create it again with `good-rt train`"
             ) from None

@@ -16,10 +16,14 @@ from good_rt.errors import GoodRtError
 def conformal_p_value(
     calibration: NDArray[np.floating], scores: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """p = (1 + #{calibration ≥ score})/(n + 1): (n,) and (N,) scores, higher = more OOD -> (N,) in
-    (0, 1].
+    """p = (1 + #{calibration ≥ score})/(n + 1), (N,) float64 in (0, 1].
 
-    Raises GoodRtError when there is no calibration score or one that is not finite.
+    Args:
+        calibration: (n,) scores of held-out ID images, higher = more OOD.
+        scores: (N,) scores to judge.
+
+    Raises:
+        GoodRtError: there is no calibration score, or one is not finite.
     """
     if len(calibration) == 0 or not np.isfinite(calibration).all():
         raise GoodRtError(
@@ -31,12 +35,25 @@ def conformal_p_value(
 
 
 def allows(alpha: float, calibration_size: int) -> bool:
-    """Whether n calibration images could refuse any input at α: 1/(n+1) ≤ α."""
+    """Whether n calibration images could refuse any input at α: 1/(n+1) ≤ α.
+
+    Args:
+        alpha: Largest share of ID inputs that may be refused.
+        calibration_size: n.
+    """
     return alpha * (calibration_size + 1) >= 1
 
 
 def check_alpha(alpha: float, calibration_size: int) -> None:
-    """Raises GoodRtError unless 0 < α < 1 and the calibration `allows` it."""
+    """Checks that 0 < α < 1 and that the calibration `allows` it.
+
+    Args:
+        alpha: Largest share of ID inputs that may be refused.
+        calibration_size: Number of calibration images.
+
+    Raises:
+        GoodRtError: α is out of range or too small for the calibration.
+    """
     if not 0 < alpha < 1:
         raise GoodRtError(f"alpha must be between 0 and 1, not {alpha}")
     if not allows(alpha, calibration_size):
@@ -51,11 +68,17 @@ def check_alpha(alpha: float, calibration_size: int) -> None:
 def refusal_interval(
     alpha: float, calibration_size: int, test_size: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """The share of ID test images that chance lets a detector refuse at α, with this probability.
+    """The shares (low, high) of ID test images that a calibrated detector refuses by chance at α.
 
-    The threshold is that of the calibration images at hand, so the refusals of n test images are
+    The threshold comes from the calibration images at hand, so the refusals of n test images are
     beta-binomial with k = ⌊α(n_cal+1)⌋ and n_cal+1−k: wider than a binomial of probability α (Bates
     et al., arXiv 2104.08279, Sec. 2).
+
+    Args:
+        alpha: Largest share of ID inputs that may be refused.
+        calibration_size: n_cal.
+        test_size: n.
+        level: Probability of the interval.
     """
     from scipy.stats import betabinom
 

@@ -1,8 +1,8 @@
 """x̂0 = denoise(y, σ, labels): one signature for every diffusion model, whatever its network
 predicts.
 
-Here alone y and σ are turned into what the network was trained on (x_t and a timestep). The sampler
-sees only this signature, and the vector-Jacobian product that variance guidance needs.
+Only this file turns y and σ into what the network was trained on (x_t and a timestep). The sampler
+sees only this signature and the vector-Jacobian product that variance guidance needs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,26 @@ class Denoiser(Protocol):
     """The estimate of the clean latent, and its vector-Jacobian product."""
 
     def __call__(self, y: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-        """y (N, C, H, W) at noise level ``sigma``, labels (N,) int64 -> x̂0 (N, C, H, W)."""
+        """x̂0 (N, C, H, W) of y.
+
+        Args:
+            y: (N, C, H, W) noisy latents.
+            sigma: Their noise level.
+            labels: (N,) int64 classes; None for an unconditional model.
+        """
         ...
 
     def vjp(self, y: Tensor, sigma: float, labels: Tensor | None) -> tuple[Tensor, PullBack]:
-        """x̂0 and v -> (∂x̂0/∂y)ᵀ v, which is called once at most. Raises GoodRtError where there
-        is no gradient."""
+        """x̂0 (N, C, H, W), and the function v -> (∂x̂0/∂y)ᵀ v, which may be called once.
+
+        Args:
+            y: (N, C, H, W) noisy latents.
+            sigma: Their noise level.
+            labels: (N,) int64 classes; None for an unconditional model.
+
+        Raises:
+            GoodRtError: the network has no gradient.
+        """
         ...
 
 
@@ -75,7 +89,9 @@ def class_labels(labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def remembered(condition: Condition) -> Condition:
-    """The same, with its last answer kept: a sampler asks for the same labels at every step."""
+    """The same condition with its last result cached: a sampler asks for the same labels at every
+    step.
+    """
     last: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
     def of(labels: Tensor) -> tuple[Tensor, ...]:
@@ -87,16 +103,24 @@ def remembered(condition: Condition) -> Condition:
 
 
 class NetworkDenoiser:
-    """What denoisers of one network share: classifier-free guidance in one batch, clipping, and
-    going back through it.
+    """What denoisers of one network share: classifier-free guidance, clipping and the gradient.
 
-    ``network`` computes x̂0; it may be an engine without gradient. ``differentiable`` is what `vjp`
-    goes back through: a PyTorch network, or an engine with its VJP engine
-    (`good_rt.engines.autograd`). ``condition`` turns labels into the network's further inputs.
-    ``cfg_scale`` w gives x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598, Eq.
-    6); ``null_class`` is the label ∅. It acts at σ ≤ ``cfg_sigma_max`` alone: in more noise it
-    costs diversity and gains nothing (Kynkäänniemi et al., arXiv 2404.07724). ``clip`` bounds x̂0
-    to [−clip, clip], as pixel models' schedulers ask for.
+    Classifier-free guidance is x̂0 = x̂0(∅) + w·(x̂0(c) − x̂0(∅)) (Ho & Salimans, arXiv 2207.12598,
+    Eq. 6), with both halves in one batch.
+
+    Attributes:
+        network: Computes x̂0; may be an engine without gradient.
+        null_class: The label ∅; None where the model has no unconditional class.
+        cfg_scale: w; 1 is without classifier-free guidance.
+        cfg_sigma_max: The guidance acts only at σ up to here: in more noise it costs diversity and
+            gains nothing (Kynkäänniemi et al., arXiv 2404.07724).
+        clip: Bounds x̂0 to [−clip, clip], as pixel models' schedulers ask for.
+        differentiable: What `vjp` goes back through: a PyTorch network, or an engine with its VJP
+            engine (`good_rt.engines.autograd`).
+        condition: Turns labels into the network's further inputs.
+
+    Raises:
+        GoodRtError: classifier-free guidance is asked of a model without unconditional class.
     """
 
     network: Network
@@ -111,20 +135,19 @@ class NetworkDenoiser:
         if self.cfg_scale != 1 and self.null_class is None:
             raise GoodRtError(
                 f"classifier-free guidance (scale {self.cfg_scale}) needs a model with an "
-                "unconditional class; "
-                "use scale 1"
+                "unconditional class; use scale 1"
             )
 
     def timestep(self, sigma: float) -> float:
-        """σ -> what the network was told of the noise level."""
+        """σ -> the timestep that the network expects for this noise level."""
         raise NotImplementedError
 
     def input_scale(self, sigma: float) -> float:
-        """The network's sample over y."""
+        """The factor from y to the network's sample."""
         raise NotImplementedError
 
     def estimate(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
-        """The network's output (N, C, H, W) -> x̂0."""
+        """x̂0 (N, C, H, W) of the network's output (N, C, H, W)."""
         raise NotImplementedError
 
     def __call__(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
@@ -135,8 +158,7 @@ class NetworkDenoiser:
         if self.differentiable is None:
             raise GoodRtError(
                 "variance guidance (rho > 0) goes back through the network, and this engine has no "
-                "gradient; "
-                "set rho to 0 or use the PyTorch engine"
+                "gradient; set rho to 0 or use the PyTorch engine"
             )
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
@@ -163,7 +185,15 @@ class NetworkDenoiser:
 
 @dataclass(frozen=True)
 class DiscreteDenoiser(NetworkDenoiser):
-    """A network trained on discrete timesteps with ᾱ (T,); the rest is `NetworkDenoiser`'s."""
+    """A network trained on discrete timesteps; see `NetworkDenoiser` for the other attributes.
+
+    Attributes:
+        alphas_cumprod: (T,) ᾱ of the trained timesteps.
+        prediction: What the network predicts, a key of `PREDICTIONS`.
+
+    Raises:
+        GoodRtError: the prediction type is unknown.
+    """
 
     network: Network
     alphas_cumprod: FloatArray
@@ -199,10 +229,13 @@ class DiscreteDenoiser(NetworkDenoiser):
 
 @dataclass(frozen=True)
 class FlowDenoiser(NetworkDenoiser):
-    """A network trained by flow matching: x_t = (1−s) x_0 + s n, and it predicts v = n − x_0 at the
-    timestep s·T.
+    """A network trained by flow matching: it predicts v = n − x_0 at x_t = (1−s) x_0 + s n.
 
-    In σ-space y = x_t/(1−s) and σ = s/(1−s), so s = σ/(1+σ). The rest is `NetworkDenoiser`'s.
+    In σ-space y = x_t/(1−s) and σ = s/(1−s), so s = σ/(1+σ). See `NetworkDenoiser` for the other
+    attributes.
+
+    Attributes:
+        timesteps: T; the network's timestep is s·T.
     """
 
     network: Network

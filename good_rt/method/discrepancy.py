@@ -25,24 +25,32 @@ LEVEL_WEIGHTS = {"img": 0.0, "feat": 1.0, "both": 0.5}
 
 
 class Guidance(Protocol):
-    """images (N, C, H, W) in [-1, 1] -> ℓ (N,), each depending on its own image alone."""
+    """images (N, C, H, W) in [-1, 1] -> ℓ (N,); each value depends only on its own image."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
 
 def image_level(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """(N, K) logits -> ℓ_img = −T·logsumexp_c(f_c/T), the energy (GOOD, arXiv 2510.17131; Liu et
-    al., 2010.03759)."""
+    """ℓ_img = −T·logsumexp_c(f_c/T), the energy, (N,) (GOOD, arXiv 2510.17131; Liu et al.,
+    2010.03759).
+
+    Args:
+        logits: (N, K) f.
+        temperature: T > 0.
+    """
     return -temperature * torch.logsumexp(logits / temperature, dim=1)
 
 
 def feature_level(
     features: Tensor, bank: FeatureBank, k: int, *, approximate: bool = False
 ) -> Tensor:
-    """(N, D) unit-norm features -> ℓ_feat, the distance to the k-th nearest ID feature (GOOD, arXiv
-    2510.17131).
+    """ℓ_feat, the distance to the k-th nearest ID feature, (N,) (GOOD, arXiv 2510.17131).
 
-    ``approximate`` is for guidance alone: see `FeatureBank.search`.
+    Args:
+        features: (N, D) of unit norm.
+        bank: ID features.
+        k: Which neighbour.
+        approximate: Only for guidance; see `FeatureBank.search`.
     """
     return bank.distance(features, k, approximate=approximate)
 
@@ -57,14 +65,26 @@ class IdScales:
     feature_std: float
 
     def weights(self, lam: float) -> tuple[float, float]:
-        """The factors (1−λ)/s_img of ℓ_img and λ/s_feat of ℓ_feat."""
+        """The factors (1−λ)/s_img of ℓ_img and λ/s_feat of ℓ_feat.
+
+        Args:
+            lam: λ in [0, 1].
+        """
         return (1 - lam) / self.image_std, lam / self.feature_std
 
     @classmethod
     def measure(
         cls, logits: Tensor, features: Tensor, bank: FeatureBank, k: int, temperature: float = 1.0
     ) -> IdScales:
-        """From the (N, K) logits and (N, D) features of ID images that are not in the bank."""
+        """The scales of ID images that are not in the bank.
+
+        Args:
+            logits: (N, K) of the images.
+            features: (N, D) of unit norm.
+            bank: ID features.
+            k: Which neighbour ℓ_feat is the distance to.
+            temperature: T of ℓ_img.
+        """
         image, feature = image_level(logits, temperature), feature_level(features, bank, k)
         return cls(
             float(image.mean()), float(image.std()), float(feature.mean()), float(feature.std())
@@ -73,10 +93,15 @@ class IdScales:
 
 @dataclass(frozen=True)
 class ClassifierGuidance:
-    """ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat, the s being ID standard deviations.
+    """ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat, from one pass of the classifier.
 
-    λ = 0 is image-level guidance, λ = 1 feature-level; in between both, from one pass of the
-    classifier.
+    Attributes:
+        classifier: Images (N, C, H, W) in [-1, 1] -> logits (N, K) and unit-norm features (N, D).
+        bank: ID features.
+        scales: The ID standard deviations s.
+        lam: λ; 0 is image-level guidance, 1 feature-level, between them both.
+        k: Which neighbour ℓ_feat is the distance to.
+        temperature: T of ℓ_img.
     """
 
     classifier: ClassifierFn
@@ -101,12 +126,16 @@ class ClassifierGuidance:
 
 @dataclass(frozen=True)
 class EngineGuidance:
-    """The same ℓ with its gradient in the latents, from one engine of decoder, classifier and bank
-    together.
+    """The same ℓ with its gradient in the latents, from one engine of decoder, classifier and bank.
 
-    ``run`` takes (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) and
-    gives ℓ (N,) and the gradient (see `good_rt.export.guidance_module`); bank, k and temperature are the
-    engine's.
+    Bank, k and temperature are the engine's (see `good_rt.export.guidance_module`).
+
+    Attributes:
+        run: (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) -> ℓ (N,) and
+            the gradient.
+        scales: The ID standard deviations s.
+        lam: λ in [0, 1].
+        image_shape: (C, H, W) of the decoded images.
     """
 
     run: Callable[..., tuple[Tensor, ...]]

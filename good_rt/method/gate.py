@@ -1,5 +1,4 @@
-"""The unified score: one number out of energy and k-NN distance, by a gate that is learned once and
-for all.
+"""The unified score: one number out of energy and k-NN distance, by a gate that is fitted once.
 
 Both discrepancies are standardised on held-out ID data; the gate is fitted on ID against generated
 OOD images, so that a single image can be scored and no test set is looked at (GOOD, arXiv
@@ -12,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from good_rt.errors import GoodRtError
-
-FloatArray = NDArray[np.float64]
+from good_rt.method.schedule import FloatArray
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,12 @@ class UnifiedScore:
     c: float
 
     def __call__(self, energy: FloatArray, distance: FloatArray) -> FloatArray:
-        """(N,) energies and (N,) k-NN distances -> (N,) unified scores; higher = more OOD."""
+        """(N,) float64 unified scores, higher = more OOD.
+
+        Args:
+            energy: (N,) energies.
+            distance: (N,) k-NN distances.
+        """
         image, feature = self.standardise(energy, distance)
         return combine(image, feature, self.pi, self.c)
 
@@ -56,7 +58,14 @@ class UnifiedScore:
 
 
 def combine(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
-    """u of the standardised discrepancies, each (N,)."""
+    """u of the standardised discrepancies, (N,).
+
+    Args:
+        image: a_img (N,).
+        feature: a_feat (N,).
+        pi: π in (0, 1).
+        c: Above 0 a soft maximum, below 0 a soft minimum, 0 the fixed weight π.
+    """
     if abs(c) < 1e-6:  # the first two terms in c; without the second, the fit could not leave c = 0
         return (
             (1 - pi) * image + pi * feature + 0.5 * c * pi * (1 - pi) * np.square(feature - image)
@@ -65,7 +74,14 @@ def combine(image: FloatArray, feature: FloatArray, pi: float, c: float) -> Floa
 
 
 def gate(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatArray:
-    """w(a) in (0, 1), each (N,); π where both discrepancies agree."""
+    """w(a) in (0, 1), (N,); π where both discrepancies agree.
+
+    Args:
+        image: a_img (N,).
+        feature: a_feat (N,).
+        pi: π in (0, 1).
+        c: As in `combine`.
+    """
     delta = feature - image
     return np.where(
         np.abs(c * delta) < 1e-6,
@@ -75,10 +91,15 @@ def gate(image: FloatArray, feature: FloatArray, pi: float, c: float) -> FloatAr
 
 
 def mean_score(id_energy: FloatArray, id_distance: FloatArray) -> UnifiedScore:
-    """The mean of both discrepancies, standardised on ID (N,): the gate where there are no OOD
-    images to fit it on.
+    """The mean of both standardised discrepancies: the score where there are no OOD images to fit
+    on.
 
-    Raises GoodRtError when there are fewer than 2 values, or they are not finite or without spread.
+    Args:
+        id_energy: (N,) energies of ID images.
+        id_distance: (N,) k-NN distances of ID images.
+
+    Raises:
+        GoodRtError: there are fewer than 2 values, or they are not finite or without spread.
     """
     _check({"ID energies": id_energy, "ID distances": id_distance})
     means = float(np.mean(id_energy)), float(np.mean(id_distance))
@@ -98,19 +119,27 @@ def fit(
     ood_distance: FloatArray,
     ood_weights: FloatArray | None = None,
 ) -> UnifiedScore:
-    """Fits standardisation on ID, then π and c by maximum likelihood of P(OOD) = sigmoid(s·u + b),
-    s > 0.
+    """The unified score whose π and c maximise the likelihood of P(OOD) = sigmoid(s·u + b), s > 0.
 
-    Arrays are (N_id,) or (N_ood,); both sides have the same weight, however many they are, and of
-    the OOD side each image that of ``ood_weights``, or all the same. Raises GoodRtError when a side
-    is empty, not finite or without spread.
+    The standardisation is fitted on ID. Both sides have the same weight, however many images they
+    are.
+
+    Args:
+        id_energy: (N_id,) energies of ID images.
+        id_distance: (N_id,) k-NN distances of ID images.
+        ood_energy: (N_ood,) energies of generated OOD images.
+        ood_distance: (N_ood,) k-NN distances of generated OOD images.
+        ood_weights: (N_ood,) weight of each OOD image; None for equal weights.
+
+    Raises:
+        GoodRtError: a side has fewer than 2 values, or they are not finite or without spread.
     """
     from scipy.optimize import minimize
 
-    plain = mean_score(id_energy, id_distance)
+    ungated = mean_score(id_energy, id_distance)
     _check({"OOD energies": ood_energy, "OOD distances": ood_distance})
-    id_image, id_feature = plain.standardise(id_energy, id_distance)
-    ood_image, ood_feature = plain.standardise(ood_energy, ood_distance)
+    id_image, id_feature = ungated.standardise(id_energy, id_distance)
+    ood_image, ood_feature = ungated.standardise(ood_energy, ood_distance)
 
     def loss(parameters: FloatArray) -> float:
         logit, c, log_scale, bias = parameters
@@ -124,9 +153,9 @@ def fit(
         return float(np.logaddexp(0, id_logit).mean() + ood_loss + ridge)
 
     bounds = [(-6.0, 6.0), (-5.0, 5.0), (-5.0, 5.0), (None, None)]
-    found = minimize(loss, np.zeros(4), method="L-BFGS-B", bounds=bounds)
-    logit, c = float(found.x[0]), float(found.x[1])
-    return replace(plain, pi=float(1 / (1 + np.exp(-logit))), c=c)
+    optimum = minimize(loss, np.zeros(4), method="L-BFGS-B", bounds=bounds)
+    logit, c = float(optimum.x[0]), float(optimum.x[1])
+    return replace(ungated, pi=float(1 / (1 + np.exp(-logit))), c=c)
 
 
 def _check(arrays: Mapping[str, FloatArray]) -> None:

@@ -23,10 +23,13 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | None) -> Tensor:
-    """ℓ̃(x) = log mean_{j≤M} exp ℓ(x + σ_t δ_j): images (N, C, H, W), noise δ (M, N, C, H, W) ->
-    (N,).
+    """ℓ̃(x) = log mean_{j≤M} exp ℓ(x + σ_t δ_j), (N,) (TFG, arXiv 2409.15761, "implicit dynamics").
 
-    Without noise it is ℓ(x) itself. (TFG, arXiv 2409.15761, "implicit dynamics".)
+    Args:
+        guidance: ℓ.
+        images: (N, C, H, W) x.
+        width: σ_t.
+        noise: (M, N, C, H, W) δ; None for ℓ(x) itself.
     """
     if noise is None:
         return guidance(images)
@@ -38,15 +41,20 @@ def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | N
 
 @runtime_checkable
 class LatentGuidance(Protocol):
-    """A guidance of latents that brings its own gradient, as an engine of decoder and classifier
-    together does."""
+    """A guidance of latents with its own gradient: an engine of decoder, classifier and bank
+    together.
+    """
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
 
     def value_and_gradient(self, latents: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """latents (N, C, H, W), what is added to the decoded images (N, c, H', W') -> ℓ (N,), ∇ℓ
-        (N, C, H, W)."""
+        """ℓ (N,) and ∇ℓ (N, C, H, W) in the latents.
+
+        Args:
+            latents: (N, C, H, W).
+            offset: (N, c, H', W'), added to the decoded images.
+        """
         ...
 
 
@@ -57,11 +65,17 @@ def value_and_gradient(
     width: float,
     draw: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """ℓ̃(D(x̂0)) (N,) and ∇_{x̂0} ℓ̃(D(x̂0)), of the shape of x̂0 (N, C, H, W).
+    """ℓ̃(D(x̂0)) (N,) and ∇_{x̂0} ℓ̃(D(x̂0)) (N, C, H, W).
 
-    ``draw`` makes the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no
-    smoothing. Autograd goes through decoder and guidance, unless the guidance brings its own
-    gradient.
+    Autograd goes through decoder and guidance, unless the guidance computes its gradient itself.
+
+    Args:
+        guidance: ℓ.
+        decoder: D; unused where the guidance takes latents.
+        x0: x̂0 (N, C, H, W).
+        width: σ_t of the smoothing.
+        draw: Draws the smoothing's noise δ (M, N, c, H', W') for images (N, c, H', W'); None for no
+            smoothing.
     """
     if isinstance(guidance, LatentGuidance):
         return _smoothed_from_parts(guidance, x0, width, draw)
@@ -91,11 +105,16 @@ def _smoothed_from_parts(
 
 
 def limited(gradient: Tensor, value: Tensor, config: GuidanceConfig, step: int) -> Tensor:
-    """The gradient (N, C, H, W) after clipping by norm, scaling and the band on ℓ (N,), each sample
-    by itself.
+    """The gradient (N, C, H, W) after clipping by norm, scaling and the band on ℓ, for each sample.
 
-    Raises NonFiniteError that names the step and the samples of a NaN or infinite value or
-    gradient.
+    Args:
+        gradient: (N, C, H, W).
+        value: ℓ (N,).
+        config: ``step``, ``clip`` and ``band`` set the limits.
+        step: The sampler's step, for errors.
+
+    Raises:
+        NonFiniteError: a value or gradient is NaN or infinite; it names the step and the samples.
     """
     flat = gradient.flatten(1)
     wrong = ~(flat.isfinite().all(dim=1) & value.isfinite())

@@ -24,8 +24,15 @@ from good_rt.method.schedule import FloatArray, alpha_cumprod_of, smoothing_widt
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of the sampler leaves: its index, y (N, C, H, W) at noise level σ, x̂0 and ℓ̃
-    before guidance."""
+    """The state after one step of the sampler.
+
+    Attributes:
+        index: The step, from 0.
+        sigma: Noise level of ``y``.
+        y: (N, C, H, W) noisy latents.
+        x0: (N, C, H, W) estimate x̂0 before guidance.
+        value: ℓ̃ (N,) before guidance; None where the step is not guided.
+    """
 
     index: int
     sigma: float
@@ -35,7 +42,12 @@ class Step:
 
 
 def sample_seeds(job_seed: int, indices: Sequence[int]) -> list[int]:
-    """One seed a sample, of the job's seed and the sample's index alone."""
+    """One seed per sample, which depends only on the job's seed and the sample's index.
+
+    Args:
+        job_seed: Seed of all samples.
+        indices: Positions of the samples in the generated set.
+    """
     return [
         int(np.random.SeedSequence((job_seed, index)).generate_state(1, np.uint64)[0] >> 1)
         for index in indices
@@ -43,8 +55,12 @@ def sample_seeds(job_seed: int, indices: Sequence[int]) -> list[int]:
 
 
 class Noise:
-    """Standard normal noise in which each sample has a stream of its own, so it does not depend on
-    the batch."""
+    """Standard normal noise with one stream per sample, so it does not depend on the batch.
+
+    Args:
+        seeds: One seed per sample.
+        stream: Number of the stream; streams of one seed are independent.
+    """
 
     def __init__(self, seeds: Sequence[int], stream: int) -> None:
         states = (
@@ -61,11 +77,19 @@ class Noise:
 def ddim_step(
     y: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise
 ) -> Tensor:
-    """DDIM_η(y, x̂0, σ_t → σ_{t−1}) (Song et al., arXiv 2010.02502, Eq. 12 and 16, divided by
-    √ᾱ_{t−1}).
+    """DDIM_η(y, x̂0, σ_t → σ_{t−1}), (N, C, H, W) (Song et al., arXiv 2010.02502, Eq. 12 and 16,
+    divided by √ᾱ_{t−1}).
 
     σ_up² = η² σ_{t−1}² (σ_t² − σ_{t−1}²)/σ_t² is fresh noise, the rest of σ_{t−1}² keeps its
     direction.
+
+    Args:
+        y: (N, C, H, W) at σ_t.
+        x0: x̂0 (N, C, H, W).
+        sigma: σ_t.
+        sigma_next: σ_{t−1}.
+        eta: η; 0 is deterministic.
+        noise: Draws the fresh noise.
     """
     up = eta * sigma_next * np.sqrt(sigma**2 - sigma_next**2) / sigma
     down = np.sqrt(max(sigma_next**2 - up**2, 0.0))

@@ -31,10 +31,17 @@ def alpha_cumprod_of(sigma: FloatArray | float) -> FloatArray:
 def timesteps(
     train_steps: int, steps: int, spacing: Spacing = "trailing", offset: int = 0
 ) -> NDArray[np.int64]:
-    """The (steps,) timesteps, falling, that diffusers' schedulers visit (Lin et al., arXiv
+    """The (steps,) falling timesteps that diffusers' schedulers visit (Lin et al., arXiv
     2305.08891, Tab. 2).
 
-    Raises GoodRtError when ``steps`` is not between 1 and ``train_steps``.
+    Args:
+        train_steps: Timesteps that the model was trained on.
+        steps: How many of them are visited.
+        spacing: Which ones.
+        offset: Added to "leading" timesteps.
+
+    Raises:
+        GoodRtError: ``steps`` is not between 1 and ``train_steps``.
     """
     if not 1 <= steps <= train_steps:
         raise GoodRtError(f"steps must be between 1 and {train_steps}, not {steps}")
@@ -52,18 +59,30 @@ def ddim_sigmas(
     offset: int = 0,
     final_alpha_cumprod: float = 1.0,
 ) -> FloatArray:
-    """(T,) ᾱ of the trained model -> (steps + 1,) σ, from the noisiest to σ of
-    ``final_alpha_cumprod`` (0 for 1.0)."""
+    """(steps + 1,) falling σ, from the noisiest to σ of ``final_alpha_cumprod``.
+
+    Args:
+        alphas_cumprod: (T,) ᾱ of the trained model.
+        steps: Number of the sampler's steps.
+        spacing: Which timesteps are visited.
+        offset: Added to "leading" timesteps.
+        final_alpha_cumprod: ᾱ of the last level; 1.0 is σ = 0.
+
+    Raises:
+        GoodRtError: ``steps`` is not between 1 and T.
+    """
     visited = alphas_cumprod[timesteps(len(alphas_cumprod), steps, spacing, offset)]
     return sigma_of(np.append(visited, final_alpha_cumprod).astype(np.float64))
 
 
 def strengths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
-    """(T + 1,) σ -> (T,) strengths ρ_t = ρ̄·T·s_t/Σs, whose mean is ``mean`` (TFG, arXiv
-    2409.15761, Sec. 4.2).
+    """(T,) strengths ρ_t = ρ̄·T·s_t/Σs, whose mean is ``mean`` (TFG, arXiv 2409.15761, Sec. 4.2).
 
-    s_t is 1 − ᾱ_t/ᾱ_{t−1} ("decrease": strong at first, like β), ᾱ_t/ᾱ_{t−1} ("increase") or 1
-    ("constant").
+    Args:
+        sigmas: (T + 1,) noise levels.
+        mean: ρ̄ or μ̄.
+        trend: s_t is 1 − ᾱ_t/ᾱ_{t−1} ("decrease": strong at first, like β), ᾱ_t/ᾱ_{t−1}
+            ("increase") or 1 ("constant").
     """
     alphas = alpha_cumprod_of(sigmas)
     ratio = alphas[:-1] / alphas[1:]
@@ -72,10 +91,20 @@ def strengths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
 
 
 def smoothing_widths(sigmas: FloatArray, mean: float, trend: Trend) -> FloatArray:
-    """(T + 1,) σ -> (T,) smoothing widths σ_t = σ̄·√(1−ᾱ_t) ("decrease") or σ̄ ("constant")."""
+    """(T,) smoothing widths σ_t = σ̄·√(1−ᾱ_t) ("decrease") or σ̄ ("constant").
+
+    Args:
+        sigmas: (T + 1,) noise levels.
+        mean: σ̄.
+        trend: "decrease" or "constant".
+
+    Raises:
+        GoodRtError: the trend is "increase".
+    """
     if trend == "increase":
         raise GoodRtError(
-            'the smoothing width knows the trends "decrease" and "constant", not "increase"'
+            'the smoothing width has the trends "decrease" and "constant", not "increase"; choose '
+            "one of them"
         )
     noise = np.sqrt(1 - alpha_cumprod_of(sigmas[:-1]))
     return mean * (noise if trend == "decrease" else np.ones_like(noise))

@@ -1,4 +1,4 @@
-"""OOD scores that need a classifier's logits alone: the established peers of the unified score.
+"""OOD scores that need only a classifier's logits: the baselines of the unified score.
 
 They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance
 is in `good_rt.method.bank`, the unified score in `good_rt.method.gate`;
@@ -12,14 +12,14 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from good_rt.errors import GoodRtError
+from good_rt.method.schedule import FloatArray
 from good_rt.plugins import SCORE_PLUGINS, load_plugin
 
-Scores = NDArray[np.float64]
-Score = TypeVar("Score", bound=Callable[..., Scores])
-LogitScore = Callable[[ArrayLike], Scores]
+Score = TypeVar("Score", bound=Callable[..., FloatArray])
+LogitScore = Callable[[ArrayLike], FloatArray]
 """Logits (N, K) -> (N,) float64, higher = more OOD; `good_rt.testing` checks the rules."""
 
 LOGIT_SCORES: dict[str, LogitScore] = {}
@@ -29,8 +29,11 @@ OTHER_ROWS = ("k-NN", "Unified")
 
 
 def logit_score(name: str) -> Callable[[Score], Score]:
-    """Decorator that enters a function of logits (N, K) into `LOGIT_SCORES`: one function is one
-    more row."""
+    """Decorator that adds a function of logits (N, K) to `LOGIT_SCORES`, a row of every evaluation.
+
+    Args:
+        name: The score's name in tables.
+    """
 
     def enter(function: Score) -> Score:
         LOGIT_SCORES[name] = function
@@ -40,7 +43,7 @@ def logit_score(name: str) -> Callable[[Score], Score]:
 
 
 @logit_score("MSP")
-def msp(logits: ArrayLike) -> Scores:
+def msp(logits: ArrayLike) -> FloatArray:
     """1 − max_c softmax(f)_c, one minus the maximum softmax probability (Hendrycks & Gimpel, arXiv
     1610.02136).
 
@@ -48,25 +51,33 @@ def msp(logits: ArrayLike) -> Scores:
     confident images that 1 − softmax would round to one tie at 0. In [0, 1).
     """
     falling = np.sort(_checked(logits), axis=1)[:, ::-1]
-    others: Scores = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
+    others: FloatArray = np.exp(falling[:, 1:] - falling[:, :1]).sum(1)
     return others / (1 + others)
 
 
 @logit_score("MaxLogit")
-def max_logit(logits: ArrayLike) -> Scores:
+def max_logit(logits: ArrayLike) -> FloatArray:
     """−max_c f_c, the negative largest logit (Hendrycks et al., arXiv 1911.11132)."""
-    largest: Scores = _checked(logits).max(1)
+    largest: FloatArray = _checked(logits).max(1)
     return -largest
 
 
 @logit_score("Energy")
-def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
-    """−T · logsumexp_c(f_c / T), the free energy (Liu et al., arXiv 2010.03759, Eq. 4); T > 0."""
+def energy(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """−T · logsumexp_c(f_c / T), the free energy, (N,) (Liu et al., arXiv 2010.03759, Eq. 4).
+
+    Args:
+        logits: (N, K) f.
+        temperature: T.
+
+    Raises:
+        GoodRtError: T is not above 0, or the logits are not a finite (N, K) matrix.
+    """
     if not temperature > 0:
         raise GoodRtError(f"the energy's temperature must be above 0, not {temperature}")
     array = _checked(logits)
-    largest: Scores = array.max(1, keepdims=True)
-    rest: Scores = np.exp((array - largest) / temperature).sum(1)
+    largest: FloatArray = array.max(1, keepdims=True)
+    rest: FloatArray = np.exp((array - largest) / temperature).sum(1)
     return -(largest[:, 0] + temperature * np.log(rest))
 
 
@@ -99,7 +110,9 @@ def plugin_scores(names: Iterable[str]) -> dict[str, LogitScore]:
     return scores
 
 
-def _plugin_score(name: str, score: Callable[[Scores], ArrayLike], logits: ArrayLike) -> Scores:
+def _plugin_score(
+    name: str, score: Callable[[FloatArray], ArrayLike], logits: ArrayLike
+) -> FloatArray:
     """A plug-in's scores (N,). Raises GoodRtError when they are none for these logits (N, K)."""
     checked_logits = _checked(logits)
     scores = np.asarray(score(checked_logits), np.float64)
@@ -113,7 +126,7 @@ def _plugin_score(name: str, score: Callable[[Scores], ArrayLike], logits: Array
     return scores
 
 
-def _checked(logits: ArrayLike) -> Scores:
+def _checked(logits: ArrayLike) -> FloatArray:
     array = np.asarray(logits, np.float64)
     if array.ndim != 2 or array.shape[1] == 0:
         raise GoodRtError(f"logits must be of shape (images, classes), not {array.shape}")
@@ -121,6 +134,6 @@ def _checked(logits: ArrayLike) -> Scores:
     if bad.size:
         raise GoodRtError(
             f"the logits of {bad.size} of {len(array)} images are not finite (the first: image "
-            f"{bad[0]})"
+            f"{bad[0]}); check the classifier and its images"
         )
     return array

@@ -1,7 +1,7 @@
 """Fine-tuning the classifier with generated OOD images, so that its energy tells ID from OOD.
 
 L = CE(ID) + w·BCE(sigmoid(g(−energy)), is ID) with a learned head g, as in VOS (Du et al., arXiv
-2202.01197, Eq. 6) and GOOD (arXiv 2510.17131). Part of the ID images comes out of the VAE's
+2202.01197, Eq. 6) and GOOD (arXiv 2510.17131). Some of the ID images come from the VAE's
 decoder, reconstructed or sampled without guidance, since the network would otherwise learn that
 "looks generated" means OOD.
 """
@@ -30,11 +30,19 @@ from good_rt.files import atomic_path, different_names
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What the fine-tuning sees; images (N, C, H, W) in [-1, 1], labels (N,) int64.
+    """The images of a fine-tuning: (N, C, H, W) in [-1, 1], with labels (N,) int64.
 
-    ``decoded`` are VAE reconstructions of the first ID images, in their order; ``ood`` may be
-    absent (the control); ``unguided`` are what ``ood`` would be but for the guidance, and are ID.
-    ``val_*`` are held out: they choose the state that is kept, and are never trained on.
+    Attributes:
+        images: ID images to train on.
+        labels: Their classes.
+        val_images: Held-out ID images; they choose the state that is kept, and are never trained
+            on.
+        val_labels: Their classes.
+        decoded: VAE reconstructions of the first ID images, in their order.
+        ood: Guided images to train on; None for the control.
+        val_ood: Held-out guided images.
+        unguided: Samples without guidance, which are ID.
+        unguided_labels: Their classes.
     """
 
     images: Tensor
@@ -49,13 +57,21 @@ class TrainingImages:
 
     @property
     def control(self) -> TrainingImages:
-        """The same without anything that was generated, to compare with."""
+        """The same without any generated image, as a baseline."""
         return replace(self, ood=None, val_ood=None, unguided=None, unguided_labels=None)
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Losses of one step; ``val_*`` where the held-out images were looked at."""
+    """Losses of one step.
+
+    Attributes:
+        step: Number of the step, from 1.
+        ce: Cross-entropy of the ID images.
+        bce: Regulariser; None in the control.
+        val_loss: Loss on the held-out images, at the steps that evaluate them.
+        val_accuracy: ID accuracy on the held-out images, at the same steps.
+    """
 
     step: int
     ce: float
@@ -66,7 +82,15 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The kept state's classifier, its held-out accuracy, the accuracy before, and every step."""
+    """The result of a fine-tuning.
+
+    Attributes:
+        classifier: The state that was kept.
+        accuracy: Its held-out ID accuracy, in [0, 1].
+        accuracy_before: That of the original classifier.
+        kept_step: The step of the state.
+        history: Every step.
+    """
 
     classifier: Classifier
     accuracy: float
@@ -76,11 +100,13 @@ class TrainResult:
 
 
 class EnergyHead(nn.Module):
-    """g: −energy (N,) -> logit (N,) that the sample is ID: affine with a slope above 0: lower
-    energy is more ID.
+    """g: −energy (N,) -> logit (N,) that the sample is ID, affine with a slope above 0.
 
-    A head with hidden units, as VOS has it, may call a band of energies ID, and then the energy is
-    no score any more.
+    Lower energy is always more ID. A head with hidden units, as in VOS, may call a band of energies
+    ID, and then the energy is no longer a score.
+
+    Args:
+        middle: The −energy whose logit is 0 at the start.
     """
 
     def __init__(self, middle: float = 0.0) -> None:
@@ -93,7 +119,12 @@ class EnergyHead(nn.Module):
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flips half of the images (N, C, H, W) and shifts all by up to 2 pixels."""
+    """The images (N, C, H, W), half of them flipped, all shifted by up to 2 pixels.
+
+    Args:
+        images: (N, C, H, W).
+        generator: Draws flips and the shift.
+    """
     flip = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
     rows, columns = torch.randint(-2, 3, (2,), generator=generator).tolist()
@@ -109,9 +140,9 @@ def has_bfloat16(device: torch.device = CPU) -> bool:
     than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return device.type == "cpu" and bool(
-        found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16")
+        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
     )
 
 
@@ -121,13 +152,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def check_trainable(classifier: Classifier) -> None:
-    """Raises GoodRtError when there are no weights to train."""
+    """Checks that the classifier has weights to train.
+
+    Raises:
+        GoodRtError: its weights are frozen.
+    """
     if not classifier.trainable:
         raise GoodRtError(
             f"the classifier ({classifier.config.architecture}) cannot be trained: its weights are "
-            "frozen in a file "
-            "that is made for running; train it from its library's own weights, such as "
-            "timm:NAME@weights.safetensors"
+            "frozen in a file that is made for running; train it from its library's own weights, "
+            "such as timm:NAME@weights.safetensors"
         )
 
 
@@ -138,17 +172,26 @@ def finetune(
     checkpoint: Path | None = None,
     on_step: Callable[[TrainStep], None] = lambda step: None,
 ) -> TrainResult:
-    """Fine-tunes a copy of the classifier and returns the last state that kept the accuracy on the
-    held-out images.
-
-    It works where the classifier is; the images may be elsewhere.
+    """Fine-tunes a copy of the classifier and returns the last state that kept the held-out
+    accuracy.
 
     A state keeps it when it lost at most ``max_accuracy_drop``; the held-out loss says less, since
-    it no longer falls while detection still improves. A state's weights are those ``interpolation``
-    of the way from the classifier it came from, or less far where the accuracy lost more. With
-    ``checkpoint`` (a folder) the run goes on from there when it was interrupted. Raises GoodRtError
-    when no state kept the accuracy or the checkpoint is damaged or of another run, and
-    NonFiniteError that names the step of a loss that is not finite.
+    it no longer falls while detection still improves. The weights of a state are interpolated
+    between the original classifier and the trained one (WiSE-FT) with weight ``interpolation``, or
+    less where the accuracy lost more.
+
+    Args:
+        classifier: The original classifier; the training runs on its device.
+        data: Images and labels, on any device.
+        config: Settings of the training.
+        checkpoint: Folder of the checkpoint, from which an interrupted training resumes; None keeps
+            no checkpoint.
+        on_step: Called after every step.
+
+    Raises:
+        GoodRtError: no state kept the accuracy, or the checkpoint is damaged or of another
+            training.
+        NonFiniteError: the loss is not finite; it names the step.
     """
     check_trainable(classifier)
     torch.manual_seed(config.seed)
@@ -171,7 +214,7 @@ def finetune(
         done = TrainStep(state.step, ce, bce)
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
             for retreat in RETREATS:
-                candidate = _between(classifier, state.average, retreat * config.interpolation)
+                candidate = _interpolated(classifier, state.average, retreat * config.interpolation)
                 val_loss, val_accuracy = _validate(candidate, head, data, config)
                 if retreat == RETREATS[0]:
                     done = TrainStep(state.step, ce, bce, val_loss, val_accuracy)
@@ -195,15 +238,15 @@ def finetune(
     return TrainResult(kept, state.kept_accuracy, before, state.kept_step, tuple(state.history))
 
 
-def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
-    """The classifier whose weights lie at this share of the way from start to end."""
-    found = copy.deepcopy(end)
+def _interpolated(start: Classifier, end: Classifier, weight: float) -> Classifier:
+    """The classifier whose weights are interpolated between ``start`` (0) and ``end`` (1)."""
+    interpolated = copy.deepcopy(end)
     for target, origin in zip(
-        found.state_dict().values(), start.state_dict().values(), strict=True
+        interpolated.state_dict().values(), start.state_dict().values(), strict=True
     ):
         if target.is_floating_point():
-            target.lerp_(origin, 1 - share)
-    return found
+            target.lerp_(origin, 1 - weight)
+    return interpolated
 
 
 def _middle(classifier: Classifier, data: TrainingImages) -> float:
@@ -254,8 +297,9 @@ class _Progress:
             )
 
     def load(self, folder: Path, job: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint of the same settings, classifier and images; without one it
-        starts anew."""
+        """Resumes from a checkpoint of the same settings, classifier and images, if there is
+        one.
+        """
         import json
 
         from safetensors import SafetensorError, safe_open
@@ -268,12 +312,11 @@ class _Progress:
                 meta = json.loads(file.metadata()["good_rt"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise GoodRtError(f"{path} is damaged ({error}); delete it to start anew") from None
+            raise GoodRtError(f"{path} is damaged ({error}); delete it to start again") from None
         if different := different_names(meta.get("job", {}), job):
             raise GoodRtError(
                 f"{path} is of another training (different: {', '.join(different)}); choose "
-                "another place, or delete "
-                "it to start anew"
+                "another folder, or delete it to start again"
             )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -306,18 +349,20 @@ def _fingerprint(tensors: Mapping[str, Any]) -> str:
 def _id_batch(
     data: TrainingImages, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """ID images (id_batch, C, H, W) and their labels (id_batch,); those that come out of a decoder
-    are the first."""
+    """ID images (id_batch, C, H, W) and their labels (id_batch,); the first ones come from a
+    decoder."""
     index = torch.randint(len(data.images), (config.id_batch,), generator=generator)
     images, labels = data.images[index], data.labels[index]
-    made = [
+    decoder_images = [
         (source, known)
         for source, known in ((data.decoded, data.labels), (data.unguided, data.unguided_labels))
         if source is not None and known is not None
     ]
     rows = torch.arange(round(config.decoded_share * config.id_batch))
     for (source, known), part in zip(
-        made, rows.tensor_split(len(made)) if made else (), strict=True
+        decoder_images,
+        rows.tensor_split(len(decoder_images)) if decoder_images else (),
+        strict=True,
     ):
         at = index[part] % len(source)
         images[part], labels[part] = source[at], known[at]
@@ -327,7 +372,7 @@ def _id_batch(
 def _train_step(
     state: _Progress, data: TrainingImages, config: TrainConfig
 ) -> tuple[float, float | None]:
-    """One optimiser step on a batch that depends on seed and step alone; returns CE and BCE."""
+    """One optimiser step on a batch that depends only on seed and step; returns CE and BCE."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
     cosine = 0.5 * (1 + math.cos(math.pi * state.step / config.steps))
     for group in state.optimiser.param_groups:
@@ -365,7 +410,7 @@ def _train_step(
 
 def _losses(logits: Tensor, head: EnergyHead, labels: Tensor) -> tuple[Tensor, Tensor | None]:
     """CE of the leading rows, which are ID, and BCE of all where there are more rows than labels:
-    those are OOD."""
+    the rest is OOD."""
     count = len(labels)
     ce = F.cross_entropy(logits[:count], labels)
     if count == len(logits):
@@ -386,8 +431,8 @@ def _validate(
     if data.val_ood is not None:
         ood_logits, _ = predict(model, data.val_ood)
         is_id, is_ood = (
-            head(torch.logsumexp(found, dim=1).to(head.middle.device)).cpu()
-            for found in (logits, ood_logits)
+            head(torch.logsumexp(part_logits, dim=1).to(head.middle.device)).cpu()
+            for part_logits in (logits, ood_logits)
         )
         loss = loss + config.weight * 0.5 * (F.softplus(-is_id).mean() + F.softplus(is_ood).mean())
     return float(loss), accuracy(logits, data.val_labels)

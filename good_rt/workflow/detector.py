@@ -26,7 +26,7 @@ from good_rt.models import check_classifier_path, demo_path
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.train import training_record
 
-PARITY_IMAGES = 512
+DETECTOR_PARITY_IMAGES = 512
 """Held-out images that detector.onnx is compared with PyTorch on."""
 WITH_GENERATED, WITHOUT_TRAINING = "generated OOD images", "none"
 """What a detector file says that its classifier was fine-tuned with."""
@@ -81,7 +81,9 @@ def build_detector(
         with progress.task("building the detector"):
             module = detector_for(network, id_data, folders, config)
     known, _ = half_rows(id_data, "held_out")
-    batches = id_batches(id_data, "held_out", module.classifier, rows=known[:PARITY_IMAGES])
+    batches = id_batches(
+        id_data, "held_out", module.classifier, rows=known[:DETECTOR_PARITY_IMAGES]
+    )
     images = (torch.cat(list(batches)) + 1) / 2
     with progress.task("exporting the detector"):
         parity = export_detector(module, Path(out), images, training=training)

@@ -18,8 +18,9 @@ from good_rt.classifier import Classifier, Images
 from good_rt.config.settings import DetectorConfig
 from good_rt.data.batches import id_part
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import IdData, from_uint8, unlabelled
+from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.image_files import contact_sheet
+from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, Discrepancies, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError

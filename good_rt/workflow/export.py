@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from good_rt.config.settings import BankConfig, ExportConfig
 from good_rt.data.batches import id_part
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.errors import NoGradientRuleError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from good_rt.engines.tensorrt import PlanInfo
     from good_rt.export.tensorrt import PlanConfig
 
-PARITY_IMAGES = 32
+ENGINE_PARITY_IMAGES = 32
 """Real images that engines are compared with PyTorch on."""
 GRAPHS, VJP_GRAPHS = 4, 3
 """Number of graphs without gradients, and of those that are added with them."""
@@ -64,7 +65,7 @@ def export(
     models = models.load() if isinstance(models, ModelSpec) else models
     id_data, out = IdData.of(id_data), Path(out)
     classifier = models.classifier.to("cpu")
-    images = from_uint8(id_part(id_data, "held_out", classifier, PARITY_IMAGES).images)
+    images = from_uint8(id_part(id_data, "held_out", classifier, ENGINE_PARITY_IMAGES).images)
     fused = None
     if config.vjp:
         features = models.bank(id_data, bank.size)

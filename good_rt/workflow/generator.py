@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from good_rt.classifier import Classifier, outputs, predict
 from good_rt.config.settings import GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
-from good_rt.data.id_data import IdData, from_uint8, to_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.diffusion import Conditioning
 from good_rt.engines.base import Engine
 from good_rt.engines.batch_splitting import vjp_pair

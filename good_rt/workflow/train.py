@@ -19,7 +19,8 @@ from good_rt.classifier import predict, save_classifier
 from good_rt.config.settings import TrainConfig
 from good_rt.data.batches import id_part
 from good_rt.data.generated_split import generated_images, generated_parts
-from good_rt.data.id_data import IdData, from_uint8, halves
+from good_rt.data.id_data import IdData, halves
+from good_rt.data.pixels import from_uint8
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
 from good_rt.files import sole_user

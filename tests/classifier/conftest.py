@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier, Settings, load_classifier
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 
 CLASSES = 8

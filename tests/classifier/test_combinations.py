@@ -25,7 +25,8 @@ from good_rt.config.settings import (
     SamplerConfig,
     TrainConfig,
 )
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
 from good_rt.environment import CPU

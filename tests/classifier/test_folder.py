@@ -21,7 +21,7 @@ from good_rt.classifier import (
     predict,
     save_classifier,
 )
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
 from good_rt.errors import GoodRtError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
 from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import build_module
 from good_rt.detector.runtime import Detector

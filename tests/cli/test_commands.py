@@ -112,6 +112,8 @@ def test_generate_on_exported_engines(
         2,
         "--sampler-steps",
         2,
+        "--gradients",
+        "torch",
         "--json",
     ]
     assert run(*options, "-o", tmp_path / "ood").json["images"] == 2

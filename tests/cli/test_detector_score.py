@@ -244,10 +244,10 @@ def test_bad_detectors(
     run: Run, folder: Path, detector_path: Path, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "d.onnx"
-    message = "d.onnx is damaged or no ONNX file"
+    message = "d.onnx is damaged or not an ONNX file"
     if kind == "missing":
         message = (
-            "d.onnx does not exist; give a detector.onnx, which `good-rt detector build` makes"
+            "d.onnx does not exist; give a detector.onnx, which `good-rt detector build` writes"
         )
     elif kind == "text":
         path.write_text("hello")
@@ -257,7 +257,7 @@ def test_bad_detectors(
         model = onnx.load(detector_path)
         if kind == "not ours":
             del model.metadata_props[:]
-            message = "d.onnx is an ONNX file, but no good-rt detector"
+            message = "d.onnx is an ONNX file, but not a good-rt detector"
         else:
             for tensor in model.graph.initializer:
                 if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:

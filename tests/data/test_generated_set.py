@@ -203,6 +203,6 @@ def test_missing_damaged_and_odd_images_are_named(tmp_path: Path) -> None:
 
 def test_an_empty_set_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        GoodRtError, match="holds no generated images; make them with `good-rt generate`"
+        GoodRtError, match="holds no generated images; create them with `good-rt generate`"
     ):
         GeneratedSet(tmp_path).images()

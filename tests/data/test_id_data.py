@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from good_rt.data.id_data import IdData, from_uint8, halves, spread, to_uint8
+from good_rt.data.id_data import IdData, halves, spread
 from good_rt.data.labelled import LabelledImages
+from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 

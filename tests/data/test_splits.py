@@ -258,9 +258,9 @@ def test_classes_are_matched(found: list[str], wanted: list[str], expected: list
         (
             ["cat", "cow"],
             ["cat", "dog"],
-            "classes cow are none of the classifier's, which also knows dog",
+            "classes cow are not among the classifier's, which also has dog",
         ),
-        (["1", "2"], ["a", "b"], "classes 1, 2 are none of the classifier's"),
+        (["1", "2"], ["a", "b"], "classes 1, 2 are not among the classifier's"),
     ],
 )
 def test_classes_that_do_not_match(found: list[str], wanted: list[str], message: str) -> None:

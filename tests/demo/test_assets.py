@@ -133,7 +133,7 @@ def test_reading_the_images_needs_no_torch() -> None:
 
 
 def test_the_light_decoder_shows_what_the_models_own_decoder_shows() -> None:
-    from good_rt.data.id_data import from_uint8
+    from good_rt.data.pixels import from_uint8
     from good_rt.diffusion import load_diffusion
 
     model = load_diffusion(assets.MODEL, gradient_decoder=assets.GRADIENT_DECODER)

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from good_rt.classifier import Classifier, predict
 from good_rt.config.settings import DetectorConfig
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module, measure
 from good_rt.detector.runtime import OUTPUTS

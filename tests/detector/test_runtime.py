@@ -106,7 +106,7 @@ def metadata(path: Path, target: Path, text: str | None) -> Path:
 
 
 def test_an_onnx_file_that_is_not_ours_is_refused(detector_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(GoodRtError, match="is an ONNX file, but no good-rt detector"):
+    with pytest.raises(GoodRtError, match="is an ONNX file, but not a good-rt detector"):
         Detector(metadata(detector_path, tmp_path / "d.onnx", None))
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -115,7 +115,7 @@ def test_an_onnx_file_that_is_not_ours_is_refused(detector_path: Path, tmp_path:
         graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8
     )
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(GoodRtError, match="is an ONNX file, but no good-rt detector"):
+    with pytest.raises(GoodRtError, match="is an ONNX file, but not a good-rt detector"):
         Detector(tmp_path / "other.onnx")
 
 

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from good_rt.classifier import Classifier
 from good_rt.config.settings import ExportConfig, GenerationConfig, GuidanceConfig, SamplerConfig
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.diffusion import load_diffusion
 from good_rt.diffusion.load import FAMILIES

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import good_rt
 import good_rt.export.detector as under_test
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import OUTPUTS, Detector

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import good_rt.export.export as under_test
 from good_rt.classifier import Classifier
 from good_rt.config.settings import ExportConfig
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
 from good_rt.errors import GoodRtError, ParityError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from good_rt.engines.base import TensorSpec
 from good_rt.engines.torch import TorchEngine
-from good_rt.export.parity import BATCHES, AutogradVjp, compare
+from good_rt.export.parity import COMPARED_BATCHES, AutogradVjp, compare
 from good_rt.export.vjp import GRADIENT
 
 
@@ -78,7 +78,7 @@ def test_it_passes_exactly_within_the_tolerance(
 def test_every_kind_and_batch_is_compared() -> None:
     rows = compare("g", engine(Affine(1)), Affine(1), {"real": ramp, "random": ramp})
     assert [(row.inputs, row.batch) for row in rows] == [
-        (kind, n) for kind in ("real", "random") for n in BATCHES
+        (kind, n) for kind in ("real", "random") for n in COMPARED_BATCHES
     ]
     assert all(row.ok and row.max_absolute == 0 for row in rows)
 

@@ -14,7 +14,7 @@ from scipy.special import expit, logsumexp
 
 from good_rt.classifier import Classifier, predict
 from good_rt.config.settings import TrainConfig
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.training import EnergyHead, TrainingImages, TrainStep, augment, finetune

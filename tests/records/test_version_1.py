@@ -23,7 +23,8 @@ from good_rt.classifier import load_classifier, save_classifier
 from good_rt.classifier.folder import read_config
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.generated_split import generated_parts
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.data.splits import Splits
 from good_rt.detector.runtime import METADATA_KEY, Detector
 from good_rt.errors import GoodRtError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from good_rt.classifier import load_classifier, predict
 from good_rt.config.settings import DetectorConfig
-from good_rt.data.id_data import from_uint8
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.method.bank import FeatureBank

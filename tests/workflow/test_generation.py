@@ -25,7 +25,8 @@ from scipy.special import logsumexp
 from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
 from good_rt.config.settings import BankConfig, GenerationConfig
 from good_rt.data.generated_set import GeneratedSet
-from good_rt.data.id_data import IdData, from_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo.assets import CLASSES
 from good_rt.demo.network import SmallResNet
 from good_rt.diffusion import load_diffusion

@@ -145,8 +145,8 @@ def test_from_init_to_a_detector_and_again(run: Run, job: Path, photos: Path) ->
     for name in ("img", "feat", "both", "test"):
         assert str(out / "generated" / name) in line
     assert (
-        "hold images of another job (different: config.mu); delete those folders to generate them again"
-        in line
+        "hold images of another job (different: config.mu); delete those folders to generate them "
+        "again" in line
     )
 
 
@@ -335,7 +335,9 @@ def test_on_engines_with_test_sets_and_a_control(
         {
             'engine = "torch"': 'engine = "onnx"',
             "control = false": "control = true",
-            'kinds = ["img", "feat", "both"]': 'kinds = ["img", "feat", "both"]\ncounts = {none = 12}',
+            'kinds = ["img", "feat", "both"]': (
+                'kinds = ["img", "feat", "both"]\ncounts = {none = 12}'
+            ),
             '# street = "street/"': 'street = "street"',
         },
     )
@@ -407,7 +409,7 @@ def in_two_classes(folder: Path) -> None:
     [
         (one_class, "has 1 class (.*), the classifier 8 "),
         (empty_class, "class 'coat' has no images; add some, or remove its folder"),
-        (other_classes, "classes cat are none of the classifier's, which also knows coat"),
+        (other_classes, "classes cat are not among the classifier's, which also has coat"),
         (in_parts, r"same image in two parts of the data; keep one"),
         (in_two_classes, r"coat/\d+.png and dress/same.png are the same image in two classes"),
         (

@@ -18,7 +18,8 @@ from good_rt.config.settings import DetectorConfig, GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.generated_split import HELD_OUT_EVERY, generated_parts
-from good_rt.data.id_data import IdData, from_uint8, to_uint8
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
 from good_rt.detector.module import DetectorModule, build_module

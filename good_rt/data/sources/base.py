@@ -34,8 +34,13 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One image of a source's listing: its name there, its label where it has one, and the part it
-    was put into."""
+    """One image of a source's listing.
+
+    Attributes:
+        name: Its name in the source.
+        label: Its label, where it has one.
+        part: The part that the source puts it into, where it comes in parts.
+    """
 
     name: str
     label: int | None = None
@@ -44,15 +49,20 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its content: a file's bytes, or (H, W, C) uint8 pixels. ``row`` is its place
-    in the listing."""
+    """One image with its content.
+
+    Attributes:
+        row: Its position in the listing.
+        name: Its name in the source.
+        content: A file's bytes, or (H, W, C) uint8 pixels.
+    """
 
     row: int
     name: str
     content: bytes | NDArray[np.uint8]
 
     def digest(self) -> str:
-        """A hash of the content alone: copies under other names have the same."""
+        """A hash of only the content: copies under other names have the same."""
         digest = hashlib.sha256()
         if isinstance(self.content, np.ndarray):
             digest.update(f"{self.content.shape}".encode())
@@ -62,9 +72,15 @@ class Item:
         return digest.hexdigest()[:32]
 
     def image(self, channels: int, size: int) -> NDArray[np.uint8]:
-        """(size, size, channels) uint8. Files are converted and resized; pixels must already be so.
+        """(size, size, channels) uint8. Files are converted and resized; arrays must have that
+        shape.
 
-        Raises GoodRtError that names the image.
+        Args:
+            channels: 1 (grey) or 3 (RGB).
+            size: Height and width.
+
+        Raises:
+            GoodRtError: the image is damaged or has another shape; it names the image.
         """
         if not isinstance(self.content, np.ndarray):
             return decode_image(self.content, self.name, channels, (size, size), fit=True)

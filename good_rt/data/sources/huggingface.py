@@ -18,7 +18,7 @@ from good_rt.data.sources.base import PART_NAMES, Item, ListedImage, hash_of, pa
 from good_rt.errors import GoodRtError, first_line, require
 from good_rt.files import read_json
 
-PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin"})
+UNSAFE_SUFFIXES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".bin"})
 ROWS = 64
 """Rows of a Parquet file that are held at once."""
 
@@ -142,7 +142,7 @@ def _arrow_files(folder: Path) -> list[Path]:
             f"{folder / 'state.json'} does not list the data files; save the dataset again"
         ) from None
     for name in names:
-        if Path(name).name != name or Path(name).suffix in PICKLES:
+        if Path(name).name != name or Path(name).suffix in UNSAFE_SUFFIXES:
             raise GoodRtError(
                 f"{folder / 'state.json'} names {name!r}, which is no Arrow file in this folder; "
                 "refused"

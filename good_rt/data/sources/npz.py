@@ -16,7 +16,7 @@ from good_rt.data.sources.base import PARTS, Item, ListedImage, hash_of
 from good_rt.errors import GoodRtError
 
 BLOCK_BYTES = 4 * 2**20
-HINT = "give an .npz file with uint8 images (N, H, W[, C])"
+NPZ_HINT = "give an .npz file with uint8 images (N, H, W[, C])"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _labels(path: Path) -> tuple[int, NDArray[np.int64] | None]:
             with archive.open("labels.npy") as file:
                 labels = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise GoodRtError(f"{path} does not exist; {HINT}") from None
+        raise GoodRtError(f"{path} does not exist; {NPZ_HINT}") from None
     except GoodRtError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged files

@@ -7,7 +7,7 @@ from pathlib import Path
 from good_rt.data.sources.base import PARTS, ImageSource
 from good_rt.data.sources.folder import FolderSource
 from good_rt.data.sources.huggingface import HuggingFaceSource, find_files
-from good_rt.data.sources.npz import HINT, NpzSource
+from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.webdataset import TAR_SUFFIXES, WebDatasetSource
 from good_rt.errors import GoodRtError
 
@@ -22,7 +22,7 @@ def open_source(path: Path) -> ImageSource:
     """The source at a path. Raises GoodRtError when there is nothing, or nothing that is known."""
     if not path.exists():
         if path.suffix == ".npz":
-            raise GoodRtError(f"{path} does not exist; {HINT}")
+            raise GoodRtError(f"{path} does not exist; {NPZ_HINT}")
         raise GoodRtError(f"{path} does not exist; give {KINDS}")
     source = _file(path) if path.is_file() else _folder(path)
     if source is None or not source.entries:
