@@ -539,7 +539,7 @@ def two_operators(tmp_path: Path, shape: tuple[int, ...], block: int) -> Engine:
             "AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block
         ),
     ]
-    inputs = {name: shape for name in images} | {"numbers": (channels, 1, 1)}
+    inputs = dict.fromkeys(images, shape) | {"numbers": (channels, 1, 1)}
     outputs = {"whole": (channels, 2 * height, 2 * width), "sum": shape}
     read, given = (
         [
