@@ -26,7 +26,7 @@ from record import RESULTS, Bar, write_result
 from stable_diffusion import REDUCED, make_all
 from torch import Tensor
 
-from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
+from good_rt.config.settings import BankConfig, GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.engines.base import Engine
@@ -34,7 +34,7 @@ from good_rt.engines.cpu import ACCELERATIONS, Accelerated, accelerate
 from good_rt.engines.cpu.library import kernel_library
 from good_rt.engines.open import open_engine
 from good_rt.files import read_json
-from good_rt.method.sampler import sample, sample_seeds
+from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.models import ModelSpec
 from good_rt.workflow.generator import Generator, make_generator
 
@@ -49,8 +49,13 @@ SETTINGS = {
     "mean guidance": GuidanceConfig(mu=0.1),
     "mean and variance guidance": GuidanceConfig(mu=0.1, rho=0.1),
 }
-BATCHES = {"demo": (1, 8, 32), "stable-diffusion": (1, 4)}
+BATCHES = {"demo": (1, 8), "stable-diffusion": (1, 4)}
+BANK = 1000
+"""ID features of the scales; the engines have banks of their own."""
 ALL, NONE = "all parts", "no kernels"
+ENDS = ("", ", without AVX-512")
+"""How the names of variants end."""
+EVERYWHERE = "everywhere"
 Step = Callable[[], Tensor]
 
 
@@ -96,18 +101,13 @@ def step_of(
 ) -> Step:
     """`STEPS` guided steps of a batch."""
     indices = list(range(batch))
+    model = GuidedModel(
+        generator.denoiser, generator.decode_with_gradient, generator.guidance(config)
+    )
+    seeds, rows = sample_seeds(0, indices), generator.rows(indices)
 
     def run() -> Tensor:
-        return sample(
-            generator.denoiser,
-            generator.decode_with_gradient,
-            generator.guidance(config),
-            generator.sigmas,
-            guidance,
-            sample_seeds(0, indices),
-            generator.shape,
-            generator.rows(indices),
-        )
+        return sample(model, generator.sigmas, guidance, SampleBatch(seeds, generator.shape, rows))
 
     return run
 
@@ -128,37 +128,40 @@ def measure(steps: Mapping[str, Step], seconds: float) -> dict[str, list[float]]
     return found
 
 
-def gain(figures: Mapping[str, Any], without: str, with_it: str) -> float:
-    """The geometric mean over settings and batches of the median ratio of neighbouring runs."""
-    ratios = [
-        float(np.median(np.array(seconds[without]) / np.array(seconds[with_it])))
+def logarithms(figures: Mapping[str, Any], without: str, with_it: str) -> list[float]:
+    """log(time without / time with it) of every setting and batch, from the median ratio of
+    neighbouring runs."""
+    return [
+        math.log(float(np.median(np.array(seconds[without]) / np.array(seconds[with_it]))))
         for batches in figures.values()
         for seconds in batches.values()
     ]
-    return math.exp(float(np.mean(np.log(ratios))))
 
 
-def gains_of(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What each part gives with AVX-512 and without, and what all of them give together."""
-    names = next(iter(next(iter(figures.values())).values()))
-    found = {}
-    for end in ("", ", without AVX-512"):
-        for part in ACCELERATIONS:
-            if f"without {part}{end}" in names:
-                found[f"{part}{end}"] = gain(figures, f"without {part}{end}", f"{ALL}{end}")
-        found[f"{ALL}{end}"] = gain(figures, NONE, f"{ALL}{end}")
+def gains_of(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Part -> where it is used -> its geometric mean gain over the settings and batches there."""
+    found = dict[str, dict[str, float]]()
+    for part in (*ACCELERATIONS, ALL):
+        by_place = dict[str, list[float]]()
+        for case, figures in cases.items():
+            names = next(iter(next(iter(figures.values())).values()))
+            for end in ENDS:
+                without = NONE if part == ALL else f"without {part}{end}"
+                if without in names:
+                    place = f"{case}, {'without' if end else 'with'} AVX-512"
+                    by_place[place] = logarithms(figures, without, f"{ALL}{end}")
+        means = {place: math.exp(float(np.mean(logs))) for place, logs in by_place.items()}
+        everywhere = [log for logs in by_place.values() for log in logs]
+        found[part] = {**means, EVERYWHERE: math.exp(float(np.mean(everywhere)))}
     return found
 
 
-def bars_of(cases: Mapping[str, Any]) -> list[Bar]:
-    """What is to be kept gives `LEAST_GAIN` in the geometric mean of all cases, with AVX-512 or
-    without."""
-    gains = [case["gains"] for case in cases.values()]
-    bars = []
-    for name in gains[0]:
-        mean = math.exp(float(np.mean([math.log(each[name]) for each in gains])))
-        bars.append(Bar(f"{name}: a guided step, times as fast", mean, ">=", LEAST_GAIN))
-    return bars
+def bars_of(gains: Mapping[str, Mapping[str, float]]) -> list[Bar]:
+    """What is kept gives `LEAST_GAIN` in the geometric mean of all cases, settings and batches."""
+    return [
+        Bar(f"{part}: a guided step, times as fast", means[EVERYWHERE], ">=", LEAST_GAIN)
+        for part, means in gains.items()
+    ]
 
 
 @click.command()
@@ -168,7 +171,7 @@ def bars_of(cases: Mapping[str, Any]) -> list[Bar]:
     "--work", type=click.Path(path_type=Path), default=Path("build/sd"), show_default=True,
     help="Where the model of Stable Diffusion's architecture is made.",
 )  # fmt: skip
-@click.option("--seconds", default=8.0, show_default=True, help="Of each setting and batch.")
+@click.option("--seconds", default=5.0, show_default=True, help="Of each setting and batch.")
 def main(case: str, engines: Path, work: Path, seconds: float) -> None:
     """Measures a case, and writes it into results/cpu_kernels.json beside the other."""
     torch.set_num_threads(THREADS)
@@ -177,7 +180,9 @@ def main(case: str, engines: Path, work: Path, seconds: float) -> None:
         model, classifier, data = make_all(work, REDUCED)
         spec = ModelSpec(classifier=classifier, diffusion=model)
     models, id_data = spec.load(), IdData.of(data)
-    config = GenerationConfig(sampler=SamplerConfig(steps=STEPS), kind="both")
+    config = GenerationConfig(
+        sampler=SamplerConfig(steps=STEPS), bank=BankConfig(size=BANK), kind="both"
+    )
     generators = {
         name: make_generator(models, id_data, config, open_engines(engines, variant))
         for name, variant in variants().items()
@@ -192,11 +197,12 @@ def main(case: str, engines: Path, work: Path, seconds: float) -> None:
             figures.setdefault(setting, {})[str(batch)] = measure(steps, seconds)
     path = RESULTS / "cpu_kernels.json"
     cases = read_json(path)["figures"]["cases"] if path.exists() else {}
-    cases[case] = {"seconds": figures, "gains": gains_of(figures)}
-    for name, value in cases[case]["gains"].items():
-        click.echo(f"{case}, {name}: {value:.3f}")
-    context = {"threads": THREADS, "sampler_steps": STEPS, "cases": cases}
-    write_result("cpu_kernels", context, bars_of(cases))
+    cases[case] = figures
+    gains = gains_of(cases)
+    for part, means in gains.items():
+        click.echo(f"{part}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
+    context = {"threads": THREADS, "sampler_steps": STEPS, "gains": gains, "cases": cases}
+    write_result("cpu_kernels", context, bars_of(gains))
 
 
 if __name__ == "__main__":

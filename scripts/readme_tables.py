@@ -361,6 +361,22 @@ def batches(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", made_by(result)])
 
 
+def cpu_kernels(result: dict[str, Any]) -> str:
+    """How many times as fast a guided step is with each part as without it."""
+    gains = result["figures"]["gains"]
+    places = list(dict.fromkeys(place for means in gains.values() for place in means))
+    places = [*(place for place in places if place != "everywhere"), "everywhere"]
+    lines = head("part", *places)
+    for part, means in gains.items():
+        cells = (f"{means[place]:.2f}" if place in means else "not used" for place in places)
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    command, threads = result["command"], result["figures"]["threads"]
+    made = (
+        f"By `{command}` and the other case, {result['date']}: {result['cpu']}, {threads} threads."
+    )
+    return "\n".join([*lines, "", made])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "summary": summary,
     "demo": demo,
@@ -373,6 +389,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "compile": compiled,
     "plans": plans,
     "batches": batches,
+    "cpu_kernels": cpu_kernels,
 }
 """Table -> how it is written; any other result file is shown as its targets."""
 RESULT_OF = {"summary": "demo"}

@@ -60,8 +60,7 @@ Pattern = Op | Constant | str
 Found = dict[str, str]
 """The names of a pattern -> those of values in a graph."""
 
-# --- what is looked for: group norm as `good_rt.export` writes it
-# -----------------------------------------------------
+# --- what is looked for: group norm as `good_rt.export` writes it ---
 
 
 KEEP_DIMS = ("keepdims", 1)
@@ -244,8 +243,7 @@ def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
     )
 
 
-# --- what is put in its place
-# -----------------------------------------------------------------------------------------
+# --- what is put in its place ---
 
 
 def _of_norm(

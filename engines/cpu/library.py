@@ -1,8 +1,9 @@
 """The library of `kernels.c`: operators that ONNX Runtime's CPU provider lacks.
 
-The package ships the C source. The system's C compiler makes the library of it when the first
-engine on the CPU is opened, in a process that also checks every operator; the library is kept in
-the user's cache. Where there is no compiler every graph runs all the same, slower.
+The package ships the C source. When the first engine on the CPU is opened, the system's C compiler
+makes the library of it, a process of its own checks every operator, and the library is kept in the
+user's cache. Every process that loads it checks the operators again. Where there is no compiler, or
+a check fails, every graph runs all the same, slower.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from good_rt.engines.cpu.self_test import check_library
 from good_rt.errors import GoodRtError
 
 SWITCH = "GOOD_RT_KERNELS"
@@ -33,6 +35,8 @@ FLAGS = (
 )  # fmt: skip
 """None of which lets the compiler take it for granted that a value is finite."""
 WITHOUT_AVX512 = "-DGOOD_RT_WITHOUT_AVX512"
+CHECKSUM = ".sha256"
+"""How the file's name ends that holds a library's checksum."""
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 300
 """How long compiling and checking may take."""
@@ -58,9 +62,10 @@ def _library(avx512: bool) -> Path | None:
         log.info("no C compiler here: engines run without the CPU kernels, which are faster")
         return None
     try:
-        return built_library(
-            cache_folder(), compiler, FLAGS if avx512 else (*FLAGS, WITHOUT_AVX512)
-        )
+        flags = FLAGS if avx512 else (*FLAGS, WITHOUT_AVX512)
+        path = built_library(cache_folder(), compiler, flags)
+        check_library(path)  # in the ONNX Runtime that this process has loaded
+        return path
     except (GoodRtError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("engines run without the CPU kernels: %s", error)
         return None
@@ -84,7 +89,8 @@ def built_library(folder: Path, compiler: str, flags: tuple[str, ...] = FLAGS) -
     """The library in ``folder``, compiled and checked where it is not there yet.
 
     Its name tells the source, the flags, the compiler, the processor and ONNX Runtime: another one
-    of any of them is another library, which is checked again.
+    of any of them is another library, which is checked again. A library that is not the one that
+    was checked, by its SHA-256 in the file beside it, is compiled again.
 
     Raises:
         GoodRtError: it does not compile, an operator does not compute what it should, or others
@@ -93,12 +99,22 @@ def built_library(folder: Path, compiler: str, flags: tuple[str, ...] = FLAGS) -
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_private(folder)
     path = folder / f"kernels-{_fingerprint(compiler, flags)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         with _one_process(folder / "lock"):
-            if not path.exists():  # another process may have made it by now
+            if not _is_whole(path):  # another process may have made it by now
                 _build(path, compiler, flags)
     check_private(path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is the one that was checked."""
+    checksum = path.with_suffix(CHECKSUM)
+    return path.exists() and checksum.exists() and checksum.read_text() == _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_private(path: Path) -> None:
@@ -163,6 +179,7 @@ def _build(path: Path, compiler: str, flags: tuple[str, ...]) -> None:
         checked = _ran([sys.executable, "-P", "-m", "good_rt.engines.cpu.self_test", str(made)])
         if checked is not None:
             raise GoodRtError(f"the kernels fail their self-test here ({checked})")
+        path.with_suffix(CHECKSUM).write_text(_sha256(made))
         made.replace(path)
 
 

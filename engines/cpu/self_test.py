@@ -1,8 +1,9 @@
 """Whether a compiled library of kernels computes what it should, in this ONNX Runtime.
 
 `kernels.c` calls ONNX Runtime by the places of functions in its table, so a library is only used
-once every operator has computed a small example right: `python -m good_rt.engines.cpu.self_test
-LIBRARY` does that in a process of its own, and ends with an error that names the operator.
+once every operator has computed a small example right. `python -m good_rt.engines.cpu.self_test
+LIBRARY` does that in a process of its own, which a wrong place in the table may crash, and ends
+with an error that names the operator.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper
 
 from good_rt.engines.cpu.fusing import DOMAIN, PLAIN
 from good_rt.engines.cpu.winograd import LANES, transformed
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 
 KERNEL_TOLERANCE = 1e-4
 GROUPS, EPS = 2, 1e-5
@@ -111,10 +112,14 @@ def check_library(library: Path, makers: Callable[[], dict[str, Example]] = exam
     """Runs every operator of the library on an example.
 
     Raises:
-        GoodRtError: one of them computes something else.
+        GoodRtError: one of them computes something else, or ONNX Runtime does not take it.
     """
     for kind, example in makers().items():
-        found = _run(library, kind, example)
+        try:
+            found = _run(library, kind, example)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            why = first_line(error)
+            raise GoodRtError(f"operator {kind} does not run ({why})") from error
         error = float(np.abs(found - example.expected).max())
         if not error <= KERNEL_TOLERANCE * float(np.abs(example.expected).max()):
             raise GoodRtError(f"operator {kind} is off by {error:.1e}")

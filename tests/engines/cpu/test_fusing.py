@@ -514,7 +514,9 @@ def test_a_group_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("block", [1, 4])
-def test_what_is_no_number_stays_none(tmp_path: Path, silu: bool, bad: float, block: int) -> None:
+def test_nan_propagates_through_group_norm_and_its_gradient(
+    tmp_path: Path, silu: bool, bad: float, block: int
+) -> None:
     """In its own group, which shares its sums, and in no other."""
     arrays = {"x": torch.randn(2, 4, 33), "cotangent": torch.randn(2, 4, 33)}
     arrays["x"][1, 3, 7] = bad
@@ -527,42 +529,85 @@ def test_what_is_no_number_stays_none(tmp_path: Path, silu: bool, bad: float, bl
         assert array[0].isfinite().all() and array[1, :2].isfinite().all()
 
 
-@pytest.mark.parametrize("block", [1, 8, 16])
-def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: int) -> None:
-    """To the last bit, as PyTorch does it on channels as they are."""
-    shape, images = (3, 32, 5, 7), [f"image {place}" for place in range(4)]
+def two_operators(tmp_path: Path, shape: tuple[int, ...], block: int) -> Engine:
+    """Interleave of four images, and AddChannels on the first of them."""
+    channels, height, width = shape
+    images = [f"image {place}" for place in range(4)]
     nodes = [
         helper.make_node("Interleave", images, ["whole"], domain=DOMAIN, block=block),
         helper.make_node(
             "AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block
         ),
     ]
-    values = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape[1:]))
-        for name in images
-    }
-    values["numbers"] = helper.make_tensor_value_info(
-        "numbers", TensorProto.FLOAT, ("batch", 32, 1, 1)
+    inputs = dict.fromkeys(images, shape) | {"numbers": (channels, 1, 1)}
+    outputs = {"whole": (channels, 2 * height, 2 * width), "sum": shape}
+    read, given = (
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *each))
+            for name, each in values.items()
+        ]
+        for values in (inputs, outputs)
     )
-    outputs = [
-        helper.make_tensor_value_info("whole", TensorProto.FLOAT, ("batch", 32, 10, 14)),
-        helper.make_tensor_value_info("sum", TensorProto.FLOAT, ("batch", *shape[1:])),
-    ]
-    graph = helper.make_graph(nodes, "blocks", list(values.values()), outputs)
+    graph = helper.make_graph(nodes, "blocks", read, given)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "blocks.onnx")
-    arrays = {name: torch.randn(shape) for name in images}
+    return with_kernels(tmp_path / "blocks.onnx")
+
+
+@pytest.mark.parametrize("block", [1, 8, 16])
+def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: int) -> None:
+    """To the last bit, as PyTorch does it on channels as they are."""
+    engine = two_operators(tmp_path, (32, 5, 7), block)
+    arrays = {f"image {place}": torch.randn(3, 32, 5, 7) for place in range(4)}
     numbers = torch.randn(3, 32, 1, 1)
 
     def in_blocks(x: Tensor) -> Tensor:
         return blocks(x.flatten(2), block).reshape(x.shape)
 
-    found = with_kernels(tmp_path / "blocks.onnx")(
-        **{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers
-    )
+    found = engine(**{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers)
     whole = nn.functional.pixel_shuffle(torch.stack(list(arrays.values()), 2).flatten(1, 2), 2)
     assert torch.equal(found["whole"], in_blocks(whole))
     assert torch.equal(found["sum"], in_blocks(arrays["image 0"] + numbers))
+
+
+@pytest.mark.parametrize("block", [1, 8, 16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_propagates_through_interleave_and_add_channels(
+    tmp_path: Path, bad: float, block: int
+) -> None:
+    """To its own pixel, and a channel's number to the pixels of its channel; to no others."""
+    parts = {f"image {place}": torch.zeros(2, 32, 3, 5) for place in range(4)}
+    parts["image 2"][1, 9, 2, 4] = bad
+    numbers = torch.zeros(2, 32, 1, 1)
+    numbers[0, 20] = bad
+    engine = two_operators(tmp_path, (32, 3, 5), block)
+
+    def in_blocks(x: Tensor) -> Tensor:
+        return blocks(x.flatten(2), block).reshape(x.shape)
+
+    read = {name: in_blocks(array) for name, array in parts.items()}
+    result = engine(**read, numbers=numbers)
+    whole = nn.functional.pixel_shuffle(torch.stack(list(parts.values()), 2).flatten(1, 2), 2)
+    assert torch.equal(result["whole"].isfinite(), in_blocks(whole).isfinite())
+    total = in_blocks(parts["image 0"] + numbers)
+    assert torch.equal(result["sum"].isfinite(), total.isfinite())
+
+
+@pytest.mark.parametrize("name", ["cotangent", "y"])
+def test_nan_propagates_through_the_gradient_of_a_relu(tmp_path: Path, name: str) -> None:
+    """Of either input, where it is, even where the ReLU's other side would give 0."""
+    node = helper.make_node("ReluGradient", ["cotangent", "y"], ["dx"], domain=DOMAIN)
+    values = [
+        helper.make_tensor_value_info(each, TensorProto.FLOAT, (2, 4, 33))
+        for each in ("cotangent", "y", "dx")
+    ]
+    graph = helper.make_graph([node], "relu", values[:2], values[2:])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "relu.onnx")
+    arrays = {each: torch.full((2, 4, 33), -1.0) for each in ("cotangent", "y")}
+    arrays[name][1, 2, 32] = float("nan")
+    nans = with_kernels(tmp_path / "relu.onnx")(**arrays)["dx"].isnan()
+    assert int(nans.sum()) == 1 and bool(nans[1, 2, 32])
 
 
 def test_a_sample_is_the_same_in_any_batch(tmp_path: Path) -> None:

@@ -124,10 +124,11 @@ def test_an_image_is_the_same_to_the_byte_in_any_batch_and_on_any_threads(tmp_pa
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_what_is_no_number_stays_none(relu: bool, tmp_path: Path) -> None:
-    module, x = Block(16, 16, True, False, relu), torch.randn(1, 16, 8, 8)
+@pytest.mark.parametrize("added", [False, True])
+def test_nan_propagates_through_a_convolution(relu: bool, added: bool, tmp_path: Path) -> None:
+    module, x = Block(16, 16, True, added, relu), torch.randn(1, 16, 8, 8)
     engine = engine_of(module, x, tmp_path / "block.onnx")
-    assert kinds(tmp_path / "block.onnx") == ["Convolution"]
+    assert kinds(tmp_path / "block.onnx") == ["ConvolutionAdd" if added else "Convolution"]
     x[0, 3, 4, 4] = float("nan")
     found = engine(x=x)["y"].isnan()
     assert bool(found[:, :, 3:6, 3:6].all()) and not bool(found[:, :, 7].any())
