@@ -12,6 +12,7 @@ Diffusion's architecture has reduced width and random weights (`stable_diffusion
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -201,7 +202,13 @@ def main(case: str, engines: Path, work: Path, seconds: float) -> None:
     gains = gains_of(cases)
     for part, means in gains.items():
         click.echo(f"{part}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
-    context = {"threads": THREADS, "sampler_steps": STEPS, "gains": gains, "cases": cases}
+    context = {
+        "load_average": os.getloadavg(),
+        "threads": THREADS,
+        "sampler_steps": STEPS,
+        "gains": gains,
+        "cases": cases,
+    }
     write_result("cpu_kernels", context, bars_of(gains))
 
 

@@ -23,13 +23,13 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* One library for every processor: whatever runs an operator asks the processor which version of its task to take. */
+/* One library for every processor: whatever runs an operator asks the processor which version of its task to take, and
+   asks for every instruction set that the version is compiled for. */
 typedef void (*Task)(void *, size_t);
 
 #if defined(__x86_64__)
-#define WITH_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")))
-#define WITH_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2,lzcnt,f16c,movbe")))
+#define WITH_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2")))
 #define VERSIONS(task)                                                                     \
   static void task##_anywhere(void *data, size_t place) { task(data, place); }             \
   WITH_AVX2 static void task##_avx2(void *data, size_t place) { task(data, place); }       \
