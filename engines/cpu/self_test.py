@@ -120,9 +120,9 @@ def check_library(library: Path, makers: Callable[[], dict[str, Example]] = exam
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             why = first_line(error)
             raise GoodRtError(f"operator {kind} does not run ({why})") from error
-        error = float(np.abs(found - example.expected).max())
-        if not error <= KERNEL_TOLERANCE * float(np.abs(example.expected).max()):
-            raise GoodRtError(f"operator {kind} is off by {error:.1e}")
+        difference = float(np.abs(found - example.expected).max())
+        if not difference <= KERNEL_TOLERANCE * float(np.abs(example.expected).max()):
+            raise GoodRtError(f"operator {kind} is off by {difference:.1e}")
 
 
 def _run(library: Path, kind: str, example: Example) -> NDArray[np.float32]:
