@@ -40,7 +40,7 @@ from good_rt.models import ModelSpec
 from good_rt.workflow.detector import detector_for
 from good_rt.workflow.evaluate import ALPHAS, measure_images
 from good_rt.workflow.generator import make_generator
-from good_rt.workflow.job import Job
+from good_rt.workflow.job_file import Job
 from good_rt.workflow.train import decoded_images
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from good_rt.method.training import has_bfloat16
 from good_rt.models import ModelSpec
 from good_rt.workflow.detector import detector_for
 from good_rt.workflow.evaluate import all_scores, measure_images, measure_part
-from good_rt.workflow.job import Job
+from good_rt.workflow.job_file import Job
 from good_rt.workflow.train import train, training_images
 
 RATES = (1e-3, 1.5e-3, 2e-3)

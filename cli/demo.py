@@ -15,7 +15,7 @@ from good_rt.demo import assets
 from good_rt.progress import shown_progress
 
 if TYPE_CHECKING:
-    from good_rt.workflow.job import Job
+    from good_rt.workflow.job_file import Job
 
 EPILOG = """\b
 Examples:
@@ -61,7 +61,7 @@ def demo(images: int, train_steps: int, seed: int, out: Path, as_json: bool) -> 
     step has used before.
     """
     from good_rt.data.image_files import CONTACT_SHEET
-    from good_rt.workflow.job import Job
+    from good_rt.workflow.job_file import Job
     from good_rt.workflow.run import run_job
 
     began = time.perf_counter()

@@ -56,7 +56,7 @@ def init(
     models.check_paths()
     from good_rt.files import atomic_path
     from good_rt.workflow.init import inspect_job, job_text
-    from good_rt.workflow.job import Job
+    from good_rt.workflow.job_file import Job
 
     with shown_progress(quiet=as_json) as progress:
         found = inspect_job(images, models, test_sets, skip_bad=config.skip_bad, progress=progress)

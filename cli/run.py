@@ -31,7 +31,7 @@ def run(job: Path, device: str, as_json: bool) -> None:
     steps are skipped while their settings and inputs stay the same. All output goes to the job's
     folder (`out` in the file).
     """
-    from good_rt.workflow.job import Job
+    from good_rt.workflow.job_file import Job
 
     read = Job.read(job)
     read.check_paths()

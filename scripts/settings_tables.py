@@ -17,7 +17,7 @@ import click
 
 from good_rt.config.declaration import Setting, settings_of
 from good_rt.config.toml import toml_value
-from good_rt.workflow.job import JobConfig
+from good_rt.workflow.job_file import JobConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "jobs.md"
 COMMANDS = {

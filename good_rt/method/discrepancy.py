@@ -20,10 +20,6 @@ ClassifierFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """images (N, C, H, W) in [-1, 1] -> logits (N, K) and unit-norm features (N, D)."""
 
 
-LEVEL_WEIGHTS = {"img": 0.0, "feat": 1.0, "both": 0.5}
-"""λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
-
-
 class Guidance(Protocol):
     """images (N, C, H, W) in [-1, 1] -> ℓ (N,); each value depends only on its own image."""
 

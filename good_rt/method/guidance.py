@@ -20,6 +20,8 @@ from good_rt.method.discrepancy import Guidance
 
 Decoder = Callable[[Tensor], Tensor]
 """latents (N, C, H, W) -> images (N, c, H', W') in about [-1, 1]; the identity for pixel models."""
+LEVEL_WEIGHTS = {"img": 0.0, "feat": 1.0, "both": 0.5}
+"""λ of ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat by kind of guidance."""
 
 
 def smoothed(guidance: Guidance, images: Tensor, width: float, noise: Tensor | None) -> Tensor:

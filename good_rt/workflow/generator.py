@@ -30,7 +30,6 @@ from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.bank import FeatureBank
 from good_rt.method.denoiser import Denoiser, Network, remembered
 from good_rt.method.discrepancy import (
-    LEVEL_WEIGHTS,
     ClassifierGuidance,
     EngineGuidance,
     Guidance,
@@ -38,7 +37,7 @@ from good_rt.method.discrepancy import (
     feature_level,
     image_level,
 )
-from good_rt.method.guidance import Decoder, LatentGuidance
+from good_rt.method.guidance import LEVEL_WEIGHTS, Decoder, LatentGuidance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
 from good_rt.models import Models

@@ -25,7 +25,7 @@ from good_rt.errors import GoodRtError
 from good_rt.method.conformal import check_alpha
 from good_rt.models import DEMO, Models, ModelSpec
 from good_rt.progress import SILENT, Progress
-from good_rt.workflow.job import JOB_VERSION, JobConfig, spec_of
+from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of
 
 PROBED = 200
 """Images whose size is looked at."""

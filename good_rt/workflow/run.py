@@ -45,9 +45,9 @@ from good_rt.workflow.generate import (
     with_batch,
 )
 from good_rt.workflow.generator import Generator, generation_record
-from good_rt.workflow.job import Job
+from good_rt.workflow.job_file import Job
+from good_rt.workflow.resume import JobState, key_of
 from good_rt.workflow.split import split
-from good_rt.workflow.state import JobState, key_of
 from good_rt.workflow.train import TRAINING_FILE, train, training_images
 
 CLASSIFIERS = {

@@ -21,7 +21,7 @@ from good_rt.data.splits import SPLITS_RECORD
 from good_rt.detector.runtime import DETECTOR_RECORD, METADATA_KEY, OUTPUTS, Detector, DetectorInfo
 from good_rt.evaluation.results import EVALUATION_RECORD
 from good_rt.export.manifest import ENGINES_RECORD
-from good_rt.workflow.state import STATE_RECORD
+from good_rt.workflow.resume import STATE_RECORD
 from good_rt.workflow.train import TRAINING_RECORD
 
 ROOT = Path(__file__).parents[2]

@@ -32,8 +32,8 @@ from good_rt.evaluation.results import Evaluation
 from good_rt.export.manifest import MANIFEST, Manifest
 from good_rt.models import Models
 from good_rt.workflow.generator import generation_record
-from good_rt.workflow.job import Job
-from good_rt.workflow.state import JobState
+from good_rt.workflow.job_file import Job
+from good_rt.workflow.resume import JobState
 from good_rt.workflow.train import training_record
 
 V1 = Path(__file__).parent / "v1"

@@ -37,7 +37,7 @@ from good_rt.method.bank import FeatureBank
 from good_rt.models import ModelSpec
 from good_rt.workflow import run as runner
 from good_rt.workflow.generate import open_generator
-from good_rt.workflow.job import Job
+from good_rt.workflow.job_file import Job
 from good_rt.workflow.run import run_job
 
 Run = Callable[..., Any]

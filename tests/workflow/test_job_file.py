@@ -10,7 +10,7 @@ import pytest
 
 from good_rt.errors import GoodRtError
 from good_rt.workflow.init import _relative
-from good_rt.workflow.job import Job, JobConfig
+from good_rt.workflow.job_file import Job, JobConfig
 from good_rt.workflow.split import split
 
 SMALL = """\
