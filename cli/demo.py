@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from good_rt.cli.options import emit_json, json_option, out_option, renamed
+from good_rt.cli.options import emit_json, given_or_renamed, json_option, out_option, renamed
 from good_rt.cli.run import print_result, result_json
 from good_rt.demo import assets
 from good_rt.progress import shown_progress
@@ -23,10 +23,6 @@ Examples:
   good-rt demo -o try/ --seed 1   another seed, another folder
   good-rt demo --images 64        fewer generated images: faster, and a weaker detector
 """
-
-
-def _train_steps(context: click.Context, parameter: click.Parameter, value: int) -> int:
-    return (context.obj or {}).get(parameter.name) or value
 
 
 @click.command(epilog=EPILOG)
@@ -44,7 +40,7 @@ def _train_steps(context: click.Context, parameter: click.Parameter, value: int)
     type=click.IntRange(1),
     default=450,
     show_default=True,
-    callback=_train_steps,
+    callback=given_or_renamed,
     help="Optimiser steps of the training.",
 )
 @click.option(

@@ -62,6 +62,12 @@ device_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
+def is_given(context: click.Context, parameter: str | None) -> bool:
+    """Whether the user gave a parameter, rather than its default being taken."""
+    source = context.get_parameter_source(parameter or "")
+    return source not in (None, click.core.ParameterSource.DEFAULT)
+
+
 def renamed(old: str, new: str, parameter: str, **kind: Any) -> Callable[[Any], Any]:
     """A hidden option ``old`` whose values go to ``parameter``, the one of ``new``, with a warning.
 
@@ -79,9 +85,16 @@ def renamed(old: str, new: str, parameter: str, **kind: Any) -> Callable[[Any], 
     )  # fmt: skip
 
 
-def _given_or_renamed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def given_or_renamed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The option's value, or that of its former name; of repeated options both."""
     former = (context.obj or {}).get(parameter.name)
-    return value if former is None else former
+    if former is None:
+        return value
+    if parameter.multiple:
+        return (*former, *value)
+    if is_given(context, parameter.name):
+        raise click.UsageError(f"{parameter.opts[-1]} is also given by its former name; give one")
+    return former
 
 
 def engine_folder_option(command: Any) -> Any:
@@ -91,7 +104,7 @@ def engine_folder_option(command: Any) -> Any:
         type=PATH,
         default=Path("good-rt-engines"),
         show_default=True,
-        callback=_given_or_renamed,
+        callback=given_or_renamed,
         help="Folder of the exported engines; missing ones are exported into it.",
     )(command)
     return renamed("--engines", "--engine-folder", "engine_folder", type=PATH)(command)
@@ -104,7 +117,7 @@ def generated_option(required: bool) -> Callable[[Any], Any]:
     """--generated, the sets of guided images, formerly --ood."""
 
     def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        folders = _given_or_renamed(context, parameter, value)
+        folders = given_or_renamed(context, parameter, value)
         if required and not folders:
             raise click.MissingParameter(ctx=context, param=parameter)
         return folders

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from good_rt.cli.options import is_given
 from good_rt.config.declaration import Setting, assemble, settings_of
 
 Command = Callable[..., Any]
@@ -47,6 +48,12 @@ def takes(
                 if value is not None and value != ():
                     now = " and ".join(_used(setting.option, value) for setting in renamed)
                     old = _used(flag, value)
+                    context = click.get_current_context()
+                    for setting in renamed:
+                        if is_given(context, _parameter(name, setting)):
+                            raise click.UsageError(
+                                f"{old} is the former name of {now}; give only {now}"
+                            )
                     click.echo(f"warning: {old} is deprecated, use {now}", err=True)
                     values |= {setting.key: value for setting in renamed}
             return command(**parameters, **{name: assemble(config, values)})

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def read_content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise GoodRtError(f"cannot read {path} ({error.strerror})") from None
+
+
+def paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
+    """Several paths as a list; a single one is a list of one."""
+    return [Path(given)] if isinstance(given, (str, Path)) else [Path(path) for path in given]
 
 
 def read_json(path: Path) -> dict[str, Any]:

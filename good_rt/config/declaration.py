@@ -8,10 +8,13 @@ that holds another configuration is flattened: its settings stand beside the oth
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from good_rt.errors import GoodRtError
 
 Config = TypeVar("Config")
 _KEY = "good_rt"
@@ -171,6 +174,73 @@ def assemble(config: type[Config], values: Mapping[str, Any]) -> Config:
                 branch = branch.setdefault(name, {})
             branch[one.path[-1]] = values[one.key]
     return _build(config, tree)
+
+
+def check_types(config: Any) -> None:
+    """Checks that every setting of a configuration has a value of its type.
+
+    Raises:
+        GoodRtError: a value is not of its type, or not one of its choices.
+    """
+    hints = get_type_hints(type(config))
+    for part in fields(config):
+        declared, value = part.metadata.get(_KEY), getattr(config, part.name)
+        if isinstance(declared, Declaration):
+            setting = Setting((part.name,), hints[part.name], _default(part), declared)
+            if not any(_is_of(value, kind) for kind in (*setting.value_types, *_none(setting))):
+                choices = setting.choices and f"one of {', '.join(map(str, setting.choices))}"
+                kinds = " or ".join(getattr(kind, "__name__", "") for kind in setting.value_types)
+                raise GoodRtError(
+                    f"{setting.key} is {value!r}, but must be {choices or f'of type {kinds}'}"
+                )
+        elif isinstance(declared, Nested) and not is_dataclass(value):
+            raise GoodRtError(f"{part.name} is {value!r}, but must be a configuration")
+
+
+def check_bounds(config: Any) -> None:
+    """Checks the numbers of a configuration against the declared bounds; NaN is in none.
+
+    Raises:
+        GoodRtError: a number is NaN, out of its bounds, or an integer of more than 63 bits.
+    """
+    for part in fields(config):
+        declared, value = part.metadata.get(_KEY), getattr(config, part.name)
+        if not isinstance(declared, Declaration):
+            continue
+        key, bounds = declared.key or part.name, declared.bounds or Bounds()
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                continue
+            low, high = bounds.low, bounds.high
+            if math.isnan(number) or (isinstance(number, int) and number >= 2**63):
+                raise GoodRtError(f"{key} is {number}, but must be a number below 2^63")
+            if low is not None and (number < low or (bounds.open_low and number == low)):
+                least = f"greater than {low:g}" if bounds.open_low else f"at least {low:g}"
+                raise GoodRtError(f"{key} is {number}, but must be {least}")
+            if high is not None and number > high:
+                raise GoodRtError(f"{key} is {number}, but must be at most {high:g}")
+
+
+def _none(setting: Setting) -> tuple[Any, ...]:
+    return (type(None),) if setting.optional else ()
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(kinds) == len(value) and all(map(_is_of, value, kinds))
+    if origin is not None:  # a table
+        return isinstance(value, origin)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _build(config: type[Config], tree: Mapping[str, Any]) -> Config:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from good_rt.config.declaration import nested, setting
+from good_rt.config.declaration import check_bounds, check_types, nested, setting
 from good_rt.errors import GoodRtError
 
 Trend = Literal["decrease", "increase", "constant"]
@@ -40,6 +40,7 @@ class SplitConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("held_out", "test"):
             if not 0 < getattr(self, name) < 1:
                 raise GoodRtError(
@@ -50,6 +51,7 @@ class SplitConfig:
                 f"the shares held_out and test leave nothing to train: {self.held_out} + "
                 f"{self.test}"
             )
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class SamplerConfig:
         option="--prompt",
         metavar="TEXT",
     )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class GuidanceConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("rho", "mu", "sigma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise GoodRtError(
@@ -154,6 +161,7 @@ class GuidanceConfig:
             raise GoodRtError(
                 f"guidance's band must be (low, high) with low < high, not {self.band}"
             )
+        check_bounds(self)
 
     @property
     def active(self) -> bool:
@@ -182,6 +190,10 @@ class BankConfig:
         1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True
     )
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+
 
 @dataclass(frozen=True)
 class BackendConfig:
@@ -205,6 +217,7 @@ class BackendConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.engine == "torch":
             if self.precision is not None:
                 raise GoodRtError(
@@ -215,6 +228,7 @@ class BackendConfig:
         if self.engine == "onnx" and self.precision == "bf16":
             # ONNX has no convolution in bf16 before opset 22
             raise GoodRtError("the engine onnx computes in fp32 or fp16; bf16 needs tensorrt")
+        check_bounds(self)
 
     @property
     def uses_engines(self) -> bool:
@@ -260,6 +274,7 @@ class GenerationConfig:
     seed: int = setting(0, "Seed of all randomness.", low=0)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.count < 1 or (self.batch != "auto" and self.batch < 1):
             raise GoodRtError(
                 f"count and batch must be at least 1, not {self.count} and {self.batch}"
@@ -268,9 +283,14 @@ class GenerationConfig:
             raise GoodRtError(
                 f"strengths must be one or more numbers of at least 0, not {self.strengths}"
             )
+        check_bounds(self)
         if self.kind == "none":
             return
         steps, guidance = self.sampler.steps, self.guidance
+        if not any(self.strengths):
+            raise GoodRtError(
+                "all strengths are 0, so nothing is guided; set one, or guidance none"
+            )
         if not guidance.active:
             raise GoodRtError(
                 "mu and rho are both 0, so nothing is guided; set one, or guidance none"
@@ -334,9 +354,11 @@ class TrainConfig:
     seed: int = setting(0, "Seed of all randomness.", low=0)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "id_batch", "ood_batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise GoodRtError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -349,6 +371,10 @@ class DetectorConfig:
     temperature: float = setting(
         1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True
     )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -363,6 +389,10 @@ class EvaluateConfig:
     )
     detector: DetectorConfig = nested(DetectorConfig)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -376,6 +406,7 @@ class ExportConfig:
         (1, 2, 5, 16),
         "Batch size of the parity check; repeat it for more, and take small ones where memory is "
         "short.",
+        low=1,
         option="--parity-batch",
     )
     vjp: bool = setting(
@@ -384,3 +415,9 @@ class ExportConfig:
         renamed_from=("--gradients/--no-gradients",),
     )
     force: bool = setting(False, "Export and build again even where nothing changed.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+        if not self.batches:
+            raise GoodRtError("batches must name one or more batch sizes of the parity check")

@@ -51,7 +51,7 @@ def read_toml(
         raise GoodRtError(
             f"cannot read {path} ({error.strerror}); write one with `good-rt init`"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # bad TOML or UTF-8, or an integer of thousands of digits
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
     reader = _Reader(path, text, old_places or {})
     try:
@@ -155,7 +155,10 @@ class _Reader:
                 raise self.wrong(value, "a table", place)
             return self.table(kind, value, place)  # type: ignore[arg-type]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise self.wrong("a whole number of too many digits", "a number", place) from None
         if type(value) is not kind:
             raise self.wrong(value, TYPE_NAMES[kind], place)
         return value

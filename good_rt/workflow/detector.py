@@ -21,6 +21,7 @@ from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.export.detector import DetectorParity, export_detector
+from good_rt.files import paths_of
 from good_rt.method.bank import FeatureBank
 from good_rt.models import check_classifier_path, demo_path
 from good_rt.progress import SILENT, Progress
@@ -72,7 +73,7 @@ def build_detector(
         GoodRtError: the images do not fit, or are too few to calibrate alpha.
         ParityError: the file does not compute what PyTorch computes; nothing is written.
     """
-    folders, id_data = [Path(path) for path in generated], IdData.of(id_data)
+    folders, id_data = paths_of(generated), IdData.of(id_data)
     if training is None:
         path = None if isinstance(classifier, Classifier) else Path(classifier)
         training = training_of(path)

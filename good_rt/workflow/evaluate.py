@@ -26,7 +26,7 @@ from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.report import ReportData, Sheet, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
-from good_rt.files import write_json
+from good_rt.files import paths_of, write_json
 from good_rt.method.conformal import allows
 from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
@@ -98,7 +98,7 @@ def evaluate(
     """
     id_data, out = IdData.of(id_data), Path(out)
     plugins = plugin_scores(page.scores)
-    folders = [Path(path) for path in generated]
+    folders = paths_of(generated)
     if not classifiers or not test_sets:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD test set")
     detectors: dict[str, DetectorModule] = {}

@@ -71,9 +71,13 @@ def generate(
         NonFiniteError: a value is not finite; it names step and image.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    generator = open_generator(models, IdData.of(id_data), config, Path(engine_folder), progress)
+    id_data = IdData.of(id_data)
+    generator = open_generator(models, id_data, config, Path(engine_folder), progress)
     config = with_batch(config, generator, Path(out))
     record = generation_record(models, config, generator.gradients)
+    written = GeneratedSet(Path(out)).settings()
+    if not written or "data" in written:  # 0.1.0 did not record the ID images
+        record["data"] = id_data.splits.fingerprint
     return fill(generator, config, Path(out), record, progress)
 
 

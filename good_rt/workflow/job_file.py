@@ -122,7 +122,13 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         out = Path(self.out)
-        if not self.out or out.is_absolute() or ".." in out.parts or out == Path():
+        if (
+            not self.out
+            or "\0" in self.out
+            or out.is_absolute()
+            or ".." in out.parts
+            or out == Path()
+        ):
             raise GoodRtError(f"out is {self.out!r}, but must be a folder beside the job file")
         if "none" in self.train.kinds:
             raise GoodRtError("train.kinds names 'none', but unguided images are not OOD")
@@ -228,7 +234,10 @@ class Job:
         spec stay as they are."""
         if str(value) == DEMO and demo is not None and not (self.path.parent / value).exists():
             return demo
-        inside = self.path.parent / Path(value).expanduser()
+        try:
+            inside = self.path.parent / Path(value).expanduser()
+        except RuntimeError as error:  # of an unknown user
+            raise GoodRtError(f"{value} cannot be resolved: {error}") from None
         if inside.exists() or ":" not in str(value):
             return inside
         return spec_of(
@@ -271,15 +280,18 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
         GoodRtError: the file is of a newer version.
     """
     version = values.get("version", 1)
-    if isinstance(version, int) and version > JOB_VERSION:
+    if type(version) is not int or version < 1:
+        raise GoodRtError(f"version is {version!r}, but must be a whole number of at least 1")
+    if version > JOB_VERSION:
         raise newer_version("the job file", f"job version {version}", JOB_VERSION)
     if version != 1:
         return dict(values)
-    for new in NEW_KEYS:
-        if new[0] in values and (len(new) == 1 or new[1] in values[new[0]]):
+    for table, *keys in NEW_KEYS:
+        part = values.get(table)
+        if part is not None and (not keys or (isinstance(part, dict) and keys[0] in part)):
             raise GoodRtError(
-                f"{'.'.join(new)} is a key of version {JOB_VERSION}, and the file does not say its "
-                f"version; add `version = {JOB_VERSION}` as its first line"
+                f"{'.'.join((table, *keys))} is a key of version {JOB_VERSION}, and the file is "
+                f"read as version 1; add `version = {JOB_VERSION}` as its first line"
             )
     tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
     generate = tables.setdefault("generate", {})
@@ -290,6 +302,10 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
         if "ood" in train:
             train["kinds"] = train.pop("ood")
         unguided = train.pop("unguided", 0)
+        if type(unguided) is not int or unguided < 0:
+            raise GoodRtError(
+                f"train.unguided is {unguided!r}, but must be a whole number of at least 0"
+            )
         if unguided and isinstance(generate, dict):
             generate["counts"] = {"none": unguided}
     if isinstance(generate, dict):

@@ -301,6 +301,13 @@ class _Run:
             name: GeneratedSet(self._set_folder(name)).differences(self._record(name))
             for name in self.job.sets
         }
+        for name, config in self.job.sets.items():
+            images = len(GeneratedSet(self._set_folder(name)).rows())
+            if images > config.count:
+                raise GoodRtError(
+                    f"{self._set_folder(name)} holds {images} images, and the job asks for "
+                    f"{config.count}; raise its count in {self.job.path}, or delete that folder"
+                )
         changed = {name: settings for name, settings in differences.items() if settings}
         if not changed:
             return
@@ -346,7 +353,7 @@ class _Run:
         for name, ood in runs.items():
             folder, unguided = self.out / name, samples if ood else []
             sets = [set_key(path) for path in (*ood, *unguided)]
-            settings = asdict(self.job.training) | {"bfloat16": None}
+            settings = asdict(self.job.training)
             key = key_of(settings, sets, models.fingerprints, self.id_data.splits.fingerprint)
 
             def work(

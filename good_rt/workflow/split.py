@@ -11,6 +11,7 @@ from pathlib import Path
 from good_rt.config.settings import SplitConfig
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits, recorded_splits
+from good_rt.errors import GoodRtError
 from good_rt.progress import SILENT, Progress
 
 
@@ -40,6 +41,14 @@ def split(
     images, out = Path(images), Path(out)
     recorded = recorded_splits(images)
     if recorded is not None:
+        if replace(config, skip_bad=False) not in (
+            SplitConfig(),
+            replace(recorded.config, skip_bad=False),
+        ):
+            raise GoodRtError(
+                f"{images} records a division already, which other shares or another seed do not "
+                f"change; give {recorded.source} to divide it again"
+            )
         recorded.check_listing(open_source(recorded.source))
         splits = recorded
     else:

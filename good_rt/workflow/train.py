@@ -23,7 +23,7 @@ from good_rt.data.id_data import IdData, halves
 from good_rt.data.pixels import from_uint8
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
-from good_rt.files import sole_user
+from good_rt.files import paths_of, sole_user
 from good_rt.method.training import (
     TrainingImages,
     TrainResult,
@@ -73,8 +73,8 @@ def train(
             another training.
     """
     models = models.load() if isinstance(models, ModelSpec) else models
-    ood_folders = [Path(path) for path in generated]
-    unguided_folders = [Path(path) for path in unguided]
+    ood_folders = paths_of(generated)
+    unguided_folders = paths_of(unguided)
     if images is None:
         images = training_images(
             models, IdData.of(id_data), ood_folders, unguided_folders, progress

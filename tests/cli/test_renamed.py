@@ -129,3 +129,23 @@ def test_every_hidden_option_is_tested() -> None:
         (re.sub(r" (a|--control)$", "", command), old.split()[0]) for command, old, _ in RENAMED
     }
     assert hidden(cli) == tested
+
+
+def test_both_names_of_an_option_are_refused(run: Callable[..., Any]) -> None:
+    for words in (
+        ["generate", "--steps", 3, "--sampler-steps", 5],
+        ["generate", "--schedule", "increase", "--mu-schedule", "decrease"],
+        ["generate", "--engines", "a", "--engine-folder", "b"],
+        ["export", "--gradients", "--no-vjp"],
+        ["demo", "--steps", 3, "--train-steps", 4],
+    ):
+        ended = run(*words)
+        assert ended.code == 2 and "former name" in ended.err, words
+
+
+def test_a_repeated_option_takes_both_names(generated_dirs: list[Path]) -> None:
+    guided, other = map(str, generated_dirs)
+    command = cli.get_command(click.Context(cli), "train")
+    assert command is not None
+    context = command.make_context("train", ["--ood", guided, "--generated", other])
+    assert context.params["generated"] == tuple(generated_dirs)
