@@ -212,8 +212,10 @@ def check_bounds(config: Any) -> None:
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 continue
             low, high = bounds.low, bounds.high
-            if math.isnan(number) or (isinstance(number, int) and number >= 2**63):
-                raise GoodRtError(f"{key} is {number}, but must be a number below 2^63")
+            if math.isnan(number):
+                raise GoodRtError(f"{key} is nan, but must be a number")
+            if isinstance(number, int) and number >= 2**63:
+                raise GoodRtError(f"{key} is {number}, but must be below 2^63")
             if low is not None and (number < low or (bounds.open_low and number == low)):
                 least = f"greater than {low:g}" if bounds.open_low else f"at least {low:g}"
                 raise GoodRtError(f"{key} is {number}, but must be {least}")

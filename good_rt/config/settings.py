@@ -366,7 +366,9 @@ class DetectorConfig:
     """The detector: its k-NN distance, the energy's temperature, and the decision."""
 
     k: int = setting(1, "Neighbour of the k-NN distance; small ones suit small banks.", low=1)
-    alpha: float = setting(0.05, "Largest share of ID inputs that may be refused.")
+    alpha: float = setting(
+        0.05, "Largest share of ID inputs that may be refused.", low=0, high=1, open_low=True
+    )
     bank_size: int = setting(BANK_SIZE, "ID features in the bank.", low=1)
     temperature: float = setting(
         1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True

@@ -582,7 +582,7 @@ def test_bad_test_sets_and_alphas(
         "alpha 0.001 needs at least 999 calibration images, there are 120"
         in run(*build, "--alpha", 0.001).failed()
     )
-    assert "alpha must be between 0 and 1" in run(*build, "--alpha", "nan").failed()
+    assert "alpha is nan, but must be a number" in run(*build, "--alpha", "nan").failed()
     assert "k must be between 1 and 400" in run(*build, "--k", 500).failed()
     assert [path.name for path in tree(tmp_path)] == ["a.npz"]
 
