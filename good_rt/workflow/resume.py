@@ -41,7 +41,7 @@ class JobState:
     def is_done(self, step: str, key: str) -> bool:
         entry = self._steps().get(step, {})
         files = entry.get("files")
-        if entry.get("key") != key or not files:
+        if entry.get("key") != key or not files or not isinstance(files, dict):
             return False
         paths = {self.folder / name: digest for name, digest in files.items()}
         return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())

@@ -279,7 +279,8 @@ class _Run:
         config, written = self.job.sets[name], GeneratedSet(self._set_folder(name)).settings()
         whole = self._is_whole(name)
         by_device = ("device", "gradients") if self.backend.gradients == "auto" else ("device",)
-        gradients = written["gradients"] if whole and "gradients" in by_device else self.gradients
+        recorded = whole and "gradients" in by_device
+        gradients = str(written.get("gradients")) if recorded else self.gradients
         record = generation_record(self.models, config, gradients)
         record["data"] = self.id_data.splits.fingerprint
         if written and config.batch == "auto":
@@ -421,7 +422,7 @@ class _Run:
         config, sampler = generate.config, generate.config.sampler
         strengths = ", ".join(f"{factor:g}" for factor in config.strengths)
         counts = ", ".join(f"{count} {kind}" for kind, count in generate.sets.items())
-        gradients = GeneratedSet(self._set_folder(generate.guided[0])).settings()["gradients"]
+        gradients = GeneratedSet(self._set_folder(generate.guided[0])).settings().get("gradients")
         training = "none"
         if train_table.kinds:
             t = train_table.config
