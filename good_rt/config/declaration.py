@@ -1,8 +1,8 @@
 """How a setting is declared: one dataclass field with its help, from which everything else follows.
 
-`settings_of` lists a configuration's settings; `good_rt.cli.options` turns them into options,
-`good_rt.config.toml` into keys of a TOML table, `good_rt.config.tables` into documentation. A field
-that holds another configuration is flattened: its settings stand beside the others.
+`settings_of` lists a configuration's settings; `good_rt.cli.settings` turns them into options,
+`good_rt.config.toml` into keys of a TOML table, scripts/settings_tables.py into documentation. A
+field that holds another configuration is flattened: its settings stand beside the others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ class Bounds:
     low: float | None = None
     high: float | None = None
     open_low: bool = False
+
+    def unmet_by(self, number: float) -> str | None:
+        """What a number must be instead; None where it is within the bounds."""
+        if self.low is not None and (number < self.low or (self.open_low and number == self.low)):
+            return f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
+        if self.high is not None and number > self.high:
+            return f"at most {self.high:g}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -211,16 +219,13 @@ def check_bounds(config: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 continue
-            low, high = bounds.low, bounds.high
             if math.isnan(number):
                 raise GoodRtError(f"{key} is nan, but must be a number")
             if isinstance(number, int) and number >= 2**63:
                 raise GoodRtError(f"{key} is {number}, but must be below 2^63")
-            if low is not None and (number < low or (bounds.open_low and number == low)):
-                least = f"greater than {low:g}" if bounds.open_low else f"at least {low:g}"
-                raise GoodRtError(f"{key} is {number}, but must be {least}")
-            if high is not None and number > high:
-                raise GoodRtError(f"{key} is {number}, but must be at most {high:g}")
+            needed = bounds.unmet_by(number)
+            if needed is not None:
+                raise GoodRtError(f"{key} is {number}, but must be {needed}")
 
 
 def _none(setting: Setting) -> tuple[Any, ...]:

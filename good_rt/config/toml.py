@@ -123,13 +123,10 @@ class _Reader:
             kinds = tuple(free)
         read = self.value(kinds[0], value, place)
         bounds = setting.declared.bounds
-        if bounds is not None:
-            low, high = bounds.low, bounds.high
-            if low is not None and (read < low or (bounds.open_low and read == low)):
-                least = f"greater than {low:g}" if bounds.open_low else f"at least {low:g}"
-                raise self.wrong(value, least, place)
-            if high is not None and read > high:
-                raise self.wrong(value, f"at most {high:g}", place)
+        # check_bounds looks at each number of a list, when the configuration is put together
+        needed = bounds.unmet_by(read) if bounds and not isinstance(read, tuple) else None
+        if needed is not None:
+            raise self.wrong(value, needed, place)
         return read
 
     def value(self, kind: Any, value: Any, place: Place) -> Any:
