@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.network import example_images, run_network
+from good_rt.classifier.network import ClassifierNetwork, example_images, run_network
 from good_rt.classifier.sources.graph import GraphNetwork, graph_network, input_shape
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
@@ -82,7 +82,7 @@ def open_exported(request: ClassifierRequest) -> OpenedClassifier:
 
 
 def graph_classifier(
-    network: GraphNetwork, architecture: str, channels: int, size: int | None, where: str
+    network: ClassifierNetwork, architecture: str, channels: int, size: int | None, where: str
 ) -> OpenedClassifier:
     """What there is to know of a graph."""
     if size is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import ClassifierNetwork, example_images, run_network
+from good_rt.classifier.sources.exported import graph_classifier
 from good_rt.classifier.sources.onnx_operations import OPERATIONS, OnnxGraph
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
@@ -99,17 +100,7 @@ def open_onnx(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network; the size of its images has to be given where the file leaves it open."""
     path = Path(request.name)
     network, channels, size = read(path, request.features)
-    size = size or request.input_size
-    if size is None:
-        raise GoodRtError(f"{path} does not say what images it takes; give the size")
-    outputs = run_network(network, example_images(channels, size))
-    if outputs.ndim != 2:
-        raise GoodRtError(
-            f"{path} gives an output of shape {tuple(outputs.shape)}; it must be logits (N, K)"
-        )
-    return OpenedClassifier(
-        network, outputs.shape[1], "onnx", input_channels=channels, input_size=size
-    )
+    return graph_classifier(network, "onnx", channels, size or request.input_size, str(path))
 
 
 def restore_onnx(config: ClassifierConfig, folder: Path) -> nn.Module:
