@@ -151,7 +151,8 @@ def inspect_model(
         else [n for n in family.text_parts(layout.folder) if n.startswith("text_encoder")]
     )
     for name in texts:
-        if (part := problems.attempt(lambda n=name: part_of(layout.folder / n))) is not None:  # type: ignore[misc]
+        part = problems.attempt(partial(part_of, layout.folder / name))
+        if part is not None:
             parts[name] = part
     network = None if family is None else problems.attempt(lambda: empty_part(layout.network))
     config: Mapping[str, Any] = {} if network is None else network.config

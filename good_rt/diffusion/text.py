@@ -96,8 +96,9 @@ def encode(
         mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
         output = model(tokens.input_ids, attention_mask=mask, output_hidden_states=name in CLIP)
         batches.append(_encoded(output, name))
-    columns = zip(*batches, strict=True)
-    return Encoded(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
+    columns: Any = zip(*batches, strict=True)
+    joined: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in columns]
+    return Encoded(*joined)
 
 
 def _encoded(output: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -43,7 +43,7 @@ def without_torch(words: Sequence[object], folder: Path) -> subprocess.Completed
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder with an empty folder, and jobs of which one path each is gone."""
+    """A folder with an empty folder, and jobs each with one missing path."""
     (tmp_path / "images").mkdir()
     for missing in ("images", "classifier", "diffusion", "test_sets"):
         paths = {"images": "demo", "classifier": "demo", "diffusion": "demo", "test_sets": "images"}
