@@ -351,7 +351,7 @@ def test_the_command(tiny: Path, tmp_path: Path, run: Callable[..., Any]) -> Non
         (("--arch", "sm89"), "--arch is for plans: add --to tensorrt"),
         (("--precision", "fp16"), "--precision is for plans"),
         (("--to", "tensorrt", "--profile", "8"), "not of the form"),
-        (("--to", "tensorrt", "--profile", "4/2/1", "--onnx", "x"), "profile of 'batch'"),
+        (("--to", "tensorrt", "--profile", "4/2/1", "--onnx", __file__), "profile of 'batch'"),
         (("--to", "tensorrt", "--onnx", "missing.onnx"), "missing.onnx does not exist"),
     ],
 )
