@@ -52,10 +52,15 @@ def are_rows(specs: Iterable[TensorSpec]) -> bool:
 
 
 def check_inputs(engine: Engine, arrays: Mapping[str, Any]) -> None:
-    """Raises GoodRtError that names the input that is missing, unknown, or of another dtype or
-    shape.
+    """Checks names, dtypes and shapes of an engine's inputs.
 
-    What is no tensor is the runtime's own value (`NativeEngine`).
+    Args:
+        engine: What takes the inputs.
+        arrays: Inputs by name; what is not a tensor is the runtime's own value (`NativeEngine`),
+            and is not checked.
+
+    Raises:
+        GoodRtError: an input is missing, unknown, or of another dtype or shape; it names the input.
     """
     for name in engine.inputs.keys() ^ arrays.keys():
         what = (

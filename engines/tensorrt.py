@@ -71,10 +71,14 @@ class Library:
 
 
 def load_library(name: str | None = None, architecture: str | None = None) -> Library:
-    """The library of that name, or the first of `LIBRARIES` that is installed and has plans for the
-    ``architecture``.
+    """The first library of `LIBRARIES` that is installed and has plans for the architecture.
 
-    Raises GoodRtError that names the extra when there is none.
+    Args:
+        name: Only this library; None for any.
+        architecture: A GPU's architecture, such as "sm89"; None where plans are only built.
+
+    Raises:
+        GoodRtError: there is none; it names the extra to install.
     """
     if name is not None and name not in LIBRARIES:
         raise GoodRtError(
@@ -148,7 +152,14 @@ class PlanInfo:
 
     @classmethod
     def read(cls, plan: Path) -> PlanInfo:
-        """What stands beside a plan. Raises GoodRtError when it is missing or cannot be read."""
+        """The JSON beside a plan.
+
+        Args:
+            plan: The plan.
+
+        Raises:
+            GoodRtError: the JSON is missing, damaged, or of another format.
+        """
         path = info_path(plan)
         try:
             value = json.loads(path.read_text())
@@ -179,8 +190,12 @@ class PlanInfo:
             ) from None
 
     def command(self, folder: Path, architectures: Sequence[str] | None = None) -> str:
-        """The command that builds the plan in ``folder`` anew, for its own or for other
-        architectures."""
+        """The command that builds the plan again.
+
+        Args:
+            folder: The plan's folder.
+            architectures: Architectures to build for; None for those that it was built for.
+        """
         words = [
             "good-rt",
             "export",
@@ -218,8 +233,19 @@ def check_plan(
     architecture: str,
     graph_sha256: str | None = None,
 ) -> None:
-    """Raises GoodRtError, with the command that mends it, when a plan is not of this library, GPU
-    or graph."""
+    """Checks that a plan is intact, and of this library, GPU and graph.
+
+    Args:
+        info: The JSON beside the plan.
+        path: The plan.
+        library: The library that would run it.
+        architecture: The GPU's architecture, such as "sm89".
+        graph_sha256: Hash of the ONNX file that it must have been built from; None does not check
+            it.
+
+    Raises:
+        GoodRtError: a check fails; it names the command that builds the plan again.
+    """
     again = f"build it again: {info.command(path.parent)}"
     if info.library_version != library.version:
         raise GoodRtError(
@@ -253,7 +279,17 @@ def check_plan(
 
 
 def check_profile(info: PlanInfo, arrays: Mapping[str, Tensor], folder: Path) -> None:
-    """Raises GoodRtError when a dimension is shorter or longer than the plan's profile has it."""
+    """Checks that the lengths of dynamic dimensions lie within the plan's profile.
+
+    Args:
+        info: The JSON beside the plan.
+        arrays: Inputs by name.
+        folder: The plan's folder.
+
+    Raises:
+        GoodRtError: a dimension is too short or too long; it names the command that builds a wider
+            plan.
+    """
     for name, spec in info.inputs.items():
         for dimension, size in zip(spec.shape, arrays[name].shape, strict=True):
             if not isinstance(dimension, str) or dimension not in info.profile:
@@ -281,14 +317,20 @@ class _Captured:
 
 
 class TensorRTEngine:
-    """A plan on the present GPU. Tensors elsewhere are taken there, and the outputs back to where
-    they came from.
+    """A plan on the current GPU; inputs are copied to it, outputs back to the inputs' device.
 
-    ``graph_sha256`` is the hash of the ONNX file that it must have been built of
-    (`export.manifest.graph_hash`). ``cuda_graphs`` records the kernels of each set of shapes once
-    and replays them: for the same few shapes again and again. Raises GoodRtError when there is no
-    GPU, or the plan is of another library version, architecture or graph. No GPU has run this class
-    yet; the module's docstring says what was tested.
+    No GPU has run this class yet; the module's docstring says what was tested.
+
+    Args:
+        path: The plan, with its JSON beside it.
+        graph_sha256: Hash of the ONNX file that it must have been built from
+            (`good_rt.export.manifest.graph_hash`); None does not check it.
+        cuda_graphs: Records the kernels of each set of shapes once and replays them, which pays off
+            where few shapes recur.
+
+    Raises:
+        GoodRtError: there is no GPU, or the plan is damaged, or of another library version,
+            architecture or graph.
     """
 
     def __init__(

@@ -11,8 +11,13 @@ from good_rt.engines.base import TensorSpec, check_inputs
 
 
 class TorchEngine:
-    """A module whose positional inputs are named by ``inputs`` in their order, and its outputs by
-    ``outputs``."""
+    """A PyTorch module as an engine.
+
+    Args:
+        module: Takes its inputs by position, and returns a tensor or a tuple of tensors.
+        inputs: The inputs' specs by name, in the module's order.
+        outputs: The outputs' specs by name, in the module's order.
+    """
 
     def __init__(
         self, module: nn.Module, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]

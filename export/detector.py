@@ -53,7 +53,14 @@ class DetectorParity:
 def detector_parity(
     module: DetectorModule, path: Path, images: Tensor, batch: int = 250
 ) -> DetectorParity:
-    """Runs file and module on images (N, C, H, W) in [0, 1] and compares every output."""
+    """Every output of a detector file compared with its module's.
+
+    Args:
+        module: The detector in PyTorch, on the CPU.
+        path: The .onnx file.
+        images: (N, C, H, W) in [0, 1].
+        batch: Images that run at once.
+    """
     engine = open_engine(path)
     found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
     expected: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
@@ -90,13 +97,21 @@ def detector_parity(
 def export_detector(
     module: DetectorModule, path: Path, images: Tensor, training: str
 ) -> DetectorParity:
-    """Writes ``path`` (.onnx) and returns its parity with PyTorch on images (N, C, H, W) in [0, 1].
+    """Writes a detector as one ONNX file and returns its parity with PyTorch.
 
-    The CPU traces and runs it, whatever device the module is on and stays on. ``training`` says
-    what the classifier was fine-tuned with. Raises ParityError, leaving nothing behind, when an
-    output differs by more than `parity.RELATIVE` of its mean magnitude, the p-value by more ranks
-    than such a difference of the score explains, or a label or decision differs; and GoodRtError
-    when the weights are more than one file holds.
+    The CPU traces and runs it; the module stays on its device.
+
+    Args:
+        module: The detector in PyTorch.
+        path: The .onnx file.
+        images: (N, C, H, W) in [0, 1] that both are compared on.
+        training: What the classifier was fine-tuned with, for the file's metadata.
+
+    Raises:
+        ParityError: a label or decision differs, an output differs by more than `parity.RELATIVE`
+            of its mean magnitude, or the p-value by more ranks than such a difference of the score
+            explains; nothing is written.
+        GoodRtError: the weights are larger than one ONNX file may be.
     """
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size > LARGEST_FILE:

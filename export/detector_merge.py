@@ -51,8 +51,18 @@ def merge_detector(
     path: Path,
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes the detector with the classifier's file in its middle. Raises GoodRtError when they
-    cannot be joined."""
+    """Writes a detector whose classifier is an ONNX file, with that file inside it.
+
+    Args:
+        module: The detector in PyTorch.
+        network: The classifier's network, an ONNX file.
+        images: (N, C, H, W) in [0, 1], examples for the tracing.
+        path: The .onnx file; two temporary files appear beside it.
+        metadata: What the file's metadata say.
+
+    Raises:
+        GoodRtError: the graphs cannot be joined.
+    """
     with torch.no_grad():
         prepared = module.classifier.prepare(images * 2 - 1)
         features = network.forward_features(prepared)

@@ -31,11 +31,15 @@ InputMaker = Callable[[int], Arrays]
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export: its outputs' names, and what makes its inputs, by kind ("real",
-    "random").
+    """A module to export.
 
-    With ``wrt`` the graph also takes cotangents and gives the gradient with respect to the input of
-    that name; with ``split`` it is also written as a forward and a backward half.
+    Attributes:
+        module: Takes its inputs by position.
+        outputs: Names of its outputs.
+        inputs: What makes its inputs, by kind ("real", "random").
+        wrt: Name of the input that the graph also gives the gradient with respect to; the graph
+            then takes cotangents. None for no gradient.
+        split: Whether the graph is also written as a forward and a backward half.
     """
 
     module: nn.Module
@@ -66,12 +70,18 @@ def graphs_of(
     images: Tensor | None,
     fused: FusedGuidance | None = None,
 ) -> dict[str, Graph]:
-    """All graphs by name; those with gradients ("network_vjp", "decoder_vjp", "guidance_vjp") where
-    ``fused`` is given.
+    """All graphs of a diffusion model and a classifier by name.
 
-    ``images`` (N, C, H, W) in [-1, 1], any N > 0, are the real inputs; latents come from them by
-    the VAE. "network" is the denoiser, be it a UNet or a transformer; gradients go through the
-    light decoder where the model has one.
+    "network" is the denoiser, a UNet or a transformer. Gradients go through the light decoder where
+    the model has one.
+
+    Args:
+        model: The diffusion model.
+        classifier: The classifier.
+        images: (N, C, H, W) in [-1, 1], N > 0, the real inputs; latents come from them by the VAE.
+            None for random inputs only.
+        fused: The bank of the graphs with gradients ("network_vjp", "decoder_vjp", "guidance_vjp");
+            None leaves them out.
     """
     config = classifier.config
     conditioning = model.conditioning(config.classes)

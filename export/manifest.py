@@ -58,10 +58,17 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All graphs of one model and classifier.
+    """All graphs of one diffusion model and classifier.
 
-    ``source`` holds the fingerprints of both, ``exporter`` is the `good_rt.export.graphs.EXPORTER`
-    that wrote the graphs.
+    Attributes:
+        source: Fingerprints of both models.
+        opset: ONNX operator set.
+        tolerance: Relative and absolute tolerance of the parity check.
+        graphs: Exported graphs by name.
+        parity: Differences from PyTorch.
+        versions: Packages that wrote the graphs.
+        exporter: The `good_rt.export.graphs.EXPORTER` that wrote them.
+        no_gradient_rule: Why there are no graphs with gradients although they were wanted.
     """
 
     source: Mapping[str, str]
@@ -72,14 +79,20 @@ class Manifest:
     versions: Mapping[str, str]
     exporter: int
     no_gradient_rule: str | None = None
-    """Why there are no graphs with gradients although they were wanted."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "cpu": platform.processor() or platform.machine()}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises GoodRtError when the folder holds no manifest that this version can read."""
+        """The manifest of a folder of engines.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            GoodRtError: there is no manifest, or this version cannot read it.
+        """
         path = folder / MANIFEST
         if not path.exists():
             raise GoodRtError(
@@ -130,8 +143,14 @@ class Manifest:
         ENGINES_RECORD.write(folder / MANIFEST, self.to_json())
 
     def check_files(self, folder: Path) -> None:
-        """Raises GoodRtError when a graph's file is missing, outside the folder, or not the one
-        that was exported."""
+        """Checks that every graph's file is the one that was exported.
+
+        Args:
+            folder: The manifest's folder.
+
+        Raises:
+            GoodRtError: a file is missing, outside the folder, or has changed.
+        """
         for name, entry in self.graphs.items():
             for file in (entry.file, *entry.data):
                 if Path(file).name != file or file in ("", ".."):
@@ -164,12 +183,21 @@ def load_engines(
     device: torch.device = CPU,
     precisions: Mapping[str, str] | None = None,
 ) -> dict[str, Engine]:
-    """The engines of a folder by graph name (all, or those of ``names``), their files checked by
-    the manifest.
+    """The engines of a folder by graph name, their files checked against the manifest.
 
-    With ``source`` (fingerprints) they must also be of that model and classifier. ``precisions``
-    has "fp16" of those that are not computed in float32; what goes in and comes out is float32 all
-    the same. Raises GoodRtError otherwise.
+    Inputs and outputs are float32, whatever the precision.
+
+    Args:
+        folder: Folder of the engines.
+        source: Fingerprints that the models of the engines must have; None does not check them.
+        names: The graphs to load; None for all.
+        threads: Threads of each engine; 0 for one on each core that the process may use.
+        device: Where the engines run.
+        precisions: Precision by graph, "fp32" (the default), "fp16" or "bf16".
+
+    Raises:
+        GoodRtError: the folder holds no engines, one is missing or damaged, or they are of other
+            models.
     """
     wanted = checked_graphs(folder, source, names)
     halves = precisions or {}
@@ -200,8 +228,17 @@ def _open(path: Path, precision: str, device: torch.device, threads: int) -> Eng
 def checked_graphs(
     folder: Path, source: Mapping[str, str] | None = None, names: Collection[str] | None = None
 ) -> dict[str, GraphEntry]:
-    """The graphs of a folder (all, or those of ``names``), their files checked, and ``source`` as
-    `load_engines` checks it."""
+    """The graphs of a folder by name, their files checked against the manifest.
+
+    Args:
+        folder: Folder of the engines.
+        source: Fingerprints that the models of the engines must have; None does not check them.
+        names: The graphs to give; None for all.
+
+    Raises:
+        GoodRtError: the folder holds no engines, one is missing or damaged, or they are of other
+            models.
+    """
     manifest = Manifest.read(folder)
     if source is not None and not manifest.is_of(source):
         raise GoodRtError(

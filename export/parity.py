@@ -26,7 +26,14 @@ jumped: about as far as a deep network's rounding errors move its features."""
 class Parity:
     """The largest differences of one output over all inputs of one kind at one batch size.
 
-    ``excess`` is the largest |engine − torch| / (absolute + relative·|torch|): at most 1 passes.
+    Attributes:
+        graph: Name of the graph.
+        output: Name of the output.
+        inputs: Kind of the inputs, "real" or "random".
+        batch: Batch size.
+        max_absolute: Largest |engine − torch|.
+        max_relative: The same, relative to the output's root mean square.
+        excess: Largest |engine − torch| / (absolute + relative·|torch|); at most 1 passes.
     """
 
     graph: str
@@ -43,8 +50,13 @@ class Parity:
 
 
 class AutogradVjp(nn.Module):
-    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input at place ``wrt``, by
-    PyTorch's autograd."""
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv), by PyTorch's autograd.
+
+    Args:
+        module: Takes its inputs by position.
+        cotangents: Number of cotangents, one for each output.
+        wrt: Position of the input that J is taken with respect to.
+    """
 
     def __init__(self, module: nn.Module, cotangents: int, wrt: int) -> None:
         super().__init__()
@@ -71,12 +83,20 @@ def compare(
     relative: float = RELATIVE,
     absolute: float = ABSOLUTE,
 ) -> list[Parity]:
-    """Runs engine and module on each kind of ``inputs`` ("real", "random": batch size -> arrays by
-    name).
+    """Differences between an engine and its module, for each kind of inputs, batch size and output.
 
     A gradient jumps where a ReLU's input crosses 0 or another neighbour becomes the k-th, and
-    rounding alone may put the engine or PyTorch on the other side: each element must be PyTorch's
-    at the inputs, in float32 or float64, or at inputs that differ by rounding.
+    rounding may put the engine or PyTorch on the other side. Therefore each element of a gradient
+    must be PyTorch's at the inputs, in float32 or float64, or at inputs that differ by rounding.
+
+    Args:
+        graph: Name of the graph, for the result.
+        engine: What is checked.
+        module: The reference in PyTorch; takes the engine's inputs by position.
+        inputs: What makes the inputs for a batch size, by kind ("real", "random").
+        batches: Batch sizes.
+        relative: Relative tolerance.
+        absolute: Absolute tolerance; for a gradient in units of its root mean square.
     """
     rows = []
     for kind, make in inputs.items():
@@ -136,8 +156,15 @@ def nearest(
     module: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
 ) -> Tensor:
-    """The difference of each element, where one is beyond its bound the least one from gradients at
-    inputs close by."""
+    """The differences of a gradient, each at most that from a gradient at inputs close by.
+
+    Args:
+        difference: |engine − torch| of each element.
+        bound: Tolerance of each element; once all are met, the search ends.
+        gradient: The engine's gradient.
+        module: The reference in PyTorch; its last output is the gradient.
+        inputs: Its inputs by position; floating-point ones are nudged by `NUDGE`.
+    """
     for seed in range(NUDGES):
         if (difference <= bound).all():
             break

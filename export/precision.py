@@ -109,8 +109,12 @@ operation."""
 
 @contextlib.contextmanager
 def in_precision(path: Path, precision: str) -> Iterator[Path]:
-    """A file with the graph at ``path`` in that precision, "fp32" among them, as long as the block
-    lasts."""
+    """A file with a graph in another precision, as long as the block lasts.
+
+    Args:
+        path: The ONNX file, in float32.
+        precision: "fp32" (the file itself), "fp16" or "bf16".
+    """
     if precision == "fp32":
         yield path
         return
@@ -126,8 +130,12 @@ def in_precision(path: Path, precision: str) -> Iterator[Path]:
 
 
 def to_half(model: ModelProto, precision: str) -> ModelProto:
-    """A copy of the graph with weights and activations in ``precision``; inputs and outputs keep
-    their types."""
+    """A copy of the graph with weights and activations in half precision.
+
+    Args:
+        model: The graph in float32; its inputs and outputs keep their types.
+        precision: "fp16" or "bf16".
+    """
     kind, dtype = HALF[precision]
     found = ModelProto()
     found.CopyFrom(model)
@@ -202,9 +210,13 @@ def as_computed(model: ModelProto, precision: str) -> ModelProto:
     """The graph from `to_half` with every half-precision operation computed in float32 and its
     result rounded.
 
-    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most of the half-precision
-    kernels, and leaves out the rounding between operations that it computes in float32 instead, so
-    it would report too small an error.
+    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most half-precision kernels,
+    and leaves out the rounding between operations that it computes in float32 instead, so it would
+    report too small an error.
+
+    Args:
+        model: The graph from `to_half`.
+        precision: Its precision, "fp16" or "bf16".
     """
     kind, _ = HALF[precision]
     found = ModelProto()
@@ -251,10 +263,15 @@ def as_computed(model: ModelProto, precision: str) -> ModelProto:
 def rounding_error(
     model: ModelProto, precision: str, inputs: Mapping[str, NDArray[np.generic]]
 ) -> dict[str, dict[str, float]]:
-    """By output: the largest and the RMS difference of half precision from float32, relative to the
-    output's RMS.
+    """The largest ("max") and the RMS ("rms") difference of half precision from float32 by output,
+    relative to the output's RMS.
 
-    Both run in ONNX Runtime on the CPU, the half-precision graph as `as_computed`.
+    ONNX Runtime computes both on the CPU, the half-precision graph as `as_computed`.
+
+    Args:
+        model: The graph in float32.
+        precision: "fp16" or "bf16".
+        inputs: Inputs by name.
     """
     exact = _run(model, inputs)
     found = _run(as_computed(to_half(model, precision), precision), inputs)

@@ -59,12 +59,19 @@ and not say so."""
 class PlanConfig:
     """How a plan is built.
 
-    ``architectures`` ("sm89", ...; empty: all that TensorRT-RTX offers from Ampere on, or the
-    present GPU's), ``profile`` the least, usual and largest length of every dynamic dimension by
-    its name, ``library`` one of `LIBRARIES` (None: the first that is installed), ``tf32`` whether
-    float32 may be computed with 10-bit mantissas, ``timing_cache`` a file that TensorRT keeps its
-    kernels' timings in (default: beside the plan; TensorRT-RTX times nothing). Raises GoodRtError
-    when a setting makes no sense.
+    Attributes:
+        architectures: GPU architectures, such as "sm89"; empty for the current GPU's with TensorRT,
+            and for all from Ampere on that TensorRT-RTX offers.
+        precision: "fp32", "fp16" or "bf16".
+        profile: Least, usual and largest length of every dynamic dimension, by its name.
+        library: One of `LIBRARIES`; None for the first that is installed.
+        tf32: Whether float32 may be computed with 10-bit mantissas.
+        optimisation_level: TensorRT's builder optimisation level, 0 to 5; None for its default.
+        timing_cache: File that TensorRT keeps its kernels' timings in; None for tensorrt.timings
+            beside the plan. TensorRT-RTX times nothing.
+
+    Raises:
+        GoodRtError: a setting is out of its range.
     """
 
     architectures: tuple[str, ...] = ()
@@ -91,7 +98,13 @@ class PlanConfig:
 
 
 def plan_path(folder: Path, graph: str, config: PlanConfig) -> Path:
-    """Where a graph's plan lies; plans of other precisions can lie beside it."""
+    """The path of a graph's plan; plans of other precisions have other names.
+
+    Args:
+        folder: Folder of the engines.
+        graph: Name of the graph.
+        config: Decides the precision.
+    """
     return folder / f"{graph}.{config.precision}.plan"
 
 
@@ -102,8 +115,20 @@ def build_plans(
     force: bool = False,
     on_graph: Callable[[str], None] = lambda name: None,
 ) -> dict[str, tuple[PlanInfo, bool]]:
-    """Builds the plans of all graphs in a folder of engines, beside them; as `build_plan` returns
-    them, by graph."""
+    """Builds the plans of all graphs in a folder of engines, beside them.
+
+    Args:
+        folder: Folder of the engines.
+        config: How plans are built.
+        force: Also builds unchanged plans again.
+        on_graph: Called with the name of each graph before its plan is built.
+
+    Returns:
+        What `build_plan` returned, by graph.
+
+    Raises:
+        GoodRtError: the folder holds no engines, one is damaged, or a plan cannot be built.
+    """
     manifest = Manifest.read(folder)
     manifest.check_files(folder)
     plans = {}
@@ -118,12 +143,19 @@ def build_plans(
 def load_plan(
     onnx_path: Path, config: PlanConfig, plan: Path, *, cuda_graphs: bool = False
 ) -> TensorRTEngine:
-    """The plan of a graph on the present GPU. The one that is there is taken when it runs here and
-    its profile holds that of ``config``; another is built, by the first library that has plans for
-    this GPU.
+    """The engine of a graph's plan on the current GPU.
 
-    ``cuda_graphs`` is `TensorRTEngine`'s. Raises GoodRtError when there is no GPU, or the plan
-    cannot be built.
+    The existing plan is used when it runs on this GPU and its profile covers that of ``config``.
+    Otherwise it is built again, by the first library that has plans for this GPU.
+
+    Args:
+        onnx_path: The graph, an ONNX file.
+        config: How the plan is built.
+        plan: Path of the plan.
+        cuda_graphs: Records and replays the kernels of each set of shapes; see `TensorRTEngine`.
+
+    Raises:
+        GoodRtError: there is no GPU, or the plan cannot be built.
     """
     architecture = present_architecture()
     if architecture is None:
@@ -157,12 +189,21 @@ def _holds(info: PlanInfo, config: PlanConfig) -> bool:
 def build_plan(
     onnx_path: Path, config: PlanConfig, out: Path, *, force: bool = False
 ) -> tuple[PlanInfo, bool]:
-    """Writes the plan of an ONNX file to ``out``, and what it is beside it; says that, and whether
-    it had to be built.
+    """Writes the plan of an ONNX file, and a JSON that describes it beside it.
 
-    Raises GoodRtError, leaving ``out`` as it was, when no TensorRT is installed, the file is not
-    valid ONNX, TensorRT does not know an operation (which it names), or an architecture or profile
-    does not fit.
+    Args:
+        onnx_path: The graph, an ONNX file.
+        config: How the plan is built.
+        out: Path of the plan.
+        force: Also builds an unchanged plan again.
+
+    Returns:
+        The plan's description, and whether it was built.
+
+    Raises:
+        GoodRtError: no TensorRT is installed, the file is not valid ONNX, TensorRT does not know an
+            operation (it names the operation), or an architecture or profile does not fit; ``out``
+            stays as it was.
     """
     library = load_library(config.library)
     architectures = _architectures(library, config)
@@ -211,8 +252,14 @@ def build_plan(
 
 
 def check_config(config: PlanConfig) -> None:
-    """Raises GoodRtError when no TensorRT is installed, or an architecture is none that it builds
-    for here."""
+    """Checks that a plan can be built here.
+
+    Args:
+        config: How it would be built.
+
+    Raises:
+        GoodRtError: no TensorRT is installed, or it does not build for an architecture here.
+    """
     _architectures(load_library(config.library), config)
 
 

@@ -34,8 +34,11 @@ OPSET = 20
 def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
     """The module as a graph of aten operations whose inputs share one batch size, any from 1.
 
-    ``examples`` are inputs by name, in the module's order. What torch.export raises is left as it
-    is.
+    Exceptions of torch.export are passed on.
+
+    Args:
+        module: The module.
+        examples: Inputs by name, in the module's order.
     """
     arrays, shapes = tuple(examples.values()), torch.export.ShapesCollection()
     for (
@@ -61,12 +64,21 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     rewrite: bool = True,
 ) -> None:
-    """Writes the module's graph to ``path``; every input's and output's first axis is "batch".
+    """Writes a module as an ONNX file; the first axis of every input and output is "batch".
 
-    ``examples`` are inputs by name, in the module's order, of any batch size. Without ``rewrite``
-    the exporter's search for patterns is left out, which takes most of the time where nodes are
-    many; what depends on weights alone is then computed here, whatever its size. Raises GoodRtError
-    when the module cannot be exported or the result is not valid ONNX.
+    Args:
+        module: The module.
+        examples: Inputs by name, in the module's order, of any batch size.
+        outputs: Names of the outputs.
+        path: The file.
+        opset: ONNX operator set.
+        metadata: What the file's metadata say.
+        rewrite: Whether the exporter searches for patterns, which takes most of the time where
+            nodes are many. Without it, what only depends on weights is computed now, whatever its
+            size.
+
+    Raises:
+        GoodRtError: the module cannot be exported, or the result is not valid ONNX.
     """
     try:
         with quiet_exporter(), torch.no_grad():

@@ -48,12 +48,17 @@ their parts."""
 
 
 def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> VjpModule:
-    """(*cotangents, *inputs) -> (*outputs, Jᵀv) with respect to the input named ``wrt``, for any
-    batch size from 1.
+    """(*cotangents, *inputs) -> (*outputs, Jᵀv), for any batch size from 1.
 
-    ``examples`` are inputs by name, in the module's order. Raises GoodRtError when the module
-    cannot be traced, and one that names the aten operation when the gradient goes through one that
-    has no rule.
+    Args:
+        module: Takes its inputs by position.
+        examples: Inputs by name, in the module's order.
+        wrt: Name of the input that J is taken with respect to.
+
+    Raises:
+        NoGradientRuleError: the gradient goes through an operation that has no rule; it names the
+            aten operation.
+        GoodRtError: the module cannot be traced, or has no such input.
     """
     if wrt not in examples:
         raise GoodRtError(
@@ -95,12 +100,24 @@ def export_vjp_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the module with its vector-Jacobian product with respect to the input ``wrt`` as one
-    file.
+    """Writes a module with its vector-Jacobian product as one ONNX file.
 
-    Inputs: `cotangent_names`, then the module's own by name; outputs: ``outputs``, the module's
-    own, then "gradient". Raises GoodRtError, leaving nothing behind, when there is no rule for an
-    operation or the export fails.
+    The file's inputs are `cotangent_names`, then the module's own; its outputs are the module's
+    own, then "gradient".
+
+    Args:
+        module: Takes its inputs by position.
+        examples: Inputs by name, in the module's order.
+        wrt: Name of the input that the gradient is taken with respect to.
+        outputs: Names of the module's outputs.
+        path: The file.
+        opset: ONNX operator set.
+        metadata: What the file's metadata say.
+
+    Raises:
+        NoGradientRuleError: the gradient goes through an operation that has no rule; nothing is
+            written.
+        GoodRtError: the export fails; nothing is written.
     """
     product = vjp_module(module, examples, wrt)
     with torch.no_grad():
