@@ -68,10 +68,13 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def use_device(name: str | torch.device) -> torch.device:
-    """ "cpu", "cuda" or "cuda:1" as a device; a GPU becomes the current one.
+    """A PyTorch device; a GPU becomes the current one.
 
     A GPU computes float32 as float32, as the engines and detector.onnx do, and by deterministic
-    kernels. Other devices are the caller's to prepare.
+    kernels. The caller prepares other devices.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:N", or a device.
 
     Raises:
         GoodRtError: there is no such device.

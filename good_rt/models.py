@@ -65,19 +65,27 @@ class ModelSpec:
 
     @property
     def classifier_path(self) -> Path:
+        """The classifier as a path; the demo's where "demo" names it."""
         return demo_path(self.classifier, assets.CLASSIFIER)
 
     @property
     def diffusion_path(self) -> Path:
+        """The diffusion model as a path; the demo's where "demo" names it."""
         return demo_path(self.diffusion, assets.MODEL)
 
     @property
     def gradient_decoder_path(self) -> Path | None:
+        """The light autoencoder as a path; the demo's where "demo" names it. None where there is
+        none.
+        """
         value = self.gradient_decoder
         return None if value is None else demo_path(value, assets.GRADIENT_DECODER)
 
     def check_paths(self, blame: Blame = lambda name: nullcontext()) -> None:
-        """Looks for the files, without importing or loading anything.
+        """Checks that the files exist, without importing or loading anything.
+
+        Args:
+            blame: Context in which each field is checked; a job uses it to name the field's key.
 
         Raises:
             GoodRtError: a path does not exist.
@@ -132,8 +140,13 @@ Blame = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """A diffusion model and a classifier that fit together, loaded once, and the device they run
-    on."""
+    """A diffusion model and a classifier that fit together, loaded once.
+
+    Attributes:
+        diffusion: The diffusion model.
+        classifier: The classifier, for images of the diffusion model's shape.
+        device: Where steps run them.
+    """
 
     diffusion: DiffusionModel
     classifier: Classifier
@@ -148,7 +161,15 @@ class Models:
         return {"model": self.diffusion.fingerprint, "classifier": self.classifier.fingerprint}
 
     def bank(self, id_data: IdData, size: int) -> FeatureBank:
-        """The feature bank of at most ``size`` evenly spaced training images, computed once."""
+        """The feature bank of evenly spaced training images, computed once.
+
+        Args:
+            id_data: In-distribution images.
+            size: Largest number of images.
+
+        Raises:
+            GoodRtError: the images do not fit the classifier.
+        """
         for (data, asked), bank in self._banks.items():
             holds_all = len(bank) < asked
             if data == id_data and (size == asked or (holds_all and size >= len(bank))):

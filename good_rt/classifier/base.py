@@ -65,9 +65,15 @@ class Classifier(nn.Module):
     """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N,
     D).
 
-    ``network`` has timm's two methods: ``forward_features`` gives the penultimate features from
-    what `prepare` makes of the images, ``forward_head`` the logits from them. Feature maps (N, D,
-    h, w) and tokens (N, T, D) are averaged.
+    Args:
+        network: Has timm's two methods: ``forward_features`` gives the penultimate features of what
+            `prepare` makes of the images, ``forward_head`` the logits of the features. Feature maps
+            (N, D, h, w) and tokens (N, T, D) are averaged.
+        config: Shape and preprocessing of the images, and classes.
+        fingerprint: Hash of config and weights.
+
+    Raises:
+        GoodRtError: the channels of network, images, mean and std do not fit together.
     """
 
     mean: Tensor | None
@@ -134,7 +140,7 @@ class Classifier(nn.Module):
         """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its
         channels.
 
-        Images that already have the network's size are taken as they are. All of it is linear, and
+        Images that already have the network's size are not resized. All of it is linear and
         differentiable.
         """
         if self.resampling is not None:
@@ -150,8 +156,15 @@ class Classifier(nn.Module):
         return images
 
     def for_images(self, channels: int, size: int) -> Classifier:
-        """The same network for images of other channels and size. Raises GoodRtError when it cannot
-        take them."""
+        """The same network for images of other channels and size.
+
+        Args:
+            channels: 1 (grey) or 3 (RGB).
+            size: Height and width.
+
+        Raises:
+            GoodRtError: the network cannot take them.
+        """
         config = self.config
         if (channels, size) == (config.channels, config.image_size):
             return self
@@ -168,8 +181,14 @@ class Classifier(nn.Module):
         return Classifier(self.network, config, digest).train(self.training).to(self.device)
 
     def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
-        """`for_images` of the shape (C, H, W) that it is asked for only where the classifier
-        resizes at all."""
+        """`for_images` of a shape that is only asked for where the classifier resizes at all.
+
+        Args:
+            shape: Gives (C, H, W).
+
+        Raises:
+            GoodRtError: the network cannot take such images.
+        """
         if self.config.resize is None:
             return self
         channels, height, width = shape()
@@ -206,9 +225,16 @@ def as_vectors(features: Tensor) -> Tensor:
 def predict(
     classifier: Classifier, images: Tensor, batch: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and features (N, D), on the CPU, of any number of images (N, C, H, W) in [-1,
-    1], in evaluation mode; images elsewhere than the classifier are brought to it, batch by
-    batch."""
+    """Logits (N, K) and unit-norm features (N, D) in evaluation mode, on the CPU.
+
+    Args:
+        classifier: The classifier.
+        images: (N, C, H, W) in [-1, 1], on any device; each batch is moved to the classifier's.
+        batch: Images that run at once; None for as many as `PIXELS` hold, at most 500.
+
+    Raises:
+        GoodRtError: the images do not fit the classifier.
+    """
     training = classifier.training
     batch = batch or min(500, max(1, PIXELS // (images.shape[2] * images.shape[3])))
     classifier.eval()
@@ -222,7 +248,15 @@ def predict(
 
 
 def outputs(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and features (N, D), on the CPU, of images that may come batch by batch."""
+    """`predict` of images that may come batch by batch.
+
+    Args:
+        classifier: The classifier.
+        images: (N, C, H, W) in [-1, 1], whole or in batches.
+
+    Raises:
+        GoodRtError: the images do not fit the classifier.
+    """
     if isinstance(images, Tensor):
         return predict(classifier, images)
     logits, features = zip(*(predict(classifier, batch) for batch in images), strict=True)

@@ -96,8 +96,12 @@ def folder_fingerprint(network: nn.Module, folder: Path) -> str:
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Writes classifier.json, model.safetensors and what else `load_classifier` needs into
-    ``folder``."""
+    """Writes classifier.json, model.safetensors and what else `load_classifier` needs.
+
+    Args:
+        classifier: The classifier.
+        folder: Folder that the files are written to, created where missing.
+    """
     from safetensors.torch import save_file
 
     state = library_state(classifier.network)

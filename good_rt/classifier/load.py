@@ -36,27 +36,40 @@ FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()), "PLUGIN:ARGUMENT
 
 @dataclass(frozen=True)
 class Settings:
-    """What the caller sets himself, instead of what the source says; None leaves it as it is."""
+    """What the caller says of a network in place of the source; None keeps what the source says.
+
+    Attributes:
+        features: Module (in a .pt2, .pt or .onnx file: the value) whose input is the features.
+        size: Height and width of the network's images.
+        channels: Channels of the network, where they cannot be read from it.
+        mean: Mean of images in [0, 1], one value per channel or one for all.
+        std: Their standard deviation, likewise.
+        interpolation: Filter that resizes images, a key of `good_rt.classifier.resampling.FILTERS`.
+        classes: Names of the classes, in the order of the logits.
+    """
 
     features: str | None = None
-    """The module (in a .pt2, .pt or .onnx file: the value) whose input is taken as the features."""
     size: int | None = None
-    """The network's images, in pixels a side."""
     channels: int | None = None
-    """The network's, where they cannot be read off it."""
     mean: tuple[float, ...] | None = None
-    """Of images in [0, 1], one a channel or one for all."""
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     classes: tuple[str, ...] | None = None
 
 
 def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classifier:
-    """A classifier from a folder or a spec (`FORMS`) -> evaluation mode, no gradients, float32.
+    """A classifier in evaluation mode, float32, without gradients of its weights.
 
     It takes images of the network's own size and channels; `Classifier.for_images` makes it take
-    others. Raises GoodRtError when the spec names nothing that can be read, a library is missing, a
-    file is missing or damaged, or its weights are a pickle, do not fit or are not finite.
+    others.
+
+    Args:
+        spec: A folder, or a spec in one of the `FORMS`.
+        settings: Replace what the source says of the network; only for specs.
+
+    Raises:
+        GoodRtError: the spec is unknown, a library or file is missing, or the weights are damaged,
+            a pickle, not finite, or do not fit.
     """
     text, path = str(spec), Path(spec)
     if path.is_dir():

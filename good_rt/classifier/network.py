@@ -52,10 +52,16 @@ class ClassifierNetwork(nn.Module):
 
 
 class Parted(ClassifierNetwork):
-    """``model`` without its module ``head``, and that module: the features are the head's input.
+    """A model divided before one of its modules: the features are that module's input.
 
-    Raises GoodRtError when the model has no such module. `check_parts` says whether the output is
-    really the head's.
+    `check_parts` tells whether the model's output is really that module's.
+
+    Args:
+        model: The model; it is changed in place.
+        head: Name of the module that gives the logits.
+
+    Raises:
+        GoodRtError: the model has no such module.
     """
 
     def __init__(self, model: nn.Module, head: str) -> None:
@@ -104,8 +110,15 @@ def output_of(value: Any) -> Tensor:
 
 
 def last_linear(model: nn.Module, images: Tensor) -> str:
-    """The name of the Linear that runs last on example images. Raises GoodRtError when there is
-    none."""
+    """The name of the Linear that runs last.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) that it takes, already prepared.
+
+    Raises:
+        GoodRtError: there is none, or the model does not take the images.
+    """
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
@@ -128,8 +141,15 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
 
 @torch.no_grad()
 def run_network(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits of example images, in evaluation mode. Raises GoodRtError when the model does not
-    take them."""
+    """Logits (N, K) in evaluation mode.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) that it takes, already prepared.
+
+    Raises:
+        GoodRtError: the model does not take them.
+    """
     return output_of(_tried(model, model, images))
 
 
@@ -155,10 +175,15 @@ def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) 
 
 
 def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
-    """The model in two parts, before its last Linear or the module named ``head``.
+    """The model divided before the module that gives the logits.
 
-    ``images`` are any that it takes, already prepared; the two parts are checked on them. Raises
-    GoodRtError when the model's output is something else than the head's.
+    Args:
+        model: The model; it is changed in place.
+        images: (N, C, H, W) that it takes, already prepared, to check both parts on.
+        head: Name of the module; None for the Linear that runs last.
+
+    Raises:
+        GoodRtError: there is no such module, or the model's output is not that module's.
     """
     whole = run_network(model, images)
     parted = Parted(model, head or last_linear(model, images))
@@ -167,8 +192,16 @@ def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
 
 
 def check_parts(network: ClassifierNetwork, images: Tensor, whole: Tensor) -> None:
-    """Raises GoodRtError unless the head on the features gives ``whole``, the logits of the
-    undivided model."""
+    """Checks that the head, applied to the features, gives the logits of the undivided model.
+
+    Args:
+        network: The divided network.
+        images: (N, C, H, W) that it takes, already prepared.
+        whole: Output of the undivided model for them.
+
+    Raises:
+        GoodRtError: it does not, or ``whole`` is not of shape (N, K).
+    """
     if whole.ndim != 2:
         raise GoodRtError(
             f"the classifier's output has shape {tuple(whole.shape)}; it must be logits (N, K)"

@@ -26,8 +26,17 @@ FILTERS = {
 
 
 def resampling_matrix(source: int, size: int, crop: int, interpolation: str) -> Tensor:
-    """(crop, source): takes a line of ``source`` pixels to ``size`` pixels and keeps the middle
-    ``crop`` of them."""
+    """(crop, source) float32: resizes a line of pixels and crops its middle.
+
+    Args:
+        source: Pixels of the line.
+        size: Pixels after resizing.
+        crop: Pixels that are kept.
+        interpolation: A key of `FILTERS`.
+
+    Raises:
+        GoodRtError: the interpolation is unknown, or ``crop`` is not between 1 and ``size``.
+    """
     if interpolation not in FILTERS:
         raise GoodRtError(
             f"unknown interpolation {interpolation!r}; known are {', '.join(FILTERS)}"

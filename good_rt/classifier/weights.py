@@ -70,8 +70,15 @@ def put_weights(
 ) -> None:
     """Loads a state dict with the library's own names into a network.
 
-    Raises GoodRtError, naming the file and ``whose`` weights it should hold, when names or shapes
-    do not fit.
+    Args:
+        network: The network, changed in place.
+        state: Tensors by name; names may start with DataParallel's "module.".
+        path: The file that they are from, for errors.
+        whose: What the weights should belong to, for errors.
+        described_in: What says the network's shapes, for errors; None for ``whose``.
+
+    Raises:
+        GoodRtError: names or shapes do not fit.
     """
     names = library_names(network)
     if state and all(name.startswith("module.") for name in state):  # as DataParallel writes them

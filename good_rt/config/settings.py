@@ -169,7 +169,12 @@ class GuidanceConfig:
         return self.rho > 0 or self.mu > 0
 
     def guides(self, step: int, steps: int) -> bool:
-        """Whether step ``step`` (from 0) of ``steps`` is guided."""
+        """Whether a step of the sampler is guided.
+
+        Args:
+            step: The step, from 0.
+            steps: Number of steps.
+        """
         first, last = (round(share * steps) for share in self.span)
         return self.active and first <= step < last and (step - first) % self.every == 0
 

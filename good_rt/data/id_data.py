@@ -42,11 +42,20 @@ class IdData:
 
     @classmethod
     def of(cls, images: IdData | Path | str) -> IdData:
-        """The data itself, or that of a path."""
+        """The data itself, or that of a path.
+
+        Args:
+            images: The data, or the path of any source of images.
+        """
         return images if isinstance(images, IdData) else cls(Path(images))
 
     @cached_property
     def source(self) -> ImageSource:
+        """The source that the images are read from.
+
+        Raises:
+            GoodRtError: the path is not a source of images.
+        """
         return open_source(self.folder if self.record is None else self.record.source)
 
     @cached_property
@@ -67,7 +76,7 @@ class IdData:
         return recorded_splits(self.folder)
 
     def labels(self, classes: int | Sequence[str]) -> dict[int, int]:
-        """The classifier's output for each label of the data.
+        """The classifier's output index by label of the data.
 
         Args:
             classes: The classifier's classes, or their number.

@@ -68,6 +68,16 @@ class DetectorModule(nn.Module):
 
     The k nearest bank rows have the largest inner products; the distance to the k-th is then
     computed exactly, since √(2−2·q·b) loses half the digits for near neighbours.
+
+    Args:
+        classifier: Images to logits and features.
+        bank: ID features.
+        score: The unified score, fitted.
+        calibration: (n,) unified scores of held-out ID images.
+        config: k, α and temperature.
+
+    Raises:
+        GoodRtError: there are too few calibration scores for α.
     """
 
     bank: Tensor
@@ -94,7 +104,12 @@ class DetectorModule(nn.Module):
         return self.decide(*self.classifier(images * 2 - 1))
 
     def decide(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """The outputs from logits (N, K) and unit-norm features (N, D)."""
+        """The module's outputs from the classifier's.
+
+        Args:
+            logits: (N, K).
+            features: (N, D) of unit norm.
+        """
         energy = image_level(logits, self.config.temperature)
         rows = (features @ self.bank.T).topk(self.config.k, dim=1).indices[:, -1]
         distance = torch.sqrt((features - self.bank[rows]).square().sum(dim=1))

@@ -20,8 +20,13 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 class DecoderModule(nn.Module):
-    """latents (N, C, H, W), scaled as the network sees them -> images (N, c, H', W') in about [-1,
-    1]."""
+    """latents (N, C, H, W) as the network sees them -> images (N, c, H', W') in about [-1, 1].
+
+    Args:
+        vae: A diffusers autoencoder.
+        scaling_factor: The network's latents over the autoencoder's, after the shift.
+        shift: Subtracted from the autoencoder's latents before scaling.
+    """
 
     def __init__(self, vae: nn.Module, scaling_factor: float, shift: float = 0.0) -> None:
         super().__init__()
@@ -35,8 +40,14 @@ class DecoderModule(nn.Module):
 
 
 class EncoderModule(nn.Module):
-    """images (N, c, H', W') in [-1, 1] -> latents (N, C, H, W), the posterior's mean scaled as the
-    network sees it."""
+    """images (N, c, H', W') in [-1, 1] -> latents (N, C, H, W) as the network sees them, the
+    posterior's mean.
+
+    Args:
+        vae: A diffusers autoencoder.
+        scaling_factor: See `DecoderModule`.
+        shift: See `DecoderModule`.
+    """
 
     def __init__(self, vae: nn.Module, scaling_factor: float, shift: float = 0.0) -> None:
         super().__init__()

@@ -108,8 +108,17 @@ class Flux(Family):
 
 
 def encode_both(folder: Path, guided: bool, prompts: list[str]) -> dict[str, Tensor]:
-    """T5's last hidden state, CLIP's pooled embedding, and the guidance's strength where the
-    network takes it."""
+    """The network's inputs by name: "context" (P, L, D), T5's last hidden state, "pooled" (P, D'),
+    CLIP's pooled embedding, and "guidance" (P,) where the network takes it.
+
+    Args:
+        folder: The model's folder.
+        guided: Whether the network takes the guidance's strength.
+        prompts: P texts.
+
+    Raises:
+        GoodRtError: an encoder or tokenizer is missing.
+    """
     pooled, context = (
         encode(folder, "", prompts, CLIP).pooled,
         encode(folder, "_2", prompts, T5, FLUX_T5_TOKENS).last,

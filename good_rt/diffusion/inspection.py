@@ -338,8 +338,14 @@ def _graphs(parts: Mapping[str, ModelPart], inputs: tuple[str, ...]) -> tuple[Ex
 def layer_outputs(
     module: nn.Module, shape: Shape, condition: Mapping[str, tuple[int, ...]]
 ) -> int | None:
-    """How many numbers all layers of a network put out for one image; None where it cannot be told
-    without weights."""
+    """How many numbers all layers of a network give for one image; None where weights would be
+    needed.
+
+    Args:
+        module: The network as `Family.module` gives it; it loses its weights.
+        shape: (C, H, W) of the sample.
+        condition: Shapes of the condition's inputs for one image, by name.
+    """
     total = 0
 
     def hear(layer: nn.Module, given: Any, output: Any) -> None:

@@ -71,8 +71,18 @@ class Process(Protocol):
         cfg_scale: float = 1.0,
         cfg_sigma_max: float = math.inf,
     ) -> Denoiser:
-        """x̂0 = denoise(y, σ, labels) of the network's prediction; see
-        `good_rt.method.denoiser.NetworkDenoiser` for the arguments.
+        """x̂0 = denoise(y, σ, labels) of the network's prediction.
+
+        Args:
+            network: Computes x̂0; may be an engine without gradient.
+            differentiable: What gradients go back through; None for no gradient.
+            condition: Turns labels into the network's further inputs.
+            null_class: The label ∅; None where the model has no unconditional class.
+            cfg_scale: Scale of classifier-free guidance; 1 is without.
+            cfg_sigma_max: Largest σ at which classifier-free guidance acts.
+
+        Raises:
+            GoodRtError: classifier-free guidance is asked of a model without unconditional class.
         """
         ...
 

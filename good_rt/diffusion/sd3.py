@@ -69,9 +69,20 @@ class Sd3(Family):
 
 
 def encode_three(folder: Path, width: int, prompts: list[str]) -> dict[str, Tensor]:
-    """Both CLIP's last hidden states but one, side by side, then T5's, one after the other (zeros
-    where it is left out, as the model was trained to do without); and both pooled embeddings, side
-    by side."""
+    """The network's inputs by name: "context" (P, L, D) and "pooled" (P, D').
+
+    "context" is both CLIPs' penultimate hidden states side by side, followed by T5's last one,
+    zeros where T5 is left out, as the model was trained to do without. "pooled" is both CLIPs'
+    pooled embeddings side by side.
+
+    Args:
+        folder: The model's folder.
+        width: Width of T5's hidden states.
+        prompts: P texts.
+
+    Raises:
+        GoodRtError: an encoder or tokenizer is missing.
+    """
     clips = [encode(folder, suffix, prompts, CLIP) for suffix in ("", "_2")]
     hidden = torch.cat([clip.penultimate for clip in clips if clip.penultimate is not None], -1)
     if (folder / "text_encoder_3").is_dir():

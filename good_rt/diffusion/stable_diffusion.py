@@ -99,13 +99,31 @@ class StableDiffusion(Family):
 
 
 def encode_one(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
-    """Stable Diffusion 1 and 2: CLIP's last hidden state."""
+    """The input of Stable Diffusion 1 and 2 by name: "context" (P, L, D), CLIP's last hidden state.
+
+    Args:
+        folder: The model's folder.
+        prompts: P texts.
+
+    Raises:
+        GoodRtError: the encoder or tokenizer is missing.
+    """
     return {"context": encode(folder, "", prompts, CLIP).last}
 
 
 def encode_two(folder: Path, image_shape: Shape, prompts: list[str]) -> dict[str, Tensor]:
-    """XL: both encoders' last hidden state but one, the second's pooled embedding, and (size, crop,
-    size)."""
+    """XL's inputs by name: "context" (P, L, D), both encoders' penultimate hidden states side by
+    side, "pooled" (P, D'), the second's pooled embedding, and "time_ids" (P, 6), size, crop and
+    target size.
+
+    Args:
+        folder: The model's folder.
+        image_shape: (C, H, W) of the images.
+        prompts: P texts.
+
+    Raises:
+        GoodRtError: an encoder or tokenizer is missing.
+    """
     first, second = (encode(folder, suffix, prompts, CLIP) for suffix in ("", "_2"))
     assert (
         first.penultimate is not None

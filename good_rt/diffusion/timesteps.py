@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 class FixedTimesteps(nn.Module):
     """timesteps (N,) -> embedding (N, channels): diffusers' `Timesteps`, bit for bit (Vaswani et
-    al., 1706.03762)."""
+    al., arXiv 1706.03762, Sec. 3.5).
+
+    Args:
+        channels: Length of an embedding.
+        flip: Whether cosines come before sines.
+        shift: Subtracted from the number of frequencies in the exponent's denominator.
+        scale: Factor of the angles.
+        period: Largest period over 2π.
+    """
 
     frequencies: Tensor
 

@@ -17,7 +17,9 @@ class UNetModule(nn.Module):
     """(sample (N, C, H, W), timestep (N,) float32[, class_labels (N,) int64]) -> prediction (N, C,
     H, W).
 
-    ``channels`` are kept of what the network gives; None keeps all.
+    Args:
+        unet: The diffusers network.
+        channels: Channels of its output to keep, the first ones; None keeps all.
     """
 
     def __init__(self, unet: nn.Module, channels: int | None = None) -> None:

@@ -60,7 +60,13 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: PNG bytes with a short title and a sentence about what one sees."""
+    """A contact sheet.
+
+    Attributes:
+        title: Short title.
+        png: The image's PNG bytes.
+        caption: A sentence about what it shows.
+    """
 
     title: str
     png: bytes
@@ -68,6 +74,13 @@ class Sheet:
 
     @classmethod
     def of(cls, title: str, image: Image, caption: str = "") -> Sheet:
+        """The sheet of an image.
+
+        Args:
+            title: Short title.
+            image: The contact sheet.
+            caption: A sentence about what it shows.
+        """
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         return cls(title, buffer.getvalue(), caption)

@@ -154,10 +154,15 @@ class Evaluation:
         return _distinct(row.ood_set for row in self.rows if row.ood_set != MEAN)
 
     def row(self, model: str, score: str, ood_set: str = MEAN) -> EvaluationRow:
-        """The row of that name.
+        """The row of one score of one model on one OOD set.
+
+        Args:
+            model: Name of the model.
+            score: Name of the score.
+            ood_set: An OOD set, or `MEAN`.
 
         Raises:
-            GoodRtError: there is none.
+            GoodRtError: there is no such row.
         """
         for row in self.rows:
             if (row.model, row.score, row.ood_set) == (model, score, ood_set):

@@ -59,19 +59,37 @@ class Denoiser(Protocol):
 
 
 def x0_from_noise(output: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """ε-prediction: x̂0 = (x_t − √(1−ᾱ) ε̂)/√ᾱ = y − σ ε̂ (Tweedie)."""
+    """ε-prediction: x̂0 = (x_t − √(1−ᾱ) ε̂)/√ᾱ = y − σ ε̂, (N, C, H, W) (Tweedie).
+
+    Args:
+        output: (N, C, H, W) ε̂.
+        y: (N, C, H, W) noisy latents.
+        sigma: Their noise level.
+    """
     return y - sigma * output
 
 
 def x0_from_velocity(output: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """v-prediction (Salimans & Ho, arXiv 2202.00512, App. D): x̂0 = √ᾱ x_t − √(1−ᾱ) v̂ = (y/√(1+σ²)
-    − σ v̂)/√(1+σ²)."""
+    """v-prediction: x̂0 = √ᾱ x_t − √(1−ᾱ) v̂ = (y/√(1+σ²) − σ v̂)/√(1+σ²), (N, C, H, W) (Salimans &
+    Ho, arXiv 2202.00512, App. D).
+
+    Args:
+        output: (N, C, H, W) v̂.
+        y: (N, C, H, W) noisy latents.
+        sigma: Their noise level.
+    """
     scale = (1 + sigma**2) ** -0.5
     return scale * (scale * y - sigma * output)
 
 
 def x0_from_sample(output: Tensor, y: Tensor, sigma: float) -> Tensor:
-    """x0-prediction: the network's output itself."""
+    """x0-prediction: the network's output itself, (N, C, H, W).
+
+    Args:
+        output: (N, C, H, W) x̂0.
+        y: (N, C, H, W) noisy latents; unused.
+        sigma: Their noise level; unused.
+    """
     return output
 
 
@@ -147,7 +165,13 @@ class NetworkDenoiser:
         raise NotImplementedError
 
     def estimate(self, output: Tensor, y: Tensor, sigma: float) -> Tensor:
-        """x̂0 (N, C, H, W) of the network's output (N, C, H, W)."""
+        """x̂0 (N, C, H, W) of the network's prediction.
+
+        Args:
+            output: (N, C, H, W) the network's output.
+            y: (N, C, H, W) noisy latents.
+            sigma: Their noise level.
+        """
         raise NotImplementedError
 
     def __call__(self, y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:

@@ -25,6 +25,14 @@ class UnifiedScore:
     log((1−π)e^{c·a_img} + π e^{c·a_feat})/c, a soft maximum (c > 0) or minimum (c < 0). Hence w
     lies in (0, 1), u increases in both discrepancies (∂u/∂a_feat is a softmax weight, ∂u/∂a_img the
     other), and c → 0 is the fixed weight π.
+
+    Attributes:
+        energy_mean: Mean energy of ID images.
+        energy_std: Its standard deviation, above 0.
+        distance_mean: Mean k-NN distance of ID images.
+        distance_std: Its standard deviation, above 0.
+        pi: π in (0, 1).
+        c: Sharpness c.
     """
 
     energy_mean: float
@@ -47,13 +55,20 @@ class UnifiedScore:
     def standardise(
         self, energy: FloatArray, distance: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """a_img and a_feat: mean 0 and standard deviation 1 on the ID data it was fitted on."""
+        """a_img and a_feat, (N,) float64 each: mean 0 and standard deviation 1 on the ID data of
+        the fit.
+
+        Args:
+            energy: (N,) energies.
+            distance: (N,) k-NN distances.
+        """
         return (
             (np.asarray(energy, np.float64) - self.energy_mean) / self.energy_std,
             (np.asarray(distance, np.float64) - self.distance_mean) / self.distance_std,
         )
 
     def to_json(self) -> dict[str, float]:
+        """The six numbers by name."""
         return asdict(self)
 
 

@@ -125,11 +125,15 @@ def side_by_side(
     repeats: int = 5,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every variant, ``repeats`` times each, in turn; each runs once before that to warm
-    up.
+    """Seconds of every variant, ``repeats`` times each, in turn, after one run of each to warm up.
 
-    Before each run there is a rest of `REST` seconds, in which the threads of the one before stop
-    to spin.
+    Before each run there is a pause of `REST` seconds, in which the threads of the previous run
+    stop spinning.
+
+    Args:
+        variants: What is timed, by name.
+        repeats: Timed runs of each.
+        on_run: Called with the variant's name after each run.
     """
     for name, run in variants.items():
         run()
@@ -154,16 +158,25 @@ def _settle() -> None:
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over the rounds of slow / fast, each round's two runs having been neighbours in
-    time."""
+    """Median over the rounds of slow / fast, whose runs of one round were neighbours in time.
+
+    Args:
+        slow: Seconds of one variant.
+        fast: Seconds of another.
+    """
     return float(np.median(np.divide(slow, fast)))
 
 
 def step_parts(generator: Generator, config: GenerationConfig, batch: int) -> dict[str, Work]:
-    """The parts of one guided step at this batch size, each as something to time.
+    """The parts of one guided step by name, each as a function to time.
 
-    "gradient" is all of ∇ℓ, decoder and classifier forward and backward; "network and back" is
-    that of variance guidance.
+    "gradient" is all of ∇ℓ, decoder and classifier forward and backward; "network and back" is that
+    of variance guidance.
+
+    Args:
+        generator: The models.
+        config: Settings of guidance and bank.
+        batch: Batch size.
     """
     indices = list(range(batch))
     labels = generator.rows(indices)

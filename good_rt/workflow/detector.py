@@ -134,8 +134,18 @@ def open_classifier(
     generated: Sequence[Path] = (),
     device: torch.device | None = None,
 ) -> Classifier:
-    """A classifier for the images of generated sets: one whose network has another size resizes
-    them. Without ``device`` it stays where it is."""
+    """A classifier for the images of generated sets; it resizes them where its network has another
+    size.
+
+    Args:
+        classifier: The classifier, its folder, or a spec.
+        generated: Sets of images, of which the first decides the shape; empty for the network's
+            own.
+        device: Where the classifier goes; None leaves it where it is.
+
+    Raises:
+        GoodRtError: the classifier cannot be read, or does not take such images.
+    """
     if not isinstance(classifier, Classifier):
         path = demo_path(classifier, assets.CLASSIFIER)
         check_classifier_path(path)

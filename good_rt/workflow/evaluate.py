@@ -148,11 +148,25 @@ def evaluate_detectors(
     seed: int = 0,
     plugins: Mapping[str, LogitScore] | None = None,
 ) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
-    """Every score of every detector on every OOD set, with the scores themselves for plots.
+    """Every score of every detector on every OOD set.
 
-    Accuracy is each classifier's on the ID test images. Refusals are those of the detector
-    ``shipped``, by default the last, at its own α, listed last, and at those of `ALPHAS` that its
-    number of calibration images allows.
+    Accuracy is each classifier's on the ID test images. ID refusals are those of the shipped
+    detector at its own α, listed last, and before it at those of `ALPHAS` that its number of
+    calibration images allows.
+
+    Args:
+        detectors: Detectors by model name.
+        id_data: In-distribution images; the test part is measured.
+        ood: OOD images by name, (N, H, W, C) uint8.
+        shipped: Name of the shipped detector; None for the last.
+        seed: Seed of the bootstrap.
+        plugins: Further scores by name.
+
+    Returns:
+        The evaluation, and the scores of each model by score, for plots.
+
+    Raises:
+        GoodRtError: images do not fit, or a value is not finite.
     """
     shipped = list(detectors)[-1] if shipped is None else shipped
     scores, correct = {}, {}
@@ -192,7 +206,16 @@ def measure_images(detector: DetectorModule, images: NDArray[np.uint8] | Images)
 def measure_part(
     detector: DetectorModule, id_data: IdData, name: str
 ) -> tuple[Discrepancies, NDArray[np.int64]]:
-    """A part of the ID data, measured batch by batch, and its labels (N,)."""
+    """The discrepancies of a part of the ID data, measured batch by batch, and its labels (N,).
+
+    Args:
+        detector: The detector in PyTorch.
+        id_data: In-distribution images.
+        name: train, held_out or test.
+
+    Raises:
+        GoodRtError: classes or images do not fit; it names the image.
+    """
     config, labels = detector.classifier.config, []
 
     def images() -> Iterator[Tensor]:
@@ -209,8 +232,14 @@ def all_scores(
     measured: Discrepancies,
     plugins: Mapping[str, LogitScore] | None = None,
 ) -> dict[str, FloatArray]:
-    """Every score (N,) of N measured images by name, higher = more OOD: the post-hoc peers, the
-    k-NN distance, the unified score."""
+    """Every score (N,) by name, higher = more OOD: those of logits, the k-NN distance, the unified
+    score.
+
+    Args:
+        detector: Gives the unified score.
+        measured: Discrepancies of N images.
+        plugins: Further scores of logits by name.
+    """
     scores = {
         name: score(measured.logits) for name, score in (LOGIT_SCORES | dict(plugins or {})).items()
     }

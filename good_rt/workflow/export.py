@@ -34,7 +34,12 @@ GRAPHS, VJP_GRAPHS = 4, 3
 
 @dataclass(frozen=True)
 class Exported:
-    """The engines of a folder: their manifest, and whether anything had to be exported."""
+    """The engines of a folder.
+
+    Attributes:
+        manifest: What the folder holds.
+        exported: Whether anything had to be exported.
+    """
 
     manifest: Manifest
     exported: bool
@@ -104,9 +109,20 @@ def build_tensorrt_plans(
     graph: Path | None = None,
     force: bool = False,
 ) -> Mapping[str, tuple[PlanInfo, bool]]:
-    """The TensorRT plan of every engine in ``folder``, by graph name, and whether it was built now.
+    """Builds the TensorRT plans of the engines in a folder.
 
-    With ``graph`` only the plan of that ONNX file is built, into ``folder``.
+    Args:
+        folder: Folder of the engines, where the plans are written.
+        config: How plans are built.
+        progress: Hears of every graph.
+        graph: An ONNX file; only its plan is built.
+        force: Also builds unchanged plans again.
+
+    Returns:
+        Each plan's description, and whether it was built, by graph.
+
+    Raises:
+        GoodRtError: the folder holds no engines, or a plan cannot be built.
     """
     from good_rt.export.tensorrt import build_plan, build_plans, plan_path
 

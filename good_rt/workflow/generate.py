@@ -90,8 +90,18 @@ def open_generator(
 ) -> Generator:
     """The generator of a configuration, with the engines that its backend asks for.
 
-    It serves every configuration with the same sampler, bank and backend. TensorRT plans hold
-    batches of up to ``config.batch``.
+    It serves every configuration with the same sampler, bank and backend.
+
+    Args:
+        models: Diffusion model and classifier.
+        id_data: In-distribution images, for the feature bank and the scales.
+        config: What is generated; TensorRT plans hold batches of up to ``config.batch``.
+        engine_folder: Folder of the exported engines, exported there where missing.
+        progress: Hears of every part.
+
+    Raises:
+        GoodRtError: the backend does not run here, or images do not fit.
+        ParityError: an engine does not compute what PyTorch computes.
     """
     engines = None
     if config.backend.uses_engines:
@@ -103,6 +113,10 @@ def open_generator(
 
 def check_backend(backend: BackendConfig, device: torch.device) -> None:
     """Checks that what the backend needs is installed and runs on the device.
+
+    Args:
+        backend: What runs the models.
+        device: Where they run.
 
     Raises:
         GoodRtError: a library is missing, or the device does not compute in that precision.
@@ -199,7 +213,13 @@ def _plans(
 def with_batch(config: GenerationConfig, generator: Generator, out: Path) -> GenerationConfig:
     """The configuration with a batch of a fixed size, at most its count.
 
-    For "auto" an interrupted set keeps the size that it began with; else the fastest is timed.
+    For "auto" an interrupted set keeps the size that it began with; otherwise `pick_batch` chooses
+    it.
+
+    Args:
+        config: What is generated.
+        generator: The generator to time.
+        out: Folder of the generated set.
     """
     if config.batch != "auto":
         return replace(config, batch=min(config.batch, config.count))
@@ -214,10 +234,19 @@ def fill(
     record: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> GeneratedSet:
-    """Samples the images that the set in ``out`` lacks, and writes its contact sheet.
+    """Samples the images that a set lacks, and writes its contact sheet.
 
-    ``record`` is what job.json says of the set, so that a folder is never resumed with other models
-    or settings.
+    Args:
+        generator: The models.
+        config: What is generated; ``config.batch`` is a number.
+        out: Folder of the generated set.
+        record: What job.json says of the set; a folder is only resumed with the same record.
+        progress: Hears of every batch.
+
+    Raises:
+        GoodRtError: ``out`` belongs to another job, another process is at work in it, or it cannot
+            be written.
+        NonFiniteError: a value is not finite; it names step and image.
     """
     generated = GeneratedSet(out)
     text = f"sampling, guidance {config.kind}, batches of {config.batch}"

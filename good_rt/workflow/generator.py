@@ -50,10 +50,19 @@ LARGEST_BATCH = 128
 class Generator:
     """The models of a generation, whatever runtime is behind them.
 
-    ``decode`` gives the final images, ``decode_with_gradient`` is the decoder that guidance
-    differentiates. ``fused`` is the engine of decoder, classifier and bank together that takes its
-    place, where there is one. ``conditioning`` is what the classes are to the network, None for an
-    unconditional one.
+    Attributes:
+        denoiser: x̂0 of y and σ.
+        decode: Latents to the final images.
+        decode_with_gradient: The decoder that guidance differentiates.
+        classifier: Images to logits and features.
+        bank: ID features.
+        scales: Mean and standard deviation of the discrepancies on ID images.
+        sigmas: (T + 1,) falling noise levels.
+        shape: (C, H, W) of the latents.
+        conditioning: What the classes are to the network; None for an unconditional one.
+        fused: Engine of decoder, classifier and bank together, which replaces
+            ``decode_with_gradient``; None where there is none.
+        device: Where the models are.
     """
 
     denoiser: Denoiser
@@ -148,8 +157,12 @@ class Generator:
     def discrepancies(
         self, images: NDArray[np.uint8], config: GenerationConfig
     ) -> tuple[Tensor, Tensor]:
-        """Energy and distance to the k-th neighbour of images (N, H, W, C) uint8: (N,) each, on the
-        CPU."""
+        """Energies and distances to the k-th neighbour, (N,) each, on the CPU.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            config: k and temperature.
+        """
         logits, features = predict(self.classifier, from_uint8(images))
         return (
             image_level(logits, config.bank.temperature),
@@ -163,10 +176,13 @@ def strength_of(config: GenerationConfig, index: int) -> float:
 
 
 def generation_record(models: Models, config: GenerationConfig, gradients: str) -> dict[str, Any]:
-    """What a generated set records of everything that determines its images, other than their
-    number: models, guidance, sampler, engines.
+    """What job.json records of everything that determines the images but their number: models,
+    guidance, sampler and engines.
 
-    ``gradients`` is what computes them in fact: "engine" or "torch".
+    Args:
+        models: Diffusion model and classifier.
+        config: What is generated.
+        gradients: What computes the gradients: "engine" or "torch".
     """
     sampler, bank = config.sampler, config.bank
     record = {
@@ -199,17 +215,20 @@ def make_generator(
     config: GenerationConfig,
     engines: Mapping[str, Engine] | None = None,
 ) -> Generator:
-    """Puts the models together into a `Generator`.
+    """Combines the models into a `Generator`.
 
     The modules that are used move to the models' device, in place; engines are there already.
     Gradients go through VJP engines where ``engines`` holds them, else through PyTorch modules. The
-    bank holds the ID data's training part, the scales are measured on half of its held-out part.
+    bank holds the ID data's training part; the scales are measured on half of its held-out part.
 
     Args:
         models: Diffusion model and classifier.
         id_data: In-distribution images.
         config: Settings of sampler, bank and classifier-free guidance.
         engines: What runs the graphs, by name; None runs PyTorch.
+
+    Raises:
+        GoodRtError: classes, images or prompts do not fit the models.
     """
     diffusion, classifier, device = models.diffusion, models.classifier, models.device
     classifier.to(device)
@@ -263,8 +282,13 @@ def make_generator(
 
 
 def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -> int:
-    """The batch size with the most denoised latents a second, found by timing sizes that double
-    from 8."""
+    """The batch size that denoises the most latents a second, timed for sizes that double from 8.
+
+    Args:
+        generator: Its denoiser is timed.
+        count: Number of images to sample; no size above it is timed.
+        largest: Largest size to time.
+    """
     best, best_rate, size = 1, 0.0, min(8, count)
     while size <= min(largest, max(count, 1)):
         y = torch.zeros(size, *generator.shape, device=generator.device)
@@ -283,8 +307,12 @@ def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -
 
 
 def engine_function(engine: Engine, *names: str) -> Callable[..., Any]:
-    """An engine as a function of its inputs in their order, giving the named output or a tuple of
-    several."""
+    """An engine as a function of its inputs in their order.
+
+    Args:
+        engine: The engine.
+        names: Its outputs to return: one as a tensor, several as a tuple.
+    """
     inputs = tuple(engine.inputs)
 
     def run(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -39,6 +39,15 @@ class JobState:
         return steps
 
     def is_done(self, step: str, key: str) -> bool:
+        """Whether a step is done and its files are unchanged.
+
+        Args:
+            step: The step's name.
+            key: Hash of its settings and inputs (`key_of`).
+
+        Raises:
+            GoodRtError: state.json is damaged, or of a newer version.
+        """
         entry = self._steps().get(step, {})
         files = entry.get("files")
         if entry.get("key") != key or not files or not isinstance(files, dict):
@@ -47,7 +56,15 @@ class JobState:
         return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
 
     def begin(self, step: str, key: str) -> bool:
-        """Notes that a step has begun, and gives whether it had begun before with another key."""
+        """Records that a step has begun.
+
+        Args:
+            step: The step's name.
+            key: Hash of its settings and inputs (`key_of`).
+
+        Returns:
+            Whether it had begun before with another key.
+        """
         steps = self._steps()
         before = steps.get(step, {}).get("key")
         steps[step] = {"key": key}
@@ -55,6 +72,13 @@ class JobState:
         return before is not None and before != key
 
     def finish(self, step: str, key: str, files: Sequence[Path]) -> None:
+        """Records that a step is done.
+
+        Args:
+            step: The step's name.
+            key: Hash of its settings and inputs (`key_of`).
+            files: What it wrote, inside the job's folder.
+        """
         steps = self._steps()
         hashes = {path.relative_to(self.folder).as_posix(): sha256(path) for path in files}
         steps[step] = {"key": key, "files": hashes}

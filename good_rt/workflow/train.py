@@ -102,12 +102,18 @@ def training_images(
     unguided: Sequence[Path] = (),
     progress: Progress = SILENT,
 ) -> TrainingImages:
-    """What `good_rt.method.training.finetune` trains with; without ``generated`` sets the control.
+    """The images that `good_rt.method.training.finetune` trains with.
 
     The first `DECODED_IMAGES` ID images are also given as the model's autoencoder reconstructs
-    them. ``unguided`` images are ID, each of the class that the classifier predicts, since not
-    every model is conditional. Of more images than fit into `TRAINING_BYTES`, an even share is
-    taken.
+    them. Of more images than fit into `TRAINING_BYTES`, evenly spaced ones are taken.
+
+    Args:
+        models: The classifier, and the diffusion model with the autoencoder.
+        id_data: In-distribution images.
+        generated: Sets of guided images, as OOD; without them the training is the control.
+        unguided: Sets of unguided images, as ID, each of the class that the classifier predicts,
+            since not every model is conditional.
+        progress: Hears of the reconstructions.
 
     Raises:
         GoodRtError: the classifier cannot be trained, or a generated set does not fit.
@@ -147,8 +153,18 @@ def decoded_images(
     batch: int | None = None,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor | None:
-    """Reconstructions (N, C, H, W) in [-1, 1], of eight bits a value, by the model's autoencoder of
-    images (N, C, H, W) in [-1, 1]; None for a pixel model, which has none."""
+    """Reconstructions (N, C, H, W) in [-1, 1] by the model's autoencoder, rounded to 8 bits a
+    value.
+
+    Args:
+        model: The diffusion model.
+        images: (N, C, H, W) in [-1, 1].
+        batch: Images that run at once; None for as many as `DECODED_PIXELS` hold, at most 64.
+        on_images: Called after each batch with its size.
+
+    Returns:
+        The reconstructions, on the CPU; None for a pixel model, which has no autoencoder.
+    """
     encode, decode = model.encoder, model.decoder
     if encode is None or decode is None:
         return None

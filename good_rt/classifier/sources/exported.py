@@ -84,7 +84,18 @@ def open_exported(request: ClassifierRequest) -> OpenedClassifier:
 def graph_classifier(
     network: ClassifierNetwork, architecture: str, channels: int, size: int | None, where: str
 ) -> OpenedClassifier:
-    """What there is to know of a graph."""
+    """A graph as an opened classifier, with its number of classes from a trial run.
+
+    Args:
+        network: The graph's network.
+        architecture: Name that classifier.json records.
+        channels: Channels of the network.
+        size: Height and width of its images; None where neither file nor user gives it.
+        where: The file, for errors.
+
+    Raises:
+        GoodRtError: there is no size, or the output is not logits (N, K).
+    """
     if size is None:
         raise GoodRtError(f"{where} does not say what images it takes; give the size")
     outputs = run_network(network, example_images(channels, size))

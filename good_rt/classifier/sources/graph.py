@@ -37,8 +37,14 @@ FEATURE_ARGUMENTS: dict[Any, int] = {
 
 
 class GraphNetwork(ClassifierNetwork):
-    """``body`` and ``head`` of a graph; with parameters it can be trained, in the mode in which it
-    was exported."""
+    """A graph divided at the features; with parameters it can be trained, in the mode of its
+    export.
+
+    Args:
+        body: Images (N, C, H, W) to features.
+        head: Features to logits (N, K).
+        layer: Name of the head's first layer.
+    """
 
     def __init__(self, body: fx.GraphModule, head: fx.GraphModule, layer: str) -> None:
         super().__init__()
@@ -72,11 +78,17 @@ class GraphNetwork(ClassifierNetwork):
 def graph_network(
     program: torch.export.ExportedProgram, where: str, features: str | None = None
 ) -> GraphNetwork:
-    """An exported program of images (N, C, H, W) -> logits (N, K), parted before its last layer or
-    the one named.
+    """An exported program divided before its last layer or the one named; a softmax at its end is
+    dropped.
 
-    A softmax at its end is left out, since logits are wanted. Raises GoodRtError when it takes or
-    gives other things, is in training mode, or has no such layer.
+    Args:
+        program: Images (N, C, H, W) -> logits or probabilities (N, K).
+        where: The file, for errors.
+        features: Name of the layer whose input is the features; None for the last layer.
+
+    Raises:
+        GoodRtError: the program has other inputs or outputs, is in training mode, or has no such
+            layer.
     """
     whole = program.module(check_guards=False)
     assert isinstance(whole, fx.GraphModule)

@@ -33,9 +33,16 @@ def import_library(name: str) -> Any:
 
 
 def hub_file(repository: str, name: str, spec: str) -> Path:
-    """A file of a Hugging Face repository, from the cache or the network.
+    """The path of a Hugging Face repository's file, from the cache or downloaded.
 
-    Raises GoodRtError when there is none of that name, or no network and no cached copy.
+    Args:
+        repository: OWNER/NAME.
+        name: The file in the repository.
+        spec: The classifier's spec, for errors.
+
+    Raises:
+        GoodRtError: there is no such repository or file, or there is neither a network nor a cached
+            copy.
     """
     import_library("huggingface_hub")
     from huggingface_hub import hf_hub_download

@@ -125,7 +125,17 @@ def make(name: str) -> nn.Module:
 
 
 def parts(model: nn.Module, channels: int, size: int, features: str | None) -> ClassifierNetwork:
-    """By the module's own forward_features and forward_head, else before its last Linear."""
+    """A module divided by its own forward_features and forward_head, else before its last Linear.
+
+    Args:
+        model: Images (N, channels, size, size) -> logits (N, K).
+        channels: Channels of its images.
+        size: Their height and width.
+        features: Name of the module whose input is the features; None for the division above.
+
+    Raises:
+        GoodRtError: the module cannot be divided so, or does not take such images.
+    """
     images = example_images(channels, size)
     if features is None and hasattr(model, "forward_features") and hasattr(model, "forward_head"):
         network = OwnParts(model)

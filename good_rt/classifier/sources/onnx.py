@@ -44,7 +44,13 @@ wanted."""
 
 
 class ConvertedNetwork(ClassifierNetwork):
-    """An ONNX file in PyTorch operations; its weights are constants."""
+    """An ONNX file in PyTorch operations; its weights are constants.
+
+    Args:
+        body: Images (N, C, H, W) to features.
+        head: Features to logits (N, K).
+        features: Where the features come from, to print.
+    """
 
     trainable = False
 
@@ -64,7 +70,15 @@ class ConvertedNetwork(ClassifierNetwork):
 
 
 class OnnxNetwork(ClassifierNetwork):
-    """An ONNX file run by ONNX Runtime, in two parts; it has no gradient and cannot be traced."""
+    """An ONNX file run by ONNX Runtime; it has no gradient and cannot be traced.
+
+    Args:
+        body: onnx.ModelProto, images (N, C, H, W) to features.
+        head: onnx.ModelProto, features to logits (N, K).
+        features: Where the features come from, to print.
+        why: Why it is not in PyTorch operations, for errors.
+        parameters: Number of the file's weights.
+    """
 
     trainable = False
     differentiable = False
