@@ -188,7 +188,14 @@ def demo_path(value: str | Path, demo: Path) -> Path:
 
 
 def check_classifier_path(path: Path) -> None:
-    """Raises GoodRtError where a classifier spec can only be a path that does not exist."""
+    """Checks that the path of a classifier's spec exists, where the spec can only be a path.
+
+    Args:
+        path: Path or spec.
+
+    Raises:
+        GoodRtError: it does not exist.
+    """
     name, _, weights = (str(path), "", "") if path.exists() else str(path).partition("@")
     if weights and not Path(weights).exists():
         raise GoodRtError(
@@ -201,7 +208,15 @@ def check_classifier_path(path: Path) -> None:
 
 
 def check_fit(diffusion: DiffusionModel, classifier: Classifier) -> None:
-    """Raises GoodRtError when the diffusion model does not make what the classifier takes."""
+    """Checks that the diffusion model gives the images that the classifier takes.
+
+    Args:
+        diffusion: The diffusion model.
+        classifier: The classifier.
+
+    Raises:
+        GoodRtError: channels or size differ, or the model knows fewer classes than the classifier.
+    """
     config = classifier.config
     channels, height, width = diffusion.image_shape
     taken = (config.channels, config.image_size, config.image_size)

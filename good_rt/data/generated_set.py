@@ -123,7 +123,11 @@ class GeneratedSet:
                 temporary.write_text("".join(_line(row) for row in self.rows()))
 
     def rows(self) -> list[Row]:
-        """The manifest's rows by index; a last line cut short by an interruption does not count."""
+        """The manifest's rows by index; a last line cut short by an interruption does not count.
+
+        Raises:
+            GoodRtError: a line is damaged; it names the line.
+        """
         if not self._manifest.exists():
             return []
         rows: dict[int, Row] = {}
@@ -202,7 +206,11 @@ class GeneratedSet:
         return channels, height, width
 
     def write_contact_sheet(self) -> Path:
-        """Writes the first images as one PNG, eight to a row, and returns its path."""
+        """Writes the first images as one PNG, eight to a row, and returns its path.
+
+        Raises:
+            GoodRtError: there are no images, or one is damaged.
+        """
         path = self.folder / CONTACT_SHEET
         with atomic_path(path) as temporary:
             contact_sheet(self.images(self.rows()[:SHEET_IMAGES]), columns=8, scale=2).save(

@@ -72,7 +72,11 @@ class IdData:
 
     @cached_property
     def record(self) -> Splits | None:
-        """The splits.json that the path is, or that lies in it."""
+        """The splits.json that the path is, or that lies in it.
+
+        Raises:
+            GoodRtError: it is damaged, or of a newer version.
+        """
         return recorded_splits(self.folder)
 
     def labels(self, classes: int | Sequence[str]) -> dict[int, int]:

@@ -105,11 +105,11 @@ class Layout:
 def load_diffusion(
     folder: Path, *, gradient_decoder: Path | None = None, image_size: int | None = None
 ) -> DiffusionModel:
-    """Reads a model folder; a name on the Hugging Face hub is downloaded where there is a
-    connection.
+    """A diffusion model from its folder, in evaluation mode on the CPU.
 
     Args:
-        folder: The folder or name.
+        folder: A diffusers folder, or a name on the Hugging Face hub, which is downloaded where
+            there is a connection.
         gradient_decoder: Folder of a light autoencoder (AutoencoderTiny) that replaces the decoder
             where gradients go through it.
         image_size: Height and width of the images, for networks that accept other sizes.

@@ -90,12 +90,21 @@ class Sheet:
 class ReportData:
     """What the report shows. Texts are plain: they are escaped.
 
-    `score` and `near` name the score that the plots and headline figures are about, and the OOD set
-    that the headline figures are about; `scores` maps model -> score -> `ScoredSets`, as
-    `evaluate_scores` takes it, and needs `score` alone. The headline is the shipped model's, beside
-    all others; the histograms show it beside the first, which stands for "before". `models` may say
-    of each what it is. `training` holds (step, cross-entropy, binary cross-entropy), and may be
-    empty.
+    Attributes:
+        title: Title of the page.
+        summary: Sentence below the title.
+        evaluation: The figures. The headline is the shipped model's, beside all others; the
+            histograms show it beside the first, which stands for "before".
+        score: Name of the score that plots and headline are about.
+        near: Name of the OOD set that the headline is about.
+        scores: Model -> score -> `ScoredSets`, as `evaluate_scores` takes it; only ``score`` is
+            needed.
+        sheets: Contact sheets.
+        training: (step, cross-entropy, binary cross-entropy) of the fine-tuning; may be empty.
+        models: What each model is, by its name; may lack some.
+        settings: Settings to list, by name.
+        versions: Packages to list, by name.
+        files: Files to list, by what they are.
     """
 
     title: str
@@ -113,16 +122,29 @@ class ReportData:
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Writes the HTML file aside, then renames it; raises as `render_report`, and when `path` can't
-    be written."""
+    """Writes the report as one HTML file.
+
+    Args:
+        path: The file.
+        data: What the report shows.
+
+    Raises:
+        GoodRtError: see `render_report`, or the file cannot be written.
+    """
     html = render_report(data)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def render_report(data: ReportData) -> str:
-    """The report's HTML. Raises GoodRtError when `score` or `near` names nothing in the evaluation
-    or the scores."""
+    """The report's HTML.
+
+    Args:
+        data: What the report shows.
+
+    Raises:
+        GoodRtError: the score or OOD set to plot is not in the evaluation or the scores.
+    """
     evaluation = data.evaluation
     for model in evaluation.models:
         if data.score not in data.scores.get(model, {}):

@@ -35,7 +35,13 @@ WITH_GENERATED, WITHOUT_TRAINING = "generated OOD images", "none"
 
 @dataclass(frozen=True)
 class BuiltDetector:
-    """A detector.onnx, the module that it was exported from, and how close both are."""
+    """A detector and its file.
+
+    Attributes:
+        path: The detector.onnx.
+        module: The module that it was exported from.
+        parity: How far both differ.
+    """
 
     path: Path
     module: DetectorModule
@@ -68,6 +74,9 @@ def build_detector(
         training: What the file says that the classifier was fine-tuned with; by default read from
             the training.json beside its folder.
         progress: Hears of the parts.
+
+    Returns:
+        The file, its module, and how far they differ.
 
     Raises:
         GoodRtError: the images do not fit, or are too few to calibrate alpha.

@@ -51,9 +51,16 @@ GUIDANCE_TEXTS = {
 class ReportPage:
     """What a report says beside its figures, and which classifier it is about.
 
-    ``shipped`` names the classifier whose detector is shipped, by default the last; ``training`` is
-    the folder of the fine-tuning to draw; ``also`` are generated sets to show that no gate was
-    fitted on; ``scores`` are names of plug-ins whose scores are measured as well.
+    Attributes:
+        title: Title of the page.
+        summary: Sentence below the title.
+        models: What each classifier is, by its name.
+        settings: Settings to list, by name.
+        files: Files to list, by what they are.
+        shipped: Name of the classifier whose detector is shipped; None for the last.
+        training: Folder of the fine-tuning whose curve is drawn; None for the last classifier's.
+        also: Generated sets to show that no gate was fitted on.
+        scores: Names of plug-ins whose scores are measured as well.
     """
 
     title: str = "OOD detection, measured"
@@ -92,6 +99,9 @@ def evaluate(
         config: Settings of the detectors.
         page: What the report says beside its figures.
         progress: Hears of the parts.
+
+    Returns:
+        What evaluation.json holds.
 
     Raises:
         GoodRtError: there is nothing to measure, or images do not fit.

@@ -63,6 +63,9 @@ def export(
         bank: The feature bank that the fused guidance graph holds.
         progress: Hears of every graph.
 
+    Returns:
+        The manifest of ``out``, and whether anything had to be exported.
+
     Raises:
         ParityError: a graph does not compute what PyTorch computes; ``out`` stays as it was.
         GoodRtError: ``out`` holds other files than engines, or the models do not fit together.

@@ -65,6 +65,9 @@ def generate(
         engine_folder: Folder of the exported engines, exported there where missing.
         progress: Hears of every batch.
 
+    Returns:
+        The set in ``out``.
+
     Raises:
         GoodRtError: ``out`` belongs to another job, another process is at work in it, or it cannot
             be written.

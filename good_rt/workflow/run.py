@@ -65,7 +65,13 @@ SET_MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class StepDone:
-    """One step of a run: whether an earlier run had done it, and the seconds that it took."""
+    """One step of a run.
+
+    Attributes:
+        name: The step's name.
+        skipped: Whether an earlier run had done it.
+        seconds: Time that it took.
+    """
 
     name: str
     skipped: bool
@@ -74,7 +80,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The results of a job."""
+    """The results of a job.
+
+    Attributes:
+        detector: The detector.onnx.
+        report: The report.html.
+        evaluation: The figures of the report.
+        skipped_images: Images that were left out, and why.
+        steps: Every step, done now or earlier.
+    """
 
     detector: Path
     report: Path
@@ -92,6 +106,9 @@ def run_job(
         job: The job, or the path of its file.
         device: Where models run: "cpu", "cuda" or "cuda:N".
         progress: Hears of every step.
+
+    Returns:
+        Paths of detector and report, the evaluation, and what was done.
 
     Raises:
         GoodRtError: something does not fit; said before anything long begins.

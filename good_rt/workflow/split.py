@@ -35,6 +35,9 @@ def split(
         progress: Hears of every image.
         check: Decode every image, so that bad ones are named now.
 
+    Returns:
+        The parts, as ``out`` records them.
+
     Raises:
         GoodRtError: an image is bad, or stands in two parts or classes.
     """

@@ -68,6 +68,9 @@ def train(
             several trainings share it.
         progress: Hears of every step.
 
+    Returns:
+        The kept classifier on the CPU, its accuracy, and the losses.
+
     Raises:
         GoodRtError: the classifier cannot be trained, no state kept the accuracy, or ``out`` holds
             another training.
