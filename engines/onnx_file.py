@@ -28,8 +28,14 @@ STANDARD = ("", "ai.onnx")
 
 
 def read_graph(path: Path) -> ModelProto:
-    """The graph without its external data, checked. Raises GoodRtError, in one line, when a runtime
-    must not get it."""
+    """The graph of an ONNX file without its external data, checked.
+
+    Args:
+        path: The file.
+
+    Raises:
+        GoodRtError: the file is missing, or no runtime may load it.
+    """
     if not path.is_file():
         raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
     try:

@@ -67,7 +67,14 @@ def providers_for(device: torch.device) -> tuple[Provider, ...]:
 
 
 def check_providers(providers: Sequence[Provider]) -> None:
-    """Raises GoodRtError that names the first one that this ONNX Runtime lacks."""
+    """Checks that this ONNX Runtime has the execution providers.
+
+    Args:
+        providers: Execution providers.
+
+    Raises:
+        GoodRtError: one is missing; it names the first.
+    """
     import onnxruntime as ort
 
     names = [one if isinstance(one, str) else one[0] for one in providers]

@@ -123,10 +123,26 @@ def present_device() -> torch.device:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What a plan is and was made of: the JSON beside it.
+    """The JSON beside a plan: what the plan is, and what it was built from.
 
-    ``graph`` is the ONNX file's path from the plan's folder, ``profile`` each dynamic dimension's
-    range, ``key`` the hash of all that a plan depends on, by which an unchanged one is known.
+    Attributes:
+        graph: Path of the ONNX file, relative to the plan's folder.
+        graph_sha256: Hash of the ONNX file and its external data.
+        plan_sha256: Hash of the plan.
+        plan_bytes: Size of the plan.
+        library: TensorRT library that built it, one of `LIBRARIES`.
+        library_version: Its version.
+        architectures: GPU architectures that the plan runs on, such as "sm89".
+        precision: "fp32", "fp16" or "bf16".
+        profile: Least, usual and largest length of every dynamic dimension, by its name.
+        tf32: Whether float32 may be computed with 10-bit mantissas.
+        optimisation_level: TensorRT's builder optimisation level; None for its default.
+        layers: Number of layers of the network that TensorRT parsed.
+        build_seconds: Time that the build took.
+        inputs: Specs of the inputs by name.
+        outputs: Specs of the outputs by name.
+        key: Hash of everything that the plan depends on; an equal key means an unchanged plan.
+        format: Version of the JSON.
     """
 
     graph: str

@@ -29,7 +29,14 @@ them the sources'."""
 
 
 def read_config(folder: Path) -> ClassifierConfig:
-    """A folder's classifier.json. Raises GoodRtError when it is missing, damaged or newer."""
+    """A folder's classifier.json.
+
+    Args:
+        folder: The classifier's folder.
+
+    Raises:
+        GoodRtError: it is missing, damaged, or of a newer version.
+    """
     path = folder / CONFIG
     if not path.exists():
         raise GoodRtError(
@@ -50,9 +57,13 @@ def read_config(folder: Path) -> ClassifierConfig:
 
 
 def load_folder(folder: Path) -> Classifier:
-    """A classifier folder -> evaluation mode, no gradients, float32.
+    """The classifier of a folder, in evaluation mode, float32, without gradients of its weights.
 
-    Raises GoodRtError when a file is missing or damaged, the weights do not fit or are not finite.
+    Args:
+        folder: The classifier's folder.
+
+    Raises:
+        GoodRtError: a file is missing or damaged, or the weights do not fit or are not finite.
     """
     config = read_config(folder)
     path = folder / CONFIG

@@ -16,8 +16,14 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", 
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, its floats as float32. Raises GoodRtError when it is something else or
-    not finite."""
+    """The tensors of a safetensors file by name, floating-point ones as float32.
+
+    Args:
+        path: The file.
+
+    Raises:
+        GoodRtError: the file is missing, something else, or not finite.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -206,8 +206,14 @@ def inspect_model(
 
 
 def part_of(folder: Path) -> ModelPart:
-    """A part from its config and the headers of its weight files. Raises GoodRtError when they
-    cannot be read."""
+    """A part from its config and the headers of its weight files.
+
+    Args:
+        folder: The part's folder.
+
+    Raises:
+        GoodRtError: a file is missing or damaged.
+    """
     _, files = weight_files(folder)
     count, types = 0, set()
     for path in files:
@@ -224,10 +230,14 @@ def part_of(folder: Path) -> ModelPart:
 
 
 def header(path: Path) -> dict[str, tuple[str, int]]:
-    """Type and size of every tensor of a safetensors file, from its header: a length of 8 bytes,
-    then JSON.
+    """Type and number of elements of every tensor of a safetensors file, from its header: a length
+    of 8 bytes, then JSON.
 
-    Raises GoodRtError when it is damaged.
+    Args:
+        path: The file.
+
+    Raises:
+        GoodRtError: the file is missing or damaged.
     """
     try:
         with path.open("rb") as file:

@@ -128,8 +128,14 @@ def with_weights(network: GraphNetwork, folder: Path) -> GraphNetwork:
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
-    """A .pt2 file, checked. Raises GoodRtError when it is missing, damaged, or holds what is not
-    read."""
+    """The program of a .pt2 file, checked.
+
+    Args:
+        path: The file.
+
+    Raises:
+        GoodRtError: the file is missing, damaged, or refused by `check_archive`.
+    """
     if not path.exists():
         raise GoodRtError(f"{path} is missing")
     try:
@@ -146,8 +152,14 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
 
 
 def check_archive(path: Path) -> None:
-    """Raises GoodRtError when the file is no archive of torch.export, or could run code when it is
-    read."""
+    """Checks that a file is an archive of torch.export that runs no code when it is read.
+
+    Args:
+        path: The .pt2 file.
+
+    Raises:
+        GoodRtError: it is not.
+    """
     refuse = f"{path} is not read: "
     try:
         with zipfile.ZipFile(path) as archive:

@@ -122,8 +122,15 @@ def graph_network(
 
 
 def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int, int | None]:
-    """Channels and, where it is fixed, size of the images. Raises GoodRtError when the batch size
-    is fixed."""
+    """Channels and, where it is fixed, size of the images that a program takes.
+
+    Args:
+        program: The exported program.
+        where: The file, for errors.
+
+    Raises:
+        GoodRtError: the batch size is fixed, or the input is not (N, C, H, W).
+    """
     names = program.graph_signature.user_inputs
     node = next(
         node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0]

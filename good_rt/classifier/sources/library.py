@@ -13,7 +13,14 @@ EXTRA = "classifiers"
 
 
 def import_library(name: str) -> Any:
-    """Imports a library of the extra `classifiers`. Raises GoodRtError that says how to get it."""
+    """Imports a library of the extra `classifiers`.
+
+    Args:
+        name: The module to import.
+
+    Raises:
+        GoodRtError: the library is missing or broken; it names the command that installs it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

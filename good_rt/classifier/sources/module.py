@@ -83,7 +83,14 @@ MODULE = ClassifierSource(open_module, restore_module)
 
 
 def attribute(name: str) -> object:
-    """What ``package.module:attr`` names. Raises GoodRtError when it cannot be imported."""
+    """The object that a name stands for.
+
+    Args:
+        name: ``package.module:attr``; modules are also looked for in the current folder.
+
+    Raises:
+        GoodRtError: it cannot be imported.
+    """
     module, _, attr = name.partition(":")
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path

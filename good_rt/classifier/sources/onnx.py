@@ -126,10 +126,15 @@ ONNX = ClassifierSource(open_onnx, restore_onnx)
 
 
 def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int | None]:
-    """The network, its channels, and its size where the file fixes one.
+    """The network, its channels, and its size where the file fixes it.
 
-    Raises GoodRtError when the file is missing, damaged, or does not turn a batch of images into
-    logits.
+    Args:
+        path: The .onnx file.
+        features: Name of the node, or of its output, whose input is the features; None for the last
+            layer.
+
+    Raises:
+        GoodRtError: the file is missing, damaged, or does not turn a batch of images into logits.
     """
     onnx = require("onnx", "toolkit")
     if not path.is_file():
