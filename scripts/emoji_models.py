@@ -18,7 +18,7 @@ import click
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DModel
-from fitting import batches, fit, fit_unet
+from fitting import Fit, batches, fit, fit_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,7 +93,8 @@ def classifier(data: Path, steps: int | None, backbone: Path | None) -> None:
             made(augment(x[index], generator))[0], y[index], label_smoothing=0.05
         )
 
-    fit("classifier", data, made.network, optimiser, loss, len(x), 32, steps or 600, ema=0.99)
+    plan = Fit("classifier", data, 32, steps or 600, ema=0.99)
+    fit(made.network, optimiser, loss, len(x), plan)
     made.eval()
     for part in ("train", "held_out", "test"):
         images, labels, _ = load(data, part)
@@ -131,7 +132,7 @@ def vae(data: Path, steps: int | None) -> None:
             + 1e-7 * posterior.kl().mean()
         )
 
-    fit("vae", data, model, optimiser, loss, len(x), 16, steps or 2_500, ema=0.995)
+    fit(model, optimiser, loss, len(x), Fit("vae", data, 16, steps or 2_500))
     latents = batches(lambda part: model.encode(part).latent_dist.mean, x, 50)
     model.register_to_config(scaling_factor=1 / latents.std().item())
     test = load(data, "test")[0]
@@ -170,7 +171,8 @@ def unet(data: Path, steps: int | None) -> None:
         num_class_embeds=len(classes) + 1,
         dropout=0.1,
     ).to(memory_format=torch.channels_last)
-    fit_unet(model, latents, labels, len(classes), data, data / "diffusion", 32, steps or 8_000)
+    plan = Fit("unet", data, 32, steps or 8_000, ema=0.999)
+    fit_unet(model, latents, labels, len(classes), data / "diffusion", plan)
 
 
 if __name__ == "__main__":

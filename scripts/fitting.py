@@ -7,6 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -16,24 +17,38 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How long and in what batches a model is trained.
+
+    Attributes:
+        name: Of the checkpoint.
+        folder: Of the checkpoint.
+        batch: Images in a step.
+        steps: Optimiser steps.
+        ema: Decay of the moving average of the weights, which the model ends as.
+        clip: Largest norm of the gradient.
+    """
+
+    name: str
+    folder: Path
+    batch: int
+    steps: int
+    ema: float = 0.995
+    clip: float = 1.0
+
+
 def fit(
-    name: str,
-    out: Path,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     loss: Callable[[Tensor, torch.Generator], Tensor],
     size: int,
-    batch: int,
-    steps: int,
-    ema: float,
-    clip: float = 1.0,
+    plan: Fit,
 ) -> None:
-    """Minimises ``loss(indices, generator)`` with a warm-up and a cosine schedule, resuming from a
-    checkpoint.
-
-    The model ends as the exponential moving average of its weights.
-    """
-    checkpoint = out / f"{name}.ckpt"
+    """Minimises ``loss(indices, generator)`` over ``size`` images with a warm-up and a cosine
+    schedule, resuming from a checkpoint."""
+    name, batch, steps = plan.name, plan.batch, plan.steps
+    checkpoint = plan.folder / f"{name}.ckpt"
     average = copy.deepcopy(model).requires_grad_(False)
     step = 0
     if checkpoint.exists():
@@ -60,10 +75,10 @@ def fit(
         value = loss(order[offset : offset + batch], generator)
         optimiser.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         optimiser.step()
         step += 1
-        decay = min(ema, (1 + step) / (10 + step))
+        decay = min(plan.ema, (1 + step) / (10 + step))
         for target, weight in zip(
             average.state_dict().values(), model.state_dict().values(), strict=True
         ):
@@ -106,12 +121,9 @@ def fit_unet(
     latents: Tensor,
     labels: Tensor,
     null_class: int,
-    checkpoints: Path,
     out: Path,
-    batch: int,
-    steps: int,
+    plan: Fit,
     lr: float = 1e-3,
-    name: str = "unet",
     details: bool = False,
 ) -> None:
     """Trains a class-conditional UNet by v-prediction on latents (N, C, H, W) and labels (N,), and
@@ -140,6 +152,6 @@ def fit_unet(
         predicted = model(scheduler.add_noise(z, noise, t), t, class_labels=label).sample
         return F.mse_loss(predicted, scheduler.get_velocity(z, noise, t))
 
-    fit(name, checkpoints, model, optimiser, loss, len(latents), batch, steps, ema=0.999)
+    fit(model, optimiser, loss, len(latents), plan)
     model.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")

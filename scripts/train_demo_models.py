@@ -26,7 +26,7 @@ import fashion_mnist
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DModel
-from fitting import batches, fit, fit_unet
+from fitting import Fit, batches, fit, fit_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -123,18 +123,8 @@ def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None
             logits = model(erase(augment(x[index], generator), generator))
         return F.cross_entropy(logits.float(), y[index])
 
-    fit(
-        "classifier",
-        out,
-        model,
-        optimiser,
-        loss,
-        len(x),
-        128,
-        steps or 30 * (len(x) // 128),
-        ema=0.999,
-        clip=5.0,
-    )
+    plan = Fit("classifier", out, 128, steps or 30 * (len(x) // 128), ema=0.999, clip=5.0)
+    fit(model, optimiser, loss, len(x), plan)
     for name in ("held_out", "test"):
         guess = batches(model, data[name][0]).argmax(1)
         click.echo(f"classifier accuracy on {name}: {(guess == data[name][1]).float().mean():.4f}")
@@ -174,7 +164,7 @@ def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
                 + kl * posterior.kl().mean()
             )
 
-        fit(f"vae{phase}", out, model, optimiser, loss, len(x), 48, steps or phase_steps, ema=0.995)
+        fit(model, optimiser, loss, len(x), Fit(f"vae{phase}", out, 48, steps or phase_steps))
         model.train().requires_grad_(True)
     model.eval().requires_grad_(False)
     latents = batches(lambda part: model.encode(part).latent_dist.mean, x[:8000])
@@ -231,7 +221,7 @@ def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
         decoded = model.decode(latents + noise).sample
         return F.mse_loss(decoded, batch) + 0.01 * perceptual_distance(network, decoded, batch)
 
-    fit("decoder", out, model, optimiser, loss, len(x), 48, steps or 1_500, ema=0.995)
+    fit(model, optimiser, loss, len(x), Fit("decoder", out, 48, steps or 1_500))
     test = data["test"][0]
     decoded = batches(lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test)
     click.echo(f"vae test MSE {F.mse_loss(decoded, test):.5f}")
@@ -273,7 +263,7 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
             + 0.01 * encoded
         )
 
-    fit("light", out, model, optimiser, loss, len(x), 64, steps or 4_000, ema=0.995)
+    fit(model, optimiser, loss, len(x), Fit("light", out, 64, steps or 4_000))
     test = data["test"][0]
     decoded = batches(lambda part: model.decode(part).sample, scaled_latents(teacher, test))
     click.echo(f"light decoder's test MSE {F.mse_loss(decoded, test):.5f}")
@@ -307,7 +297,8 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
         attention_head_dim=32,
         num_class_embeds=NULL_CLASS + 1,
     )
-    fit_unet(model, latents, labels, NULL_CLASS, out, out, 96, steps or 7_500)
+    plan = Fit("unet", out, 96, steps or 7_500, ema=0.999)
+    fit_unet(model, latents, labels, NULL_CLASS, out, plan)
 
 
 @stage
@@ -318,7 +309,8 @@ def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
-    fit_unet(model, latents, y, NULL_CLASS, out, out, 96, steps or 16_000, lr=6e-4, name="longer")
+    plan = Fit("longer", out, 96, steps or 16_000, ema=0.999)
+    fit_unet(model, latents, y, NULL_CLASS, out, plan, lr=6e-4)
 
 
 @stage
@@ -328,19 +320,8 @@ def detailed(out: Path, source: Path, threads: int, steps: int | None) -> None:
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
-    fit_unet(
-        model,
-        latents,
-        y,
-        NULL_CLASS,
-        out,
-        out,
-        96,
-        steps or 12_000,
-        lr=6e-4,
-        name="detailed",
-        details=True,
-    )
+    plan = Fit("detailed", out, 96, steps or 12_000, ema=0.999)
+    fit_unet(model, latents, y, NULL_CLASS, out, plan, lr=6e-4, details=True)
 
 
 def denoise_last(
@@ -397,7 +378,7 @@ def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
         exact = F.mse_loss(rebuilt, batch) + 0.25 * F.mse_loss(made, target)
         return exact + 0.03 * perceptual_distance(network, decoded, torch.cat([batch, target]))
 
-    fit("denoised", out, model, optimiser, loss, len(x), 32, steps or 2_000, ema=0.995)
+    fit(model, optimiser, loss, len(x), Fit("denoised", out, 32, steps or 2_000))
     test = data["test"][0]
     decoded = batches(lambda part: model.decode(model.encode(part).latent_dist.mean).sample, test)
     click.echo(f"vae test MSE {F.mse_loss(decoded, test):.5f}")
