@@ -70,13 +70,13 @@ def main() -> None:
     wide = [name for name in table if sum((name, kind) in whole for kind in kinds) >= KINDS]
     bars = [
         Bar(
-            f"architectures that go the whole way with {KINDS} kinds of classifier",
+            f"architectures that run end to end with {KINDS} kinds of classifier",
             len(wide),
             ">=",
             ARCHITECTURES,
         ),
         Bar(
-            "kinds of classifier that go the whole way with every architecture",
+            "kinds of classifier that run end to end with every architecture",
             len(everywhere),
             ">=",
             KINDS,

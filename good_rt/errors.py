@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class GoodRtError(Exception):
-    """Something the user can mend."""
+    """Something the user can fix."""
 
 
 class ParityError(GoodRtError):
