@@ -9,6 +9,7 @@ bounds `from_json` checks. docs/format.md describes the records.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -35,6 +36,8 @@ from good_rt.files import parse_json, read_content, write_json
 Fields = TypeVar("Fields")
 Values = dict[str, Any]
 Migration = Callable[[Values], Values]
+Reader = Callable[[Any], Any]
+"""Turns a JSON value into a declared type."""
 WRITER = re.compile(r"good-rt [0-9A-Za-z.+-]{1,40}")
 """What ``written_by`` must look like to be quoted in an error."""
 
@@ -175,11 +178,12 @@ class InsideFolder:
     """The condition of a path that does not leave the record's folder."""
 
     def unmet_by(self, value: str) -> str | None:
-        path = Path(value)
-        leaves = path.is_absolute() or ".." in path.parts or path == Path() or "\0" in value
+        leaves = os.path.isabs(value) or LEAVING.search(value) is not None
         return "a path inside the folder" if leaves else None
 
 
+LEAVING = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[./\\]*$|\0")
+"""A path with .. in it, or of no name."""
 Count = Annotated[int, Bounds(low=1)]
 Index = Annotated[int, Bounds(low=0)]
 InnerPath = Annotated[str, InsideFolder()]
@@ -227,7 +231,7 @@ def _wrong(value: object, expected: str) -> _WrongValueError:
     return _WrongValueError(f" is {_shown(value)}, but must be {expected}")
 
 
-def _read_at(key: object, read: Callable[[Any], Any], value: object) -> Any:
+def _read_at(key: object, read: Reader, value: object) -> Any:
     try:
         return read(value)
     except _WrongValueError as error:
@@ -245,7 +249,7 @@ SCALARS = {
 
 
 @cache
-def _reader(kind: Any) -> Callable[[Any], Any]:
+def _reader(kind: Any) -> Reader:
     """The function that turns a JSON value into the type ``kind``."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -257,18 +261,21 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
     if origin is Literal:
         return partial(_read_choice, parts)
     if origin in (Union, UnionType):
-        return partial(_read_union, parts)
+        others = tuple(part for part in parts if part is not NoneType)
+        readers = tuple(_reader(part) for part in others)
+        expected = " or ".join(SCALARS.get(part, "an object") for part in others)
+        return partial(_read_union, readers, NoneType in parts, expected)
     if origin is tuple:
-        many = parts[-1] is Ellipsis
-        readers = None if many else tuple(_reader(part) for part in parts)
-        return partial(_read_list, _reader(parts[0]), readers)
+        if parts[-1] is Ellipsis:
+            return partial(_read_list, _reader(parts[0]))
+        return partial(_read_values, tuple(_reader(part) for part in parts))
     if origin is not None and issubclass(origin, Mapping):
         return partial(_read_table, _reader(parts[1]))
     return {int: _read_whole, float: _read_number}.get(kind, partial(_read_scalar, kind))
 
 
 @cache
-def _declared(kind: Any) -> dict[str, tuple[Callable[[Any], Any], bool]]:
+def _declared(kind: Any) -> dict[str, tuple[Reader, bool]]:
     """The fields of a dataclass by name: what reads them, and whether they must be there."""
     hints = get_type_hints(kind, include_extras=True)
     return {
@@ -297,7 +304,7 @@ def _read_object(kind: Callable[..., Any], value: object) -> Any:
         raise _WrongValueError(f": {error}") from None
 
 
-def _read_condition(read: Callable[[Any], Any], condition: Condition, value: object) -> Any:
+def _read_condition(read: Reader, condition: Condition, value: object) -> Any:
     result = read(value)
     needed = condition.unmet_by(result)
     if needed is not None:
@@ -311,34 +318,36 @@ def _read_choice(choices: tuple[object, ...], value: object) -> Any:
     return value
 
 
-def _read_union(kinds: tuple[Any, ...], value: object) -> Any:
-    if value is None and NoneType in kinds:
+def _read_union(
+    readers: tuple[Reader, ...], optional: bool, expected: str, value: object
+) -> Any:
+    if value is None and optional:
         return None
-    others = [kind for kind in kinds if kind is not NoneType]
-    if len(others) == 1:
-        return _reader(others[0])(value)
-    for kind in others:
+    if len(readers) == 1:
+        return readers[0](value)
+    for read in readers:
         try:
-            return _reader(kind)(value)
+            return read(value)
         except _WrongValueError:
             continue
-    raise _wrong(value, " or ".join(SCALARS.get(kind, "an object") for kind in others))
+    raise _wrong(value, expected)
 
 
-def _read_list(
-    read: Callable[[Any], Any], readers: tuple[Callable[[Any], Any], ...] | None, value: object
-) -> tuple[Any, ...]:
+def _read_list(read: Reader, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _wrong(value, "a list")
-    if readers is None:
-        return tuple(_read_at(place, read, item) for place, item in enumerate(value))
+    return tuple([_read_at(place, read, item) for place, item in enumerate(value)])
+
+
+def _read_values(readers: tuple[Reader, ...], value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(value, "a list")
     if len(value) != len(readers):
         raise _WrongValueError(f" has {len(value)} values, but must have {len(readers)}")
-    pairs = zip(readers, value, strict=True)
-    return tuple(_read_at(place, own, item) for place, (own, item) in enumerate(pairs))
+    return tuple([_read_at(place, readers[place], item) for place, item in enumerate(value)])
 
 
-def _read_table(read: Callable[[Any], Any], value: object) -> dict[str, Any]:
+def _read_table(read: Reader, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise _wrong(value, "an object")
     return {key: _read_at(key, read, item) for key, item in value.items()}

@@ -45,6 +45,35 @@ def test_long_work_says_now_and_then_how_far_it_is(
 
 
 @pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("split demo -o", "-o/--out"),
+        ("split", "IMAGES"),
+        ("init", "IMAGES"),
+        ("init demo --classifier", "--classifier"),
+        ("init demo --model", "--model"),
+        ("init demo --gradient-decoder", "--gradient-decoder"),
+        ("generate -o", "-o/--out"),
+        ("generate --id", "--id"),
+        ("generate --engine-folder", "--engine-folder"),
+        ("generate --engines", "--engines"),
+        ("train --generated", "--generated"),
+        ("run", "JOB"),
+        ("inspect", "MODEL"),
+        ("inspect . --classifier", "--classifier"),
+        ("classifier show", "SPEC"),
+        ("classifier show x --classes", "--classes"),
+        ("export --timing-cache", "--timing-cache"),
+        ("detector score", "FILES"),
+        ("detector score x --detector", "--detector"),
+        ("detector score x --detector y --csv", "--csv"),
+    ],
+)
+def test_an_empty_path_is_refused_by_its_option(run: Run, words: str, named: str) -> None:
+    assert run(*words.split(), "").failed() == f"error: {named} is empty; give a path"
+
+
+@pytest.mark.parametrize(
     ("default", "kind", "other"), [("ood", "folder", "file"), ("job.toml", "file", "folder")]
 )
 def test_where_nothing_can_be_written_is_refused_before_any_work(
