@@ -200,8 +200,9 @@ def from_json(kind: type[Fields], value: object) -> Fields:
         ValueError: says which key is not as declared, such as "resize.crop is 'x', but must be a
             whole number".
     """
-    read: Fields = _reader(kind)(value)
-    return read
+    declared: Any = kind
+    fields_read: Fields = _reader(declared)(value)
+    return fields_read
 
 
 class _WrongValueError(ValueError):
@@ -254,7 +255,7 @@ def _reader(kind: Any) -> Reader:
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda value: value
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return partial(_read_object, kind)
     if origin is Annotated:
         return partial(_read_condition, _reader(parts[0]), parts[1])
@@ -318,9 +319,7 @@ def _read_choice(choices: tuple[object, ...], value: object) -> Any:
     return value
 
 
-def _read_union(
-    readers: tuple[Reader, ...], optional: bool, expected: str, value: object
-) -> Any:
+def _read_union(readers: tuple[Reader, ...], optional: bool, expected: str, value: object) -> Any:
     if value is None and optional:
         return None
     if len(readers) == 1:

@@ -22,8 +22,8 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.method.conformal import check_alpha
 from good_rt.files import DEMO
+from good_rt.method.conformal import check_alpha
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from good_rt.cli.options import out_option
 from good_rt.errors import GoodRtError
 from good_rt.progress import shown_progress
+
+Run = Callable[..., Any]
 
 
 def test_long_work_says_now_and_then_how_far_it_is(

@@ -218,7 +218,7 @@ def test_paths_out_of_the_set_are_refused(tmp_path: Path, file: str) -> None:
     line = json.dumps(vars(replace(row(1), file=file.format(tmp=tmp_path))))
     with (tmp_path / "set" / "manifest.jsonl").open("a") as manifest:
         manifest.write(line + "\n")
-    with pytest.raises(GoodRtError, match="image 1 lies outside|a path inside the folder"):
+    with pytest.raises(GoodRtError, match=r"image 1 lies outside|a path inside the folder"):
         made.images()
 
 

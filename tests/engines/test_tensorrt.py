@@ -71,7 +71,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-        "text",
+    "text",
     [
         "",
         "[]",

@@ -14,7 +14,6 @@ from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curv
 
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.metrics import (
-    METRICS,
     binomial_interval,
     bootstrap,
     detection_metrics,

@@ -30,7 +30,18 @@ V1 = Path(__file__).parent / "v1"
 VALUES = (None, -1, "x", [], {}, math.inf, math.nan, True, 10**30, "../x")
 SHOWN = 2
 """Items of a list or table that are damaged, from its front."""
-CONTENTS = (b"", b"{", b"3", b"[]", b"null", b"\xff\xfe{", b"\x80", b"\0", b"[" * 100_000, b'{"a": ')
+CONTENTS = (
+    b"",
+    b"{",
+    b"3",
+    b"[]",
+    b"null",
+    b"\xff\xfe{",
+    b"\x80",
+    b"\0",
+    b"[" * 100_000,
+    b'{"a": ',
+)
 PLAN = PlanInfo(
     graph="network.onnx",
     graph_sha256="g",
