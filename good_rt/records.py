@@ -183,7 +183,7 @@ class InsideFolder:
 
 
 LEAVING = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[./\\]*$|\0")
-"""A path with .. in it, or of no name."""
+"""A path with .. or a null character in it, or without a name."""
 Count = Annotated[int, Bounds(low=1)]
 Index = Annotated[int, Bounds(low=0)]
 InnerPath = Annotated[str, InsideFolder()]

@@ -18,7 +18,7 @@ from good_rt.errors import GoodRtError
 
 Table = TypeVar("Table")
 Place = tuple[str, ...]
-PATH = str | Path
+PATH_OR_TEXT = str | Path
 """The type of a path, which a file holds as a text."""
 TYPE_NAMES = {
     bool: "true or false",
@@ -123,7 +123,7 @@ class _Reader:
                 near = _near(value, setting.choices)
                 raise self.wrong(value, f"one of {choices}{near}", place)
             kinds = tuple(free)
-        read = self.value(PATH if Path in kinds else kinds[0], value, place)
+        read = self.value(PATH_OR_TEXT if Path in kinds else kinds[0], value, place)
         bounds = setting.declared.bounds
         # check_bounds looks at each number of a list, when the configuration is put together
         needed = bounds.unmet_by(read) if bounds and not isinstance(read, tuple) else None
@@ -149,7 +149,7 @@ class _Reader:
             return {
                 key: self.value(arguments[1], item, (*place, key)) for key, item in value.items()
             }
-        if kind == PATH:
+        if kind == PATH_OR_TEXT:
             if value == "":
                 raise self.wrong(value, "a path", place)
             kind = str

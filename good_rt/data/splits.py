@@ -206,8 +206,8 @@ class Splits:
         )
         if source.listing != self.listing or not same_names:
             raise GoodRtError(
-                f"{source.path} has changed since it was split (files came, went, or have another name "
-                "or size); split it again with `good-rt split`"
+                f"{source.path} has changed since it was split (files came, went, or have another "
+                "name or size); split it again with `good-rt split`"
             )
 
     def check_content(self, item: Item) -> None:

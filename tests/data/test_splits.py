@@ -193,7 +193,9 @@ def test_a_splits_file_that_names_other_images_is_refused(folder: Path, tmp_path
     for row, name in (("40", "cat/40.png"), ("0", "cat/40.png")):
         files = {**record["files"], row: [name, 0, "train", "d", False]}
         path.write_text(json.dumps({**record, "files": files}))
-        with pytest.raises(GoodRtError, match=r"has changed since it was split .*another name"):
+        with pytest.raises(
+            GoodRtError, match=r"has changed since it was split .*another name or size"
+        ):
             IdData(path).rows("train")
 
 
