@@ -166,7 +166,7 @@ def drop_format(values: Values) -> Values:
     return {key: value for key, value in values.items() if key != "format"}
 
 
-class Condition(Protocol):
+class ValueCondition(Protocol):
     """What the second part of an `Annotated` field demands of a value, such as `Bounds`."""
 
     def unmet_by(self, value: Any) -> str | None:
@@ -193,7 +193,7 @@ def from_json(kind: type[Fields], value: object) -> Fields:
     """A JSON object as the dataclass ``kind``: every key is a field, every value of its type.
 
     Fields are dataclasses, tuples (JSON lists), mappings of texts, literals, unions, str, bool,
-    int, float, None or Any; `Annotated` adds a `Condition`. Numbers are finite, and whole numbers
+    int, float, None or Any; `Annotated` adds a `ValueCondition`. Numbers are finite, and whole numbers
     fit into 64 bits.
 
     Raises:
@@ -305,7 +305,7 @@ def _read_object(kind: Callable[..., Any], value: object) -> Any:
         raise _WrongValueError(f": {error}") from None
 
 
-def _read_condition(read: Reader, condition: Condition, value: object) -> Any:
+def _read_condition(read: Reader, condition: ValueCondition, value: object) -> Any:
     result = read(value)
     needed = condition.unmet_by(result)
     if needed is not None:
