@@ -193,8 +193,8 @@ def from_json(kind: type[Fields], value: object) -> Fields:
     """A JSON object as the dataclass ``kind``: every key is a field, every value of its type.
 
     Fields are dataclasses, tuples (JSON lists), mappings of texts, literals, unions, str, bool,
-    int, float, None or Any; `Annotated` adds a `ValueCondition`. Numbers are finite, and whole numbers
-    fit into 64 bits.
+    int, float, None or Any; `Annotated` adds a `ValueCondition`. Numbers are finite, and whole
+    numbers fit into 64 bits.
 
     Raises:
         ValueError: says which key is not as declared, such as "resize.crop is 'x', but must be a
