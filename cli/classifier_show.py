@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from good_rt.cli.options import Existing, emit_json, json_option
+from good_rt.cli.options import Existing, PathText, emit_json, json_option
 from good_rt.cli.settings import Numbers
 from good_rt.models import check_classifier_path
 
@@ -30,7 +30,7 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """The settings that a user may give for a classifier that is not a folder."""
     for option in reversed(
         (
-            click.argument("spec"),
+            click.argument("spec", type=PathText()),
             click.option(
                 "--features",
                 metavar="NAME",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from good_rt.cli.options import (
-    IMAGES_PATH,
+    ID_IMAGES,
     emit_json,
     json_option,
     out_option,
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("images", type=IMAGES_PATH)
+@click.argument("images", type=ID_IMAGES)
 @takes(ModelSpec, "models")
 @renamed("--ood", "--test-set", "test_sets", multiple=True)
 @test_set_option("Real OOD images that only the evaluation sees; may be repeated.")

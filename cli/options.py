@@ -10,45 +10,76 @@ from typing import Any
 
 import click
 
-from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.models import demo_path
-
-PATH = click.Path(path_type=Path)
+from good_rt.files import DEMO_IMAGES, demo_path
 
 
-class Existing(click.Path):
+def refuse_empty(value: Any, parameter: click.Parameter | None) -> None:
+    """Raises GoodRtError for an empty text in place of a path, which would mean the current
+    folder."""
+    if value == "" and parameter is not None:
+        is_option = isinstance(parameter, click.Option)
+        name = "/".join(parameter.opts) if is_option else parameter.human_readable_name
+        raise GoodRtError(f"{name} is empty; give a path")
+
+
+class PathText(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """A path, or a spec with paths in it, that stays text."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        refuse_empty(value, param)
+        return value
+
+
+class PathOf(click.Path):
+    """A path, which may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        refuse_empty(value, param)
+        return Path(value)
+
+
+class Existing(PathOf):
     """A path that must exist, checked before anything heavy is imported; ``lack`` ends the
     error."""
 
     def __init__(self, lack: str) -> None:
-        super().__init__(path_type=Path)
+        super().__init__()
         self.lack = lack
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(value)
+        path = super().convert(value, param, ctx)
         if not path.exists():
             raise GoodRtError(f"{path} {self.lack}")
         return path
 
 
-IMAGES_PATH = Existing(
+class IdImages(Existing):
+    """A source of ID images; "demo" names the demo's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        refuse_empty(value, param)
+        return super().convert(demo_path(value, DEMO_IMAGES), param, ctx)
+
+
+PATH = PathOf()
+NO_IMAGES = (
     "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a "
     "splits.json"
 )
-
-
-def _images(context: click.Context, parameter: click.Parameter, value: Path) -> Any:
-    return IMAGES_PATH.convert(demo_path(value, assets.DATA), parameter, context)
-
+IMAGES_PATH, ID_IMAGES = Existing(NO_IMAGES), IdImages(NO_IMAGES)
 
 id_option = click.option(
     "--id",
     "id_data",
-    type=PATH,
-    default=assets.DATA,
+    type=ID_IMAGES,
+    default=DEMO_IMAGES,
     show_default="the demo's",
-    callback=_images,
     help="In-distribution images: a folder per class, .tar shards, a Hugging Face dataset, .npz; "
     "or their splits.json.",
 )

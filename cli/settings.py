@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from good_rt.cli.options import is_given
+from good_rt.cli.options import PathText, is_given
 from good_rt.config.declaration import Setting, assemble, settings_of
 
 Command = Callable[..., Any]
@@ -118,7 +119,9 @@ def _kind(setting: Setting) -> dict[str, Any]:
 
 def _single(kind: Any, setting: Setting) -> Any:
     bounds = setting.declared.bounds
-    if kind is str or len(setting.value_types) > 1:  # a path or a spec, which stays text
+    if Path in setting.value_types:
+        return PathText()
+    if kind is str:
         return str
     if bounds is None:
         return kind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import IMAGES_PATH, emit_json, json_option, out_option
+from good_rt.cli.options import ID_IMAGES, emit_json, json_option, out_option
 from good_rt.cli.settings import takes
 from good_rt.config.settings import SplitConfig
 from good_rt.progress import shown_progress
@@ -19,7 +19,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.argument("images", type=IMAGES_PATH)
+@click.argument("images", type=ID_IMAGES)
 @takes(SplitConfig, "config")
 @click.option(
     "--check/--no-check",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.errors import GoodRtError, first_line
+from good_rt.files import parse_json
+from good_rt.records import Count, from_json
 
 LIBRARIES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -32,7 +33,7 @@ LIBRARIES = {
 come as."""
 
 FORMAT = 1
-Range = tuple[int, int, int]
+Range = tuple[Count, Count, Count]
 """The least, the usual and the largest length of a dimension."""
 
 
@@ -163,6 +164,11 @@ class PlanInfo:
     key: str
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        for spec in (*self.inputs.values(), *self.outputs.values()):
+            if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+                raise ValueError(f"PyTorch has no dtype {spec.dtype[:60]!r}")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -178,32 +184,23 @@ class PlanInfo:
         """
         path = info_path(plan)
         try:
-            value = json.loads(path.read_text())
+            text = path.read_bytes()
         except OSError as error:
             raise GoodRtError(
                 f"{plan} cannot be vouched for: {path.name} beside it cannot be read "
                 f"({error.strerror}); build it with "
                 "`good-rt export --to tensorrt`"
             ) from None
-        except ValueError as error:
-            raise GoodRtError(f"{path} is not valid JSON ({error}); build the plan again") from None
         try:
-            if value.pop("format") != FORMAT:
-                raise GoodRtError(f"{path} has another format than {FORMAT}; build the plan again")
-            value["architectures"] = tuple(value["architectures"])
-            value["profile"] = {
-                name: (low, best, high) for name, (low, best, high) in value["profile"].items()
-            }
-            for side in ("inputs", "outputs"):
-                value[side] = {
-                    name: TensorSpec(spec["dtype"], tuple(spec["shape"]))
-                    for name, spec in value[side].items()
-                }
-            return cls(**value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GoodRtError(
-                f"{path} is damaged ({type(error).__name__}: {error}); build the plan again"
-            ) from None
+            values = parse_json(text, path)
+        except GoodRtError as error:
+            raise GoodRtError(f"{error}; build the plan again") from None
+        if values.get("format") != FORMAT:
+            raise GoodRtError(f"{path} has another format than {FORMAT}; build the plan again")
+        try:
+            return from_json(cls, values)
+        except ValueError as error:
+            raise GoodRtError(f"{path} is damaged ({error}); build the plan again") from None
 
     def command(self, folder: Path, architectures: Sequence[str] | None = None) -> str:
         """The command that builds the plan again.

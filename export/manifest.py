@@ -99,41 +99,9 @@ class Manifest:
                 f"{folder} holds no engines ({MANIFEST} is missing); make them with `good-rt "
                 "export`"
             )
-        value = ENGINES_RECORD.read(path)
-        try:
-            graphs = {
-                name: GraphEntry(
-                    entry["file"],
-                    entry["sha256"],
-                    entry["bytes"],
-                    _specs(entry["inputs"]),
-                    _specs(entry["outputs"]),
-                    tuple(entry.get("data", ())),
-                )
-                for name, entry in value["graphs"].items()
-            }
-            parity = tuple(Parity(**row) for row in value["parity"])
-            source, tolerance, versions = (
-                dict(value[name].items()) for name in ("source", "tolerance", "versions")
-            )
-            if not all(
-                isinstance(name, str)
-                for entry in graphs.values()
-                for name in (entry.file, *entry.data)
-            ):
-                raise TypeError("a file's name is no text")
-            return cls(
-                source,
-                value["opset"],
-                tolerance,
-                graphs,
-                parity,
-                versions,
-                value["exporter"],
-                value["no_gradient_rule"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ENGINES_RECORD.damaged(path, error) from None
+        values = ENGINES_RECORD.read(path)
+        values.pop("cpu", None)  # where it was exported, for people
+        return ENGINES_RECORD.as_fields(cls, values, path)
 
     def is_of(self, source: Mapping[str, str]) -> bool:
         """Whether the graphs were made from these fingerprints (and perhaps from more)."""
@@ -254,7 +222,3 @@ def checked_graphs(
     return {
         name: entry for name, entry in manifest.graphs.items() if names is None or name in names
     }
-
-
-def _specs(value: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {name: TensorSpec(spec["dtype"], tuple(spec["shape"])) for name, spec in value.items()}

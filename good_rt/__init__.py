@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from good_rt.config.settings import DetectorConfig as DetectorConfig
     from good_rt.config.settings import GenerationConfig as GenerationConfig
+    from good_rt.config.settings import SplitConfig as SplitConfig
     from good_rt.config.settings import TrainConfig as TrainConfig
     from good_rt.detector.runtime import Detector as Detector
     from good_rt.models import ModelSpec as ModelSpec
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
     from good_rt.workflow.evaluate import evaluate as evaluate
     from good_rt.workflow.generate import generate as generate
     from good_rt.workflow.run import run_job as run_job
+    from good_rt.workflow.split import split as split
     from good_rt.workflow.train import train as train
 
 _PUBLIC = {
     "Detector": "good_rt.detector.runtime",
     "ModelSpec": "good_rt.models",
     "GenerationConfig": "good_rt.config.settings",
+    "SplitConfig": "good_rt.config.settings",
     "TrainConfig": "good_rt.config.settings",
     "DetectorConfig": "good_rt.config.settings",
+    "split": "good_rt.workflow.split",
     "generate": "good_rt.workflow.generate",
     "train": "good_rt.workflow.train",
     "build_detector": "good_rt.workflow.detector",

@@ -15,6 +15,10 @@ from typing import Any
 
 from good_rt.errors import GoodRtError
 
+DEMO = "demo"
+"""Names the demo's model, classifier, light decoder or images, where no such path exists."""
+DEMO_IMAGES = Path(__file__).parent / "demo" / "assets" / "data"
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -94,6 +98,11 @@ def read_content(path: Path) -> bytes:
 def paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
     """Several paths as a list; a single one is a list of one."""
     return [Path(given)] if isinstance(given, (str, Path)) else [Path(path) for path in given]
+
+
+def demo_path(value: str | Path, demo: Path) -> Path:
+    """The path that ``value`` names: ``demo`` for "demo", unless there is such a path."""
+    return demo if str(value) == DEMO and not Path(value).exists() else Path(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from good_rt.config.declaration import setting
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
+from good_rt.files import demo_path
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from good_rt.diffusion import DiffusionModel
     from good_rt.method.bank import FeatureBank
 
-DEMO = "demo"
-"""Names the demo's model, classifier, light decoder or images, where no such path exists."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """owner/name on the Hugging Face hub."""
 
@@ -180,11 +179,6 @@ class Models:
         images = id_batches(id_data, "train", self.classifier, size)
         self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
         return self._banks[id_data, size]
-
-
-def demo_path(value: str | Path, demo: Path) -> Path:
-    """The path that ``value`` names: ``demo`` for "demo", unless there is such a path."""
-    return demo if str(value) == DEMO and not Path(value).exists() else Path(value)
 
 
 def check_classifier_path(path: Path) -> None:

@@ -72,7 +72,7 @@ def _type_text(kind: Any) -> str:
 
 def _plural(kind: Any) -> str:
     text = _type_text(kind)
-    return f"{text}s" if kind in TYPES else text
+    return f"{text}s" if kind in TYPES or text == TYPES[str] else text
 
 
 def default(setting: Setting) -> str:

@@ -10,19 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from good_rt.classifier.resampling import resampling_matrix
+from good_rt.config.declaration import Bounds
 from good_rt.errors import GoodRtError
 
 Images = Tensor | Iterable[Tensor]
 """Images (N, C, H, W) in [-1, 1], whole or in batches."""
 PIXELS = 2**24
 """Of the images that are run at once."""
+Side = Annotated[int, Bounds(low=1, high=2**14)]
+Channels = Annotated[int, Bounds(low=1, high=2**10)]
+Deviation = Annotated[float, Bounds(low=0, open_low=True)]
+"""What classifier.json may have: bounds that keep a damaged file from taking all memory."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Grey of red, green and blue (ITU-R BT.601, as Pillow's)."""
 
@@ -32,8 +37,8 @@ class Resize:
     """How images become what the network takes: to ``size`` pixels a side, then the middle ``crop``
     of them."""
 
-    size: int
-    crop: int
+    size: Side
+    crop: Side
     interpolation: str = "bilinear"
 
 
@@ -43,22 +48,26 @@ class ClassifierConfig:
 
     architecture: str
     classes: tuple[str, ...]
-    channels: int
+    channels: Channels
     """Of the images; a network of three takes grey ones as well."""
-    image_size: int
+    image_size: Side
     """Of the images, whatever the network's own size is."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     """Per channel of the network, of images in [0, 1]; None where the network takes [-1, 1] as it
     is."""
-    std: tuple[float, ...] | None = None
-    input_channels: int | None = None
+    std: tuple[Deviation, ...] | None = None
+    input_channels: Channels | None = None
     """Of the network; None where they are the images'."""
     resize: Resize | None = None
     """None where the network takes the images at their own size."""
     features: str | None = None
     """The module whose input the features are, where it is not the one that the library's
     convention names."""
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("classes is empty, but must be one or more names")
 
 
 class Classifier(nn.Module):

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
-from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
+from good_rt.classifier.base import Classifier, ClassifierConfig
 from good_rt.classifier.sources.registry import SOURCES, classifier_source
 from good_rt.classifier.weights import library_state, load_weights, put_weights
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, first_line
 from good_rt.files import atomic_path, sha256
 from good_rt.records import RecordType, drop_format
 
@@ -43,17 +43,7 @@ def read_config(folder: Path) -> ClassifierConfig:
             f"{folder} is not a classifier folder: {CONFIG} is missing; `good-rt classifier save` "
             "writes one"
         )
-    values = CLASSIFIER_RECORD.read(path)
-    try:
-        values["classes"] = tuple(values["classes"])
-        for name in ("mean", "std"):
-            values[name] = (
-                None if values.get(name) is None else tuple(float(value) for value in values[name])
-            )
-        values["resize"] = None if values.get("resize") is None else Resize(**values["resize"])
-        return ClassifierConfig(**values)
-    except (TypeError, KeyError, ValueError) as error:
-        raise GoodRtError(f"{path} is not a classifier's config ({error})") from None
+    return CLASSIFIER_RECORD.read_as(ClassifierConfig, path)
 
 
 def load_folder(folder: Path) -> Classifier:
@@ -73,7 +63,7 @@ def load_folder(folder: Path) -> Classifier:
         whose = f"architecture {config.architecture!r}"
         put_weights(network, load_weights(folder / WEIGHTS), folder / WEIGHTS, whose, CONFIG)
     elif kind in SOURCES and (colon or not SOURCES[kind].prefixed):
-        network = classifier_source(kind).restore(config, folder)
+        network = _restore_source(kind, config, folder)
     elif kind == "plugin":
         raise GoodRtError(
             f"{folder} was made by a plug-in, and a folder cannot have code run; if you trust the "
@@ -89,11 +79,12 @@ def load_folder(folder: Path) -> Classifier:
         raise GoodRtError(
             f"{path}: unknown architecture {config.architecture!r}; known are {known}"
         )
-    return (
-        Classifier(network, config, folder_fingerprint(network, folder))
-        .eval()
-        .requires_grad_(False)
-    )
+    fingerprint = folder_fingerprint(network, folder)
+    try:
+        classifier = Classifier(network, config, fingerprint)
+    except GoodRtError as error:
+        raise GoodRtError(f"{path}: {error}") from None
+    return classifier.eval().requires_grad_(False)
 
 
 def folder_fingerprint(network: nn.Module, folder: Path) -> str:
@@ -132,8 +123,23 @@ def _build_architecture(config: ClassifierConfig, path: Path) -> nn.Module:
         network: nn.Module = getattr(importlib.import_module(module), name)(
             in_channels=config.channels, num_classes=len(config.classes), **config.arguments
         )
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise GoodRtError(
-            f"{path}: arguments do not fit architecture {config.architecture!r} ({error})"
+            f"{path}: arguments do not fit architecture {config.architecture!r} "
+            f"({first_line(error)})"
         ) from None
     return network
+
+
+def _restore_source(kind: str, config: ClassifierConfig, folder: Path) -> nn.Module:
+    """The network of a folder that a source wrote."""
+    source = classifier_source(kind)
+    try:
+        return source.restore(config, folder)
+    except GoodRtError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for settings that do not fit
+        raise GoodRtError(
+            f"{folder / CONFIG} does not fit {config.architecture!r} ({first_line(error)}); "
+            f"{CLASSIFIER_RECORD.remedy}"
+        ) from None

@@ -18,6 +18,8 @@ from good_rt.errors import GoodRtError
 
 Table = TypeVar("Table")
 Place = tuple[str, ...]
+PATH_OR_TEXT = str | Path
+"""The type of a path, which a file holds as a text."""
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -121,7 +123,7 @@ class _Reader:
                 near = _near(value, setting.choices)
                 raise self.wrong(value, f"one of {choices}{near}", place)
             kinds = tuple(free)
-        read = self.value(kinds[0], value, place)
+        read = self.value(PATH_OR_TEXT if Path in kinds else kinds[0], value, place)
         bounds = setting.declared.bounds
         # check_bounds looks at each number of a list, when the configuration is put together
         needed = bounds.unmet_by(read) if bounds and not isinstance(read, tuple) else None
@@ -147,6 +149,10 @@ class _Reader:
             return {
                 key: self.value(arguments[1], item, (*place, key)) for key, item in value.items()
             }
+        if kind == PATH_OR_TEXT:
+            if value == "":
+                raise self.wrong(value, "a path", place)
+            kind = str
         if is_dataclass(kind):
             if not isinstance(value, dict):
                 raise self.wrong(value, "a table", place)

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from good_rt.config.settings import GuidanceKind
 from good_rt.data.image_files import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path, different_names, remove_leftovers
-from good_rt.records import RecordType, drop_format
+from good_rt.files import atomic_path, different_names, read_content, remove_leftovers
+from good_rt.records import Count, Index, InnerPath, RecordType, drop_format
 
 SHEET_IMAGES = 64
 SET_RECORD = RecordType("generated-set", "generate the set again", (drop_format,))
@@ -43,16 +44,27 @@ class Row:
         knn_distance_before: ℓ_feat of the unguided twin.
     """
 
-    index: int
-    file: str
+    index: Index
+    file: InnerPath
     seed: int
-    label: int
-    guidance: str
+    label: Index
+    guidance: GuidanceKind
     strength: float
     energy: float
     knn_distance: float
     energy_before: float | None
     knn_distance_before: float | None
+
+
+@dataclass(frozen=True)
+class BegunSettings:
+    """The settings of job.json that a set is resumed with, whatever the job asks for.
+
+    Attributes:
+        batch: Images that were generated at once.
+    """
+
+    batch: Count | None = None
 
 
 class GeneratedSet:
@@ -104,6 +116,15 @@ class GeneratedSet:
         """
         return SET_RECORD.read(self._job) if self._job.exists() else {}
 
+    def begun(self) -> BegunSettings:
+        """The settings that the set is resumed with.
+
+        Raises:
+            GoodRtError: job.json is damaged, or of a newer version.
+        """
+        batch = self.settings().get("batch")
+        return SET_RECORD.as_fields(BegunSettings, {"batch": batch}, self._job)
+
     def differences(self, job: Mapping[str, Any]) -> list[str]:
         """Names of the settings that differ from those of the folder's images; none without images.
 
@@ -118,7 +139,7 @@ class GeneratedSet:
         """Removes half-written images and an incomplete last line of the manifest."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / "images")
-        if self._manifest.exists() and not self._manifest.read_text().endswith("\n"):
+        if self._manifest.exists() and not read_content(self._manifest).endswith(b"\n"):
             with atomic_path(self._manifest) as temporary:
                 temporary.write_text("".join(_line(row) for row in self.rows()))
 
@@ -126,21 +147,17 @@ class GeneratedSet:
         """The manifest's rows by index; a last line cut short by an interruption does not count.
 
         Raises:
-            GoodRtError: a line is damaged; it names the line.
+            GoodRtError: a line is not a row; it names the line.
         """
         if not self._manifest.exists():
             return []
         rows: dict[int, Row] = {}
-        lines = self._manifest.read_text().splitlines()
+        *lines, last = read_content(self._manifest).split(b"\n")
+        if _is_json(last):  # only the line's end is missing
+            lines.append(last)
         for number, line in enumerate(lines, 1):
-            try:
-                row = Row(**json.loads(line))
-            except (ValueError, TypeError):
-                if number == len(lines):
-                    break
-                raise GoodRtError(
-                    f"{self._manifest}, line {number}: not a manifest row; generate the set again"
-                ) from None
+            where = f"{self._manifest}, line {number}"
+            row = SET_RECORD.as_fields(Row, SET_RECORD.json_object(line, where), where)
             rows[row.index] = row
         return [rows[index] for index in sorted(rows)]
 
@@ -217,6 +234,14 @@ class GeneratedSet:
                 temporary, "PNG"
             )
         return path
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line(row: Row) -> str:

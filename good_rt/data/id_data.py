@@ -22,6 +22,7 @@ from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import SKIP_BAD_HINT, Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
+from good_rt.files import DEMO_IMAGES, demo_path
 
 BATCH = 500
 
@@ -45,9 +46,9 @@ class IdData:
         """The data itself, or that of a path.
 
         Args:
-            images: The data, or the path of any source of images.
+            images: The data, or the path of any source of images; "demo" names the demo's images.
         """
-        return images if isinstance(images, IdData) else cls(Path(images))
+        return images if isinstance(images, IdData) else cls(demo_path(images, DEMO_IMAGES))
 
     @cached_property
     def source(self) -> ImageSource:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from good_rt.config.settings import SplitConfig
 from good_rt.data.sources.base import PARTS, ImageSource, Item, hash_of
 from good_rt.errors import GoodRtError
-from good_rt.records import RecordType, drop_format
+from good_rt.records import InnerPath, RecordType, drop_format
 
 SPLITS_RECORD = RecordType("splits", "split again", (drop_format,))
+Part = Literal["train", "held_out", "test"]
 SPLITS_FILE = "splits.json"
 SKIP_BAD_HINT = (
     "leave such images out with --skip-bad of `good-rt split` or `init`, or with skip_bad in a job "
@@ -46,6 +49,30 @@ class File:
     part: str
     digest: str
     copy: bool = False
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """The source in splits.json; its path is relative to the file."""
+
+    path: str
+    kind: str
+    listing: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class SplitsFields:
+    """The keys of splits.json; ``files`` has the values of a `File` by row."""
+
+    source: SplitSource
+    config: SplitConfig
+    given: bool
+    classes: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+    files: Mapping[str, tuple[InnerPath, int | None, Part, str, bool]]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,35 +176,38 @@ class Splits:
         Raises:
             GoodRtError: the file is missing, damaged, or of a newer version.
         """
-        values = SPLITS_RECORD.read(path)
-        try:
-            source, classes = values["source"], values["classes"]
-            files = {int(row): File(*file) for row, file in values["files"].items()}
-            if any(file.part not in PARTS for file in files.values()):
-                raise KeyError("a part that does not exist")
-            return cls(
-                source=path.parent / source["path"],
-                kind=source["kind"],
-                listing=source["listing"],
-                config=SplitConfig(**values["config"]),
-                classes=None if classes is None else tuple(classes),
-                files=files,
-                given=values["given"],
-                skipped=tuple(values["skipped"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SPLITS_RECORD.damaged(path, error) from None
+        values = SPLITS_RECORD.read_as(SplitsFields, path)
+        for row in values.files:
+            if not re.fullmatch(r"[0-9]{1,18}", row):
+                raise SPLITS_RECORD.damaged(path, f"files has the row {row[:40]!r}")
+        if "\0" in values.source.path:
+            raise SPLITS_RECORD.damaged(path, "source.path is not a path")
+        return cls(
+            source=path.parent / values.source.path,
+            kind=values.source.kind,
+            listing=values.source.listing,
+            config=values.config,
+            classes=values.classes,
+            files={int(row): File(*file) for row, file in values.files.items()},
+            given=values.given,
+            skipped=values.skipped,
+        )
 
     def check_listing(self, source: ImageSource) -> None:
         """Checks that the source is still the one that was split.
 
         Raises:
-            GoodRtError: files were added, removed, or have another size.
+            GoodRtError: files were added, removed, or have another name or size.
         """
-        if source.listing != self.listing:
+        entries = source.entries
+        same_names = all(
+            row < len(entries) and entries[row].name == file.name
+            for row, file in self.files.items()
+        )
+        if source.listing != self.listing or not same_names:
             raise GoodRtError(
                 f"{source.path} has changed since it was split (files came, went, or have another "
-                "size); split it again with `good-rt split`"
+                "name or size); split it again with `good-rt split`"
             )
 
     def check_content(self, item: Item) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from good_rt.errors import GoodRtError
+from good_rt.files import DEMO_IMAGES
 
 if TYPE_CHECKING:
     from good_rt.data.labelled import LabelledImages
 
 ASSETS = Path(__file__).parent / "assets"
-DATA = ASSETS / "data"
+DATA = DEMO_IMAGES
 MODELS = ASSETS / "models"
 MODEL = MODELS / "diffusion"
 """A diffusers folder: unet/, vae/, scheduler/."""

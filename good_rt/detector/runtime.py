@@ -77,11 +77,7 @@ class DetectorInfo:
         Raises:
             GoodRtError: the text is something else, damaged, or of a newer version.
         """
-        values = DETECTOR_RECORD.loads(text, where)
-        try:
-            return cls(**{**values, "classes": tuple(values["classes"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DETECTOR_RECORD.damaged(where, error) from None
+        return DETECTOR_RECORD.as_fields(cls, DETECTOR_RECORD.loads(text, where), where)
 
 
 @dataclass(frozen=True)

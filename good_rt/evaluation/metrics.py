@@ -208,20 +208,6 @@ def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
     return float(np.square(means[0] - means[1]).sum() + spread)
 
 
-def metrics_from(values: dict[str, Any]) -> DetectionMetrics:
-    """The figures by name, as a JSON file holds them.
-
-    Raises:
-        GoodRtError: a figure is missing or not a number.
-    """
-    try:
-        return DetectionMetrics(**{name: float(values[name]) for name in METRICS})
-    except (KeyError, TypeError, ValueError) as error:
-        raise GoodRtError(
-            f"detection metrics need the numbers {', '.join(METRICS)}, not {values!r}"
-        ) from error
-
-
 def mean_metrics(rows: list[DetectionMetrics]) -> DetectionMetrics:
     """The mean over OOD sets, each set with the same weight whatever its size."""
     return DetectionMetrics(*map(float, np.mean([astuple(row) for row in rows], axis=0)))

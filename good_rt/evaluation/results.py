@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from good_rt.evaluation.metrics import (
     bootstrap,
     detection_metrics,
     mean_metrics,
-    metrics_from,
 )
 from good_rt.records import RecordType, drop_format
 
@@ -199,39 +199,20 @@ class Evaluation:
         )
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
+    def from_json(
+        cls, value: Mapping[str, Any], where: Path | str = "the evaluation"
+    ) -> Evaluation:
         """The inverse of `to_json`, also after a round trip through JSON text.
+
+        Args:
+            value: What `to_json` returned.
+            where: Its file, for errors.
 
         Raises:
             GoodRtError: the value is not an evaluation, or of a newer version.
         """
-        value = EVALUATION_RECORD.from_record(value, "the evaluation")
-        try:
-            rows = tuple(
-                EvaluationRow(
-                    str(row["model"]),
-                    str(row["score"]),
-                    str(row["ood_set"]),
-                    metrics_from(row["metrics"]),
-                    {
-                        str(name): (float(low), float(high))
-                        for name, (low, high) in row["intervals"].items()
-                    },
-                )
-                for row in value["rows"]
-            )
-            shipped = str(value["shipped"])
-            accuracy = {str(model): Share(**share) for model, share in value["id_accuracy"].items()}
-            refusal = tuple(
-                Refusal(float(entry["alpha"]), Share(**entry["share"]))
-                for entry in value["id_refusal"]
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise GoodRtError(
-                f"this is not an evaluation that good-rt wrote ({problem}): run it again"
-            ) from error
-        return cls(rows, shipped, accuracy, refusal)
+        values = EVALUATION_RECORD.from_record(value, where)
+        return EVALUATION_RECORD.as_fields(cls, values, where)
 
 
 def evaluate_scores(

@@ -21,9 +21,9 @@ from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.export.detector import DetectorParity, export_detector
-from good_rt.files import paths_of
+from good_rt.files import demo_path, paths_of
 from good_rt.method.bank import FeatureBank
-from good_rt.models import check_classifier_path, demo_path
+from good_rt.models import check_classifier_path
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.train import training_record
 
@@ -102,8 +102,8 @@ def build_detector(
 
 def training_of(classifier: Path | None) -> str:
     """What the classifier of this path was fine-tuned with, by the training.json beside it."""
-    record = training_record(classifier) if classifier is not None else {}
-    return WITH_GENERATED if record.get("generated") else WITHOUT_TRAINING
+    training = training_record(classifier) if classifier is not None else None
+    return WITH_GENERATED if training is not None and training.generated else WITHOUT_TRAINING
 
 
 def detector_for(

@@ -280,5 +280,6 @@ def _path_of(given: object) -> Path | None:
 def _training_curve(classifier: Path | None) -> list[tuple[float, float, float]]:
     """(step, CE, BCE) of the fine-tuning behind a classifier's path; empty where it had none with
     OOD images."""
-    history = training_record(classifier).get("history", ()) if classifier is not None else ()
-    return [(step["step"], step["ce"], step["bce"]) for step in history if step["bce"] is not None]
+    training = training_record(classifier) if classifier is not None else None
+    history = training.history if training is not None else ()
+    return [(step.step, step.ce, step.bce) for step in history if step.bce is not None]

@@ -226,8 +226,8 @@ def with_batch(config: GenerationConfig, generator: Generator, out: Path) -> Gen
     """
     if config.batch != "auto":
         return replace(config, batch=min(config.batch, config.count))
-    begun = GeneratedSet(out).settings().get("batch")
-    return replace(config, batch=begun or pick_batch(generator, config.count))
+    begun = GeneratedSet(out).begun()
+    return replace(config, batch=begun.batch or pick_batch(generator, config.count))
 
 
 def fill(

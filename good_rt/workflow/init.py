@@ -22,8 +22,9 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
+from good_rt.files import DEMO
 from good_rt.method.conformal import check_alpha
-from good_rt.models import DEMO, Models, ModelSpec
+from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of
 
@@ -108,7 +109,7 @@ class Findings:
 
 
 def inspect_job(
-    images: Path,
+    images: Path | str,
     spec: ModelSpec,
     test_sets: Mapping[str, Path] | None = None,
     *,
@@ -118,7 +119,7 @@ def inspect_job(
     """Looks at everything that a job needs.
 
     Args:
-        images: In-distribution images.
+        images: In-distribution images; "demo" names the demo's.
         spec: The models.
         test_sets: Real OOD images by name.
         skip_bad: Leave out images that are damaged or contradict others.
@@ -128,7 +129,7 @@ def inspect_job(
         GoodRtError: something does not fit; it says what to do.
     """
     models = spec.load()
-    data = IdData(images)
+    data = IdData.of(images)
     data.labels(models.classifier.config.classes)
     for path in (test_sets or {}).values():
         open_source(path)
@@ -155,7 +156,7 @@ def inspect_job(
             f"alpha {ALPHA} needs {needed}: add images; 100 that the classifier was not trained on "
             "would do"
         ) from None
-    return Findings(images, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
+    return Findings(data.folder, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
 
 
 def _sizes(source: ImageSource) -> str:

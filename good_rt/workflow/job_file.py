@@ -26,7 +26,8 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import recorded_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.models import DEMO, ModelSpec
+from good_rt.files import DEMO
+from good_rt.models import ModelSpec
 from good_rt.records import newer_version
 
 JOB_VERSION = 2
@@ -41,7 +42,7 @@ seeds."""
 class DataTable:
     """[data]: the in-distribution images, and how they are divided."""
 
-    images: str = setting(help="ID images: any source of images.", required_in_file=True)
+    images: str | Path = setting(help="ID images: any source of images.", required_in_file=True)
     split: SplitConfig = nested(SplitConfig)
 
 
@@ -116,7 +117,7 @@ class JobConfig:
     generate: GenerateTable = setting(GenerateTable(), "")
     train: TrainTable = setting(TrainTable(), "")
     detector: DetectorTable = setting(DetectorTable(), "")
-    test_sets: Mapping[str, str] = setting(
+    test_sets: Mapping[str, str | Path] = setting(
         {}, "Real OOD images that only the evaluation sees: name = path."
     )
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from good_rt.files import sha256
-from good_rt.records import RecordType, drop_format
+from good_rt.records import InsideFolder, RecordType, drop_format
 
 STATE = "state.json"
 STATE_RECORD = RecordType("run-state", "delete it; the run then repeats its steps", (drop_format,))
@@ -23,20 +22,38 @@ def key_of(*values: object) -> str:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """A step that has begun, and the hashes of its files by path once it is done."""
+
+    key: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if InsideFolder().unmet_by(name):
+                raise ValueError(f"{name[:60]!r} is outside the job's folder")
+
+
+@dataclass(frozen=True)
+class RunStateFields:
+    """The keys of state.json."""
+
+    steps: Mapping[str, StepRecord]
+
+
+@dataclass(frozen=True)
 class JobState:
     """The record in a job's folder; a step is done when its key is the same and its files are as
     they were left."""
 
     folder: Path
 
-    def _steps(self) -> dict[str, Any]:
+    def _steps(self) -> dict[str, StepRecord]:
         path = self.folder / STATE
-        steps = STATE_RECORD.read(path).get("steps") if path.exists() else {}
-        if not isinstance(steps, dict) or not all(
-            isinstance(entry, dict) for entry in steps.values()
-        ):
-            raise STATE_RECORD.damaged(path, "steps is not a table of steps")
-        return steps
+        return dict(STATE_RECORD.read_as(RunStateFields, path).steps) if path.exists() else {}
+
+    def _write(self, steps: Mapping[str, StepRecord]) -> None:
+        STATE_RECORD.write(self.folder / STATE, asdict(RunStateFields(steps)))
 
     def is_done(self, step: str, key: str) -> bool:
         """Whether a step is done and its files are unchanged.
@@ -48,11 +65,10 @@ class JobState:
         Raises:
             GoodRtError: state.json is damaged, or of a newer version.
         """
-        entry = self._steps().get(step, {})
-        files = entry.get("files")
-        if entry.get("key") != key or not files or not isinstance(files, dict):
+        done = self._steps().get(step)
+        if done is None or done.key != key or not done.files:
             return False
-        paths = {self.folder / name: digest for name, digest in files.items()}
+        paths = {self.folder / name: digest for name, digest in done.files.items()}
         return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
 
     def begin(self, step: str, key: str) -> bool:
@@ -66,10 +82,9 @@ class JobState:
             Whether it had begun before with another key.
         """
         steps = self._steps()
-        before = steps.get(step, {}).get("key")
-        steps[step] = {"key": key}
-        STATE_RECORD.write(self.folder / STATE, {"steps": steps})
-        return before is not None and before != key
+        before = steps.get(step)
+        self._write({**steps, step: StepRecord(key)})
+        return before is not None and before.key != key
 
     def finish(self, step: str, key: str, files: Sequence[Path]) -> None:
         """Records that a step is done.
@@ -81,5 +96,4 @@ class JobState:
         """
         steps = self._steps()
         hashes = {path.relative_to(self.folder).as_posix(): sha256(path) for path in files}
-        steps[step] = {"key": key, "files": hashes}
-        STATE_RECORD.write(self.folder / STATE, {"steps": steps})
+        self._write({**steps, step: StepRecord(key, hashes)})

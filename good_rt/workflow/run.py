@@ -510,7 +510,7 @@ class _Run:
 
         files = [self.out / "evaluation.json", self.out / "report.html"]
         self._step("evaluate", key, files, work)
-        return Evaluation.from_json(read_json(files[0]))
+        return Evaluation.from_json(read_json(files[0]), files[0])
 
 
 def set_key(folder: Path) -> str:

@@ -12,6 +12,7 @@ from good_rt.config.settings import SplitConfig
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits, recorded_splits
 from good_rt.errors import GoodRtError
+from good_rt.files import DEMO_IMAGES, demo_path
 from good_rt.progress import SILENT, Progress
 
 
@@ -29,7 +30,7 @@ def split(
     source that comes with a splits.json keeps that.
 
     Args:
-        images: Any source of images.
+        images: Any source of images; "demo" names the demo's.
         out: The splits.json to write.
         config: Shares of the parts, seed, and whether bad images are left out.
         progress: Hears of every image.
@@ -41,7 +42,7 @@ def split(
     Raises:
         GoodRtError: an image is bad, or stands in two parts or classes.
     """
-    images, out = Path(images), Path(out)
+    images, out = demo_path(images, DEMO_IMAGES), Path(out)
     recorded = recorded_splits(images)
     if recorded is not None:
         if replace(config, skip_bad=False) not in (

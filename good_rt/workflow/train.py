@@ -8,7 +8,7 @@ and training.json.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from good_rt.files import paths_of, sole_user
 from good_rt.method.training import (
     TrainingImages,
     TrainResult,
+    TrainStep,
     check_trainable,
     finetune,
     has_bfloat16,
@@ -43,6 +44,29 @@ DECODED_PIXELS = 2**18
 """Pixels that go through the autoencoder at once, which takes more memory than any other model."""
 DECODED_IMAGES = 4096
 """ID images that are also given as the autoencoder reconstructs them."""
+
+
+@dataclass(frozen=True)
+class FinishedTraining:
+    """The keys of training.json.
+
+    Attributes:
+        config: Settings of the training.
+        generated: Folders of guided images; none in the control.
+        unguided: Folders of unguided images.
+        kept_step: The step whose state was kept.
+        held_out_accuracy: ID accuracy on the held-out images.
+        held_out_accuracy_before: That of the original classifier.
+        history: Every step.
+    """
+
+    config: Mapping[str, Any]
+    generated: tuple[str, ...]
+    unguided: tuple[str, ...]
+    kept_step: int
+    held_out_accuracy: float
+    held_out_accuracy_before: float
+    history: tuple[TrainStep, ...]
 
 
 def train(
@@ -93,8 +117,16 @@ def train(
     with sole_user(out), task as advance:
         result = finetune(classifier, images, config, out, on_step=lambda step: advance(1))
     save_classifier(result.classifier.cpu(), out / "classifier")
-    record = _training_record(config, result, ood_folders, unguided_folders)
-    TRAINING_RECORD.write(out / TRAINING_FILE, record)
+    record = FinishedTraining(
+        config=asdict(config),
+        generated=tuple(map(str, ood_folders)),
+        unguided=tuple(map(str, unguided_folders)),
+        kept_step=result.kept_step,
+        held_out_accuracy=result.accuracy,
+        held_out_accuracy_before=result.accuracy_before,
+        history=result.history,
+    )
+    TRAINING_RECORD.write(out / TRAINING_FILE, asdict(record))
     return result
 
 
@@ -182,23 +214,9 @@ def decoded_images(
     return torch.cat(done)
 
 
-def training_record(classifier: Path) -> Mapping[str, Any]:
-    """training.json of a classifier that `train` wrote; empty for any other."""
+def training_record(classifier: Path) -> FinishedTraining | None:
+    """training.json of a classifier that `train` wrote; None for any other."""
     # a classifier of the user's code is named MODULE:ATTR@FOLDER
     folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
     path = folder.parent / TRAINING_FILE
-    return TRAINING_RECORD.read(path) if path.exists() else {}
-
-
-def _training_record(
-    config: TrainConfig, result: TrainResult, generated: Sequence[Path], unguided: Sequence[Path]
-) -> dict[str, Any]:
-    return {
-        "config": asdict(config),
-        "generated": [str(folder) for folder in generated],
-        "unguided": [str(folder) for folder in unguided],
-        "kept_step": result.kept_step,
-        "held_out_accuracy": result.accuracy,
-        "held_out_accuracy_before": result.accuracy_before,
-        "history": [asdict(step) for step in result.history],
-    }
+    return TRAINING_RECORD.read_as(FinishedTraining, path) if path.exists() else None

@@ -125,8 +125,53 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "classifier.json").write_text("{"),
         r"classifier\.json is not valid JSON",
     ),
-    "no classes": (edit(lambda v: v.pop("classes")), r"is not a classifier's config \('classes'\)"),
-    "unknown setting": (edit(lambda v: v.update(depth=3)), r"is not a classifier's config .*depth"),
+    "no classes": (edit(lambda v: v.pop("classes")), r"is damaged \(classes is missing\); save"),
+    "empty classes": (edit(lambda v: v.update(classes=[])), "classes is empty, but must be one or"),
+    "numbers as classes": (
+        edit(lambda v: v.update(classes=[1, 2])),
+        r"is damaged \(classes\.0 is 1, but must be a text\); save the classifier again",
+    ),
+    "classes as text": (
+        edit(lambda v: v.update(classes="abcdefgh")),
+        "classes is 'abcdefgh', but must be a list",
+    ),
+    "unknown setting": (edit(lambda v: v.update(depth=3)), r"\(depth is not a known key\)"),
+    "architecture null": (
+        edit(lambda v: v.update(architecture=None)),
+        r"classifier\.json is damaged \(architecture is None, but must be a text\)",
+    ),
+    "image size as text": (edit(lambda v: v.update(image_size="32")), "image_size is '32', but"),
+    "no pixels": (edit(lambda v: v.update(image_size=0)), "image_size is 0, but must be at least"),
+    "negative size": (edit(lambda v: v.update(image_size=-32)), "image_size is -32, but must be"),
+    "huge size": (
+        edit(lambda v: v.update(image_size=10**9)),
+        "image_size is 1000000000, but must be at most 16384",
+    ),
+    "fraction of channels": (edit(lambda v: v.update(channels=1.0)), r"channels is 1\.0, but must"),
+    "huge channels": (edit(lambda v: v.update(input_channels=10**9)), "input_channels is 1000000"),
+    "resize as list": (edit(lambda v: v.update(resize=[32, 32])), "resize is a list, but must be"),
+    "huge resize": (
+        edit(lambda v: v.update(resize={"size": 10**9, "crop": 32})),
+        r"resize\.size is 1000000000, but must be at most",
+    ),
+    "crop larger than resize": (
+        edit(lambda v: v.update(resize={"size": 16, "crop": 48})),
+        r"classifier\.json: cannot crop 48 pixels out of 16",
+    ),
+    "interpolation": (
+        edit(lambda v: v.update(resize={"size": 48, "crop": 48, "interpolation": "x"})),
+        r"classifier\.json: unknown interpolation 'x'",
+    ),
+    "mean of three channels": (
+        edit(lambda v: v.update(mean=[0.5] * 3, std=[0.5] * 3)),
+        r"classifier\.json: the classifier's mean has 3 values for 1 channel",
+    ),
+    "mean as text": (edit(lambda v: v.update(mean=["0.5"])), r"mean\.0 is '0\.5', but must be a"),
+    "infinite mean": (edit(lambda v: v.update(mean=[float("inf")])), r"mean\.0 is inf, but must"),
+    "std of 0": (
+        edit(lambda v: v.update(mean=[0.5], std=[0])),
+        r"std\.0 is 0, but must be greater than 0",
+    ),
     "unknown architecture": (
         edit(lambda v: v.update(architecture="os:system")),
         "unknown architecture 'os:system'; known are small_resnet",
@@ -135,6 +180,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         edit(lambda v: v.update(arguments={"depth": 3})),
         "arguments do not fit architecture",
     ),
+    "negative width": (
+        edit(lambda v: v.update(arguments={"width": -1})),
+        r"classifier\.json: arguments do not fit architecture",
+    ),
+    "number as features": (edit(lambda v: v.update(features=3)), "features is 3, but must be a"),
     "other width": (
         edit(lambda v: v.update(arguments={"width": 16})),
         r"does not fit classifier\.json: size mismatch",

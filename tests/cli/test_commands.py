@@ -485,7 +485,7 @@ def bad_set(kind: str, folder: Path, source: Path) -> str:
     if kind == "odd line":
         lines = (folder / "manifest.jsonl").read_text().splitlines()
         (folder / "manifest.jsonl").write_text("\n".join([lines[0], "odd", *lines[1:], ""]))
-        return "manifest.jsonl, line 2: not a manifest row"
+        return "manifest.jsonl, line 2 is not valid JSON"
     if kind == "colour":
         for path in (folder / "images").iterdir():
             with Image.open(path) as grey:
@@ -496,7 +496,7 @@ def bad_set(kind: str, folder: Path, source: Path) -> str:
         (folder / "manifest.jsonl").read_text().replace("images/000003.png", "../../../etc/passwd")
     )
     (folder / "manifest.jsonl").write_text(lines)
-    return "image 3 lies outside"
+    return "line 4 is damaged (file is '../../../etc/passwd', but must be a path inside"
 
 
 @pytest.mark.parametrize(

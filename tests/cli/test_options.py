@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from good_rt.cli.options import out_option
 from good_rt.errors import GoodRtError
 from good_rt.progress import shown_progress
+
+Run = Callable[..., Any]
 
 
 def test_long_work_says_now_and_then_how_far_it_is(
@@ -42,6 +46,35 @@ def test_long_work_says_now_and_then_how_far_it_is(
     with shown_progress(quiet=True) as bars, bars.task("sampling", 10) as advance:
         advance(10)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("split demo -o", "-o/--out"),
+        ("split", "IMAGES"),
+        ("init", "IMAGES"),
+        ("init demo --classifier", "--classifier"),
+        ("init demo --model", "--model"),
+        ("init demo --gradient-decoder", "--gradient-decoder"),
+        ("generate -o", "-o/--out"),
+        ("generate --id", "--id"),
+        ("generate --engine-folder", "--engine-folder"),
+        ("generate --engines", "--engines"),
+        ("train --generated", "--generated"),
+        ("run", "JOB"),
+        ("inspect", "MODEL"),
+        ("inspect . --classifier", "--classifier"),
+        ("classifier show", "SPEC"),
+        ("classifier show x --classes", "--classes"),
+        ("export --timing-cache", "--timing-cache"),
+        ("detector score", "FILES"),
+        ("detector score x --detector", "--detector"),
+        ("detector score x --detector y --csv", "--csv"),
+    ],
+)
+def test_an_empty_path_is_refused_by_its_option(run: Run, words: str, named: str) -> None:
+    assert run(*words.split(), "").failed() == f"error: {named} is empty; give a path"
 
 
 @pytest.mark.parametrize(

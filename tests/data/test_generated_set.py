@@ -156,8 +156,57 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -
     lines = manifest.read_text().splitlines()
     for broken in ("not json", json.dumps({"index": 1}), json.dumps([1])):
         manifest.write_text("\n".join([lines[0], broken, lines[2], ""]))
-        with pytest.raises(GoodRtError, match=r"manifest\.jsonl, line 2: not a manifest row"):
+        with pytest.raises(GoodRtError, match=r"manifest\.jsonl, line 2 .*generate the set again"):
             made.rows()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"index": -1}, "index is -1, but must be at least 0"),
+        ({"index": "1"}, "index is '1', but must be a whole number"),
+        ({"label": -2}, "label is -2, but must be at least 0"),
+        ({"label": None}, "label is None, but must be a whole number"),
+        ({"energy": "low"}, "energy is 'low', but must be a finite number"),
+        ({"energy": float("nan")}, "energy is nan, but must be a finite number"),
+        ({"knn_distance": [1.0]}, "knn_distance is a list, but must be a finite number"),
+        ({"guidance": "x"}, "guidance is 'x', but must be one of none, img, feat, both"),
+        ({"file": 3}, "file is 3, but must be a text"),
+        ({"file": "images/\0.png"}, "but must be a path inside the folder"),
+        ({"weight": 1}, "weight is not a known key"),
+    ],
+)
+def test_a_row_of_wrong_values_is_refused_wherever_it_stands(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    made = filled(tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    for number in range(3):
+        damaged = list(lines)
+        damaged[number] = json.dumps({**json.loads(lines[number]), **change})
+        manifest.write_text("\n".join([*damaged, ""]))
+        with pytest.raises(GoodRtError) as caught:
+            made.rows()
+        assert f"manifest.jsonl, line {number + 1} is damaged (" in str(caught.value)
+        assert message in str(caught.value)
+
+
+def test_a_manifest_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    with (tmp_path / "manifest.jsonl").open("ab") as manifest:
+        manifest.write(b"\xff\xfe\n")
+    with pytest.raises(GoodRtError, match=r"manifest\.jsonl, line 4 is not valid JSON"):
+        made.rows()
+
+
+def test_a_set_begun_with_an_impossible_batch_is_refused(tmp_path: Path) -> None:
+    for batch in (0, "x", [8], 1.5):
+        GeneratedSet(tmp_path).begin({"batch": batch})
+        with pytest.raises(GoodRtError, match=r"job\.json is damaged \(batch is "):
+            GeneratedSet(tmp_path).begun()
+    GeneratedSet(tmp_path).begin({"batch": 8})
+    assert GeneratedSet(tmp_path).begun().batch == 8
 
 
 @pytest.mark.parametrize(
@@ -169,7 +218,7 @@ def test_paths_out_of_the_set_are_refused(tmp_path: Path, file: str) -> None:
     line = json.dumps(vars(replace(row(1), file=file.format(tmp=tmp_path))))
     with (tmp_path / "set" / "manifest.jsonl").open("a") as manifest:
         manifest.write(line + "\n")
-    with pytest.raises(GoodRtError, match="image 1 lies outside"):
+    with pytest.raises(GoodRtError, match=r"image 1 lies outside|a path inside the folder"):
         made.images()
 
 

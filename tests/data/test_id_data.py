@@ -29,6 +29,15 @@ def test_parts_are_the_files(id_dir: Path) -> None:
         np.testing.assert_array_equal(data.labels, shipped.labels[: len(data)])
 
 
+def test_demo_names_the_demo_unless_such_a_folder_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert IdData.of("demo") == IdData.of(Path("demo")) == IdData(assets.DATA)
+    (tmp_path / "demo").mkdir()
+    assert IdData.of("demo") == IdData(Path("demo"))
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [

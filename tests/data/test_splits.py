@@ -3,6 +3,7 @@ holds."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -156,6 +157,46 @@ def test_what_is_written_is_read_and_the_folder_can_move(folder: Path, tmp_path:
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
     data = IdData(tmp_path / "moved" / "splits.json")
     assert len(data.part("train", ("cat", "dog"), 3, 8)) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": [1, 2]}, r"classes\.0 is 1, but must be a text"),
+        ({"classes": "cat"}, "classes is 'cat', but must be a list"),
+        ({"files": {"0": ["../../x.png", 0, "train", "d", False]}}, r"files\.0\.0 is .*inside"),
+        ({"files": {"0": ["/etc/x.png", 0, "train", "d", False]}}, r"files\.0\.0 is .*inside"),
+        ({"files": {"0": ["x.png", 0, "val", "d", False]}}, r"files\.0\.2 is 'val', but must be o"),
+        ({"files": {"0": ["x.png", 0, "train"]}}, r"files\.0 has 3 values, but must have 5"),
+        ({"files": {"-1": ["x.png", 0, "train", "d", False]}}, "files has the row '-1'"),
+        ({"files": []}, "files is a list, but must be an object"),
+        ({"given": None}, "given is None, but must be true or false"),
+        ({"config": {"seed": -1}}, "config: seed is -1, but must be at least 0"),
+        ({"source": {"path": 3}}, r"source\.kind is missing"),
+        ({"skipped": 3}, "skipped is 3, but must be a list"),
+    ],
+)
+def test_a_damaged_splits_file_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "splits.json"
+    make_splits(open_source(folder)).write(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(GoodRtError, match=rf"splits\.json is damaged \(.*{message}.*; split again"):
+        IdData(path).rows("train")
+
+
+def test_a_splits_file_that_names_other_images_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    make_splits(open_source(folder)).write(path)
+    record = json.loads(path.read_text())
+    for row, name in (("40", "cat/40.png"), ("0", "cat/40.png")):
+        files = {**record["files"], row: [name, 0, "train", "d", False]}
+        path.write_text(json.dumps({**record, "files": files}))
+        with pytest.raises(
+            GoodRtError, match=r"has changed since it was split .*another name or size"
+        ):
+            IdData(path).rows("train")
 
 
 def test_a_splits_file_in_the_folder_is_used(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,17 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "architectures": 3}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 1, "architectures": 3}',
+        json.dumps({**INFO.to_json(), "plan_bytes": "4"}),
+        json.dumps({**INFO.to_json(), "profile": {"batch": [1, 2]}}),
+        json.dumps({**INFO.to_json(), "inputs": {"x": {"dtype": "float23", "shape": [1]}}}),
+    ],
 )
 def test_a_damaged_description_is_one_error(tmp_path: Path, text: str) -> None:
     path = write_plan(tmp_path)

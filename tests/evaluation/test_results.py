@@ -108,14 +108,14 @@ def test_shares_and_refusal(evaluation: Evaluation) -> None:
     ],
 )
 def test_foreign_json_is_refused(value: dict[str, object]) -> None:
-    with pytest.raises(GoodRtError, match="not an evaluation that good-rt wrote"):
+    with pytest.raises(GoodRtError, match=r"the evaluation is damaged \(.*\); run it again"):
         Evaluation.from_json(value)
 
 
 def test_bad_metrics_in_json_are_refused(evaluation: Evaluation) -> None:
     value = evaluation.to_json()
     value["rows"][0]["metrics"].pop("auroc")
-    with pytest.raises(GoodRtError, match="need the numbers auroc"):
+    with pytest.raises(GoodRtError, match=r"rows\.0\.metrics\.auroc is missing"):
         Evaluation.from_json(value)
 
 

@@ -3,7 +3,9 @@ changed."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import pydoc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import good_rt
 import good_rt.export.export as under_test
 from good_rt.classifier import Classifier
 from good_rt.config.settings import ExportConfig
@@ -25,6 +28,7 @@ from good_rt.export.graphs import FusedGuidance, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import RELATIVE
 from good_rt.models import Models, ModelSpec
+from good_rt.workflow.export import export
 from good_rt.workflow.generator import Generator
 
 IMAGES = from_uint8(assets.load_images("held_out").images[:4])
@@ -252,3 +256,15 @@ def test_weights_beyond_one_file(
     path.unlink()
     with pytest.raises(GoodRtError, match=r"network\.onnx\.data is missing; export again"):
         load_engines(tmp_path / "engines")
+
+
+def test_the_callable_package_has_the_signature_and_help_of_the_step() -> None:
+    assert inspect.signature(good_rt.export) == inspect.signature(export)
+    assert list(inspect.signature(good_rt.export).parameters)[:3] == ["models", "id_data", "out"]
+    text = pydoc.plain(pydoc.render_doc(good_rt.export))
+    for line in (
+        "Exports both models into the folder",
+        "out: Folder of the engines",
+        "ParityError",
+    ):
+        assert line in text

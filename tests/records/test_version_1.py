@@ -140,8 +140,9 @@ def test_a_run_state_knows_what_is_done(folder: Path) -> None:
 
 def test_a_training_says_what_it_was_trained_with() -> None:
     record = training_record(V1 / "trained" / "classifier")
-    assert record["generated"] == ["job/generated/img"] and record["config"]["lr"] == 1e-5
-    assert [step["step"] for step in record["history"]] == [1, 2, 3]
+    assert record is not None
+    assert record.generated == ("job/generated/img",) and record.config["lr"] == 1e-5
+    assert [step.step for step in record.history] == [1, 2, 3]
 
 
 def test_an_evaluation_has_its_figures() -> None:

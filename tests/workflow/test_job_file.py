@@ -133,6 +133,19 @@ def test_a_models_name_is_no_path(tmp_path: Path) -> None:
         ('out = "../x"\n' + SMALL, r"out is '\.\./x', but must be a folder beside the job file"),
         ('out = "/x"\n' + SMALL, r"out is '/x', but must be a folder beside the job file"),
         ('out = "."\n' + SMALL, r"out is '\.', but must be a folder beside the job file"),
+        ('out = ""\n' + SMALL, "out is '', but must be a folder beside the job file"),
+        (SMALL.replace("photos", ""), r"line 3: data\.images is '', but must be a path"),
+        (SMALL.replace("clf", ""), r"line 5: models\.classifier is '', but must be a path"),
+        (SMALL.replace("ddpm", ""), r"line 6: models\.diffusion is '', but must be a path"),
+        (
+            SMALL + 'gradient_decoder = ""\n',
+            r"line 7: models\.gradient_decoder is '', but must be a path",
+        ),
+        (
+            SMALL + '[test_sets]\nstreet = ""\n',
+            r"line 8: test_sets\.street is '', but must be a path",
+        ),
+        (SMALL.replace('"photos"', "3"), r"line 3: data\.images is 3, but must be a text"),
         ("[data]\n[models]\n", r"job\.toml: 'images' is missing in \[data\]; add it"),
         (
             "data = 3\n" + SMALL.replace("[data]\nimages", "#"),

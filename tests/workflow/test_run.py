@@ -26,6 +26,7 @@ from elsewhere import second_device
 from PIL import Image
 from torch import nn
 
+import good_rt
 from good_rt.classifier import Classifier
 from good_rt.config.settings import BackendConfig
 from good_rt.data.id_data import IdData
@@ -366,6 +367,19 @@ def test_split_records_what_every_command_takes(run: Run, photos: Path, tmp_path
         ours, theirs = (d.part(part, assets.CLASSES, 1, 32) for d in (data, direct))
         np.testing.assert_array_equal(ours.images, theirs.images)
     assert "144" in run("split", photos, "-o", tmp_path / "splits.json").out
+
+
+def test_split_and_init_take_demo_for_the_demos_images(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("split", "demo", "-o", "splits.json", "--json").json
+    assert found["kind"] == "npz"
+    assert good_rt.split("demo", "again.json").counts() == found["counts"]
+    assert IdData(tmp_path / "splits.json").source.path.samefile(assets.DATA)
+    assert run("init", "demo").code == 0
+    assert 'images = "demo"' in (tmp_path / "job.toml").read_text()
+    assert Job.read(tmp_path / "job.toml").images == assets.DATA
 
 
 def copied(photos: Path, tmp_path: Path, per_class: int = 3) -> Path:
