@@ -187,7 +187,7 @@ class PlanInfo:
             text = path.read_bytes()
         except OSError as error:
             raise GoodRtError(
-                f"{plan} cannot be vouched for: {path.name} beside it cannot be read "
+                f"{plan} cannot be verified: {path.name} beside it cannot be read "
                 f"({error.strerror}); build it with "
                 "`good-rt export --to tensorrt`"
             ) from None

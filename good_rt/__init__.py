@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from good_rt.config.settings import BackendConfig as BackendConfig
+    from good_rt.config.settings import BankConfig as BankConfig
     from good_rt.config.settings import DetectorConfig as DetectorConfig
+    from good_rt.config.settings import ExportConfig as ExportConfig
     from good_rt.config.settings import GenerationConfig as GenerationConfig
+    from good_rt.config.settings import GuidanceConfig as GuidanceConfig
+    from good_rt.config.settings import SamplerConfig as SamplerConfig
     from good_rt.config.settings import SplitConfig as SplitConfig
     from good_rt.config.settings import TrainConfig as TrainConfig
     from good_rt.detector.runtime import Detector as Detector
+    from good_rt.detector.runtime import Scores as Scores
+    from good_rt.models import Models as Models
     from good_rt.models import ModelSpec as ModelSpec
     from good_rt.workflow.detector import build_detector as build_detector
     from good_rt.workflow.evaluate import evaluate as evaluate
@@ -26,11 +33,18 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Detector": "good_rt.detector.runtime",
+    "Scores": "good_rt.detector.runtime",
+    "Models": "good_rt.models",
     "ModelSpec": "good_rt.models",
     "GenerationConfig": "good_rt.config.settings",
     "SplitConfig": "good_rt.config.settings",
     "TrainConfig": "good_rt.config.settings",
     "DetectorConfig": "good_rt.config.settings",
+    "SamplerConfig": "good_rt.config.settings",
+    "GuidanceConfig": "good_rt.config.settings",
+    "ExportConfig": "good_rt.config.settings",
+    "BankConfig": "good_rt.config.settings",
+    "BackendConfig": "good_rt.config.settings",
     "split": "good_rt.workflow.split",
     "generate": "good_rt.workflow.generate",
     "train": "good_rt.workflow.train",
