@@ -118,6 +118,8 @@ def _kind(setting: Setting) -> dict[str, Any]:
 
 def _single(kind: Any, setting: Setting) -> Any:
     bounds = setting.declared.bounds
+    if get_origin(kind) is Literal:
+        return click.Choice([str(choice) for choice in get_args(kind)])
     if kind is str or len(setting.value_types) > 1:  # a path or a spec, which stays text
         return str
     if bounds is None:
