@@ -47,11 +47,10 @@ def build(
 ) -> None:
     """Build detector.onnx from a classifier.
 
-    The file takes images and gives logits, energy, k-NN distance, unified score, p-value and
-    decision. The gate that weighs energy against k-NN distance is fitted on held-out ID images and
-    generated images; without --generated both weigh the same. The p-value is calibrated on other
-    held-out ID images. ID images need no classes here. The file is compared with PyTorch before it
-    is written.
+    The file takes images and gives logits, discrepancies, unified score, p-value and decision. The
+    discrepancies are fitted on training images, the score on held-out ID images, and the p-value is
+    calibrated on other held-out ID images. ID images without classes are of those that the
+    classifier predicts. The file is compared with PyTorch before it is written.
     """
     check_classifier_path(models.classifier_path)
     from good_rt.environment import use_device
@@ -80,9 +79,11 @@ def build(
             }
         )
         return
-    click.echo(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, gate π = {unified.pi:.3f}, c = {unified.c:.3f}"
+    parts = ", ".join(
+        f"{name} {weight:.2f}"
+        for name, weight in zip(unified.names, unified.combination.weights, strict=True)
     )
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, score: {unified.kind} of {parts}")
     click.echo(
         f"compared with PyTorch on {parity.images} images: largest relative difference of the "
         f"score {parity.max_relative['score']:.1e}, "

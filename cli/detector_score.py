@@ -6,8 +6,10 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -40,8 +42,12 @@ class Line:
     score: float
     p_value: float
     is_ood: bool
-    energy: float
-    knn_distance: float
+    discrepancies: Mapping[str, float]
+
+    def columns(self) -> dict[str, Any]:
+        """The row as flat columns, which CSV and JSON share."""
+        rest = {name: value for name, value in vars(self).items() if name != "discrepancies"}
+        return {**rest, **self.discrepancies}
 
 
 @click.command(epilog=EPILOG)
@@ -100,9 +106,8 @@ def score(
     if csv_path is not None:
         _write_csv(csv_path, lines)
     if as_json:
-        emit_json(
-            {"alpha": detector.alpha, "images": [vars(line) for line in lines], "skipped": skipped}
-        )
+        images = [line.columns() for line in lines]
+        emit_json({"alpha": detector.alpha, "images": images, "skipped": skipped})
     elif csv_path is None:
         _print_table(lines, detector.alpha)
         click.echo(_summary(lines))
@@ -135,8 +140,7 @@ def _scored(
             score=float(scores.score[i]),
             p_value=float(scores.p_value[i]),
             is_ood=bool(scores.is_ood[i]),
-            energy=float(scores.energy[i]),
-            knn_distance=float(scores.knn_distance[i]),
+            discrepancies={name: float(values[i]) for name, values in scores.discrepancies.items()},
         )
         for i, name in enumerate(names)
     ]
@@ -144,9 +148,9 @@ def _scored(
 
 def _write_csv(path: Path, lines: list[Line]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Line.__annotations__), lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0].columns()), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(vars(line) for line in lines)
+    writer.writerows(line.columns() for line in lines)
     if str(path) == "-":
         sys.stdout.write(text.getvalue())
         return

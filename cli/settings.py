@@ -119,6 +119,8 @@ def _kind(setting: Setting) -> dict[str, Any]:
 
 def _single(kind: Any, setting: Setting) -> Any:
     bounds = setting.declared.bounds
+    if get_origin(kind) is Literal:
+        return click.Choice([str(choice) for choice in get_args(kind)])
     if Path in setting.value_types:
         return PathText()
     if kind is str:

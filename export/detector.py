@@ -19,7 +19,7 @@ from torch import Tensor
 import good_rt
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
-from good_rt.detector.runtime import METADATA_KEY, OUTPUTS, DetectorInfo
+from good_rt.detector.runtime import METADATA_KEY, DetectorInfo
 from good_rt.engines.onnx_file import LARGEST_FILE
 from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
@@ -62,18 +62,18 @@ def detector_parity(
         batch: Images that run at once.
     """
     engine = open_engine(path)
-    found: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
-    expected: dict[str, list[Tensor]] = {name: [] for name in OUTPUTS}
+    found: dict[str, list[Tensor]] = {name: [] for name in module.outputs}
+    expected: dict[str, list[Tensor]] = {name: [] for name in module.outputs}
     with torch.no_grad():
         for part in images.split(batch):
             for name, value in engine(images=part).items():
                 found[name].append(value)
-            for name, value in zip(OUTPUTS, module(part), strict=True):
+            for name, value in zip(module.outputs, module(part), strict=True):
                 expected[name].append(value)
     ours = {name: torch.cat(values) for name, values in found.items()}
     reference = {name: torch.cat(values) for name, values in expected.items()}
     relative = {}
-    for name in ("logits", "energy", "knn_distance", "score"):
+    for name in ("logits", *module.unified.names, "score"):
         scale = reference[name].double().abs().mean().clamp_min(1e-12)
         relative[name] = float((ours[name].double() - reference[name].double()).abs().max() / scale)
     # what PyTorch's class is ahead of the file's: of two that are equal up to rounding, either may
@@ -128,8 +128,7 @@ def export_detector(
         image_size=config.image_size,
         alpha=module.config.alpha,
         calibration_size=len(module.calibration),
-        k=module.config.k,
-        distance="euclidean distance of unit-norm features to the k-th nearest of the bank",
+        score=_score_record(module),
         training=training,
         versions={
             "good-rt": good_rt.__version__,
@@ -143,7 +142,9 @@ def export_detector(
         if isinstance(module.classifier.network, OnnxNetwork):
             merge_detector(module, module.classifier.network, images[:2], temporary, metadata)
         else:
-            export_onnx(module, {"images": images[:2]}, OUTPUTS, temporary, metadata=metadata)
+            export_onnx(
+                module, {"images": images[:2]}, module.outputs, temporary, metadata=metadata
+            )
         parity = detector_parity(module, temporary, images)
         # a NaN is the worst there is
         worst = max(
@@ -165,6 +166,15 @@ def export_detector(
                 "differ; nothing was written"
             )
     return parity
+
+
+def _score_record(module: DetectorModule) -> dict[str, Any]:
+    """What the metadata say of the score: the combination, and each discrepancy's settings, mean,
+    standard deviation and weight."""
+    record = module.unified.to_json()
+    for one in module.discrepancies:
+        record["discrepancies"][one.name] |= one.parameters_used()
+    return record
 
 
 def _weights_hash(module: DetectorModule) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import compose, version_converter
 from torch import Tensor, nn
 
@@ -16,7 +15,6 @@ from good_rt.classifier import Classifier
 from good_rt.classifier.base import as_vectors
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
-from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError, first_line
 from good_rt.export.to_onnx import OPSET, export_onnx
 
@@ -33,7 +31,7 @@ class Front(nn.Module):
 
 
 class Back(nn.Module):
-    """(logits, features as the network gives them) -> `good_rt.detector.runtime.OUTPUTS`."""
+    """(logits, features as the network gives them) -> the detector's outputs."""
 
     def __init__(self, detector: DetectorModule) -> None:
         super().__init__()
@@ -41,7 +39,7 @@ class Back(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
         # a copy, since an output may not be an input as well
-        return self.detector.decide(logits + 0.0, F.normalize(as_vectors(features), dim=1))
+        return self.detector.decide(logits + 0.0, as_vectors(features))
 
 
 def merge_detector(
@@ -69,7 +67,7 @@ def merge_detector(
         logits = network.forward_head(features)
     front, back = path.with_name("front.onnx"), path.with_name("back.onnx")
     export_onnx(Front(module.classifier).eval(), {"images": images}, ("prepared",), front)
-    export_onnx(Back(module).eval(), {"of_head": logits, "of_body": features}, OUTPUTS, back)
+    export_onnx(Back(module).eval(), {"of_head": logits, "of_body": features}, module.outputs, back)
     try:
         parts = {"front": onnx.load(front), "body": network.body_model, "head": network.head_model}
         parts["back"] = onnx.load(back)
@@ -90,9 +88,8 @@ def merge_detector(
         merged = compose.merge_models(
             merged, parts["back"], io_map=[(seen[1], "back/of_head"), (seen[0], "back/of_body")]
         )
-        _rename(
-            merged.graph, {"front/images": "images", **{f"back/{name}": name for name in OUTPUTS}}
-        )
+        outputs = {f"back/{name}": name for name in module.outputs}
+        _rename(merged.graph, {"front/images": "images", **outputs})
         for key, value in metadata.items():
             merged.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(merged)

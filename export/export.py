@@ -53,7 +53,8 @@ def export_models(
         out: Folder of the engines, replaced as a whole.
         config: Opset, tolerances and batch sizes of the parity check.
         images: Real inputs of the parity check: (N, C, H, W) in [-1, 1].
-        fused: The bank of the fused guidance; without it no graph with gradients is exported.
+        fused: The discrepancies of the fused guidance; without them no graph with gradients is
+            exported.
         no_rule: Why no graph with gradients is exported although ``fused`` is given; the manifest
             records it, so that the next call does not try again.
         on_graph: Hears the name of each graph before it is exported.

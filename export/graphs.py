@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from good_rt.classifier import Classifier
 from good_rt.diffusion import DiffusionModel
 from good_rt.export.guidance_module import GuidanceModule
-from good_rt.method.bank import FeatureBank
+from good_rt.method.discrepancy import Discrepancy
 
-EXPORTER = 1
+EXPORTER = 2
 """The version of the exported graphs: engines of another one are exported again.
 
 Whoever changes what a graph computes, or how, raises it; tests/export/test_exporter_version.py
@@ -53,14 +53,16 @@ class Graph:
 class FusedGuidance:
     """What the fused guidance graph holds beside decoder and classifier."""
 
-    bank: FeatureBank
-    k: int
+    feature: Discrepancy
     temperature: float = 1.0
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.bank.features.numpy().tobytes())
-        digest.update(f"{self.k} {self.temperature}".encode())
+        settings = {**self.feature.parameters_used(), "temperature": self.temperature}
+        digest = hashlib.sha256(f"{self.feature.name} {settings}".encode())
+        for name, tensor in sorted(self.feature.graph().state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -80,8 +82,8 @@ def graphs_of(
         classifier: The classifier.
         images: (N, C, H, W) in [-1, 1], N > 0, the real inputs; latents come from them by the VAE.
             None for random inputs only.
-        fused: The bank of the graphs with gradients ("network_vjp", "decoder_vjp", "guidance_vjp");
-            None leaves them out.
+        fused: The discrepancies of the graphs with gradients ("network_vjp", "decoder_vjp",
+            "guidance_vjp"); None leaves them out.
     """
     config = classifier.config
     conditioning = model.conditioning(config.classes)
@@ -145,7 +147,7 @@ def graphs_of(
                 model.gradient_decoder, ("images",), of_latents, wrt="latents", split=True
             )
         guidance = GuidanceModule(
-            model.gradient_decoder, classifier, fused.bank, fused.k, fused.temperature
+            model.gradient_decoder, classifier, fused.feature, fused.temperature
         ).eval()
         of_guided = kinds(model.sample_shape, real_latents, guided)
         graphs["guidance_vjp"] = Graph(guidance, ("value",), of_guided, wrt="latents")

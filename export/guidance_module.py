@@ -7,11 +7,10 @@ every guided step.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from good_rt.method.bank import FeatureBank
-from good_rt.method.discrepancy import image_level
+from good_rt.method.discrepancy import Discrepancy
+from good_rt.method.discrepancy.energy import image_level
 
 
 class GuidanceModule(nn.Module):
@@ -19,31 +18,30 @@ class GuidanceModule(nn.Module):
     + offset, (N,).
 
     latents (N, C, H, W), offset (N, c, H', W') (the smoothing's noise, or zeros), weights (N,). The
-    bank, k and the temperature are part of the graph. ``decoder`` None is the identity.
-    """
+    feature discrepancy and the temperature are part of the graph.
 
-    bank: Tensor
+    Args:
+        decoder: D; None is the identity.
+        classifier: Images to logits and features.
+        feature: ℓ_feat.
+        temperature: T of ℓ_img.
+    """
 
     def __init__(
         self,
         decoder: nn.Module | None,
         classifier: nn.Module,
-        bank: FeatureBank,
-        k: int,
+        feature: Discrepancy,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        bank.check_k(k)
-        self.decoder, self.classifier = decoder, classifier
-        self.k, self.temperature = k, temperature
-        self.register_buffer("bank", bank.features)
+        self.decoder, self.classifier, self.feature = decoder, classifier, feature.graph()
+        self.temperature = temperature
 
     def forward(
         self, latents: Tensor, offset: Tensor, image_weight: Tensor, feature_weight: Tensor
     ) -> Tensor:
         images = (latents if self.decoder is None else self.decoder(latents)) + offset
         logits, features = self.classifier(images)
-        # the search has no gradient, the distance to what it found has
-        rows = (features.detach() @ self.bank.T).topk(self.k, dim=1).indices[:, -1]
-        distance = torch.linalg.vector_norm(features - self.bank[rows], dim=1)
+        distance = self.feature(logits, features)
         return image_weight * image_level(logits, self.temperature) + feature_weight * distance

@@ -1,8 +1,8 @@
 """The two models of a job, a diffusion model and a classifier: named, loaded once, and compared.
 
 `ModelSpec.load` is the only place that loads them together. Every step takes the `Models` that it
-returns, so that one run reads and hashes each model once and computes each feature bank once.
-Importing this module imports no torch.
+returns, so that one run reads and hashes each model once and computes the features of ID images
+once. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from good_rt.files import demo_path
 if TYPE_CHECKING:
     import torch
 
-    from good_rt.classifier import Classifier
+    from good_rt.classifier import Classifier, IdFeatures
     from good_rt.data.id_data import IdData
     from good_rt.diffusion import DiffusionModel
-    from good_rt.method.bank import FeatureBank
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """owner/name on the Hugging Face hub."""
@@ -150,7 +149,7 @@ class Models:
     diffusion: DiffusionModel
     classifier: Classifier
     device: torch.device
-    _banks: dict[tuple[IdData, int], FeatureBank] = field(
+    _id_features: dict[tuple[IdData, int], IdFeatures] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -159,8 +158,8 @@ class Models:
         """Hashes of every weight of both models, as engines and generated sets record them."""
         return {"model": self.diffusion.fingerprint, "classifier": self.classifier.fingerprint}
 
-    def bank(self, id_data: IdData, size: int) -> FeatureBank:
-        """The feature bank of evenly spaced training images, computed once.
+    def id_features(self, id_data: IdData, size: int) -> IdFeatures:
+        """The features of evenly spaced training images, computed once.
 
         Args:
             id_data: In-distribution images.
@@ -169,16 +168,14 @@ class Models:
         Raises:
             GoodRtError: the images do not fit the classifier.
         """
-        for (data, asked), bank in self._banks.items():
-            holds_all = len(bank) < asked
-            if data == id_data and (size == asked or (holds_all and size >= len(bank))):
-                return bank
-        from good_rt.data.batches import id_batches
-        from good_rt.method.bank import FeatureBank
+        for (data, asked), features in self._id_features.items():
+            holds_all = len(features) < asked
+            if data == id_data and (size == asked or (holds_all and size >= len(features))):
+                return features
+        from good_rt.data.batches import id_features
 
-        images = id_batches(id_data, "train", self.classifier, size)
-        self._banks[id_data, size] = FeatureBank.of(self.classifier, images)
-        return self._banks[id_data, size]
+        self._id_features[id_data, size] = id_features(id_data, self.classifier, size)
+        return self._id_features[id_data, size]
 
 
 def check_classifier_path(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The user's classifier, wherever it comes from: images in [-1, 1] to logits and unit features.
+"""The user's classifier, wherever it comes from: images in [-1, 1] to logits and features.
 
 `base` has the one `Classifier` that guidance, training, bank and detector share; `load` opens one
 from a folder or a spec such as ``timm:resnet18``, with the help of `sources`, a file a library.
@@ -7,6 +7,7 @@ from a folder or a spec such as ``timm:resnet18``, with the help of `sources`, a
 from __future__ import annotations
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Images, Resize, outputs, predict
+from good_rt.classifier.features import IdFeatures
 from good_rt.classifier.folder import ARCHITECTURES, save_classifier
 from good_rt.classifier.load import Settings, load_classifier, saved_spec
 from good_rt.classifier.network import ClassifierNetwork, part
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierNetwork",
     "ClassifierRequest",
     "ClassifierSource",
+    "IdFeatures",
     "Images",
     "OpenedClassifier",
     "Resize",

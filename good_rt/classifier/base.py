@@ -1,5 +1,5 @@
 """The classifier that every step of the data's way shares: images in [-1, 1] to logits and
-unit-norm features.
+penultimate features.
 
 The one place that knows a network's preprocessing; guidance, training, bank and detector all call
 the same `Classifier`, so that they see the same features.
@@ -71,8 +71,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and unit-norm penultimate features (N,
-    D).
+    """images (N, C, H, W) float in [-1, 1] -> logits (N, K) and penultimate features (N, D).
 
     Args:
         network: Has timm's two methods: ``forward_features`` gives the penultimate features of what
@@ -143,7 +142,7 @@ class Classifier(nn.Module):
                 "good_rt.data.pixels.from_uint8"
             )
         features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
-        return self.network.forward_head(features), F.normalize(as_vectors(features), dim=1)  # type: ignore[operator]
+        return self.network.forward_head(features), as_vectors(features)  # type: ignore[operator]
 
     def prepare(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its
@@ -234,7 +233,7 @@ def as_vectors(features: Tensor) -> Tensor:
 def predict(
     classifier: Classifier, images: Tensor, batch: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and unit-norm features (N, D) in evaluation mode, on the CPU.
+    """Logits (N, K) and features (N, D) in evaluation mode, on the CPU.
 
     Args:
         classifier: The classifier.

@@ -18,6 +18,11 @@ Trend = Literal["decrease", "increase", "constant"]
 Precision = Literal["fp32", "fp16", "bf16"]
 EngineName = Literal["onnx", "torch", "tensorrt"]
 GuidanceKind = Literal["none", "img", "feat", "both"]
+FeatureDiscrepancyName = Literal["knn_distance", "mahalanobis", "relative_mahalanobis"]
+DiscrepancyName = Literal["energy", "knn_distance", "mahalanobis", "relative_mahalanobis"]
+"""The files of `good_rt.method.discrepancy`."""
+CombinationName = Literal["sum", "max", "logistic", "gate", "fisher", "min_p"]
+"""The entries of `good_rt.method.combination`."""
 GUIDANCE_KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
 GUIDED_KINDS: tuple[GuidanceKind, ...] = ("img", "feat", "both")
 PROMPT = "a photo of a {}"
@@ -181,13 +186,18 @@ class GuidanceConfig:
 
 @dataclass(frozen=True)
 class BankConfig:
-    """The feature bank that feature-level guidance moves away from, and ℓ's two parameters."""
+    """The feature discrepancy that guidance climbs, the ID features it is fitted on, and ℓ's two
+    parameters.
+    """
 
+    feature: FeatureDiscrepancyName = setting(
+        "knn_distance", "Discrepancy that feature-level guidance climbs."
+    )
     k: int = setting(10, "Neighbour of the k-NN distance.", low=1)
     size: int = setting(
         BANK_SIZE,
-        "ID features in the bank; beyond 20,000, guidance with gradients by PyTorch only searches "
-        "the nearest clusters.",
+        "ID images whose features the feature discrepancy is fitted on; beyond 20,000, guidance "
+        "by k-NN distance with gradients by PyTorch only searches the nearest clusters.",
         low=1,
         key="bank_size",
     )
@@ -368,19 +378,35 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """The detector: its k-NN distance, the energy's temperature, and the decision."""
+    """The detector: its discrepancies, how one score is made of them, and the decision."""
 
+    discrepancies: tuple[DiscrepancyName, ...] = setting(
+        ("mahalanobis", "relative_mahalanobis"),
+        "Discrepancy in the score; repeat it for more. knn_distance needs no classes, but a bank.",
+        option="--discrepancy",
+    )
+    combination: CombinationName = setting(
+        "sum",
+        "How the standardised discrepancies become one score; logistic and gate are fitted on "
+        "generated images.",
+    )
     k: int = setting(1, "Neighbour of the k-NN distance; small ones suit small banks.", low=1)
     alpha: float = setting(
         0.05, "Largest share of ID inputs that may be refused.", low=0, high=1, open_low=True
     )
-    bank_size: int = setting(BANK_SIZE, "ID features in the bank.", low=1)
+    bank_size: int = setting(
+        BANK_SIZE,
+        "ID images whose features the discrepancies are fitted on, or fill the bank.",
+        low=1,
+    )
     temperature: float = setting(
         1.0, "Temperature T of the energy −T·logsumexp(f/T).", low=0, open_low=True
     )
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not self.discrepancies or len(set(self.discrepancies)) < len(self.discrepancies):
+            raise GoodRtError("discrepancies must name one or more discrepancies, each once")
         check_bounds(self)
 
 

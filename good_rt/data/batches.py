@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, IdFeatures
 from good_rt.data.id_data import IdData
 from good_rt.data.labelled import LabelledImages
 from good_rt.data.pixels import from_uint8
@@ -36,6 +37,30 @@ def id_batches(
     classes = config.classes if id_data.labelled else None
     for batch in id_data.batches(name, classes, config.channels, config.image_size, limit, rows):
         yield from_uint8(batch.images)
+
+
+def id_features(id_data: IdData, classifier: Classifier, limit: int | None = None) -> IdFeatures:
+    """Features and classes of training images.
+
+    Args:
+        id_data: In-distribution images; where they have no labels, the classifier's predictions are
+            their classes.
+        classifier: Gives the features.
+        limit: At most so many images, evenly spaced.
+
+    Raises:
+        GoodRtError: classes or images do not fit the classifier.
+    """
+    config = classifier.config
+    classes = config.classes if id_data.labelled else None
+
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        parts = id_data.batches("train", classes, config.channels, config.image_size, limit)
+        for batch in parts:
+            labels = None if batch.labels is None else torch.from_numpy(batch.labels)
+            yield from_uint8(batch.images), labels
+
+    return IdFeatures.of(classifier, batches())
 
 
 def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from good_rt.errors import GoodRtError, first_line
-from good_rt.records import RecordType, drop_format
+from good_rt.records import RecordType, Values, drop_format
 
-DETECTOR_RECORD = RecordType("detector", "build it again", (drop_format,))
-OUTPUTS = ("logits", "energy", "knn_distance", "score", "p_value", "is_ood")
 METADATA_KEY = "good_rt"
+
+
+def output_names(discrepancies: Iterable[str]) -> tuple[str, ...]:
+    """The outputs of a detector file in their order."""
+    return ("logits", *discrepancies, "score", "p_value", "is_ood")
+
+
+def describe_score(values: Values) -> Values:
+    """Version 2 to 3: the score's discrepancies are listed; they were always the same two."""
+    rest = {key: value for key, value in values.items() if key not in ("k", "distance")}
+    discrepancies = {"energy": {}, "knn_distance": {"k": values["k"]}}
+    return {**rest, "score": {"combination": {"name": "gate"}, "discrepancies": discrepancies}}
+
+
+DETECTOR_RECORD = RecordType("detector", "build it again", (drop_format, describe_score))
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,8 @@ class DetectorInfo:
         alpha: Share of ID inputs that may be refused, where the caller does not set another.
         calibration_size: Held-out ID images behind the p-value; no p-value is below
             1/(calibration_size + 1).
-        k: Which neighbour the k-NN distance is measured to.
-        distance: Name of the distance.
+        score: The ``combination`` with its parameters, and the ``discrepancies`` by name in the
+            order of the outputs: settings, mean and standard deviation on ID images, and weight.
         training: What the classifier was fine-tuned with.
         versions: Packages that built the file.
         weights_sha256: Hash of the graph's weights.
@@ -46,14 +60,13 @@ class DetectorInfo:
     image_size: int
     alpha: float
     calibration_size: int
-    k: int
-    distance: str
+    score: Mapping[str, Mapping[str, Any]]
     training: str
     versions: Mapping[str, str]
     weights_sha256: str
 
     def __post_init__(self) -> None:
-        for name in ("channels", "image_size", "calibration_size", "k"):
+        for name in ("channels", "image_size", "calibration_size"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -61,6 +74,14 @@ class DetectorInfo:
             raise ValueError("classes must be one or more names")
         if not isinstance(self.alpha, float) or not 0 < self.alpha < 1:
             raise ValueError(f"alpha must be a number between 0 and 1, not {self.alpha!r}")
+        listed = self.score.get("discrepancies") if isinstance(self.score, Mapping) else None
+        if not isinstance(listed, Mapping) or not listed:
+            raise ValueError(f"score must list the discrepancies by name, not {self.score!r}")
+
+    @property
+    def discrepancies(self) -> tuple[str, ...]:
+        """Names of the discrepancies in the score, in the order of the outputs."""
+        return tuple(self.score["discrepancies"])
 
     def to_json(self) -> str:
         """The file's metadata `METADATA_KEY`."""
@@ -90,8 +111,7 @@ class Scores:
         is_ood: (N,) p_value <= alpha.
         label: (N,) the classifier's classes.
         logits: (N, K) the classifier's logits.
-        energy: (N,) energies.
-        knn_distance: (N,) distances to the k-th nearest ID feature, in [0, 2].
+        discrepancies: (N,) values of each discrepancy in the score, by name.
     """
 
     score: NDArray[np.float32]
@@ -99,8 +119,7 @@ class Scores:
     is_ood: NDArray[np.bool_]
     label: NDArray[np.int64]
     logits: NDArray[np.float32]
-    energy: NDArray[np.float32]
-    knn_distance: NDArray[np.float32]
+    discrepancies: Mapping[str, NDArray[np.float32]]
 
 
 class Detector:
@@ -136,13 +155,18 @@ class Detector:
             raise GoodRtError(
                 f"{path} is damaged or not an ONNX file ({reason}); build it again"
             ) from None
-        names = tuple(node.name for node in self._session.get_outputs())
-        if METADATA_KEY not in metadata or names != OUTPUTS:
+        if METADATA_KEY not in metadata:
             raise GoodRtError(
                 f"{path} is an ONNX file, but not a good-rt detector; build one with `good-rt "
                 "detector build`"
             )
         self.info = info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
+        names, self._outputs = (
+            tuple(node.name for node in self._session.get_outputs()),
+            output_names(info.discrepancies),
+        )
+        if names != self._outputs:
+            raise DETECTOR_RECORD.damaged(path, f"its outputs are {names}, not {self._outputs}")
         inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
         expected = {"images": [info.channels, info.image_size, info.image_size]}
         if inputs != expected:
@@ -179,12 +203,11 @@ class Detector:
         parts = []
         for first in range(0, len(images), batch):
             pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
-            parts.append(self._session.run(list(OUTPUTS), {"images": pixels}))
-        arrays = {
-            name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)
-        }
+            parts.append(self._session.run(list(self._outputs), {"images": pixels}))
+        columns = zip(*parts, strict=True)
+        arrays = dict(zip(self._outputs, map(np.concatenate, columns), strict=True))
         wrong = ~np.isfinite(arrays["logits"]).all(axis=1)
-        for name in ("energy", "knn_distance", "score", "p_value"):
+        for name in (*self.info.discrepancies, "score", "p_value"):
             wrong |= ~np.isfinite(arrays[name])
         if wrong.any():
             raise GoodRtError(
@@ -197,6 +220,5 @@ class Detector:
             is_ood=arrays["p_value"] <= np.float32(self.alpha),
             label=arrays["logits"].argmax(axis=1),
             logits=arrays["logits"],
-            energy=arrays["energy"],
-            knn_distance=arrays["knn_distance"],
+            discrepancies={name: arrays[name] for name in self.info.discrepancies},
         )

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from good_rt.classifier import Classifier, Images, outputs
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path
 
@@ -67,14 +67,13 @@ class FeatureBank:
         self._copies: dict[torch.device, Tensor] = {}
 
     @classmethod
-    def of(cls, classifier: Classifier, images: Images) -> FeatureBank:
-        """The bank of ID images.
+    def of(cls, features: Tensor) -> FeatureBank:
+        """The bank of features of any norm.
 
         Args:
-            classifier: Gives the features.
-            images: (N, C, H, W) in [-1, 1], as one tensor or in batches.
+            features: (M, D).
         """
-        return cls(outputs(classifier, images)[1])
+        return cls(F.normalize(features, dim=1))
 
     def __len__(self) -> int:
         return len(self.features)

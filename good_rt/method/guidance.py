@@ -16,7 +16,7 @@ from torch import Tensor
 
 from good_rt.config.settings import GuidanceConfig
 from good_rt.errors import NonFiniteError
-from good_rt.method.discrepancy import Guidance
+from good_rt.method.classifier_guidance import Guidance
 
 Decoder = Callable[[Tensor], Tensor]
 """latents (N, C, H, W) -> images (N, c, H', W') in about [-1, 1]; the identity for pixel models."""

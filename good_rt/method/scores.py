@@ -1,7 +1,7 @@
 """OOD scores that need only a classifier's logits: the baselines of the unified score.
 
-They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. The k-NN distance
-is in `good_rt.method.bank`, the unified score in `good_rt.method.gate`;
+They take numpy logits of shape (N, K) and give (N,) float64, higher = more OOD. Scores of features
+are in `good_rt.method.discrepancy`, the unified score in `good_rt.method.unified`;
 `good_rt.evaluation.metrics` measures them all.
 """
 
@@ -24,7 +24,7 @@ LogitScore = Callable[[ArrayLike], FloatArray]
 
 LOGIT_SCORES: dict[str, LogitScore] = {}
 """Every score of this file by the name that tables show, in that order."""
-OTHER_ROWS = ("k-NN", "Unified")
+OTHER_ROWS = ("k-NN", "Mahalanobis", "Relative Mahalanobis", "Unified")
 """The scores of an evaluation that need more than logits."""
 
 

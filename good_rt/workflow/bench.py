@@ -186,7 +186,7 @@ def step_parts(generator: Generator, config: GenerationConfig, batch: int) -> di
     guidance = generator.guidance(config)
     with torch.no_grad():
         images = generator.decode(latents)
-        _, features = generator.classifier(images)
+        logits, features = generator.classifier(images)
 
     def without_gradient(run: Work) -> Work:
         def timed() -> object:
@@ -204,11 +204,7 @@ def step_parts(generator: Generator, config: GenerationConfig, batch: int) -> di
         "network and back": through_network,
         "decoder": without_gradient(lambda: generator.decode(latents)),
         "classifier": without_gradient(lambda: generator.classifier(images)),
-        "k-NN": without_gradient(
-            lambda: generator.bank.distance(
-                features, config.bank.k, approximate=generator.fused is None
-            )
-        ),
+        "feature discrepancy": without_gradient(lambda: generator.feature(logits, features)),
         "gradient": lambda: value_and_gradient(
             guidance, generator.decode_with_gradient, latents, 0.0, None
         ),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from good_rt.classifier import Classifier, load_classifier
+from good_rt.classifier import Classifier, IdFeatures, load_classifier
 from good_rt.config.settings import DetectorConfig
-from good_rt.data.batches import half_rows, id_batches
+from good_rt.data.batches import half_rows, id_batches, id_features
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import IdData
@@ -22,7 +22,6 @@ from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.files import demo_path, paths_of
-from good_rt.method.bank import FeatureBank
 from good_rt.models import check_classifier_path
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.train import training_record
@@ -111,26 +110,25 @@ def detector_for(
     id_data: IdData,
     generated: Sequence[Path] = (),
     config: DetectorConfig = DetectorConfig(),
-    bank: FeatureBank | None = None,
+    features: IdFeatures | None = None,
 ) -> DetectorModule:
     """The detector of a classifier as a PyTorch module.
 
     Args:
         classifier: Images to logits and features.
-        id_data: In-distribution images; they need no classes.
-        generated: Sets of guided images that the gate is fitted with.
+        id_data: In-distribution images. Their classes, or without labels those that the classifier
+            predicts, are the classes of the Mahalanobis distances.
+        generated: Sets of guided images; some combinations are fitted with them.
         config: Settings of the detector.
-        bank: Its feature bank, where it is already there.
+        features: The features of training images, where they are already there.
     """
     known, calibration = half_rows(id_data, "held_out")
     ood = [generated_parts([folder], classifier)[1] for folder in generated]
-    if bank is None:
-        bank = FeatureBank.of(
-            classifier, id_batches(id_data, "train", classifier, config.bank_size)
-        )
+    if features is None:
+        features = id_features(id_data, classifier, config.bank_size)
     return build_module(
         classifier,
-        bank,
+        features,
         id_batches(id_data, "held_out", classifier, rows=known),
         id_batches(id_data, "held_out", classifier, rows=calibration),
         ood,

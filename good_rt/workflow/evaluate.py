@@ -21,13 +21,20 @@ from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.image_files import contact_sheet
 from good_rt.data.pixels import from_uint8
-from good_rt.detector.module import DetectorModule, Discrepancies, measure
+from good_rt.detector.module import DetectorModule, Measurements, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.report import ReportData, Sheet, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.files import paths_of, write_json
 from good_rt.method.conformal import allows
+from good_rt.method.discrepancy import (
+    DISCREPANCIES,
+    TITLES,
+    Discrepancy,
+    DiscrepancyConfig,
+    fit_discrepancy,
+)
 from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
@@ -141,7 +148,11 @@ def evaluate(
         sheets=_sheets(shown, [*page.also, *folders]),
         training=_training_curve(page.training or _path_of(classifiers[last_name])),
         models=page.models,
-        settings={**page.settings, "k": str(config.k), "alpha": str(config.alpha)},
+        settings={
+            **page.settings,
+            "score": f"{config.combination} of {', '.join(config.discrepancies)}",
+            "alpha": str(config.alpha),
+        },
         versions=versions(REPORTED_PACKAGES),
         files={"detector and figures": str(out), **page.files},
     )
@@ -181,12 +192,13 @@ def evaluate_detectors(
     shipped = list(detectors)[-1] if shipped is None else shipped
     scores, correct = {}, {}
     for name, detector in detectors.items():
-        measured, labels = measure_part(detector, id_data, "test")
+        of_detector = evaluated_discrepancies(detector)
+        measured, labels = measure_part(detector, of_detector, id_data, "test")
         of_test = all_scores(detector, measured, plugins)
-        of_ood = {
-            kind: all_scores(detector, measure_images(detector, images), plugins)
-            for kind, images in ood.items()
-        }
+        of_ood = {}
+        for kind, images in ood.items():
+            measured_ood = measure_images(detector, of_detector, images)
+            of_ood[kind] = all_scores(detector, measured_ood, plugins)
         scores[name] = {
             score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood})
             for score, values in of_test.items()
@@ -205,26 +217,44 @@ def evaluate_detectors(
     return evaluation, scores
 
 
-def measure_images(detector: DetectorModule, images: NDArray[np.uint8] | Images) -> Discrepancies:
-    """Logits and both discrepancies of images (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole
-    or in batches."""
+def evaluated_discrepancies(detector: DetectorModule) -> list[Discrepancy]:
+    """Every feature discrepancy, those of the detector's score as they are in it, the others fitted
+    on the same features."""
+    own = {one.name: one for one in detector.discrepancies}
+    parameters = DiscrepancyConfig(detector.config.k, detector.config.temperature)
+    return [
+        own[name] if name in own else fit_discrepancy(name, detector.id_features, parameters)
+        for name in DISCREPANCIES
+    ]
+
+
+def measure_images(
+    detector: DetectorModule,
+    discrepancies: Sequence[Discrepancy],
+    images: NDArray[np.uint8] | Images,
+) -> Measurements:
+    """Logits and discrepancies of images.
+
+    Args:
+        detector: Its classifier is run.
+        discrepancies: What is measured.
+        images: (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole or in batches.
+    """
     if isinstance(images, np.ndarray):
         images = from_uint8(images)
-    return measure(detector.classifier, detector.feature_bank, images, detector.config)
+    return measure(detector.classifier, discrepancies, images)
 
 
 def measure_part(
-    detector: DetectorModule, id_data: IdData, name: str
-) -> tuple[Discrepancies, NDArray[np.int64]]:
-    """The discrepancies of a part of the ID data, measured batch by batch, and its labels (N,).
+    detector: DetectorModule, discrepancies: Sequence[Discrepancy], id_data: IdData, name: str
+) -> tuple[Measurements, NDArray[np.int64]]:
+    """A part of the ID data, measured batch by batch, and its labels (N,).
 
     Args:
-        detector: The detector in PyTorch.
+        detector: Its classifier is run.
+        discrepancies: What is measured.
         id_data: In-distribution images.
-        name: train, held_out or test.
-
-    Raises:
-        GoodRtError: classes or images do not fit; it names the image.
+        name: The part: train, held_out or test.
     """
     config, labels = detector.classifier.config, []
 
@@ -234,27 +264,31 @@ def measure_part(
             labels.append(batch.labels)
             yield from_uint8(batch.images)
 
-    return measure_images(detector, images()), np.concatenate(labels)
+    return measure_images(detector, discrepancies, images()), np.concatenate(labels)
 
 
 def all_scores(
     detector: DetectorModule,
-    measured: Discrepancies,
+    measured: Measurements,
     plugins: Mapping[str, LogitScore] | None = None,
 ) -> dict[str, FloatArray]:
-    """Every score (N,) by name, higher = more OOD: those of logits, the k-NN distance, the unified
+    """Every score of N measured images: the post-hoc peers, the feature discrepancies, the unified
     score.
 
     Args:
-        detector: Gives the unified score.
-        measured: Discrepancies of N images.
-        plugins: Further scores of logits by name.
+        detector: Its unified score.
+        measured: The images' logits and discrepancies.
+        plugins: Scores of plug-ins by name.
+
+    Returns:
+        (N,) by name, higher = more OOD.
     """
     scores = {
         name: score(measured.logits) for name, score in (LOGIT_SCORES | dict(plugins or {})).items()
     }
-    scores["k-NN"] = measured.knn_distance
-    scores["Unified"] = detector.unified(measured.energy, measured.knn_distance)
+    for name, values in measured.discrepancies.items():
+        scores.setdefault(TITLES[name], values)
+    scores["Unified"] = detector.scores(measured)
     return scores
 
 

@@ -21,6 +21,7 @@ from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
+from good_rt.workflow.generator import guidance_discrepancies
 
 if TYPE_CHECKING:
     from good_rt.engines.tensorrt import PlanInfo
@@ -76,8 +77,8 @@ def export(
     images = from_uint8(id_part(id_data, "held_out", classifier, ENGINE_PARITY_IMAGES).images)
     fused = None
     if config.vjp:
-        features = models.bank(id_data, bank.size)
-        fused = FusedGuidance(features, bank.k, bank.temperature)
+        _, feature = guidance_discrepancies(models, id_data, bank)
+        fused = FusedGuidance(feature, bank.temperature)
     total = GRAPHS + VJP_GRAPHS * config.vjp
     with progress.task("checking engines, exporting missing ones", total) as advance:
 

@@ -1,4 +1,4 @@
-"""The generator: models, engines, feature bank and sampler, put together to make images.
+"""The generator: models, engines, discrepancies and sampler, put together to make images.
 
 `good_rt.workflow.generate` fills folders with its images. An image depends on the configuration's
 seed and its index (and on the batch size up to floating-point rounding, where PyTorch computes
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier, outputs, predict
-from good_rt.config.settings import GenerationConfig
+from good_rt.config.settings import BankConfig, GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.id_data import IdData
 from good_rt.data.pixels import from_uint8, to_uint8
@@ -28,15 +28,16 @@ from good_rt.engines.base import Engine
 from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.errors import GoodRtError, NonFiniteError
 from good_rt.method.bank import FeatureBank
-from good_rt.method.denoiser import Denoiser, Network, remembered
-from good_rt.method.discrepancy import (
+from good_rt.method.classifier_guidance import (
     ClassifierGuidance,
     EngineGuidance,
     Guidance,
     IdScales,
-    feature_level,
-    image_level,
 )
+from good_rt.method.denoiser import Denoiser, Network, remembered
+from good_rt.method.discrepancy import Discrepancy, fit_discrepancy
+from good_rt.method.discrepancy.energy import image_level
+from good_rt.method.discrepancy.knn import KnnDistance
 from good_rt.method.guidance import LEVEL_WEIGHTS, Decoder, LatentGuidance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
@@ -55,12 +56,13 @@ class Generator:
         decode: Latents to the final images.
         decode_with_gradient: The decoder that guidance differentiates.
         classifier: Images to logits and features.
-        bank: ID features.
+        knn: The k-NN distance, which manifests record.
+        feature: The feature discrepancy that guidance climbs.
         scales: Mean and standard deviation of the discrepancies on ID images.
         sigmas: (T + 1,) falling noise levels.
         shape: (C, H, W) of the latents.
         conditioning: What the classes are to the network; None for an unconditional one.
-        fused: Engine of decoder, classifier and bank together, which replaces
+        fused: Engine of decoder, classifier and discrepancies together, which replaces
             ``decode_with_gradient``; None where there is none.
         device: Where the models are.
     """
@@ -69,7 +71,8 @@ class Generator:
     decode: Decoder
     decode_with_gradient: Decoder
     classifier: Classifier
-    bank: FeatureBank
+    knn: KnnDistance
+    feature: Discrepancy
     scales: IdScales
     sigmas: FloatArray
     shape: tuple[int, int, int]
@@ -138,9 +141,7 @@ class Generator:
             return EngineGuidance(
                 self.fused, self.scales, lam, (shape.channels, shape.image_size, shape.image_size)
             )
-        return ClassifierGuidance(
-            self.classifier, self.bank, self.scales, lam, bank.k, bank.temperature
-        )
+        return ClassifierGuidance(self.classifier, self.feature, self.scales, lam, bank.temperature)
 
     def labels(self, indices: list[int]) -> Tensor:
         """The classes of the images, in turn: (N,) int64."""
@@ -164,10 +165,7 @@ class Generator:
             config: k and temperature.
         """
         logits, features = predict(self.classifier, from_uint8(images))
-        return (
-            image_level(logits, config.bank.temperature),
-            feature_level(features, self.bank, config.bank.k),
-        )
+        return image_level(logits, config.bank.temperature), self.knn(logits, features)
 
 
 def strength_of(config: GenerationConfig, index: int) -> float:
@@ -189,6 +187,7 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         "guidance": config.kind,
         "config": asdict(config.guidance),
         "strengths": list(config.strengths),
+        "feature": bank.feature,
         "k": bank.k,
         "temperature": bank.temperature,
         "eta": sampler.eta,
@@ -219,7 +218,8 @@ def make_generator(
 
     The modules that are used move to the models' device, in place; engines are there already.
     Gradients go through VJP engines where ``engines`` holds them, else through PyTorch modules. The
-    bank holds the ID data's training part; the scales are measured on half of its held-out part.
+    discrepancies are fitted on the ID data's training part; the scales are measured on half of its
+    held-out part.
 
     Args:
         models: Diffusion model and classifier.
@@ -263,7 +263,7 @@ def make_generator(
         cfg_sigma_max=config.sampler.cfg_sigma_max,
         **condition,
     )
-    bank = models.bank(id_data, config.bank.size)
+    knn, feature = guidance_discrepancies(models, id_data, config.bank)
     known, _ = half_rows(id_data, "held_out")
     held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
     return Generator(
@@ -271,14 +271,32 @@ def make_generator(
         decode=decode,
         decode_with_gradient=decode_with_gradient,
         classifier=classifier,
-        bank=bank,
-        scales=IdScales.measure(*held_out, bank, config.bank.k, config.bank.temperature),
+        knn=knn,
+        feature=feature,
+        scales=IdScales.measure(*held_out, feature, config.bank.temperature),
         sigmas=diffusion.sigmas(config.sampler.steps),
         shape=diffusion.sample_shape,
         conditioning=conditioning,
         fused=fused,
         device=device,
     )
+
+
+def guidance_discrepancies(
+    models: Models, id_data: IdData, bank: BankConfig
+) -> tuple[KnnDistance, Discrepancy]:
+    """The k-NN distance that is recorded, and the feature discrepancy that guidance climbs.
+
+    Args:
+        models: The classifier gives the features.
+        id_data: In-distribution images; both are fitted on its training part.
+        bank: Which discrepancy, on how many images.
+    """
+    features = models.id_features(id_data, bank.size)
+    knn = KnnDistance(FeatureBank.of(features.features), bank.k)
+    if bank.feature == knn.name:
+        return knn, KnnDistance(knn.bank, bank.k, approximate=True)
+    return knn, fit_discrepancy(bank.feature, features)
 
 
 def pick_batch(generator: Generator, count: int, largest: int = LARGEST_BATCH) -> int:

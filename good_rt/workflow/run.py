@@ -242,7 +242,7 @@ class _Run:
         ):
             if k > min(images, size):
                 raise GoodRtError(
-                    f"{name} is {k}, but the feature bank has {min(images, size)} images; lower it "
+                    f"{name} is {k}, but there are {min(images, size)} ID features; lower it "
                     f"in {self.job.path}"
                 )
 
@@ -399,12 +399,12 @@ class _Run:
         """The detector of a classifier, built once."""
         if name not in self.detectors:
             config = self.config.detector.config
-            bank = None
+            features = None
             if name == "before":
-                bank = self.models.bank(self.id_data, config.bank_size)
+                features = self.models.id_features(self.id_data, config.bank_size)
             with self.progress.task(f"building the detector of {CLASSIFIERS[name]}"):
                 self.detectors[name] = detector_for(
-                    self.classifiers[name], self.id_data, list(generated.values()), config, bank
+                    self.classifiers[name], self.id_data, list(generated.values()), config, features
                 )
         return self.detectors[name]
 

@@ -1,5 +1,4 @@
-"""The discrepancies ℓ that guidance climbs: how far the classifier finds an image from what it was
-trained on.
+"""What guidance climbs: image- and feature-level discrepancy of the classifier, weighed by λ.
 
 A guidance is a function from images to one number a sample, higher = more out-of-distribution. Any
 function of that type can steer the sampler, and guidances add up (`total`).
@@ -14,41 +13,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from good_rt.method.bank import FeatureBank
+from good_rt.method.discrepancy import Discrepancy
+from good_rt.method.discrepancy.energy import image_level
 
 ClassifierFn = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""images (N, C, H, W) in [-1, 1] -> logits (N, K) and unit-norm features (N, D)."""
+"""images (N, C, H, W) in [-1, 1] -> logits (N, K) and features (N, D)."""
 
 
 class Guidance(Protocol):
     """images (N, C, H, W) in [-1, 1] -> ℓ (N,); each value depends only on its own image."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
-
-
-def image_level(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """ℓ_img = −T·logsumexp_c(f_c/T), the energy, (N,) (GOOD, arXiv 2510.17131; Liu et al.,
-    2010.03759).
-
-    Args:
-        logits: (N, K) f.
-        temperature: T > 0.
-    """
-    return -temperature * torch.logsumexp(logits / temperature, dim=1)
-
-
-def feature_level(
-    features: Tensor, bank: FeatureBank, k: int, *, approximate: bool = False
-) -> Tensor:
-    """ℓ_feat, the distance to the k-th nearest ID feature, (N,) (GOOD, arXiv 2510.17131).
-
-    Args:
-        features: (N, D) of unit norm.
-        bank: ID features.
-        k: Which neighbour.
-        approximate: Only for guidance; see `FeatureBank.search`.
-    """
-    return bank.distance(features, k, approximate=approximate)
 
 
 @dataclass(frozen=True)
@@ -70,20 +45,22 @@ class IdScales:
 
     @classmethod
     def measure(
-        cls, logits: Tensor, features: Tensor, bank: FeatureBank, k: int, temperature: float = 1.0
+        cls, logits: Tensor, features: Tensor, feature: Discrepancy, temperature: float = 1.0
     ) -> IdScales:
-        """The scales of ID images that are not in the bank.
+        """The scales of ID images that ``feature`` was not fitted on.
 
         Args:
             logits: (N, K) of the images.
-            features: (N, D) of unit norm.
-            bank: ID features.
-            k: Which neighbour ℓ_feat is the distance to.
+            features: (N, D).
+            feature: ℓ_feat.
             temperature: T of ℓ_img.
         """
-        image, feature = image_level(logits, temperature), feature_level(features, bank, k)
+        of_image, of_feature = image_level(logits, temperature), feature(logits, features)
         return cls(
-            float(image.mean()), float(image.std()), float(feature.mean()), float(feature.std())
+            float(of_image.mean()),
+            float(of_image.std()),
+            float(of_feature.mean()),
+            float(of_feature.std()),
         )
 
 
@@ -92,19 +69,17 @@ class ClassifierGuidance:
     """ℓ = (1−λ)·ℓ_img/s_img + λ·ℓ_feat/s_feat, from one pass of the classifier.
 
     Attributes:
-        classifier: Images (N, C, H, W) in [-1, 1] -> logits (N, K) and unit-norm features (N, D).
-        bank: ID features.
+        classifier: Images (N, C, H, W) in [-1, 1] -> logits (N, K) and features (N, D).
+        feature: ℓ_feat.
         scales: The ID standard deviations s.
         lam: λ; 0 is image-level guidance, 1 feature-level, between them both.
-        k: Which neighbour ℓ_feat is the distance to.
         temperature: T of ℓ_img.
     """
 
     classifier: ClassifierFn
-    bank: FeatureBank
+    feature: Discrepancy
     scales: IdScales
     lam: float
-    k: int
     temperature: float = 1.0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -114,17 +89,16 @@ class ClassifierGuidance:
         if image_weight:
             value = value + image_weight * image_level(logits, self.temperature)
         if feature_weight:
-            value = value + feature_weight * feature_level(
-                features, self.bank, self.k, approximate=True
-            )
+            value = value + feature_weight * self.feature(logits, features)
         return value
 
 
 @dataclass(frozen=True)
 class EngineGuidance:
-    """The same ℓ with its gradient in the latents, from one engine of decoder, classifier and bank.
+    """The same ℓ with its gradient in the latents, from one engine of decoder, classifier and
+    discrepancies.
 
-    Bank, k and temperature are the engine's (see `good_rt.export.guidance_module`).
+    ℓ_feat and temperature are the engine's (see `good_rt.export.guidance_module`).
 
     Attributes:
         run: (cotangent (N,), latents, offset, image_weight (N,), feature_weight (N,)) -> ℓ (N,) and

@@ -1,0 +1,107 @@
+"""Class-conditional Mahalanobis distance of unit-norm features. It needs no bank: two matrix
+products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from good_rt.classifier.features import IdFeatures
+from good_rt.errors import GoodRtError
+from good_rt.method.discrepancy.base import Discrepancy, DiscrepancyConfig, discrepancy
+
+
+class Gaussians(torch.nn.Module):
+    """Gaussians of one covariance: features (N, D) -> squared Mahalanobis distances (N, C).
+
+    Features are centred and whitened in one matrix product, so that float32 keeps its digits; the
+    distances are ‖z‖² − 2·z·m + ‖m‖² of whitened features z and means m.
+
+    Args:
+        features: (M, D) that the Gaussians are fitted on.
+        labels: (M,) index of each feature's Gaussian, from 0 to C − 1, each at least once.
+
+    Raises:
+        GoodRtError: a Gaussian has no feature.
+    """
+
+    centre: Tensor
+    whitening: Tensor
+    means: Tensor
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        features = features.double()
+        counts = torch.bincount(labels)
+        if not counts.all():
+            raise GoodRtError(
+                f"no ID image is of class {int((counts == 0).nonzero()[0])}, so the Mahalanobis "
+                "distance to it is unknown; give images of every class"
+            )
+        means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
+        means = means.index_add(0, labels, features) / counts[:, None]
+        centre = features.mean(dim=0)
+        whitening = whitening_of(features - means[labels])
+        self.register_buffer("centre", centre.float())
+        self.register_buffer("whitening", whitening.float())
+        self.register_buffer("means", ((means - centre) @ whitening).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        white = (features - self.centre) @ self.whitening
+        squared = white.square().sum(dim=1, keepdim=True)
+        return squared - 2 * white @ self.means.T + self.means.square().sum(dim=1)
+
+
+def whitening_of(residuals: Tensor) -> Tensor:
+    """W (D, D) float64 with W·Wᵀ the inverse of the residuals' covariance.
+
+    The covariance is shrunk towards a multiple of the identity by Ledoit and Wolf's estimate
+    (2004), so that it has an inverse where images are few or features are constant.
+
+    Args:
+        residuals: (M, D) float64 with mean 0.
+
+    Raises:
+        GoodRtError: all residuals are 0.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    covariance, _ = ledoit_wolf(residuals.numpy(), assume_centered=True)
+    values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
+    if not values[-1] > 0:
+        raise GoodRtError(
+            "the features of ID images do not vary; the classifier is degenerate, or there are too "
+            "few images"
+        )
+    return vectors / values.clamp_min(1e-12 * float(values[-1])).sqrt()
+
+
+def present_classes(id_features: IdFeatures) -> Tensor:
+    """(M,) labels renumbered over the classes that have images."""
+    return torch.unique(id_features.labels, return_inverse=True)[1]
+
+
+@discrepancy
+class Mahalanobis(Discrepancy):
+    """min_c of the squared Mahalanobis distance of the unit-norm feature to class c's Gaussian,
+    with one covariance for all classes (Lee et al., arXiv 1807.03888; on unit-norm features it is
+    known as MDS++, Mueller and Hein, arXiv 2505.18032).
+
+    Args:
+        classes: Gaussians of the classes' unit-norm features.
+    """
+
+    name, title = "mahalanobis", "Mahalanobis"
+
+    def __init__(self, classes: Gaussians) -> None:
+        super().__init__()
+        self.classes = classes
+
+    @classmethod
+    def fit(cls, id_features: IdFeatures, config: DiscrepancyConfig) -> Mahalanobis:
+        features = F.normalize(id_features.features.double(), dim=1)
+        return cls(Gaussians(features, present_classes(id_features)))
+
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        return self.classes(F.normalize(features, dim=1)).amin(dim=1)
