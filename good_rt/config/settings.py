@@ -70,6 +70,16 @@ class SamplerConfig:
         option="--sampler-steps",
         renamed_from=("--steps",),
     )
+    start: Literal["noise", "id"] = setting(
+        "noise", "What sampling starts from: noise, or noised ID images of the class."
+    )
+    start_shares: tuple[float, ...] = setting(
+        (0.6, 0.4, 0.3),
+        "Shares of the steps that are sampled from an ID image, which the images take in turn.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
     eta: float = setting(1.0, "η of DDIM; 0 is deterministic.", low=0, high=1)
     cfg: float = setting(1.0, "Classifier-free guidance scale; 1 for none.")
     cfg_sigma_max: float = setting(

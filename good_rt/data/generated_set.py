@@ -42,6 +42,7 @@ class Row:
         knn_distance: ℓ_feat of the image.
         energy_before: ℓ_img of the unguided twin of the same seed, where it was sampled.
         knn_distance_before: ℓ_feat of the unguided twin.
+        start_row: Row of the ID data's source that sampling started from; None for noise.
     """
 
     index: Index
@@ -54,6 +55,7 @@ class Row:
     knn_distance: float
     energy_before: float | None
     knn_distance_before: float | None
+    start_row: Index | None = None
 
 
 @dataclass(frozen=True)

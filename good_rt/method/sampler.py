@@ -121,6 +121,8 @@ class SampleBatch:
         shape: (C, H, W) of one latent.
         labels: (N,) int64 class of each sample; None for an unconditional model.
         strength: (N,) factor of ρ and μ of each sample; None for 1.
+        start: (N, C, H, W) noiseless latents to start from; None starts from noise.
+        first_step: The step that ``start`` is noised to and sampling begins with.
         dtype: Floating-point type of the latents.
         device: Where the models are; the noise is the same on every device.
     """
@@ -129,6 +131,8 @@ class SampleBatch:
     shape: tuple[int, int, int]
     labels: Tensor | None = None
     strength: Tensor | None = None
+    start: Tensor | None = None
+    first_step: int = 0
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
@@ -174,11 +178,17 @@ def sample_steps(
     draw = draw_smoothing if config.sigma > 0 else None
     factor = batch.strength_factor()
     labels = None if batch.labels is None else batch.labels.to(batch.device)
-    y = trajectory(batch.empty()) * float(np.sqrt(1 + sigmas[0] ** 2))
+    y = trajectory(batch.empty())
+    if batch.start is None:
+        y = y * float(np.sqrt(1 + sigmas[0] ** 2))
+    else:  # x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, over √ᾱ_t
+        y = batch.start.to(y) + float(sigmas[batch.first_step]) * y
 
     for t, (sigma, sigma_next) in enumerate(
         zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True)
     ):
+        if t < batch.first_step:
+            continue
         root_alpha = float(np.sqrt(alpha_cumprod_of(sigma)))
         for recurrence in range(config.n_recur):
             guided = guidance is not None and config.guides(t, len(mu))

@@ -173,6 +173,8 @@ def _engines(
         for name in (GRADIENT_GRAPHS if vjp else PLAIN_GRAPHS)
         if models.diffusion.decoder is not None or "decoder" not in name
     ]
+    if config.sampler.start == "id" and models.diffusion.encoder is not None:
+        names.append("vae_encoder")
     precision = backend.precision or "fp32"
     if backend.engine == "onnx":
         precisions = dict.fromkeys(PLAIN_GRAPHS, precision)
@@ -289,6 +291,7 @@ def _sample_missing(
             before = generator.discrepancies(twins, config)
         seeds = sample_seeds(config.seed, indices)
         labels = generator.labels(indices).tolist()
+        start_rows = generator.start_rows(config, indices)
         rows = [
             Row(
                 index=indices[position],
@@ -301,6 +304,7 @@ def _sample_missing(
                 knn_distance=float(distance[position]),
                 energy_before=float(before[0][position]) if before else None,
                 knn_distance_before=float(before[1][position]) if before else None,
+                start_row=start_rows[position],
             )
             for position in missing
         ]

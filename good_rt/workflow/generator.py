@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,6 +43,7 @@ from good_rt.method.guidance import LEVEL_WEIGHTS, Decoder, LatentGuidance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
 from good_rt.models import Models
+from good_rt.workflow.id_start import IdStart, first_step
 
 LARGEST_BATCH = 128
 """The largest batch that `pick_batch` tries."""
@@ -61,6 +63,7 @@ class Generator:
         scales: Mean and standard deviation of the discrepancies on ID images.
         sigmas: (T + 1,) falling noise levels.
         shape: (C, H, W) of the latents.
+        id_start: ID images to start from.
         conditioning: What the classes are to the network; None for an unconditional one.
         fused: Engine of decoder, classifier and discrepancies together, which replaces
             ``decode_with_gradient``; None where there is none.
@@ -76,6 +79,7 @@ class Generator:
     scales: IdScales
     sigmas: FloatArray
     shape: tuple[int, int, int]
+    id_start: IdStart
     conditioning: Conditioning | None
     fused: Callable[..., tuple[Tensor, ...]] | None
     device: torch.device
@@ -99,29 +103,10 @@ class Generator:
             NonFiniteError: a value is not finite; it names step and indices.
             GoodRtError: the decoder's output is not finite.
         """
-        guidance: Guidance | LatentGuidance | None = None
-        settings = replace(config.guidance, rho=0.0, mu=0.0)
-        if guided and config.kind != "none":
-            guidance, settings = self.guidance(config), config.guidance
-        batch = SampleBatch(
-            sample_seeds(config.seed, indices),
-            self.shape,
-            self.rows(indices),
-            torch.tensor([strength_of(config, index) for index in indices]),
-            device=self.device,
-        )
-        try:
-            latents = sample(
-                GuidedModel(self.denoiser, self.decode_with_gradient, guidance),
-                self.sigmas,
-                settings,
-                batch,
-                config.sampler.eta,
-            )
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                error.step, [indices[position] for position in error.samples]
-            ) from None
+        latents = torch.empty(len(indices), *self.shape, device=self.device)
+        for step, positions in self._by_first_step(config, indices).items():
+            part = [indices[position] for position in positions]
+            latents[positions] = self._latents(config, part, guided, step)
         with torch.no_grad():
             images = self.decode(latents)
         wrong = ~images.isfinite().flatten(1).all(dim=1)
@@ -132,6 +117,59 @@ class Generator:
                 "damaged, or it overflows in half precision: use --precision bf16 or fp32"
             )
         return to_uint8(images)
+
+    def _by_first_step(
+        self, config: GenerationConfig, indices: Sequence[int]
+    ) -> dict[int, list[int]]:
+        """The positions of the indices, by the step that their sampling begins with."""
+        if config.sampler.start == "noise":
+            return {0: list(range(len(indices)))}
+        shares, steps = config.sampler.start_shares, len(self.sigmas) - 1
+        positions = defaultdict[int, list[int]](list)
+        for position, index in enumerate(indices):
+            positions[first_step(steps, shares[index % len(shares)])].append(position)
+        return positions
+
+    def _latents(
+        self, config: GenerationConfig, indices: list[int], guided: bool, step: int
+    ) -> Tensor:
+        """Sampled latents (N, C, H, W), all from the same step on."""
+        guidance: Guidance | LatentGuidance | None = None
+        settings = replace(config.guidance, rho=0.0, mu=0.0)
+        if guided and config.kind != "none":
+            guidance, settings = self.guidance(config), config.guidance
+        rows = self.start_rows(config, indices)
+        start = None
+        if config.sampler.start == "id":
+            start = self.id_start.latents([row for row in rows if row is not None])
+        batch = SampleBatch(
+            sample_seeds(config.seed, indices),
+            self.shape,
+            self.rows(indices),
+            torch.tensor([strength_of(config, index) for index in indices]),
+            start=start,
+            first_step=step,
+            device=self.device,
+        )
+        model = GuidedModel(self.denoiser, self.decode_with_gradient, guidance)
+        try:
+            return sample(model, self.sigmas, settings, batch, config.sampler.eta)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                error.step, [indices[position] for position in error.samples]
+            ) from None
+
+    def start_rows(self, config: GenerationConfig, indices: Sequence[int]) -> list[int | None]:
+        """The rows of the ID data's source that images start from; None for noise.
+
+        Args:
+            config: Seed and start.
+            indices: Positions in the generated set.
+        """
+        if config.sampler.start == "noise":
+            return [None] * len(indices)
+        labels = self.labels(list(indices)).tolist()
+        return list(self.id_start.rows(config.seed, indices, labels))
 
     def guidance(self, config: GenerationConfig) -> Guidance | LatentGuidance:
         """The discrepancy ℓ that the configuration climbs."""
@@ -201,6 +239,8 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         "cfg_scale": sampler.cfg,
         "bank_size": bank.size,
     }
+    if sampler.start == "id":
+        record |= {"start": "id", "start_shares": list(sampler.start_shares)}
     if sampler.cfg_sigma_max < math.inf:
         record["cfg_sigma_max"] = sampler.cfg_sigma_max
     if models.device.type != "cpu":
@@ -235,6 +275,7 @@ def make_generator(
     conditioning = diffusion.conditioning(classifier.config.classes, config.sampler.prompts)
     conditioning = None if conditioning is None else conditioning.to(device)
     decode: Decoder = diffusion.decoder or _identity
+    encode: Decoder = diffusion.encoder or _identity
     decode_with_gradient: Decoder = diffusion.gradient_decoder or _identity
     network: Network = diffusion.network
     differentiable, fused = network, None
@@ -245,12 +286,14 @@ def make_generator(
             differentiable = pair.function
         if diffusion.decoder is not None:
             decode = engine_function(engines["vae_decoder"], "images")
+        if "vae_encoder" in engines:
+            encode = engine_function(engines["vae_encoder"], "latents")
         if "decoder_backward" in engines:
             pair = vjp_pair(engines["decoder_forward"], engines["decoder_backward"])
             decode_with_gradient = pair.function
         if "guidance_vjp" in engines:
             fused = engine_function(engines["guidance_vjp"], "value", "gradient")
-    for used in (network, differentiable, decode, decode_with_gradient):
+    for used in (network, differentiable, encode, decode, decode_with_gradient):
         if isinstance(used, nn.Module):
             used.to(device)
     condition: dict[str, Any] = {}
@@ -276,6 +319,7 @@ def make_generator(
         scales=IdScales.measure(*held_out, feature, config.bank.temperature),
         sigmas=diffusion.sigmas(config.sampler.steps),
         shape=diffusion.sample_shape,
+        id_start=IdStart(id_data, classifier, encode),
         conditioning=conditioning,
         fused=fused,
         device=device,
