@@ -124,10 +124,12 @@ class Generator:
         """The positions of the indices, by the step that their sampling begins with."""
         if config.sampler.start == "noise":
             return {0: list(range(len(indices)))}
+        # not by the index itself, with which the strengths take turns
         shares, steps = config.sampler.start_shares, len(self.sigmas) - 1
         positions = defaultdict[int, list[int]](list)
         for position, index in enumerate(indices):
-            positions[first_step(steps, shares[index % len(shares)])].append(position)
+            turn = index // len(config.strengths)
+            positions[first_step(steps, shares[turn % len(shares)])].append(position)
         return positions
 
     def _latents(
