@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from good_rt.engines.base import Engine
 from good_rt.engines.cpu import accelerate
 from good_rt.engines.cpu.fusing import DOMAIN
-from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu.library import SWITCH, kernel_library
 from good_rt.engines.cpu.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
 from good_rt.engines.open import open_engine
 from good_rt.export.parity import AutogradVjp
@@ -411,3 +411,10 @@ def test_a_node_that_does_not_fit_is_an_error(
     )
     with pytest.raises(Exception, match=words):
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in sizes.items()})
+
+
+def test_avx512_switched_off_leaves_convolutions_to_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(SWITCH, "avx2")
+    assert not is_possible()
