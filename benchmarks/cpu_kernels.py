@@ -157,6 +157,19 @@ def gains_of(cases: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
+def of_same_variants(cases: Mapping[str, Any]) -> dict[str, Any]:
+    """The cases that were measured with the variants of today, less those of a part since
+    removed."""
+    names = variants().keys()
+    return {
+        case: figures
+        for case, figures in cases.items()
+        if all(
+            seconds.keys() == names for batches in figures.values() for seconds in batches.values()
+        )
+    }
+
+
 def bars_of(gains: Mapping[str, Mapping[str, float]]) -> list[Bar]:
     """What is kept gives `LEAST_GAIN` in the geometric mean of all cases, settings and batches."""
     return [
@@ -174,7 +187,8 @@ def bars_of(gains: Mapping[str, Mapping[str, float]]) -> list[Bar]:
 )  # fmt: skip
 @click.option("--seconds", default=5.0, show_default=True, help="Of each setting and batch.")
 def main(case: str, engines: Path, work: Path, seconds: float) -> None:
-    """Measures a case, and writes it into results/cpu_kernels.json beside the other."""
+    """Measures a case, and writes it into results/cpu_kernels.json beside the other, if that has
+    the same variants."""
     torch.set_num_threads(THREADS)
     spec, data = ModelSpec(), assets.DATA
     if case == "stable-diffusion":
@@ -197,7 +211,7 @@ def main(case: str, engines: Path, work: Path, seconds: float) -> None:
             }
             figures.setdefault(setting, {})[str(batch)] = measure(steps, seconds)
     path = RESULTS / "cpu_kernels.json"
-    cases = read_json(path)["figures"]["cases"] if path.exists() else {}
+    cases = of_same_variants(read_json(path)["figures"]["cases"]) if path.exists() else {}
     cases[case] = figures
     gains = gains_of(cases)
     for part, means in gains.items():

@@ -9,14 +9,13 @@ from pathlib import Path
 from onnx import ModelProto
 
 from good_rt.engines.cpu.fusing import fuse, has_inner_graphs
-from good_rt.engines.cpu.layout import keep_blocks, optimised
 from good_rt.engines.cpu.library import kernel_library
-from good_rt.engines.cpu.winograd import put_convolutions
+from good_rt.engines.cpu.winograd import with_convolutions
 from good_rt.engines.onnx_file import is_small
 
-ACCELERATIONS = ("fused operators", "blocked layout", "Winograd convolutions")
+ACCELERATIONS = ("fused operators", "Winograd convolutions")
 """What `accelerate` does, by the keys of `Accelerated.changes`."""
-FUSED, BLOCKS, WINOGRAD = ACCELERATIONS
+FUSED, WINOGRAD = ACCELERATIONS
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,8 @@ def accelerate(
     fused.CopyFrom(model)
     if FUSED in parts and (count := fuse(fused)):
         changes[FUSED] = count
-    convolves = any(node.op_type == "Conv" for node in fused.graph.node)
-    if is_small(model) and (changes or convolves) and not {BLOCKS, WINOGRAD}.isdisjoint(parts):
-        blocked, more = _in_blocks(fused, library, parts)
-        if more:
-            return Accelerated(blocked, {**changes, **more}, library, is_optimised=True)
+    if WINOGRAD in parts and is_small(model):
+        optimised, count = with_convolutions(fused, library)
+        if count:
+            return Accelerated(optimised, {**changes, WINOGRAD: count}, library, is_optimised=True)
     return Accelerated(fused, changes, library) if changes else Accelerated(model, {})
-
-
-def _in_blocks(
-    model: ModelProto, library: Path, parts: Collection[str]
-) -> tuple[ModelProto, dict[str, int]]:
-    """The graph as ONNX Runtime optimises it for channels in blocks, and what was changed in it.
-
-    Nothing where ONNX Runtime cannot optimise it: it says what is wrong on opening the graph.
-    """
-    found = optimised(model.SerializeToString(), library)
-    if found is None or has_inner_graphs(found.graph):  # of a function, which is inlined by now
-        return model, {}
-    counts = {
-        BLOCKS: keep_blocks(found) if BLOCKS in parts else 0,
-        WINOGRAD: put_convolutions(found.graph) if WINOGRAD in parts else 0,
-    }
-    return found, {part: count for part, count in counts.items() if count}

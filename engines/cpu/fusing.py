@@ -24,8 +24,6 @@ from good_rt.engines.onnx_file import STANDARD
 
 DOMAIN, RUNTIMES = "good_rt", "com.microsoft"
 """The names of our own set of operators, and of ONNX Runtime's."""
-PLAIN = 1
-"""The ``block`` of a kernel that reads and writes (N, C, H, W) as it is."""
 COMMUTATIVE = frozenset({"Add", "Mul"})
 CONSTANTS: dict[str, Any] = {
     "value": TensorProto, "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
@@ -340,8 +338,9 @@ def _norm_nodes(
     shape = values.of(output)
     same = shape is not None and values.of(found["x"]) == shape
     first, inputs = output if same else f"{output}_like_x", [found[name] for name in reads]
-    attributes |= {"silu": int(silu), "block": PLAIN}
-    nodes = [helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, **attributes)]
+    nodes = [
+        helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, silu=int(silu), **attributes)
+    ]
     return (
         nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
     )
@@ -425,9 +424,7 @@ def _of_interleaved(values: GraphValues, found: Found, output: str) -> list[Node
     if values.floats(output) != whole:
         return []
     return [
-        helper.make_node(
-            "Interleave", [found[name] for name in names], [output], domain=DOMAIN, block=PLAIN
-        )
+        helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN)
     ]
 
 
@@ -469,7 +466,7 @@ def _of_strided_gradient(values: GraphValues, found: Found, output: str) -> list
         nodes.append(helper.make_node("Constant", [], names[:1], value=constant))
         nodes.append(helper.make_node("Conv", [found["x"], names[0]], names[1:], pads=pads))
     places = [node.output[0] for node in nodes if node.op_type == "Conv"]
-    return [*nodes, helper.make_node("Interleave", places, [output], domain=DOMAIN, block=PLAIN)]
+    return [*nodes, helper.make_node("Interleave", places, [output], domain=DOMAIN)]
 
 
 class _Taps(NamedTuple):
@@ -492,20 +489,6 @@ def _taps(size: int, pad: int) -> list[_Taps | None]:
             _Taps(taps, -reach[0], reach[-1]) if reach and reach[0] <= 0 <= reach[-1] else None
         )
     return found
-
-
-def _of_channels(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
-    """A number a channel, as a UNet adds its conditioning."""
-    for names in ((found["x"], found["y"]), (found["y"], found["x"])):
-        x, numbers = (values.floats(name) for name in names)
-        if (
-            x is not None
-            and len(x) == 4
-            and numbers == (*x[:2], 1, 1)
-            and values.floats(output) == x != numbers
-        ):
-            return [helper.make_node("AddChannels", names, [output], domain=DOMAIN, block=PLAIN)]
-    return []
 
 
 Make = Callable[[GraphValues, Found, str], list[NodeProto]]
@@ -531,7 +514,6 @@ FUSIONS: tuple[tuple[Op, Make], ...] = (
     (RELU_GRADIENT, _of_relu_gradient),
     (_interleaved(), _of_interleaved),
     (Op("ConvTranspose", ("x", "weight")), _of_strided_gradient),
-    (Op("Add", ("x", "y")), _of_channels),
 )
 """What is looked for, and what then gives its output; one whose pattern is part of another's comes
 after it."""

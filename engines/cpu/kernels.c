@@ -1,6 +1,6 @@
 /* What takes ONNX many passes over memory, as operators of ONNX Runtime's CPU provider of one or two: group
-   normalisation and the SiLU after it, the gradient of both, that of a ReLU, the interleaving of four images, and a
-   number added to all pixels of a channel. And convolutions by 3x3 with less than half of their products.
+   normalisation and the SiLU after it, the gradient of both, that of a ReLU, and the interleaving of four images. And
+   convolutions by 3x3 with less than half of their products.
 
    `good_rt.engines.cpu.fusing` puts them in a graph, and `good_rt.engines.cpu.winograd` the convolutions;
    `good_rt.engines.cpu.library` compiles this file on first use. It is written for GCC and Clang, and must not be
@@ -56,24 +56,20 @@ static int has_avx512(void) {
 
 /* --- what is computed --------------------------------------------------------------------------------------------- */
 
-/* A sample (C, H, W) lies in memory as (C / block, H, W, block): as it is, if block is 1, or as ONNX Runtime's
-   convolutions on the CPU want it. A row is a block of channels: its element i is of the block's channel i % block. */
-
-enum { LANES = 16 };   /* elements computed at once; a multiple of every block */
+enum { LANES = 16 };   /* elements computed at once, and the channels of a block of ONNX Runtime's convolutions */
 enum { MOST_AXES = 8 };
-enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in double: a row may have millions */
+enum { CHUNK = 4096 }; /* summed in single precision, and the sums of chunks in double: a group may have millions */
 
 typedef struct {
-  int64_t samples, units;          /* units of a sample: the fewest rows that hold whole groups */
-  int64_t rows, groups;            /* of a unit; at most as many groups as lanes, one if the block is */
-  int64_t channels, length, block; /* channels of a group, elements of a row */
-  const float *x, *gamma, *beta;   /* as above; a number a channel */
-  const float *cotangent;          /* as x; of the gradient alone */
-  float *output;                   /* as x */
-  float *mean, *rstd;              /* (samples, groups in all); the gradient reads them */
+  int64_t samples, groups;       /* groups of a sample */
+  int64_t channels, length;      /* channels of a group, elements of a channel */
+  const float *x, *gamma, *beta; /* (samples, groups · channels, length); a number a channel */
+  const float *cotangent;        /* as x; of the gradient alone */
+  float *output;                 /* as x */
+  float *mean, *rstd;            /* (samples, groups); the gradient reads them */
   float eps;
   int64_t silu;
-} Work;
+} Norm;
 
 /* exp(x), to 2e-7 of it, of x bounded to [-87, 87]: 2^n · e^r with |r| <= ln 2 / 2, e^r by its series (Cephes). */
 ALWAYS_INLINE float exponential(float x) {
@@ -93,138 +89,87 @@ ALWAYS_INLINE float exponential(float x) {
   return p * power.value;
 }
 
-/* What a row's lanes are of: their group's place in the unit, its mean, and a linear map of what is less that mean: by
-   γ/√(σ² + ε) and β, or what of it is taken off a gradient. */
-typedef struct {
-  int32_t group[LANES];
-  float mean[LANES], factor[LANES], shift[LANES];
-} Row;
+/* What is done to a channel's elements: a linear map of what they are above their group's mean. */
+typedef struct { float mean, factor, shift; } Channel;
 
-ALWAYS_INLINE void find_groups(const Work *work, int64_t place, Row *row) {
-  const int32_t channel = (int32_t)(place * work->block), mask = (int32_t)work->block - 1; /* of a power of two */
-  const float part = 1.f / (float)work->channels; /* half a channel off, no quotient is near an integer */
-  for (int lane = 0; lane < LANES; lane++)
-    row->group[lane] = (int32_t)(((float)(channel + (lane & mask)) + 0.5f) * part);
+/* By γ/√(σ² + ε) and β. */
+ALWAYS_INLINE Channel channel_at(const Norm *norm, size_t group, int64_t place) {
+  const int64_t channel = (int64_t)group % norm->groups * norm->channels + place;
+  return (Channel){norm->mean[group], norm->gamma[channel] * norm->rstd[group], norm->beta[channel]};
 }
 
-/* Numbers of a unit's groups, to the lanes. */
-ALWAYS_INLINE void spread(const Work *work, const Row *row, const float *of_groups, float *lanes) {
-  if (work->groups == 1)
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_groups[0];
-  else
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_groups[row->group[lane]];
+ALWAYS_INLINE void add_lanes(double *sums, const float *lanes) {
+  for (int lane = 0; lane < LANES; lane++) sums[lane] += lanes[lane];
 }
 
-/* Numbers of channels, to the lanes. */
-ALWAYS_INLINE void load(const float *of_channels, int64_t block, float *lanes) {
-  if (block == 1)
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[0];
-  else if (block == LANES)
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[lane];
-  else
-    for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = of_channels[lane & (block - 1)];
+ALWAYS_INLINE double sum_of(const double *lanes) {
+  double sum = 0;
+  for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
+  return sum;
 }
 
-ALWAYS_INLINE void find_weights(const Work *work, int64_t unit, int64_t place, const float *mean, const float *rstd,
-                                Row *row) {
-  const int64_t channel = (unit * work->rows + place) * work->block;
-  float scale[LANES];
-  if (work->groups > 1) find_groups(work, place, row);
-  spread(work, row, mean, row->mean);
-  spread(work, row, rstd, scale);
-  load(work->gamma + channel, work->block, row->factor);
-  load(work->beta + channel, work->block, row->shift);
-  for (int lane = 0; lane < LANES; lane++) row->factor[lane] *= scale[lane];
-}
-
-/* What the lanes of rows sum up to, for each group of a unit. */
-typedef struct { double lanes[LANES], groups[LANES]; } Sums;
-
-ALWAYS_INLINE void add_lanes(Sums *sums, const float *lanes) {
-  for (int lane = 0; lane < LANES; lane++) sums->lanes[lane] += lanes[lane];
-}
-
-/* Before lanes are of other groups. */
-ALWAYS_INLINE void add_row(const Work *work, const Row *row, Sums *sums) {
-  for (int lane = 0; lane < LANES; lane++) {
-    sums->groups[work->groups == 1 ? 0 : row->group[lane]] += sums->lanes[lane];
-    sums->lanes[lane] = 0;
-  }
-}
-
-ALWAYS_INLINE void add_elements(const float *x, int64_t lanes, const float *mean, int squared, float *sum) {
+ALWAYS_INLINE void add_elements(const float *x, int64_t lanes, float mean, int squared, float *sum) {
+#pragma omp simd
   for (int64_t lane = 0; lane < lanes; lane++) {
-    const float centred = x[lane] - mean[lane];
+    const float centred = x[lane] - mean;
     sum[lane] += squared ? centred * centred : centred;
   }
 }
 
-/* The sums of a unit's groups, of x − mean or its square; of a single group as of one long row. */
-ALWAYS_INLINE void sum_groups(const Work *work, const float *x, const float *mean, int squared, Sums *sums) {
-  const int64_t rows = work->groups == 1 ? 1 : work->rows, length = work->rows * work->length / rows;
-  *sums = (Sums){{0}, {0}};
-  for (int64_t place = 0; place < rows; place++) {
-    Row row;
-    if (work->groups > 1) find_groups(work, place, &row);
-    spread(work, &row, mean, row.mean);
-    for (int64_t start = place * length; start < (place + 1) * length; start += CHUNK) {
-      const int64_t end = start + CHUNK < (place + 1) * length ? start + CHUNK : (place + 1) * length;
-      float sum[LANES] = {0};
-      int64_t i = start;
-      for (; i + LANES <= end; i += LANES) add_elements(x + i, LANES, row.mean, squared, sum);
-      add_elements(x + i, end - i, row.mean, squared, sum);
-      add_lanes(sums, sum);
-    }
-    add_row(work, &row, sums);
+/* The mean of x − mean, or of its square. */
+ALWAYS_INLINE float mean_of(const float *x, int64_t elements, float mean, int squared) {
+  double sums[LANES] = {0};
+  for (int64_t start = 0; start < elements; start += CHUNK) {
+    const int64_t end = start + CHUNK < elements ? start + CHUNK : elements;
+    float sum[LANES] = {0};
+    int64_t i = start;
+    for (; i + LANES <= end; i += LANES) add_elements(x + i, LANES, mean, squared, sum);
+    add_elements(x + i, end - i, mean, squared, sum);
+    add_lanes(sums, sum);
   }
+  return (float)(sum_of(sums) / elements);
 }
 
-ALWAYS_INLINE void normalise_elements(const float *restrict x, int64_t lanes, const Row *row, int silu,
+ALWAYS_INLINE void normalise_elements(const float *restrict x, int64_t lanes, Channel channel, int silu,
                                       float *restrict output) {
+#pragma omp simd
   for (int64_t lane = 0; lane < lanes; lane++) {
-    const float y = (x[lane] - row->mean[lane]) * row->factor[lane] + row->shift[lane];
+    const float y = (x[lane] - channel.mean) * channel.factor + channel.shift;
     output[lane] = silu ? y / (1.f + exponential(-y)) : y;
   }
 }
 
-/* y = γ·(x − μ)/√(σ² + ε) + β, or y·sigmoid(y), of a unit's groups; their μ and 1/√(σ² + ε) are kept. */
-ALWAYS_INLINE void normalise(void *data, size_t task) {
-  const Work *work = data;
-  const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
-  const int64_t elements = size / work->groups;
-  const float *x = work->x + (int64_t)task * size;
-  float *mean = work->mean + (int64_t)task * work->groups, *rstd = work->rstd + (int64_t)task * work->groups;
-  const float zeros[LANES] = {0};
-  Sums sums;
-  sum_groups(work, x, zeros, 0, &sums);
-  for (int64_t group = 0; group < work->groups; group++) mean[group] = (float)(sums.groups[group] / elements);
-  sum_groups(work, x, mean, 1, &sums);
-  for (int64_t group = 0; group < work->groups; group++)
-    rstd[group] = 1.f / sqrtf((float)(sums.groups[group] / elements) + work->eps);
-  Row row;
-  for (int64_t place = 0; place < work->rows; place++) {
-    find_weights(work, unit, place, mean, rstd, &row);
-    const float *in = x + place * work->length;
-    float *out = work->output + (int64_t)task * size + place * work->length;
+/* y = γ·(x − μ)/√(σ² + ε) + β, or y·sigmoid(y), of a group; its μ and 1/√(σ² + ε) are kept. */
+ALWAYS_INLINE void normalise(void *data, size_t group) {
+  const Norm *norm = data;
+  const int64_t length = norm->length, elements = norm->channels * length, offset = (int64_t)group * elements;
+  const float mean = mean_of(norm->x + offset, elements, 0, 0);
+  norm->mean[group] = mean;
+  norm->rstd[group] = 1.f / sqrtf(mean_of(norm->x + offset, elements, mean, 1) + norm->eps);
+  for (int64_t place = 0; place < norm->channels; place++) {
+    const Channel channel = channel_at(norm, group, place);
+    const float *in = norm->x + offset + place * length;
+    float *out = norm->output + offset + place * length;
     int64_t i = 0;
-    if (work->silu) {
-      for (; i + LANES <= work->length; i += LANES) normalise_elements(in + i, LANES, &row, 1, out + i);
-      normalise_elements(in + i, work->length - i, &row, 1, out + i);
+    if (norm->silu) {
+      for (; i + LANES <= length; i += LANES) normalise_elements(in + i, LANES, channel, 1, out + i);
+      normalise_elements(in + i, length - i, channel, 1, out + i);
     } else {
-      for (; i + LANES <= work->length; i += LANES) normalise_elements(in + i, LANES, &row, 0, out + i);
-      normalise_elements(in + i, work->length - i, &row, 0, out + i);
+      for (; i + LANES <= length; i += LANES) normalise_elements(in + i, LANES, channel, 0, out + i);
+      normalise_elements(in + i, length - i, channel, 0, out + i);
     }
   }
 }
 VERSIONS(normalise)
 
 ALWAYS_INLINE void pull_elements_back(const float *restrict x, const float *restrict cotangent, int64_t lanes,
-                                      const Row *row, int silu, float *restrict output, float *sum, float *dot) {
+                                      Channel channel, int silu, float *restrict output, float *sum, float *dot) {
+#pragma omp simd
   for (int64_t lane = 0; lane < lanes; lane++) {
-    const float centred = x[lane] - row->mean[lane];
-    float g = cotangent[lane] * row->factor[lane];
+    const float centred = x[lane] - channel.mean;
+    float g = cotangent[lane] * channel.factor;
     if (silu) {
-      const float y = centred * row->factor[lane] + row->shift[lane], s = 1.f / (1.f + exponential(-y));
+      const float y = centred * channel.factor + channel.shift, s = 1.f / (1.f + exponential(-y));
       g *= s * (1.f + y - y * s);
     }
     output[lane] = g;
@@ -233,67 +178,42 @@ ALWAYS_INLINE void pull_elements_back(const float *restrict x, const float *rest
   }
 }
 
-/* dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c of a unit's groups, with c = x − μ, r = 1/√(σ² + ε) and ĝ = γ·r·g, where g is the
-   cotangent, times the SiLU's slope s·(1 + y − y·s), s = sigmoid(y), if there is one. */
-ALWAYS_INLINE void pull_back(void *data, size_t task) {
-  const Work *work = data;
-  const int64_t unit = (int64_t)task % work->units, size = work->rows * work->length;
-  const int64_t elements = size / work->groups;
-  const float *x = work->x + (int64_t)task * size, *cotangent = work->cotangent + (int64_t)task * size;
-  const float *mean = work->mean + (int64_t)task * work->groups, *rstd = work->rstd + (int64_t)task * work->groups;
-  float *dx = work->output + (int64_t)task * size, middle[LANES], slope[LANES];
-  Sums total = {{0}, {0}}, product = {{0}, {0}};
-  Row row;
-  for (int64_t place = 0; place < work->rows; place++) {
-    find_weights(work, unit, place, mean, rstd, &row);
-    const int64_t offset = place * work->length;
-    for (int64_t start = 0; start < work->length; start += CHUNK) {
-      const int64_t end = start + CHUNK < work->length ? start + CHUNK : work->length;
+/* dx = ĝ − mean ĝ − r²·mean(ĝ·c)·c of a group, with c = x − μ, r = 1/√(σ² + ε) and ĝ = γ·r·g, where g is the cotangent,
+   times the SiLU's slope s·(1 + y − y·s), s = sigmoid(y), if there is one. */
+ALWAYS_INLINE void pull_back(void *data, size_t group) {
+  const Norm *norm = data;
+  const int64_t length = norm->length, elements = norm->channels * length, offset = (int64_t)group * elements;
+  const float *restrict x = norm->x + offset, *restrict cotangent = norm->cotangent + offset;
+  float *restrict dx = norm->output + offset;
+  double total[LANES] = {0}, product[LANES] = {0};
+  for (int64_t place = 0; place < norm->channels; place++) {
+    const Channel channel = channel_at(norm, group, place);
+    for (int64_t start = place * length; start < (place + 1) * length; start += CHUNK) {
+      const int64_t end = start + CHUNK < (place + 1) * length ? start + CHUNK : (place + 1) * length;
       float sum[LANES] = {0}, dot[LANES] = {0};
-      int64_t i = offset + start;
-      const int64_t last = offset + end;
-      if (work->silu) {
-        for (; i + LANES <= last; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, &row, 1, dx + i, sum, dot);
-        pull_elements_back(x + i, cotangent + i, last - i, &row, 1, dx + i, sum, dot);
+      int64_t i = start;
+      if (norm->silu) {
+        for (; i + LANES <= end; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, channel, 1, dx + i, sum, dot);
+        pull_elements_back(x + i, cotangent + i, end - i, channel, 1, dx + i, sum, dot);
       } else {
-        for (; i + LANES <= last; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, &row, 0, dx + i, sum, dot);
-        pull_elements_back(x + i, cotangent + i, last - i, &row, 0, dx + i, sum, dot);
+        for (; i + LANES <= end; i += LANES) pull_elements_back(x + i, cotangent + i, LANES, channel, 0, dx + i, sum, dot);
+        pull_elements_back(x + i, cotangent + i, end - i, channel, 0, dx + i, sum, dot);
       }
-      add_lanes(&total, sum);
-      add_lanes(&product, dot);
-    }
-    if (work->groups > 1 || place + 1 == work->rows) {
-      add_row(work, &row, &total);
-      add_row(work, &row, &product);
+      add_lanes(total, sum);
+      add_lanes(product, dot);
     }
   }
-  for (int64_t group = 0; group < work->groups; group++) {
-    middle[group] = (float)(total.groups[group] / elements);
-    slope[group] = (float)(product.groups[group] / elements) * rstd[group] * rstd[group];
-  }
-  const int64_t rows = work->groups == 1 ? 1 : work->rows, length = size / rows;
-  for (int64_t place = 0; place < rows; place++) {
-    if (work->groups > 1) find_groups(work, place, &row);
-    spread(work, &row, mean, row.mean);
-    spread(work, &row, slope, row.factor);
-    spread(work, &row, middle, row.shift);
-    const float *restrict in = x + place * length;
-    float *restrict out = dx + place * length;
-    int64_t i = 0;
-    for (; i + LANES <= length; i += LANES)
-      for (int lane = 0; lane < LANES; lane++)
-        out[i + lane] -= (in[i + lane] - row.mean[lane]) * row.factor[lane] + row.shift[lane];
-    for (int lane = 0; i < length; i++, lane++)
-      out[i] -= (in[i] - row.mean[lane]) * row.factor[lane] + row.shift[lane];
-  }
+  const float mean = norm->mean[group], rstd = norm->rstd[group], middle = (float)(sum_of(total) / elements);
+  const float slope = (float)(sum_of(product) / elements) * rstd * rstd;
+  for (int64_t i = 0; i < elements; i++) dx[i] -= (x[i] - mean) * slope + middle;
 }
 VERSIONS(pull_back)
 
 typedef struct {
   const float *inputs[4];
   float *output;
-  int64_t rows, length, tasks, block; /* rows of the first input, elements of a row */
-  int64_t shape[MOST_AXES];           /* the output's */
+  int64_t rows, length, tasks; /* rows of the first input, elements of a row */
+  int64_t shape[MOST_AXES];    /* the output's */
   size_t axes;
 } Rows;
 
@@ -311,45 +231,21 @@ ALWAYS_INLINE void mask(void *data, size_t task) {
 }
 VERSIONS(mask)
 
-/* A number for each channel of each sample, inputs[1], added to its pixels, inputs[0]. */
-ALWAYS_INLINE void add_to_rows(void *data, size_t task) {
+/* Four images to one that is twice as high and wide: each square of 2x2 has a pixel of each, in the order of reading. */
+ALWAYS_INLINE void interleave_images(void *data, size_t task) {
   const Rows *work = data;
-  const int64_t end = first_row(work, task + 1);
+  const int64_t length = work->length, end = first_row(work, task + 1);
   for (int64_t row = first_row(work, task); row < end; row++) {
-    const float *restrict x = work->inputs[0] + row * work->length;
-    float *restrict out = work->output + row * work->length, shift[LANES];
-    load(work->inputs[1] + row * work->block, work->block, shift);
-    int64_t i = 0;
-    for (; i + LANES <= work->length; i += LANES)
-      for (int lane = 0; lane < LANES; lane++) out[i + lane] = x[i + lane] + shift[lane];
-    for (int lane = 0; i < work->length; i++, lane++) out[i] = x[i] + shift[lane];
-  }
-}
-VERSIONS(add_to_rows)
-
-ALWAYS_INLINE void interleave_rows(const Rows *work, int64_t row, int64_t end, int64_t block) {
-  const int64_t length = work->length, pixels = length / block;
-  for (; row < end; row++) {
     for (int down = 0; down < 2; down++) {
       const float *restrict left = work->inputs[2 * down] + row * length;
       const float *restrict right = work->inputs[2 * down + 1] + row * length;
       float *restrict out = work->output + (2 * row + down) * 2 * length;
-      for (int64_t i = 0; i < pixels; i++) {
-        for (int64_t lane = 0; lane < block; lane++) out[2 * i * block + lane] = left[i * block + lane];
-        for (int64_t lane = 0; lane < block; lane++) out[(2 * i + 1) * block + lane] = right[i * block + lane];
+      for (int64_t i = 0; i < length; i++) {
+        out[2 * i] = left[i];
+        out[2 * i + 1] = right[i];
       }
     }
   }
-}
-
-/* Four images to one that is twice as high and wide: each square of 2x2 has a pixel of each, in the order of reading. */
-ALWAYS_INLINE void interleave_images(void *data, size_t task) {
-  const Rows *work = data;
-  const int64_t first = first_row(work, task), end = first_row(work, task + 1);
-  if (work->block == 1) interleave_rows(work, first, end, 1);
-  else if (work->block == 8) interleave_rows(work, first, end, 8);
-  else if (work->block == 16) interleave_rows(work, first, end, 16);
-  else interleave_rows(work, first, end, work->block);
 }
 VERSIONS(interleave_images)
 
@@ -358,7 +254,8 @@ VERSIONS(interleave_images)
 /* Winograd's F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A gives 2x2 pixels out of a tile
    of 4x4 with 16 products instead of 36. At each of a tile's 16 places that is a product of matrices, (K, C) and
    (C, tiles). A tile's numbers are the same whatever stands beside it, but where a pixel is infinite all of its tile is
-   a NaN. In blocks of 16 alone. */
+   a NaN. Images lie in memory as (C / 16, H, W, 16), in blocks of 16 channels, as ONNX Runtime's convolutions on
+   processors with AVX-512 have them. */
 
 /* A task keeps at most ROOM tiles of a block of channels each, and MOST_TILES of two blocks' products: both together
    are to stay in a core's own cache. */
@@ -618,7 +515,7 @@ _Static_assert(INVALID_ARGUMENT == ORT_INVALID_ARGUMENT, "number of an error");
 _Static_assert(REQUIRED == INPUT_OUTPUT_REQUIRED, "number of required");
 #endif
 
-typedef struct { int64_t groups, silu, block, axes, relu; float eps; } Node; /* axes: of mean and rstd */
+typedef struct { int64_t groups, silu, axes, relu; float eps; } Node; /* axes: of mean and rstd */
 
 #define TRY(call) do { Status *failure = (call); if (failure != NULL) return failure; } while (0)
 
@@ -630,14 +527,7 @@ static Status *keep(Node node, void **made) {
   return NULL;
 }
 
-static Status *read_block(const Info *info, Node *node) {
-  TRY(integer_attribute(info, "block", &node->block));
-  const int fits = node->block >= 1 && node->block <= LANES && LANES % node->block == 0;
-  return fits ? NULL : create_status(INVALID_ARGUMENT, "block must divide 16");
-}
-
 static Status *read_norm(const Info *info, Node *node) {
-  TRY(read_block(info, node));
   TRY(integer_attribute(info, "groups", &node->groups));
   TRY(integer_attribute(info, "silu", &node->silu));
   return node->groups > 0 ? NULL : create_status(INVALID_ARGUMENT, "groups must be positive");
@@ -657,13 +547,6 @@ static Status *create_gradient(const Operator *operator, const Api *table, const
   (void)operator, (void)table;
   Node node = {0};
   TRY(read_norm(info, &node));
-  return keep(node, made);
-}
-
-static Status *create_blocks(const Operator *operator, const Api *table, const Info *info, void **made) {
-  (void)operator, (void)table;
-  Node node = {0};
-  TRY(read_block(info, &node));
   return keep(node, made);
 }
 
@@ -701,9 +584,9 @@ static Status *make_output(Context *context, size_t place, const int64_t *shape,
   return tensor_data(value, (void **)data);
 }
 
-/* Inputs x (N, C, ...), gamma and beta (C elements each); output 0 as x. Sets all of ``work`` but mean, rstd and
+/* Inputs x (N, C, ...), gamma and beta (C elements each); output 0 as x. Sets all of ``norm`` but mean, rstd and
    cotangent. */
-static Status *begin(const Node *node, Context *context, Work *work) {
+static Status *begin(const Node *node, Context *context, Norm *norm) {
   const Value *x, *gamma;
   int64_t elements, channels, shape[MOST_AXES];
   size_t axes;
@@ -712,54 +595,46 @@ static Status *begin(const Node *node, Context *context, Work *work) {
   TRY(measure(x, &elements, shape, &axes));
   TRY(measure(gamma, &channels, NULL, NULL));
   if (axes < 2 || axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 2 to 8 axes");
-  if (node->block > 1 && shape[1] != channels)
-    return create_status(INVALID_ARGUMENT, "in blocks, gamma must have a number for each channel of x");
   const int64_t sample = shape[0] > 0 ? elements / shape[0] : 0;
-  if (channels < 1 || channels % node->groups != 0 || channels % node->block != 0 || sample % channels != 0)
-    return create_status(INVALID_ARGUMENT, "groups and blocks must divide the channels, and these the elements of a sample");
-  const int64_t of_group = channels / node->groups;
-  int64_t unit = of_group; /* channels: the least multiple of a group's and a block's */
-  while (unit % node->block != 0) unit += of_group;
-  *work = (Work){.samples = shape[0], .units = channels / unit, .rows = unit / node->block, .groups = unit / of_group,
-                 .channels = of_group, .length = sample / channels * node->block, .block = node->block,
-                 .eps = node->eps, .silu = node->silu};
-  TRY(tensor_data(x, (void **)&work->x));
-  TRY(read_input(context, 1, channels, (float **)&work->gamma));
-  TRY(read_input(context, 2, channels, (float **)&work->beta));
-  return make_output(context, 0, shape, axes, &work->output);
+  if (channels < 1 || channels % node->groups != 0 || sample % channels != 0)
+    return create_status(INVALID_ARGUMENT, "groups must divide the channels, and these the elements of a sample");
+  *norm = (Norm){.samples = shape[0], .groups = node->groups, .channels = channels / node->groups,
+                 .length = sample / channels, .eps = node->eps, .silu = node->silu};
+  TRY(tensor_data(x, (void **)&norm->x));
+  TRY(read_input(context, 1, channels, (float **)&norm->gamma));
+  TRY(read_input(context, 2, channels, (float **)&norm->beta));
+  return make_output(context, 0, shape, axes, &norm->output);
 }
 
 /* (x, gamma, beta) -> (y, mean, rstd); the last two (N, groups, 1, ...). */
 static Status *group_norm(void *node, Context *context) {
-  Work work;
-  TRY(begin(node, context, &work));
-  const int64_t shape[MOST_AXES] = {work.samples, work.units * work.groups, 1, 1, 1, 1, 1, 1};
-  TRY(make_output(context, 1, shape, (size_t)((const Node *)node)->axes, &work.mean));
-  TRY(make_output(context, 2, shape, (size_t)((const Node *)node)->axes, &work.rstd));
-  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(normalise), (size_t)(work.samples * work.units), 0, &work);
+  Norm norm;
+  TRY(begin(node, context, &norm));
+  const int64_t shape[MOST_AXES] = {norm.samples, norm.groups, 1, 1, 1, 1, 1, 1};
+  TRY(make_output(context, 1, shape, (size_t)((const Node *)node)->axes, &norm.mean));
+  TRY(make_output(context, 2, shape, (size_t)((const Node *)node)->axes, &norm.rstd));
+  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(normalise), (size_t)(norm.samples * norm.groups), 0, &norm);
 }
 
 /* (x, gamma, beta, mean, rstd, cotangent of y) -> dx. */
 static Status *group_norm_gradient(void *node, Context *context) {
-  Work work;
-  TRY(begin(node, context, &work));
-  const int64_t units = work.samples * work.units;
-  TRY(read_input(context, 3, units * work.groups, &work.mean));
-  TRY(read_input(context, 4, units * work.groups, &work.rstd));
-  TRY(read_input(context, 5, units * work.rows * work.length, (float **)&work.cotangent));
-  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(pull_back), (size_t)units, 0, &work);
+  Norm norm;
+  TRY(begin(node, context, &norm));
+  const int64_t groups = norm.samples * norm.groups;
+  TRY(read_input(context, 3, groups, &norm.mean));
+  TRY(read_input(context, 4, groups, &norm.rstd));
+  TRY(read_input(context, 5, groups * norm.channels * norm.length, (float **)&norm.cotangent));
+  return parallel_for(context, VERSION_FOR_THIS_PROCESSOR(pull_back), (size_t)groups, 0, &norm);
 }
 
-/* Of input 0: rows of all that is after an axis, or of the last one, and of a block's channels. */
-static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *work) {
+/* Of input 0: rows of all that is after an axis, or of the last one. */
+static Status *begin_rows(Context *context, size_t axis, Rows *work) {
   const Value *x;
-  int64_t elements, length = block;
-  *work = (Rows){.block = block};
+  int64_t elements, length = 1;
+  *work = (Rows){0};
   TRY(input_of(context, 0, &x));
   TRY(measure(x, &elements, work->shape, &work->axes));
   if (work->axes < 1 || work->axes > MOST_AXES) return create_status(INVALID_ARGUMENT, "x must have 1 to 8 axes");
-  if (block > 1 && (work->axes < 3 || work->shape[1] % block != 0))
-    return create_status(INVALID_ARGUMENT, "x must have channels, and these be whole blocks");
   for (size_t place = axis < work->axes ? axis : work->axes - 1; place < work->axes; place++)
     length *= work->shape[place];
   work->length = length;
@@ -768,10 +643,10 @@ static Status *begin_rows(Context *context, size_t axis, int64_t block, Rows *wo
   return tensor_data(x, (void **)&work->inputs[0]);
 }
 
-/* With as many inputs in all, of so many elements each but the first. */
-static Status *run_rows(Context *context, Rows *work, size_t inputs, int64_t elements, Task task) {
+/* With as many inputs in all, of one shape. */
+static Status *run_rows(Context *context, Rows *work, size_t inputs, Task task) {
   for (size_t place = 1; place < inputs; place++)
-    TRY(read_input(context, place, elements, (float **)&work->inputs[place]));
+    TRY(read_input(context, place, work->rows * work->length, (float **)&work->inputs[place]));
   TRY(make_output(context, 0, work->shape, work->axes, &work->output));
   return parallel_for(context, task, (size_t)work->tasks, 0, work);
 }
@@ -780,25 +655,18 @@ static Status *run_rows(Context *context, Rows *work, size_t inputs, int64_t ele
 static Status *relu_gradient(void *node, Context *context) {
   (void)node;
   Rows work;
-  TRY(begin_rows(context, 2, 1, &work));
-  return run_rows(context, &work, 2, work.rows * work.length, VERSION_FOR_THIS_PROCESSOR(mask));
-}
-
-/* (x, numbers) -> sum: (N, C, ...) and N · C elements. */
-static Status *add_channels(void *node, Context *context) {
-  Rows work;
-  TRY(begin_rows(context, 2, ((const Node *)node)->block, &work));
-  if (work.axes < 3) return create_status(INVALID_ARGUMENT, "x must be (N, C, ...)");
-  return run_rows(context, &work, 2, work.rows * work.block, VERSION_FOR_THIS_PROCESSOR(add_to_rows));
+  TRY(begin_rows(context, 2, &work));
+  return run_rows(context, &work, 2, VERSION_FOR_THIS_PROCESSOR(mask));
 }
 
 /* Four of (N, C, H, W) -> (N, C, 2H, 2W). */
 static Status *interleave(void *node, Context *context) {
+  (void)node;
   Rows work;
-  TRY(begin_rows(context, 3, ((const Node *)node)->block, &work));
+  TRY(begin_rows(context, 3, &work));
   if (work.axes != 4) return create_status(INVALID_ARGUMENT, "what is interleaved must be (N, C, H, W)");
   work.shape[2] *= 2, work.shape[3] *= 2;
-  return run_rows(context, &work, 4, work.rows * work.length, VERSION_FOR_THIS_PROCESSOR(interleave_images));
+  return run_rows(context, &work, 4, VERSION_FOR_THIS_PROCESSOR(interleave_images));
 }
 
 static Status *create_convolution(const Operator *operator, const Api *table, const Info *info, void **made) {
@@ -864,8 +732,7 @@ static const Operator OPERATORS[] = {
     OPERATOR(create_norm, group_norm, "GroupNorm", 3, 3),
     OPERATOR(create_gradient, group_norm_gradient, "GroupNormGradient", 6, 1),
     OPERATOR(create_plain, relu_gradient, "ReluGradient", 2, 1),
-    OPERATOR(create_blocks, interleave, "Interleave", 4, 1),
-    OPERATOR(create_blocks, add_channels, "AddChannels", 2, 1),
+    OPERATOR(create_plain, interleave, "Interleave", 4, 1),
     OPERATOR(create_convolution, convolution, "Convolution", 3, 1),
     OPERATOR(create_convolution, convolution_and_sum, "ConvolutionAdd", 4, 1),
 };

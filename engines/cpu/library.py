@@ -31,9 +31,11 @@ SWITCH = "GOOD_RT_KERNELS"
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = (
     "-O3", "-std=gnu11", "-fno-wrapv", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
-    "-fno-signed-zeros", "-fvisibility=hidden", "-shared", "-fPIC", "-Wno-psabi",
+    "-fno-signed-zeros", "-fno-thread-jumps", "-fvisibility=hidden", "-shared", "-fPIC",
+    "-Wno-psabi",
 )  # fmt: skip
-"""None of which lets the compiler take it for granted that a value is finite."""
+"""None of which lets the compiler take it for granted that a value is finite. Without
+-fno-thread-jumps, GCC computes a SiLU three times, once for each side of each bound of its exp."""
 WITHOUT_AVX512 = "-DGOOD_RT_WITHOUT_AVX512"
 CHECKSUM = ".sha256"
 """How the file's name ends that holds a library's checksum."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from good_rt.engines.cpu.fusing import DOMAIN, PLAIN
+from good_rt.engines.cpu.fusing import DOMAIN
 from good_rt.engines.cpu.winograd import LANES, transformed
 from good_rt.errors import GoodRtError, first_line
 
@@ -42,10 +42,9 @@ def examples() -> dict[str, Example]:
     rng = np.random.default_rng(0)
     x, cotangent = (rng.standard_normal((2, 4, 3, 5)) for _ in range(2))
     gamma, beta = rng.standard_normal(4), rng.standard_normal(4)
-    norm = {"groups": GROUPS, "silu": 1, "block": PLAIN}
+    norm = {"groups": GROUPS, "silu": 1}
     y, mean, rstd, gradient = _group_norm(x, gamma, beta, cotangent)
     parts = {f"part {index}": rng.standard_normal((2, 4, 3, 5)) for index in range(4)}
-    numbers = rng.standard_normal((2, 4, 1, 1))
     read = {"x": x, "gamma": gamma, "beta": beta}
     convolved = _convolution_example(rng)
     return {
@@ -54,8 +53,7 @@ def examples() -> dict[str, Example]:
             {**read, "mean": mean, "rstd": rstd, "cotangent": cotangent}, gradient, norm
         ),
         "ReluGradient": Example({"cotangent": cotangent, "y": x}, cotangent * (x > 0)),
-        "Interleave": Example(parts, _interleaved(list(parts.values())), {"block": PLAIN}),
-        "AddChannels": Example({"x": x, "numbers": numbers}, x + numbers, {"block": PLAIN}),
+        "Interleave": Example(parts, _interleaved(list(parts.values()))),
         **convolved,
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from good_rt.engines.base import Engine
 from good_rt.engines.batch_splitting import vjp_pair
 from good_rt.engines.cpu import acceleration
-from good_rt.engines.cpu.fusing import DOMAIN, PLAIN, fuse
+from good_rt.engines.cpu.fusing import DOMAIN, fuse
 from good_rt.engines.cpu.library import SWITCH, kernel_library
 from good_rt.engines.onnxruntime import OnnxRuntimeEngine, SessionGraph
 from good_rt.engines.open import open_engine
@@ -59,11 +58,6 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], Counter[str], Counter[str]]] = 
     "strides past some pixels": (lambda: nn.Conv2d(8, 8, 1, 2), Counter(), Counter()),
     "strides of 3": (lambda: nn.Conv2d(8, 8, 3, 3), Counter(), Counter()),
     "strides over an edge": (lambda: nn.Conv2d(8, 8, 2, 2, 1), Counter(), Counter()),
-    "conditioning": (
-        lambda: Conditioned(),
-        Counter({"AddChannels": 1}),
-        Counter({"AddChannels": 1}),
-    ),
 }
 
 
@@ -106,17 +100,6 @@ class Attention(nn.Module):
         ]
         found = nn.functional.scaled_dot_product_attention(*parts)
         return x + found.transpose(1, 2).reshape(pixels.shape).transpose(1, 2).reshape(x.shape)
-
-
-class Conditioned(nn.Module):
-    """A number a channel, added to its pixels, as a UNet adds what it knows of the noise level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution, self.linear = convolution(), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x) + self.linear(x.mean((2, 3)))[:, :, None, None]
 
 
 class Branches(nn.Module):
@@ -390,7 +373,6 @@ def kernel(
     pixels: int,
     silu: bool,
     scales: int | None = None,
-    block: int = PLAIN,
 ) -> Engine:
     """(x, gamma, beta, cotangent) -> (y, dx), of x (N, channels, pixels): both kernels in one
     graph."""
@@ -398,7 +380,7 @@ def kernel(
     def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu), "block": block}
+    attributes = {"domain": DOMAIN, "groups": groups, "silu": int(silu)}
     nodes = [
         helper.make_node(
             NORM, ["x", "gamma", "beta"], ["y", "mean", "rstd"], axes=4, eps=1e-5, **attributes
@@ -423,12 +405,6 @@ def with_kernels(path: Path) -> Engine:
     return OnnxRuntimeEngine(path, threads=2, graph=graph)
 
 
-def blocks(x: Tensor, size: int) -> Tensor:
-    """x (N, C, pixels) with its channels in blocks of a size, (N, C / size, pixels, size), but its
-    own shape."""
-    return x.unflatten(1, (-1, size)).transpose(2, 3).reshape(x.shape)
-
-
 def reference(arrays: dict[str, Tensor], groups: int, silu: bool) -> tuple[Tensor, Tensor]:
     """y and dx by PyTorch's autograd, in double precision."""
     x, gamma, beta, cotangent = (
@@ -445,7 +421,6 @@ def reference(arrays: dict[str, Tensor], groups: int, silu: bool) -> tuple[Tenso
     samples=st.integers(1, 5),
     groups=st.integers(1, 8),
     channels=st.integers(1, 8) | st.sampled_from([16, 24]),
-    block=st.sampled_from([1, 4, 8, 16]),
     pixels=st.integers(2, 70) | st.sampled_from([4095, 4096, 4097, 10000]),
     silu=st.booleans(),
     offset=st.sampled_from([0.0, 3.0, -30.0]),
@@ -457,30 +432,20 @@ def test_they_are_pytorchs_group_norm(
     samples: int,
     groups: int,
     channels: int,
-    block: int,
     pixels: int,
     silu: bool,
     offset: float,
     scale: float,
     seed: int,
 ) -> None:
-    """With the channels as they are, and in blocks that hold some groups, a part of one, or parts
-    of several."""
     torch.manual_seed(seed)
     shape = (samples, groups * channels, pixels)
     arrays = {
         "x": offset + torch.randn(shape) * scale, "cotangent": torch.randn(shape),
         "gamma": torch.randn(shape[1]), "beta": torch.randn(shape[1]),
     }  # fmt: skip
-    block = math.gcd(block, shape[1])
-    engine = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu, block=block)
-    found = engine(
-        **{
-            name: blocks(array, block) if array.ndim == 3 else array
-            for name, array in arrays.items()
-        }
-    )
-    y, dx = (blocks(array, block) for array in reference(arrays, groups, silu))
+    found = kernel(tmp_path_factory.mktemp("kernels"), groups, *shape[1:], silu)(**arrays)
+    y, dx = reference(arrays, groups, silu)
     # what rounding of x less its mean, in single precision, may come to over a small spread
     spread = float(
         (arrays["x"].reshape(samples, groups, -1).double().var(-1, correction=0) + 1e-5)
@@ -513,84 +478,50 @@ def test_a_group_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("block", [1, 4])
 def test_nan_propagates_through_group_norm_and_its_gradient(
-    tmp_path: Path, silu: bool, bad: float, block: int
+    tmp_path: Path, silu: bool, bad: float
 ) -> None:
     """In its own group, which shares its sums, and in no other."""
     arrays = {"x": torch.randn(2, 4, 33), "cotangent": torch.randn(2, 4, 33)}
     arrays["x"][1, 3, 7] = bad
-    arrays = {name: blocks(array, block) for name, array in arrays.items()}
     arrays |= {"gamma": torch.ones(4), "beta": torch.zeros(4)}
-    found = kernel(tmp_path, 2, 4, 33, silu, block=block)(**arrays)
+    found = kernel(tmp_path, 2, 4, 33, silu)(**arrays)
     for array in found.values():
-        array = array.reshape(2, 4 // block, 33, block).transpose(2, 3).reshape(2, 4, 33)
         assert array[1, 2:].isnan().all()
         assert array[0].isfinite().all() and array[1, :2].isfinite().all()
 
 
-def two_operators(tmp_path: Path, shape: tuple[int, ...], block: int) -> Engine:
-    """Interleave of four images, and AddChannels on the first of them."""
+def interleave(tmp_path: Path, shape: tuple[int, int, int]) -> Engine:
+    """("image 0", ..., "image 3") -> whole."""
     channels, height, width = shape
     images = [f"image {place}" for place in range(4)]
-    nodes = [
-        helper.make_node("Interleave", images, ["whole"], domain=DOMAIN, block=block),
-        helper.make_node(
-            "AddChannels", [images[0], "numbers"], ["sum"], domain=DOMAIN, block=block
-        ),
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *shape)) for name in images
     ]
-    inputs = dict.fromkeys(images, shape) | {"numbers": (channels, 1, 1)}
-    outputs = {"whole": (channels, 2 * height, 2 * width), "sum": shape}
-    read, given = (
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", *each))
-            for name, each in values.items()
-        ]
-        for values in (inputs, outputs)
+    whole = helper.make_tensor_value_info(
+        "whole", TensorProto.FLOAT, ("batch", channels, 2 * height, 2 * width)
     )
-    graph = helper.make_graph(nodes, "blocks", read, given)
+    node = helper.make_node("Interleave", images, ["whole"], domain=DOMAIN)
+    graph = helper.make_graph([node], "interleave", inputs, [whole])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "blocks.onnx")
-    return with_kernels(tmp_path / "blocks.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "interleave.onnx")
+    return with_kernels(tmp_path / "interleave.onnx")
 
 
-@pytest.mark.parametrize("block", [1, 8, 16])
-def test_interleaving_and_numbers_of_channels_in_blocks(tmp_path: Path, block: int) -> None:
-    """To the last bit, as PyTorch does it on channels as they are."""
-    engine = two_operators(tmp_path, (32, 5, 7), block)
-    arrays = {f"image {place}": torch.randn(3, 32, 5, 7) for place in range(4)}
-    numbers = torch.randn(3, 32, 1, 1)
-
-    def in_blocks(x: Tensor) -> Tensor:
-        return blocks(x.flatten(2), block).reshape(x.shape)
-
-    found = engine(**{name: in_blocks(array) for name, array in arrays.items()}, numbers=numbers)
-    whole = nn.functional.pixel_shuffle(torch.stack(list(arrays.values()), 2).flatten(1, 2), 2)
-    assert torch.equal(found["whole"], in_blocks(whole))
-    assert torch.equal(found["sum"], in_blocks(arrays["image 0"] + numbers))
+def test_interleave_is_pixel_shuffle(tmp_path: Path) -> None:
+    """To the last bit."""
+    images = {f"image {place}": torch.randn(3, 32, 5, 7) for place in range(4)}
+    whole = nn.functional.pixel_shuffle(torch.stack(list(images.values()), 2).flatten(1, 2), 2)
+    assert torch.equal(interleave(tmp_path, (32, 5, 7))(**images)["whole"], whole)
 
 
-@pytest.mark.parametrize("block", [1, 8, 16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_propagates_through_interleave_and_add_channels(
-    tmp_path: Path, bad: float, block: int
-) -> None:
-    """To its own pixel, and a channel's number to the pixels of its channel; to no others."""
-    parts = {f"image {place}": torch.zeros(2, 32, 3, 5) for place in range(4)}
-    parts["image 2"][1, 9, 2, 4] = bad
-    numbers = torch.zeros(2, 32, 1, 1)
-    numbers[0, 20] = bad
-    engine = two_operators(tmp_path, (32, 3, 5), block)
-
-    def in_blocks(x: Tensor) -> Tensor:
-        return blocks(x.flatten(2), block).reshape(x.shape)
-
-    read = {name: in_blocks(array) for name, array in parts.items()}
-    result = engine(**read, numbers=numbers)
-    whole = nn.functional.pixel_shuffle(torch.stack(list(parts.values()), 2).flatten(1, 2), 2)
-    assert torch.equal(result["whole"].isfinite(), in_blocks(whole).isfinite())
-    total = in_blocks(parts["image 0"] + numbers)
-    assert torch.equal(result["sum"].isfinite(), total.isfinite())
+def test_nan_propagates_through_interleave(tmp_path: Path, bad: float) -> None:
+    """To its own pixel, and to no others."""
+    images = {f"image {place}": torch.zeros(2, 32, 3, 5) for place in range(4)}
+    images["image 2"][1, 9, 2, 4] = bad
+    finite = interleave(tmp_path, (32, 3, 5))(**images)["whole"].isfinite()
+    assert int((~finite).sum()) == 1 and not bool(finite[1, 9, 5, 8])
 
 
 @pytest.mark.parametrize("name", ["cotangent", "y"])
@@ -629,27 +560,19 @@ def test_an_empty_batch_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "channels", "scales", "block", "reason"),
-    [
-        (3, 4, None, 1, "groups and blocks must divide the channels"),
-        (2, 4, 6, 1, "groups and blocks must divide"),
-        (2, 4, None, 8, "groups and blocks must divide the channels"),
-    ],
+    ("groups", "channels", "scales"),
+    [(3, 4, None), (2, 4, 6)],
+    ids=["groups of the channels", "numbers of gamma"],
 )
 def test_what_does_not_fit_is_an_error_and_no_crash(
-    tmp_path: Path, groups: int, channels: int, scales: int | None, block: int, reason: str
+    tmp_path: Path, groups: int, channels: int, scales: int | None
 ) -> None:
-    engine = kernel(tmp_path, groups, channels, 5, True, scales, block)
+    engine = kernel(tmp_path, groups, channels, 5, True, scales)
     arrays = {"x": torch.zeros(2, channels, 5), "cotangent": torch.zeros(2, channels, 5)}
-    with pytest.raises(GoodRtError, match=reason):
+    with pytest.raises(GoodRtError, match="groups must divide the channels"):
         engine(**arrays, gamma=torch.ones(scales or channels), beta=torch.ones(scales or channels))
 
 
-@pytest.mark.parametrize(
-    ("groups", "block", "reason"), [(0, 1, "groups must be positive"), (2, 3, "block must divide")]
-)
-def test_what_cannot_be_is_an_error_when_the_graph_is_opened(
-    tmp_path: Path, groups: int, block: int, reason: str
-) -> None:
-    with pytest.raises(GoodRtError, match=reason):
-        kernel(tmp_path, groups, 4, 5, True, block=block)
+def test_no_groups_are_an_error_when_the_graph_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(GoodRtError, match="groups must be positive"):
+        kernel(tmp_path, 0, 4, 5, True)

@@ -99,6 +99,18 @@ def test_a_damaged_library_is_compiled_again(cache: Path) -> None:
     check_library(path)
 
 
+def test_changed_source_or_flags_get_another_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = find_compiler() or ""
+    path = tmp_path / "kernels.c"
+    path.write_text(library.SOURCE.read_text() + "\n")
+    fingerprints = {library._fingerprint(compiler, flags) for flags in (library.FLAGS, ("-O2",))}
+    monkeypatch.setattr(library, "SOURCE", path)
+    assert library._fingerprint(compiler, library.FLAGS) not in fingerprints
+    assert len(fingerprints) == 2
+
+
 def test_what_is_no_library_fails_its_check(tmp_path: Path) -> None:
     path = tmp_path / "kernels.so"
     path.write_bytes(b"no library")

@@ -4,6 +4,7 @@ what is added."""
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from good_rt.engines.base import Engine
 from good_rt.engines.cpu import accelerate
 from good_rt.engines.cpu.fusing import DOMAIN
-from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu.library import SWITCH, kernel_library
 from good_rt.engines.cpu.winograd import LANES, LEAST_SIZE, MOST_CHANNELS, is_possible, transformed
 from good_rt.engines.open import open_engine
+from good_rt.export.parity import AutogradVjp
 from good_rt.export.to_onnx import export_onnx
+from good_rt.export.vjp import export_vjp_onnx
 
 KINDS = {"Convolution", "ConvolutionAdd"}
 
@@ -62,6 +65,29 @@ class Block(nn.Module):
         found = self.convolution(x)
         found = found if self.other is None else found + self.other(x)
         return F.relu(found) if self.relu else found
+
+
+class Residual(nn.Module):
+    """A residual block with a skip into a concatenation, as in a UNet: convolutions between group
+    norms, a sum and a conditioning."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+
+        def convolution(inputs: int) -> nn.Module:
+            return nn.Conv2d(inputs, channels, 3, padding=1)
+
+        def norm(inputs: int) -> nn.Module:
+            return nn.Sequential(nn.GroupNorm(8, inputs), nn.SiLU())
+
+        self.first, self.linear = convolution(channels), nn.Linear(channels, channels)
+        self.block = nn.Sequential(norm(channels), convolution(channels), norm(channels))
+        self.last = nn.Sequential(norm(2 * channels), convolution(2 * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.first(x)
+        hidden = self.block(skip + self.linear(x.mean((2, 3)))[:, :, None, None])
+        return self.last(torch.cat([hidden + skip, skip], 1))
 
 
 def engine_of(module: nn.Module, x: Tensor, path: Path, threads: int = 1) -> Engine:
@@ -121,6 +147,37 @@ def test_an_image_is_the_same_to_the_byte_in_any_batch_and_on_any_threads(tmp_pa
         assert kinds(tmp_path / "block.onnx") == ["ConvolutionAdd"]
         for batch in (1, 2, 5, 8):
             assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
+
+
+def test_a_residual_block_is_the_same_in_any_batch_and_on_any_threads(tmp_path: Path) -> None:
+    module, x = Residual(), torch.randn(9, 32, 6, 6)
+    whole = engine_of(module, x, tmp_path / "block.onnx")(x=x)["y"]
+    for threads in (1, 2, 3):
+        engine = open_engine(tmp_path / "block.onnx", threads=threads)
+        for batch in (1, 2, 4, 9):
+            assert torch.equal(torch.cat([engine(x=part)["y"] for part in x.split(batch)]), whole)
+
+
+def test_the_gradient_of_a_residual_block(tmp_path: Path) -> None:
+    module, x = Residual().eval().requires_grad_(False), torch.randn(3, 32, 6, 6)
+    export_vjp_onnx(module, {"x": x[:2]}, "x", ("y",), tmp_path / "vjp.onnx")
+    assert kinds(tmp_path / "vjp.onnx")
+    arrays = {"cotangent": torch.randn_like(x), "x": x}
+    expected = AutogradVjp(copy.deepcopy(module).double(), 1, 0)(
+        *(array.double() for array in arrays.values())
+    )
+    found = open_engine(tmp_path / "vjp.onnx")(**arrays)
+    for name, exact in zip(("y", "gradient"), expected, strict=True):
+        assert relative(found[name], exact) < 1e-5
+
+
+def test_without_a_folder_to_write_to_the_graph_runs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = Residual(), torch.randn(3, 32, 6, 6)
+    engine_of(module, x, tmp_path / "block.onnx")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert relative(open_engine(tmp_path / "block.onnx")(x=x)["y"], module(x)) < 1e-5
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -354,3 +411,10 @@ def test_a_node_that_does_not_fit_is_an_error(
     )
     with pytest.raises(Exception, match=words):
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in sizes.items()})
+
+
+def test_avx512_switched_off_leaves_convolutions_to_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(SWITCH, "avx2")
+    assert not is_possible()
