@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from good_rt.engines.cpu.fusing import fuse, has_inner_graphs
-from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu.library import avx512_is_wanted, kernel_library
 from good_rt.engines.cpu.winograd import with_convolutions
 from good_rt.engines.onnx_file import is_small
 
@@ -57,7 +57,7 @@ def accelerate(
     fused.CopyFrom(model)
     if FUSED in parts and (count := fuse(fused)):
         changes[FUSED] = count
-    if WINOGRAD in parts and is_small(model):
+    if WINOGRAD in parts and is_small(model) and avx512_is_wanted():
         optimised, count = with_convolutions(fused, library)
         if count:
             return Accelerated(optimised, {**changes, WINOGRAD: count}, library, is_optimised=True)

@@ -53,8 +53,14 @@ def kernel_library(avx512: bool = True) -> Path | None:
     Args:
         avx512: False for a library that behaves as on a processor without AVX-512.
     """
-    switch = os.environ.get(SWITCH, "")
-    return None if switch == "0" else _library(avx512 and switch != "avx2")
+    if os.environ.get(SWITCH) == "0":
+        return None
+    return _library(avx512 and avx512_is_wanted())
+
+
+def avx512_is_wanted() -> bool:
+    """Whether kernels for AVX-512 are not switched off."""
+    return os.environ.get(SWITCH) != "avx2"
 
 
 @cache

@@ -10,7 +10,6 @@ and Gray, arXiv 1509.09308).
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +29,6 @@ from good_rt.engines.cpu.fusing import (
     has_inner_graphs,
     put_nodes,
 )
-from good_rt.engines.cpu.library import SWITCH
 
 BLOCKED = "com.microsoft.nchwc"
 """The name of ONNX Runtime's own set of operators on channels in blocks."""
@@ -59,10 +57,8 @@ Plane = tuple[int, int]
 
 
 def is_possible() -> bool:
-    """Whether this processor is one that the kernel was written for, ONNX Runtime's blocks are so
-    many channels, and kernels for AVX-512 are not switched off."""
-    if os.environ.get(SWITCH) == "avx2":
-        return False
+    """Whether this processor is one that the kernel was written for, and ONNX Runtime's blocks are
+    so many channels."""
     return platform.machine() in {"x86_64", "AMD64"} and block_size() == LANES
 
 
