@@ -84,6 +84,28 @@ def test_unguided_equals_diffusers_ddim(unet, prediction, eta, spacing):
     assert (ours - x).abs().max() <= 1e-5 * max(1.0, float(x.abs().max()))
 
 
+@pytest.mark.parametrize("first", [0, 4, 9])
+def test_starting_from_latents_equals_diffusers_image_to_image(unet, first):
+    """Noised by diffusers' scheduler to the timestep of the first step, and stepped from there."""
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    seeds, labels = sample_seeds(5, range(3)), torch.tensor([0, 1, 2])
+    start = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    noise = Noise(seeds, 0)
+    left = scheduler.timesteps[first:]
+    x = scheduler.add_noise(start, noise(start), left[0])
+    for t in left:
+        drawn = torch.zeros_like(x) if t == left[-1] else noise(x)
+        output = unet(x, t, class_labels=labels).sample
+        x = scheduler.step(output, t, x, eta=1.0, variance_noise=drawn).prev_sample
+    alphas = alphas_of(scheduler)
+    denoiser = DiscreteDenoiser(network(unet), alphas)
+    batch = SampleBatch(seeds, SHAPE, labels, start=start, first_step=first)
+    sigmas = ddim_sigmas(alphas, 10, "trailing")
+    ours = sample(GuidedModel(denoiser, lambda z: z), sigmas, OFF, batch)
+    assert (ours - x).abs().max() <= 1e-5 * max(1.0, float(x.abs().max()))
+
+
 def test_classifier_free_guidance_extrapolates_from_the_null_class(unet):
     alphas = alphas_of(DDIMScheduler())
     y, labels = (
