@@ -16,8 +16,8 @@ from torch import Tensor
 
 from good_rt.config.settings import GuidanceConfig
 from good_rt.errors import NonFiniteError
-from good_rt.method.denoiser import Denoiser
 from good_rt.method.classifier_guidance import Guidance
+from good_rt.method.denoiser import Denoiser
 from good_rt.method.guidance import Decoder, LatentGuidance, limited, value_and_gradient
 from good_rt.method.schedule import FloatArray, alpha_cumprod_of, smoothing_widths, strengths
 

@@ -16,7 +16,7 @@ import good_rt.export.detector as under_test
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
-from good_rt.detector.runtime import OUTPUTS, Detector
+from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector import detector_parity, export_detector
 
@@ -38,10 +38,13 @@ def test_every_output_and_label_on_real_images(
         images = assets.load_images(name).images[:150]
         found = detector.score(images)
         with torch.no_grad():
-            expected = dict(zip(OUTPUTS, detector_module(unit(name, 150)), strict=True))
-        for output in ("logits", "energy", "knn_distance", "score"):
+            outputs = detector_module(unit(name, 150))
+            expected = dict(zip(detector_module.outputs, outputs, strict=True))
+        columns = {"logits": found.logits, **found.discrepancies, "score": found.score}
+        assert tuple(columns) == detector_module.outputs[:-2]
+        for output, values in columns.items():
             reference = expected[output].numpy()
-            difference = np.abs(getattr(found, output) - reference).max() / np.abs(reference).mean()
+            difference = np.abs(values - reference).max() / np.abs(reference).mean()
             assert difference <= TOLERANCE, (name, output)
         np.testing.assert_array_equal(found.label, expected["logits"].argmax(1))
         assert (found.is_ood != expected["is_ood"].numpy()).sum() == 0, name
@@ -62,6 +65,7 @@ def test_a_class_that_is_ahead_by_no_more_than_rounding_does_not_disagree(
         """The detector with each image's second class that much ahead of its first."""
 
         calibration = detector_module.calibration
+        unified, outputs = detector_module.unified, detector_module.outputs
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             logits, *others = detector_module(images)
@@ -79,6 +83,16 @@ def test_the_file_says_what_it_is(detector_module: DetectorModule, detector_path
     assert info.versions["torch"] == torch.__version__
     assert (info.channels, info.image_size) == (1, 32)
     assert info.calibration_size == len(detector_module.calibration)
+    assert info.discrepancies == ("energy", "knn_distance", "mahalanobis")
+    unified, described = detector_module.unified, info.score["discrepancies"]
+    columns = (unified.means, unified.stds, unified.combination.weights)
+    for name, mean, std, weight in zip(unified.names, *columns, strict=True):
+        of_name = described[name]
+        assert (of_name["mean"], of_name["std"], of_name["weight"]) == (mean, std, weight)
+    assert described["energy"]["temperature"] == 1.0
+    assert (described["knn_distance"]["k"], described["knn_distance"]["bank_size"]) == (3, 400)
+    gate: Any = unified.combination
+    assert info.score["combination"] == {"name": "gate", "weights": list(gate.weights), "c": gate.c}
 
 
 class Off(nn.Module):
@@ -87,9 +101,10 @@ class Off(nn.Module):
     def __init__(self, module: DetectorModule, wrong: str) -> None:
         super().__init__()
         self.module, self.wrong = module, wrong
+        self.outputs = module.outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, energy, distance, score, p_value, is_ood = self.module(images)
+        logits, energy, *others, score, p_value, is_ood = self.module(images)
         if self.wrong == "score":
             score = score * 1.01 + 0.01
         elif self.wrong == "decision":
@@ -98,7 +113,7 @@ class Off(nn.Module):
             logits = logits.flip(1)
         else:
             energy = energy * torch.nan
-        return logits, energy, distance, score, p_value, is_ood
+        return logits, energy, *others, score, p_value, is_ood
 
 
 @pytest.mark.parametrize(

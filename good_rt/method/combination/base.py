@@ -57,19 +57,19 @@ class Combination(Protocol):
     def __call__(self, standardised: Tensor) -> Tensor: ...
 
 
-Fit = Callable[[FitValues], Combination]
-COMBINATIONS: dict[str, Fit] = {}
+FitCombination = Callable[[FitValues], Combination]
+COMBINATIONS: dict[str, FitCombination] = {}
 """What fits each combination, by its name in job files."""
 
 
-def combination(name: str) -> Callable[[Fit], Fit]:
+def combination(name: str) -> Callable[[FitCombination], FitCombination]:
     """Decorator that enters the function that fits a combination.
 
     Args:
         name: Its key in `COMBINATIONS`.
     """
 
-    def enter(fit: Fit) -> Fit:
+    def enter(fit: FitCombination) -> FitCombination:
         COMBINATIONS[name] = fit
         return fit
 

@@ -6,6 +6,7 @@ the score is calibrated as a whole afterwards, so that dependence between them d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ class TailProbabilities:
         steps = torch.cat([slopes[:, :1], slopes[:, 1:] - slopes[:, :-1]], dim=1)
         beyond = standardised[:, :, None] - knots
         rising = torch.cat([beyond[:, :, :1], beyond[:, :, 1:].clamp_min(0)], dim=2)
-        surprise = (rising * steps).sum(dim=2)
+        surprise = (rising * steps).sum(dim=2) - math.log(SHARES[0])
         return surprise.amax(dim=1) if self.largest else surprise.sum(dim=1)
 
 
