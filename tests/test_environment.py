@@ -23,6 +23,7 @@ from good_rt.classifier import Classifier, load_classifier, predict
 from good_rt.classifier.sources.graph import graph_network
 from good_rt.config.settings import (
     DetectorConfig,
+    FeatureDiscrepancyName,
     GenerationConfig,
     GuidanceConfig,
     SamplerConfig,
@@ -101,6 +102,27 @@ def test_a_set_of_images(
         decoded = decoded_images(models.diffusion, images)
         assert decoded is not None
         assert decoded.device.type == "cpu" and decoded.shape == images.shape
+
+
+@pytest.mark.parametrize("feature", ["mahalanobis", "relative_mahalanobis"])
+def test_every_feature_discrepancy_guides(
+    feature: FeatureDiscrepancyName,
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(2, kind="feat", steps=2)
+    config = replace(config, bank=replace(config.bank, feature=feature))
+    here = make_generator(models_on(CPU, model_dir, classifier_dir), IdData(id_dir), config)
+    with second_device() as device:
+        models = models_on(device, model_dir, classifier_dir)
+        there = make_generator(models, IdData(id_dir), config)
+        found = there.images(config, [0, 1]).astype(int)
+    expected, unguided = (
+        here.images(config, [0, 1], guided=guided).astype(int) for guided in (True, False)
+    )
+    assert np.abs(found - expected).max() <= LEVELS < np.abs(expected - unguided).max()
 
 
 @pytest.mark.parametrize("name", ["ldm", "dit", "sd1", "sdxl", "sd3", "flux"])

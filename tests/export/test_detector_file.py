@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 import good_rt
 import good_rt.export.detector as under_test
+from good_rt.classifier import Classifier
+from good_rt.config.settings import DetectorConfig
+from good_rt.data.id_data import IdData
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector import detector_parity, export_detector
+from good_rt.method.combination import COMBINATIONS
+from good_rt.method.discrepancy import DISCREPANCIES
+from good_rt.workflow.detector import detector_for
 
 TOLERANCE = 1e-4
 """Of a well-trained classifier's outputs, relative to their mean magnitude; the export itself bears
@@ -156,3 +162,48 @@ def test_weights_that_one_file_cannot_hold_are_refused(
     with pytest.raises(GoodRtError, match=r"detector\.onnx would hold .* GiB of weights, but an"):
         export_detector(detector_module, tmp_path / "detector.onnx", unit("test", 2), "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+SCORES: dict[str, DetectorConfig] = {
+    "default": DetectorConfig(),
+    "energy": DetectorConfig(("energy",), "max", temperature=2.0),
+    "knn_distance": DetectorConfig(("knn_distance",), "sum", k=5),
+    "two, max": DetectorConfig(("mahalanobis", "energy"), "max"),
+    "two, logistic": DetectorConfig(("energy", "relative_mahalanobis"), "logistic"),
+    "two, fisher": DetectorConfig(("knn_distance", "mahalanobis"), "fisher", k=2),
+    "three, min_p": DetectorConfig(("energy", "knn_distance", "mahalanobis"), "min_p"),
+    "all, gate": DetectorConfig(tuple(DISCREPANCIES), "gate"),
+    "all, reversed, sum": DetectorConfig(tuple(DISCREPANCIES)[::-1], "sum"),
+}
+
+
+def test_every_discrepancy_and_combination_is_exported_below() -> None:
+    configs = SCORES.values()
+    assert {name for config in configs for name in config.discrepancies} == set(DISCREPANCIES)
+    assert {config.combination for config in configs} == set(COMBINATIONS)
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_every_score_is_pytorchs(
+    classifier: Classifier,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    detector_module: DetectorModule,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    config, path = SCORES[name], tmp_path / "detector.onnx"
+    features = detector_module.id_features
+    module = detector_for(classifier, IdData(id_dir), generated_dirs, config, features)
+    export_detector(module, path, unit("test", 32), training="nothing")
+    detector = Detector(path)
+    assert detector.info.discrepancies == config.discrepancies
+    assert detector.info.score["combination"]["name"] == config.combination
+    scores = detector.score(assets.load_images("near").images[:64])
+    with torch.no_grad():
+        outputs = dict(zip(module.outputs, module(unit("near", 64)), strict=True))
+    for output, values in {**scores.discrepancies, "score": scores.score}.items():
+        reference = outputs[output].numpy()
+        difference = np.abs(values - reference).max() / np.abs(reference).mean()
+        assert difference <= TOLERANCE, output
+    np.testing.assert_allclose(scores.p_value, outputs["p_value"], atol=1 / 120)

@@ -53,15 +53,10 @@ def gates(draw: st.DrawFn) -> tuple[Gate, Tensor]:
 
 
 def test_the_settings_list_every_combination_and_discrepancy() -> None:
-    assert get_args(CombinationName) == tuple(sorted(COMBINATIONS, key=order))
-    assert set(get_args(CombinationName)) == set(COMBINATIONS)
+    assert sorted(get_args(CombinationName)) == sorted(COMBINATIONS)
     assert get_args(DiscrepancyName) == tuple(DISCREPANCIES)
     features = tuple(name for name in DISCREPANCIES if name != "energy")
     assert get_args(FeatureDiscrepancyName) == features
-
-
-def order(name: str) -> int:
-    return get_args(CombinationName).index(name)
 
 
 @pytest.mark.parametrize("name", list(COMBINATIONS))
@@ -201,8 +196,8 @@ def test_the_gates_derivatives_are_weights_of_sum_1(case: tuple[Gate, Tensor]) -
 
 @given(gates())
 def test_the_gate_is_a_weighted_mean(case: tuple[Gate, Tensor]) -> None:
-    """u lies between the smallest and the largest discrepancy: w(a)·a_1 + (1−w(a))·a_2 of two with w
-    in [0, 1], in (0, 1) where they differ by little."""
+    """u lies between the smallest and the largest discrepancy: w(a)·a_1 + (1−w(a))·a_2 of two, with
+    w in [0, 1], and in (0, 1) where they differ by little."""
     gate, image = case
     slack = 1e-6
     score = float(gate(image))

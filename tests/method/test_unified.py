@@ -1,4 +1,4 @@
-"""The unified score: standardised on ID images, combined, and refused where values are degenerate."""
+"""The unified score: standardised on ID images and combined; degenerate values are refused."""
 
 from __future__ import annotations
 
@@ -99,5 +99,5 @@ def test_too_few_images_and_unknown_combinations_are_refused() -> None:
         fit_unified(NAMES, KNOWN[:1])
     with pytest.raises(GoodRtError, match="needs at least 2 generated OOD images, not 1"):
         fit_unified(NAMES, KNOWN, "gate", OOD[:1])
-    with pytest.raises(GoodRtError, match="no combination 'mean'; there are .*sum"):
+    with pytest.raises(GoodRtError, match=r"no combination 'mean'; there are .*sum"):
         fit_unified(NAMES, KNOWN, "mean")

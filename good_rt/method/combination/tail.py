@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from good_rt.method.combination.base import FitValues, combination, equal_weights
+from good_rt.method.combination.base import FitValues, combination, constant, equal_weights
 
 SHARES = (0.9, 0.7, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02)
 """Shares of ID images above the knots between which −log p is interpolated; beyond the last its
@@ -39,7 +39,7 @@ class TailProbabilities:
         return equal_weights(len(self.knots))
 
     def __call__(self, standardised: Tensor) -> Tensor:
-        knots, slopes = (standardised.new_tensor(part) for part in (self.knots, self.slopes))
+        knots, slopes = (constant(part, standardised) for part in (self.knots, self.slopes))
         steps = torch.cat([slopes[:, :1], slopes[:, 1:] - slopes[:, :-1]], dim=1)
         beyond = standardised[:, :, None] - knots
         rising = torch.cat([beyond[:, :, :1], beyond[:, :, 1:].clamp_min(0)], dim=2)
