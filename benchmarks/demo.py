@@ -197,8 +197,7 @@ def measure_seed(out: Path) -> dict[str, Any]:
     p_values = Detector(out / "detector.onnx").score(sets["test"], batch=250).p_value
     history = read_json(out / "trained" / "training.json")["history"]
     validation = assets.load_images(assets.VALIDATION_SET).images
-    measured_images = measure_images(module, validation)
-    scores = module.unified(measured_images.energy, measured_images.knn_distance)
+    scores = module.scores(measure_images(module, module.discrepancies, validation))
     refused = module.p_values(scores) <= 0.05
     return {
         "detection": detection_of(evaluation),

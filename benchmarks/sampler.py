@@ -37,9 +37,9 @@ from good_rt.demo import assets
 from good_rt.diffusion import DiffusionModel, load_diffusion
 from good_rt.export.manifest import load_engines
 from good_rt.export.parity import AutogradVjp
+from good_rt.method.classifier_guidance import ClassifierGuidance
 from good_rt.method.denoiser import PREDICTIONS
-from good_rt.method.discrepancy import LEVEL_WEIGHTS, ClassifierGuidance
-from good_rt.method.guidance import limited
+from good_rt.method.guidance import LEVEL_WEIGHTS, limited
 from good_rt.method.sampler import GuidedModel, Noise, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import strengths
 from good_rt.models import ModelSpec
@@ -180,7 +180,7 @@ def loop_of(
             assert module is not None
             module.double()
     guidance = ClassifierGuidance(
-        eager.classifier, eager.bank, eager.scales, LEVEL_WEIGHTS[CONFIG.kind], CONFIG.bank.k
+        eager.classifier, eager.feature, eager.scales, LEVEL_WEIGHTS[CONFIG.kind]
     )
 
     def latents(config: GuidanceConfig, indices: list[int]) -> Tensor:

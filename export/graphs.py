@@ -62,7 +62,7 @@ class FusedGuidance:
         digest = hashlib.sha256(f"{self.feature.name} {settings}".encode())
         for name, tensor in sorted(self.feature.graph().state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
+            digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
 

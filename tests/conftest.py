@@ -225,7 +225,10 @@ def generated_dirs(
 def detector_module(
     classifier: Classifier, id_dir: Path, generated_dirs: list[Path]
 ) -> DetectorModule:
-    return detector_for(classifier, IdData(id_dir), generated_dirs, DetectorConfig(k=3, alpha=0.1))
+    config = DetectorConfig(
+        ("energy", "knn_distance", "mahalanobis"), combination="gate", k=3, alpha=0.1
+    )
+    return detector_for(classifier, IdData(id_dir), generated_dirs, config)
 
 
 @pytest.fixture(scope="session")
@@ -254,7 +257,7 @@ def gradient_engines_dir(
     """The same with every graph that computes a gradient; takes a minute. Not to be changed."""
     folder = tmp_path_factory.mktemp("gradients") / "engines"
     images = from_uint8(assets.load_images("held_out").images[:8])
-    fused = FusedGuidance(generator.bank, tiny_config().bank.k)
+    fused = FusedGuidance(generator.feature)
     export_models(models, folder, ExportConfig(), images=images, fused=fused)
     return folder
 

@@ -23,6 +23,7 @@ from good_rt.classifier import Classifier, load_classifier, predict
 from good_rt.classifier.sources.graph import graph_network
 from good_rt.config.settings import (
     DetectorConfig,
+    FeatureDiscrepancyName,
     GenerationConfig,
     GuidanceConfig,
     SamplerConfig,
@@ -103,6 +104,27 @@ def test_a_set_of_images(
         assert decoded.device.type == "cpu" and decoded.shape == images.shape
 
 
+@pytest.mark.parametrize("feature", ["mahalanobis", "relative_mahalanobis"])
+def test_every_feature_discrepancy_guides(
+    feature: FeatureDiscrepancyName,
+    model_dir: Path,
+    classifier_dir: Path,
+    id_dir: Path,
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(2, kind="feat", steps=2)
+    config = replace(config, bank=replace(config.bank, feature=feature))
+    here = make_generator(models_on(CPU, model_dir, classifier_dir), IdData(id_dir), config)
+    with second_device() as device:
+        models = models_on(device, model_dir, classifier_dir)
+        there = make_generator(models, IdData(id_dir), config)
+        found = there.images(config, [0, 1]).astype(int)
+    expected, unguided = (
+        here.images(config, [0, 1], guided=guided).astype(int) for guided in (True, False)
+    )
+    assert np.abs(found - expected).max() <= LEVELS < np.abs(expected - unguided).max()
+
+
 @pytest.mark.parametrize("name", ["ldm", "dit", "sd1", "sdxl", "sd3", "flux"])
 def test_every_kind_of_condition(
     name: str,
@@ -174,10 +196,12 @@ def test_a_detector(
         logits, features = predict(there, from_uint8(assets.load_images("test").images[:8]))
         assert logits.device.type == features.device.type == "cpu"
         found: Any = detector_for(there, IdData(id_dir), generated_dirs, detector_module.config)
-        assert found.unified.pi == pytest.approx(detector_module.unified.pi, abs=1e-3)
+        weights = detector_module.unified.combination.weights
+        assert found.unified.combination.weights == pytest.approx(weights, abs=1e-3)
         images = torch.rand(4, 1, 32, 32)
-        energy, expected = found(images.to(device))[1], detector_module(images)[1]
-        torch.testing.assert_close(energy.cpu(), expected, rtol=1e-4, atol=1e-4)
+        measured = zip(found(images.to(device))[1:5], detector_module(images)[1:5], strict=True)
+        for values, expected in measured:  # every discrepancy and the score
+            torch.testing.assert_close(values.cpu(), expected, rtol=1e-3, atol=1e-3)
         np.testing.assert_array_equal(
             found.p_values(np.zeros(2)), detector_module.p_values(np.zeros(2))
         )

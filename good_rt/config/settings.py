@@ -406,7 +406,7 @@ class DetectorConfig:
     )
     bank_size: int = setting(
         BANK_SIZE,
-        "ID images whose features the discrepancies are fitted on, or fill the bank.",
+        "ID images whose features the discrepancies are fitted on; the bank of knn_distance.",
         low=1,
     )
     temperature: float = setting(

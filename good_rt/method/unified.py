@@ -17,6 +17,7 @@ from torch import Tensor
 
 from good_rt.errors import GoodRtError
 from good_rt.method.combination import COMBINATIONS, Combination, FitValues
+from good_rt.method.combination.base import constant
 from good_rt.method.schedule import FloatArray
 
 
@@ -45,7 +46,7 @@ class UnifiedScore:
 
     def standardise(self, values: Tensor) -> Tensor:
         """(N, J): mean 0 and standard deviation 1 on the ID images that it was fitted on."""
-        return (values - values.new_tensor(self.means)) / values.new_tensor(self.stds)
+        return (values - constant(self.means, values)) / constant(self.stds, values)
 
     def to_json(self) -> dict[str, Any]:
         return {

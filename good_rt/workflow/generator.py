@@ -227,7 +227,6 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         "guidance": config.kind,
         "config": asdict(config.guidance),
         "strengths": list(config.strengths),
-        "feature": bank.feature,
         "k": bank.k,
         "temperature": bank.temperature,
         "eta": sampler.eta,
@@ -245,6 +244,8 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         record |= {"start": "id", "start_shares": list(sampler.start_shares)}
     if sampler.cfg_sigma_max < math.inf:
         record["cfg_sigma_max"] = sampler.cfg_sigma_max
+    if bank.feature != KnnDistance.name:
+        record["feature"] = bank.feature
     if models.device.type != "cpu":
         record["device"] = models.device.type
     return {**record, "prompts": list(sampler.prompts)} if models.diffusion.text else record
@@ -311,14 +312,15 @@ def make_generator(
     knn, feature = guidance_discrepancies(models, id_data, config.bank)
     known, _ = half_rows(id_data, "held_out")
     held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
+    scales = IdScales.measure(*held_out, feature, config.bank.temperature)
     return Generator(
         denoiser=denoiser,
         decode=decode,
         decode_with_gradient=decode_with_gradient,
         classifier=classifier,
         knn=knn,
-        feature=feature,
-        scales=IdScales.measure(*held_out, feature, config.bank.temperature),
+        feature=feature.to(models.device),
+        scales=scales,
         sigmas=diffusion.sigmas(config.sampler.steps),
         shape=diffusion.sample_shape,
         id_start=IdStart(id_data, classifier, encode),

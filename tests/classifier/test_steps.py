@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
+from good_rt.classifier import (
+    Classifier,
+    IdFeatures,
+    load_classifier,
+    predict,
+    save_classifier,
+)
 from good_rt.config.settings import DetectorConfig, GuidanceConfig, TrainConfig
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
@@ -23,13 +29,22 @@ from good_rt.export.detector import export_detector
 from good_rt.export.guidance_module import GuidanceModule
 from good_rt.export.vjp import export_vjp_onnx
 from good_rt.method.bank import FeatureBank
-from good_rt.method.discrepancy import ClassifierGuidance, IdScales
+from good_rt.method.classifier_guidance import ClassifierGuidance, IdScales
+from good_rt.method.discrepancy.knn import KnnDistance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.training import TrainingImages, finetune
 
 ID = from_uint8(assets.load_images("train").images[:40])
 OOD = from_uint8(assets.load_images("near").images[:12])
 LABELS = torch.from_numpy(assets.load_images("train").labels[:40])
+DETECTOR = DetectorConfig(
+    ("energy", "knn_distance", "mahalanobis", "relative_mahalanobis"), "sum", k=2, alpha=0.2
+)
+
+
+def knn(features: Tensor) -> KnnDistance:
+    """The distance to the second nearest of these features."""
+    return KnnDistance(FeatureBank.of(features), 2)
 
 
 def shrink(y: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
@@ -42,9 +57,9 @@ def test_a_guided_step_climbs_the_librarys_gradient(every_source: Any) -> None:
     if not classifier.differentiable:
         pytest.skip("no gradient")
     logits, features = predict(classifier, ID)
-    bank = FeatureBank(features[:20])
-    scales = IdScales.measure(logits[20:], features[20:], bank, k=2)
-    guidance = ClassifierGuidance(classifier, bank, scales, 0.5, k=2)
+    feature = knn(features[:20])
+    scales = IdScales.measure(logits[20:], features[20:], feature)
+    guidance = ClassifierGuidance(classifier, feature, scales, 0.5)
     sigmas = np.array([1.0, 0.5, 0.0])
     found = {}
     for mu in (0.0, 0.3):
@@ -64,11 +79,11 @@ def test_the_detectors_file_scores_as_pytorch_does(every_source: Any, tmp_path: 
     classifier = every_source.load()
     module = build_module(
         classifier,
-        FeatureBank.of(classifier, ID[:20]),
+        IdFeatures.of(classifier, [(ID[:20], LABELS[:20])]),
         ID[20:30],
         ID[30:],
         [OOD],
-        DetectorConfig(k=2, alpha=0.2),
+        DETECTOR,
     )
     images = (
         from_uint8(assets.load_images("test").images[:40]) + 1
@@ -87,8 +102,7 @@ def test_the_gradient_engine_gives_autograds_gradient(every_source: Any, tmp_pat
     classifier = every_source.load()
     if not classifier.differentiable:
         pytest.skip("no gradient")
-    bank = FeatureBank(predict(classifier, ID[:20])[1])
-    module = GuidanceModule(None, classifier, bank, k=2).eval()
+    module = GuidanceModule(None, classifier, knn(predict(classifier, ID[:20])[1])).eval()
     latents = ID[30:32] + 0.05 * torch.randn(
         2, 1, 32, 32, generator=torch.Generator().manual_seed(0)
     )
@@ -145,14 +159,14 @@ def test_every_step_prepares_an_image_alike(
     predict(classifier, image)
     seen["bank"] = given[0]
     given.clear()
-    bank = FeatureBank(predict(classifier, ID[1:10])[1])
+    feature = knn(predict(classifier, ID[1:10])[1])
     module = build_module(
         classifier,
-        FeatureBank.of(classifier, ID[1:20]),
+        IdFeatures.of(classifier, [(ID[1:20], LABELS[1:20])]),
         ID[20:30],
         ID[30:],
         [OOD],
-        DetectorConfig(k=2, alpha=0.2),
+        DETECTOR,
     )
     given.clear()
     module((image + 1) / 2)
@@ -160,10 +174,10 @@ def test_every_step_prepares_an_image_alike(
     if classifier.differentiable:
         given.clear()
         leaf = image.clone().requires_grad_(True)
-        ClassifierGuidance(classifier, bank, IdScales(0, 1, 0, 1), 0.5, k=2)(leaf)
+        ClassifierGuidance(classifier, feature, IdScales(0, 1, 0, 1), 0.5)(leaf)
         seen["guidance"] = given[0]
         given.clear()
-        GuidanceModule(None, classifier, bank, k=2)(
+        GuidanceModule(None, classifier, feature)(
             image, torch.zeros_like(image), torch.ones(1), torch.ones(1)
         )
         seen["gradient engine"] = given[0]

@@ -48,8 +48,10 @@ def test_json(run: Run, folder: Path, detector_path: Path, expected: Scores) -> 
     for i, image in enumerate(found["images"]):
         assert image["label"] == assets.CLASSES[expected.label[i]]
         assert image["is_ood"] == bool(expected.is_ood[i])
-        for name in ("score", "p_value", "energy", "knn_distance"):
-            assert image[name] == pytest.approx(float(getattr(expected, name)[i]), rel=1e-4)
+        assert set(expected.discrepancies) == {"energy", "knn_distance", "mahalanobis"}
+        columns = {"score": expected.score, "p_value": expected.p_value, **expected.discrepancies}
+        for name, values in columns.items():
+            assert image[name] == pytest.approx(float(values[i]), rel=1e-4)
 
 
 def test_many_images_are_scored_part_by_part(

@@ -1,4 +1,5 @@
-"""The detector's module against every output computed again in float64 with numpy and scipy."""
+"""The detector's module against every output computed again in float64 with numpy, scipy and
+scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,95 +8,142 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
+from sklearn.covariance import LedoitWolf
 
-from good_rt.classifier import Classifier, predict
+from good_rt.classifier import Classifier, IdFeatures, predict
 from good_rt.config.settings import DetectorConfig
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module, measure
-from good_rt.detector.runtime import OUTPUTS
 from good_rt.errors import GoodRtError
-from good_rt.method.bank import FeatureBank
-from good_rt.method.gate import UnifiedScore
+from good_rt.method.combination.gate import Gate
+from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig
+from good_rt.method.discrepancy.energy import Energy
+from good_rt.method.discrepancy.knn import KnnDistance
+from good_rt.method.unified import UnifiedScore
 
-BANK = from_uint8(assets.load_images("train").images[:300])
+TRAIN = from_uint8(assets.load_images("train").images[:300])
+LABELS = assets.load_images("train").labels[:300]
 KNOWN = from_uint8(assets.load_images("held_out").images[:100])
 CALIBRATION = from_uint8(assets.load_images("held_out").images[100:199])
 TEST = from_uint8(
     np.concatenate([assets.load_images(name).images[:40] for name in ("test", "near", "emoji")])
 )
 OOD = from_uint8(assets.load_images("validation").images[:80])
+Array = NDArray[np.float64]
+
+
+def outputs(classifier: Classifier, images: torch.Tensor) -> tuple[Array, Array]:
+    """Logits and features in float64."""
+    logits, features = (value.double().numpy() for value in predict(classifier, images))
+    return logits, features
+
+
+def unit(features: Array) -> Array:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def mahalanobis(train: Array, labels: NDArray[np.int64], queries: Array) -> Array:
+    """The smallest squared Mahalanobis distance to a class, by scikit-learn's precision."""
+    means = np.stack([train[labels == label].mean(axis=0) for label in np.unique(labels)])
+    residuals = train - means[np.searchsorted(np.unique(labels), labels)]
+    precision = LedoitWolf(assume_centered=True).fit(residuals).precision_
+    squared: Array = cdist(queries, means, metric="mahalanobis", VI=precision).min(axis=1) ** 2
+    return squared
 
 
 def discrepancies(
-    classifier: Classifier, images: torch.Tensor, k: int, temperature: float
-) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
-    """Logits, energies and distances to the k-th nearest of `BANK`, in float64 by scipy."""
-    logits, features = (value.double().numpy() for value in predict(classifier, images))
-    bank = predict(classifier, BANK)[1].double().numpy()
-    distance = np.sort(cdist(features, bank), axis=1)[:, k - 1]
-    return logits, -temperature * logsumexp(logits / temperature, axis=1), distance
+    classifier: Classifier, images: torch.Tensor, config: DetectorConfig
+) -> dict[str, Array]:
+    """The discrepancies of images by their definitions."""
+    logits, features = outputs(classifier, images)
+    train = outputs(classifier, TRAIN)[1]
+    t, one_class = config.temperature, np.zeros(len(train), np.int64)
+    values = {
+        "energy": -t * logsumexp(logits / t, axis=1),
+        "knn_distance": np.sort(cdist(unit(features), unit(train)), axis=1)[:, config.k - 1],
+        "mahalanobis": mahalanobis(unit(train), LABELS, unit(features)),
+        "relative_mahalanobis": mahalanobis(train, LABELS, features)
+        - mahalanobis(train, one_class, features),
+    }
+    return {name: values[name] for name in config.discrepancies}
 
 
-def bank_of(classifier: Classifier, size: int = len(BANK)) -> FeatureBank:
-    """The feature bank of the first images of `BANK`."""
-    return FeatureBank.of(classifier, BANK[:size])
+def id_features(classifier: Classifier, size: int = len(TRAIN)) -> IdFeatures:
+    """The features of the first training images."""
+    return IdFeatures.of(classifier, [(TRAIN[:size], torch.from_numpy(LABELS[:size]))])
 
 
-@pytest.fixture(scope="module", params=[(1, 1.0, 0.05), (7, 2.5, 0.2)], ids=["k=1", "k=7"])
+CONFIGS = {
+    "default": DetectorConfig(),
+    "gate": DetectorConfig(("energy", "knn_distance"), "gate", k=1),
+    "gate of all, k = 7": DetectorConfig(
+        tuple(DISCREPANCIES), "gate", k=7, alpha=0.2, temperature=2.5
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> DetectorConfig:
-    k, temperature, alpha = request.param
-    return DetectorConfig(k=k, alpha=alpha, temperature=temperature)
+    return CONFIGS[request.param]
 
 
 @pytest.fixture(scope="module")
 def module(classifier: Classifier, config: DetectorConfig) -> DetectorModule:
     return build_module(
-        classifier, bank_of(classifier), KNOWN, CALIBRATION, [OOD[:50], OOD[50:]], config
+        classifier, id_features(classifier), KNOWN, CALIBRATION, [OOD[:50], OOD[50:]], config
     )
 
 
-def test_measure(classifier: Classifier, config: DetectorConfig) -> None:
-    bank = bank_of(classifier)
-    found = measure(classifier, bank, TEST, config)
-    logits, energy, distance = discrepancies(classifier, TEST, config.k, config.temperature)
-    np.testing.assert_allclose(found.logits, logits)
-    np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
-    np.testing.assert_allclose(found.knn_distance, distance, rtol=1e-4, atol=1e-6)
+def test_measure(classifier: Classifier, config: DetectorConfig, module: DetectorModule) -> None:
+    found = measure(classifier, module.discrepancies, TEST.split(50))
+    np.testing.assert_allclose(found.logits, outputs(classifier, TEST)[0])
+    expected = discrepancies(classifier, TEST, config)
+    assert tuple(found.discrepancies) == tuple(expected) == config.discrepancies
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            found.discrepancies[name], values, rtol=1e-3, atol=1e-4, err_msg=name
+        )
+    columns = found.values(config.discrepancies)
+    assert columns.shape == (len(TEST), len(config.discrepancies))
 
 
 def test_every_output(
     classifier: Classifier, config: DetectorConfig, module: DetectorModule
 ) -> None:
     with torch.no_grad():
-        found = dict(zip(OUTPUTS, module((TEST + 1) / 2), strict=True))
-    logits, energy, distance = discrepancies(classifier, TEST, config.k, config.temperature)
-    np.testing.assert_allclose(found["logits"], logits, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["energy"], energy, rtol=1e-4)
-    np.testing.assert_allclose(found["knn_distance"], distance, rtol=1e-3, atol=1e-5)
+        found = dict(zip(module.outputs, module((TEST + 1) / 2), strict=True))
+    np.testing.assert_allclose(found["logits"], outputs(classifier, TEST)[0], rtol=1e-3, atol=1e-4)
+    test, known, calibration = (
+        discrepancies(classifier, images, config) for images in (TEST, KNOWN, CALIBRATION)
+    )
+    assert module.outputs == ("logits", *test, "score", "p_value", "is_ood")
+    for name, values in test.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
 
     # standardised on KNOWN
-    _, known_energy, known_distance = discrepancies(classifier, KNOWN, config.k, config.temperature)
     u = module.unified
-    np.testing.assert_allclose(
-        (u.energy_mean, u.energy_std), (known_energy.mean(), known_energy.std()), rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        (u.distance_mean, u.distance_std), (known_distance.mean(), known_distance.std()), rtol=1e-4
-    )
+    means, stds = ([statistic(v) for v in known.values()] for statistic in (np.mean, np.std))
+    np.testing.assert_allclose(u.means, means, rtol=1e-3)
+    np.testing.assert_allclose(u.stds, stds, rtol=1e-3)
 
-    def unified(energy: np.ndarray, distance: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        a_img = (energy - known_energy.mean()) / known_energy.std()
-        a_feat = (distance - known_distance.mean()) / known_distance.std()
-        terms = np.stack([u.c * a_img, u.c * a_feat])
-        return logsumexp(terms, axis=0, b=np.array([[1 - u.pi], [u.pi]])) / u.c
+    def unified(values: dict[str, Array]) -> Array:
+        a = (np.stack(list(values.values()), axis=1) - means) / stds
+        weights = np.array(u.combination.weights)
+        if config.combination == "sum":
+            mean: Array = a.mean(axis=1)
+            return mean
+        assert isinstance(u.combination, Gate)
+        c = u.combination.c
+        score: Array = logsumexp(c * a, axis=1, b=weights) / c
+        return score
 
-    score = unified(energy, distance)
+    score = unified(test)
     np.testing.assert_allclose(found["score"], score, rtol=1e-2, atol=1e-2)
-    calibration = unified(*discrepancies(classifier, CALIBRATION, config.k, config.temperature)[1:])
-    p_value = np.array([(1 + np.sum(calibration >= s)) / 100 for s in score])
+    p_value = np.array([(1 + np.sum(unified(calibration) >= s)) / 100 for s in score])
     assert (
         np.abs(found["p_value"].numpy() - p_value).max() <= 0.0101
     )  # a near tie may go either way
@@ -106,29 +154,38 @@ def test_every_output(
 
 @pytest.mark.parametrize("c", [0.0, 1e-9, 2.0, -2.0])
 def test_the_modules_gate_is_the_unified_score(classifier: Classifier, c: float) -> None:
-    score = UnifiedScore(-5.0, 2.0, 0.3, 0.1, 0.3, c)
-    bank = bank_of(classifier)
-    module = DetectorModule(classifier, bank, score, np.linspace(-3, 3, 99), DetectorConfig())
+    score = UnifiedScore(
+        ("energy", "knn_distance"), (-5.0, 0.3), (2.0, 0.1), Gate((0.7, 0.3), c), "gate"
+    )
+    features = id_features(classifier)
+    parts = [
+        Energy.fit(features, DiscrepancyConfig()),
+        KnnDistance.fit(features, DiscrepancyConfig()),
+    ]
+    module = DetectorModule(
+        classifier, parts, score, np.linspace(-3, 3, 99), DetectorConfig(), features
+    )
     with torch.no_grad():
         _, energy, distance, found, p_value, _ = module((TEST + 1) / 2)
-    expected = score(energy.double().numpy(), distance.double().numpy())
+    expected = score(torch.stack([energy.double(), distance.double()], dim=1))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     counted = (1 + (np.linspace(-3, 3, 99)[None] >= found.numpy()[:, None]).sum(1)) / 100
     np.testing.assert_allclose(p_value, counted, atol=0.0101)
 
 
-def test_an_image_of_the_bank_has_distance_0(
-    module: DetectorModule, config: DetectorConfig
-) -> None:
+@pytest.mark.parametrize("k", [1, 7])
+def test_an_image_of_the_bank_has_distance_0(classifier: Classifier, k: int) -> None:
+    config = DetectorConfig(("knn_distance",), k=k)
+    module = build_module(classifier, id_features(classifier), KNOWN, CALIBRATION, [], config)
     with torch.no_grad():
-        distance = module((BANK[:20] + 1) / 2)[2]
-    assert (distance < 1e-3).all() == (config.k == 1)
+        distance = module((TRAIN[:20] + 1) / 2)[1]
+    assert (distance < 1e-3).all() == (k == 1)
 
 
 def test_at_most_alpha_of_new_id_images_is_refused_but_for_chance(module: DetectorModule) -> None:
     images = from_uint8(assets.load_images("held_out").images[1000:1400])
     with torch.no_grad():
-        p_value = module((images + 1) / 2)[4].numpy()
+        p_value = module((images + 1) / 2)[-2].numpy()
     # 99 calibration scores: the refused share is Beta(α·100, (1−α)·100), 400 images add their own
     # noise
     for alpha in (0.05, 0.2):
@@ -138,17 +195,31 @@ def test_at_most_alpha_of_new_id_images_is_refused_but_for_chance(module: Detect
 
 
 def test_too_few_calibration_images_and_too_large_k_are_refused(classifier: Classifier) -> None:
+    features = id_features(classifier)
     with pytest.raises(
         GoodRtError, match=r"alpha 0\.05 needs at least 19 calibration images, there are 18"
     ):
-        build_module(classifier, bank_of(classifier), KNOWN, CALIBRATION[:18], [OOD])
+        build_module(classifier, features, KNOWN, CALIBRATION[:18], [OOD])
+    few, config = id_features(classifier, 5), DetectorConfig(("knn_distance",), k=6)
     with pytest.raises(GoodRtError, match="k must be between 1 and 5"):
-        build_module(
-            classifier, bank_of(classifier, 5), KNOWN, CALIBRATION, [OOD], DetectorConfig(k=6)
-        )
+        build_module(classifier, few, KNOWN, CALIBRATION, [OOD], config)
+
+
+def test_a_combination_of_generated_images_is_refused_without_them(classifier: Classifier) -> None:
+    config = DetectorConfig(combination="logistic")
+    with pytest.raises(GoodRtError, match="logistic is fitted on generated images; give some, or"):
+        build_module(classifier, id_features(classifier), KNOWN, CALIBRATION, [], config)
+
+
+def test_discrepancies_that_repeat_or_are_none_are_refused() -> None:
+    for names in ((), ("energy", "energy")):
+        with pytest.raises(GoodRtError, match="name one or more discrepancies, each once"):
+            DetectorConfig(names)
+    with pytest.raises(GoodRtError, match="discrepancies"):
+        DetectorConfig(("mahalanobi",))  # type: ignore[arg-type]
 
 
 def test_the_detectors_of_the_fixtures_agree(detector_module: DetectorModule, id_dir: Path) -> None:
-    assert len(detector_module.bank) == 400
+    assert len(detector_module.id_features) == 400
     assert len(detector_module.calibration) == 120
     assert (detector_module.calibration.diff() >= 0).all()

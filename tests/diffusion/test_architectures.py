@@ -161,7 +161,7 @@ def test_end_to_end(
     model = load(folders, name)
     models = Models(model, classifier, CPU)
     images = from_uint8(assets.load_images("held_out").images[:4])
-    fused = FusedGuidance(generator.bank, make_config().bank.k)
+    fused = FusedGuidance(generator.feature)
     manifest, done = export_models(
         models, tmp_path / "engines", ExportConfig(), images=images, fused=fused
     )
@@ -182,7 +182,7 @@ def test_end_to_end(
     for given in (engines, None):
         one = make_generator(models, IdData(id_dir), config, given)
         # those of the fused graph
-        one = replace(one, bank=generator.bank, scales=generator.scales)
+        one = replace(one, feature=generator.feature, scales=generator.scales)
         guided.append(one.images(config, indices).astype(int))
     # where a guided step lands on a kink of the classifier's ReLUs, weights that are 1e-6 off move
     # the image as much

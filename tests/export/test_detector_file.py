@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 import good_rt
 import good_rt.export.detector as under_test
+from good_rt.classifier import Classifier
+from good_rt.config.settings import DetectorConfig
+from good_rt.data.id_data import IdData
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule
-from good_rt.detector.runtime import OUTPUTS, Detector
+from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector import detector_parity, export_detector
+from good_rt.method.combination import COMBINATIONS
+from good_rt.method.discrepancy import DISCREPANCIES
+from good_rt.workflow.detector import detector_for
 
 TOLERANCE = 1e-4
 """Of a well-trained classifier's outputs, relative to their mean magnitude; the export itself bears
@@ -38,10 +44,13 @@ def test_every_output_and_label_on_real_images(
         images = assets.load_images(name).images[:150]
         found = detector.score(images)
         with torch.no_grad():
-            expected = dict(zip(OUTPUTS, detector_module(unit(name, 150)), strict=True))
-        for output in ("logits", "energy", "knn_distance", "score"):
+            outputs = detector_module(unit(name, 150))
+            expected = dict(zip(detector_module.outputs, outputs, strict=True))
+        columns = {"logits": found.logits, **found.discrepancies, "score": found.score}
+        assert tuple(columns) == detector_module.outputs[:-2]
+        for output, values in columns.items():
             reference = expected[output].numpy()
-            difference = np.abs(getattr(found, output) - reference).max() / np.abs(reference).mean()
+            difference = np.abs(values - reference).max() / np.abs(reference).mean()
             assert difference <= TOLERANCE, (name, output)
         np.testing.assert_array_equal(found.label, expected["logits"].argmax(1))
         assert (found.is_ood != expected["is_ood"].numpy()).sum() == 0, name
@@ -62,6 +71,7 @@ def test_a_class_that_is_ahead_by_no_more_than_rounding_does_not_disagree(
         """The detector with each image's second class that much ahead of its first."""
 
         calibration = detector_module.calibration
+        unified, outputs = detector_module.unified, detector_module.outputs
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             logits, *others = detector_module(images)
@@ -79,6 +89,16 @@ def test_the_file_says_what_it_is(detector_module: DetectorModule, detector_path
     assert info.versions["torch"] == torch.__version__
     assert (info.channels, info.image_size) == (1, 32)
     assert info.calibration_size == len(detector_module.calibration)
+    assert info.discrepancies == ("energy", "knn_distance", "mahalanobis")
+    unified, described = detector_module.unified, info.score["discrepancies"]
+    columns = (unified.means, unified.stds, unified.combination.weights)
+    for name, mean, std, weight in zip(unified.names, *columns, strict=True):
+        of_name = described[name]
+        assert (of_name["mean"], of_name["std"], of_name["weight"]) == (mean, std, weight)
+    assert described["energy"]["temperature"] == 1.0
+    assert (described["knn_distance"]["k"], described["knn_distance"]["bank_size"]) == (3, 400)
+    gate: Any = unified.combination
+    assert info.score["combination"] == {"name": "gate", "weights": list(gate.weights), "c": gate.c}
 
 
 class Off(nn.Module):
@@ -87,9 +107,10 @@ class Off(nn.Module):
     def __init__(self, module: DetectorModule, wrong: str) -> None:
         super().__init__()
         self.module, self.wrong = module, wrong
+        self.outputs = module.outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, energy, distance, score, p_value, is_ood = self.module(images)
+        logits, energy, *others, score, p_value, is_ood = self.module(images)
         if self.wrong == "score":
             score = score * 1.01 + 0.01
         elif self.wrong == "decision":
@@ -98,7 +119,7 @@ class Off(nn.Module):
             logits = logits.flip(1)
         else:
             energy = energy * torch.nan
-        return logits, energy, distance, score, p_value, is_ood
+        return logits, energy, *others, score, p_value, is_ood
 
 
 @pytest.mark.parametrize(
@@ -141,3 +162,48 @@ def test_weights_that_one_file_cannot_hold_are_refused(
     with pytest.raises(GoodRtError, match=r"detector\.onnx would hold .* GiB of weights, but an"):
         export_detector(detector_module, tmp_path / "detector.onnx", unit("test", 2), "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+SCORES: dict[str, DetectorConfig] = {
+    "default": DetectorConfig(),
+    "energy": DetectorConfig(("energy",), "max", temperature=2.0),
+    "knn_distance": DetectorConfig(("knn_distance",), "sum", k=5),
+    "two, max": DetectorConfig(("mahalanobis", "energy"), "max"),
+    "two, logistic": DetectorConfig(("energy", "relative_mahalanobis"), "logistic"),
+    "two, fisher": DetectorConfig(("knn_distance", "mahalanobis"), "fisher", k=2),
+    "three, min_p": DetectorConfig(("energy", "knn_distance", "mahalanobis"), "min_p"),
+    "all, gate": DetectorConfig(tuple(DISCREPANCIES), "gate"),
+    "all, reversed, sum": DetectorConfig(tuple(DISCREPANCIES)[::-1], "sum"),
+}
+
+
+def test_every_discrepancy_and_combination_is_exported_below() -> None:
+    configs = SCORES.values()
+    assert {name for config in configs for name in config.discrepancies} == set(DISCREPANCIES)
+    assert {config.combination for config in configs} == set(COMBINATIONS)
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_every_score_is_pytorchs(
+    classifier: Classifier,
+    id_dir: Path,
+    generated_dirs: list[Path],
+    detector_module: DetectorModule,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    config, path = SCORES[name], tmp_path / "detector.onnx"
+    features = detector_module.id_features
+    module = detector_for(classifier, IdData(id_dir), generated_dirs, config, features)
+    export_detector(module, path, unit("test", 32), training="nothing")
+    detector = Detector(path)
+    assert detector.info.discrepancies == config.discrepancies
+    assert detector.info.score["combination"]["name"] == config.combination
+    scores = detector.score(assets.load_images("near").images[:64])
+    with torch.no_grad():
+        outputs = dict(zip(module.outputs, module(unit("near", 64)), strict=True))
+    for output, values in {**scores.discrepancies, "score": scores.score}.items():
+        reference = outputs[output].numpy()
+        difference = np.abs(values - reference).max() / np.abs(reference).mean()
+        assert difference <= TOLERANCE, output
+    np.testing.assert_allclose(scores.p_value, outputs["p_value"], atol=1 / 120)

@@ -227,7 +227,7 @@ def test_weights_beyond_one_file(
     """As a model of more than 2 GB: weights in a file beside the graph, which the halves of a
     gradient share."""
     monkeypatch.setattr("good_rt.export.to_onnx.LARGEST_FILE", 100_000)
-    fused = FusedGuidance(generator.bank, 5)
+    fused = FusedGuidance(generator.feature)
     manifest, _ = export_models(
         models, tmp_path / "engines", ExportConfig(batches=(1, 3)), images=IMAGES, fused=fused
     )

@@ -35,6 +35,7 @@ from good_rt.export.export import write_graph
 from good_rt.export.graphs import EXPORTER, FusedGuidance, graphs_of
 from good_rt.export.to_onnx import OPSET
 from good_rt.method.bank import FeatureBank
+from good_rt.method.discrepancy.knn import KnnDistance
 
 RECORD = Path(__file__).with_name("exporter_version.json")
 VERSIONS = {
@@ -85,7 +86,7 @@ def tiny_texts() -> dict[str, str]:
     process = DiscreteProcess(alphas)
     model = DiffusionModel(network, None, None, process, None, (1, 8, 8), (1, 8, 8), "tiny")
     bank = FeatureBank(torch.eye(16)[:5])
-    graphs = graphs_of(model, classifier, None, FusedGuidance(bank, 2))
+    graphs = graphs_of(model, classifier, None, FusedGuidance(KnnDistance(bank, 2)))
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("network", "network_vjp", "guidance_vjp"):

@@ -52,8 +52,8 @@ def test_engines_guide_to_the_images_of_pytorch(
     config = replace(make_config(), guidance=guidance)
     engines = load_engines(gradient_engines_dir)
     fast = make_generator(models, IdData(id_dir), config, engines)
-    # the very bank that the fused graph was exported with
-    fast = replace(fast, bank=generator.bank, scales=generator.scales)
+    # the very features that the fused graph was exported with
+    fast = replace(fast, feature=generator.feature, scales=generator.scales)
     assert fast.fused is not None
     indices = [0, 1, 2]
     images, expected = (one.images(config, indices).astype(int) for one in (fast, generator))

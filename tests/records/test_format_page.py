@@ -18,9 +18,16 @@ from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.folder import CLASSIFIER_RECORD
 from good_rt.data.generated_set import SET_RECORD, Row
 from good_rt.data.splits import SPLITS_RECORD
-from good_rt.detector.runtime import DETECTOR_RECORD, METADATA_KEY, OUTPUTS, Detector, DetectorInfo
+from good_rt.detector.runtime import (
+    DETECTOR_RECORD,
+    METADATA_KEY,
+    Detector,
+    DetectorInfo,
+    output_names,
+)
 from good_rt.evaluation.results import EVALUATION_RECORD
 from good_rt.export.manifest import ENGINES_RECORD
+from good_rt.method.discrepancy import DISCREPANCIES
 from good_rt.workflow.resume import STATE_RECORD
 from good_rt.workflow.train import TRAINING_RECORD
 
@@ -87,7 +94,8 @@ def test_the_page_reads_a_detector_without_good_rt(tmp_path: Path) -> None:
 
 
 def test_every_output_and_key_of_a_detector_is_described() -> None:
-    assert [names(row[0])[0] for row in rows("Outputs")] == list(OUTPUTS)
+    described = [name for row in rows("Outputs") for name in names(row[0])]
+    assert described == list(output_names(DISCREPANCIES))
     keys = [names(row[0])[0] for row in rows("Metadata")]
     assert keys == [*HEADER, *(field.name for field in fields(DetectorInfo))]
     assert keys == list(json.loads(Detector(V1 / "detector.onnx").info.to_json()))
@@ -99,7 +107,7 @@ def test_opset_ir_version_and_shapes_are_as_described() -> None:
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert model.ir_version == 10
     kinds = {1: "float32", 9: "bool"}
-    described = {names(row[0])[0]: (row[1], row[2]) for row in rows("Outputs")}
+    described = {name: (row[1], row[2]) for row in rows("Outputs") for name in names(row[0])}
     for value in model.graph.output:
         dtype, shape = described[value.name]
         assert kinds[value.type.tensor_type.elem_type] == dtype

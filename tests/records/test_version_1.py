@@ -51,7 +51,11 @@ def test_a_detector_gives_the_same_scores() -> None:
     detector = Detector(V1 / "detector.onnx")
     info = detector.info
     assert info.classes == CLASSES and info.training == "generated OOD images"
-    assert (info.channels, info.image_size, info.k) == (1, 32, 3)
+    assert (info.channels, info.image_size) == (1, 32)
+    assert info.score == {
+        "combination": {"name": "gate"},
+        "discrepancies": {"energy": {}, "knn_distance": {"k": 3}},
+    }
     assert (info.alpha, info.calibration_size) == (0.1, 120)
     assert info.versions["good-rt"] == "0.1.0"
     with np.load(V1 / "images.npz") as file:
@@ -59,10 +63,10 @@ def test_a_detector_gives_the_same_scores() -> None:
     with np.load(V1 / "expected.npz") as expected:
         for name in ("p_value", "is_ood", "label"):
             np.testing.assert_array_equal(getattr(scores, name), expected[name], name)
-        for name in ("score", "energy", "knn_distance", "logits"):
-            np.testing.assert_allclose(
-                getattr(scores, name), expected[name], rtol=1e-4, atol=1e-5, err_msg=name
-            )
+        columns = {"score": scores.score, "logits": scores.logits, **scores.discrepancies}
+        assert set(columns) == {"score", "logits", "energy", "knn_distance"}
+        for name, values in columns.items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert 0 < scores.is_ood.sum() < len(scores.is_ood)
 
 
@@ -180,6 +184,8 @@ def edit_detector(folder: Path, change: Callable[[str], str]) -> None:
     onnx.save(model, folder / "detector.onnx")
 
 
+VERSIONS = {"detector": 3}
+"""Those that are not 2."""
 RECORDS: dict[
     str, tuple[Callable[[Path, Callable[[str], str]], None], Callable[[Path], object], str]
 ] = {
@@ -220,12 +226,13 @@ def with_header(**header: Any) -> Callable[[str], str]:
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_newer_version_is_refused(folder: Path, name: str) -> None:
     edit, read, file = RECORDS[name]
-    edit(folder, with_header(type=name, version=3, written_by="good-rt 9.4.0"))
+    newest = VERSIONS.get(name, 2)
+    edit(folder, with_header(type=name, version=newest + 1, written_by="good-rt 9.4.0"))
     with pytest.raises(GoodRtError) as caught:
         read(folder)
     assert str(caught.value).endswith(
-        f"{file} was written by good-rt 9.4.0 ({name} version 3); this good-rt {__version__} reads "
-        "up to version 2: upgrade good-rt"
+        f"{file} was written by good-rt 9.4.0 ({name} version {newest + 1}); this good-rt "
+        f"{__version__} reads up to version {newest}: upgrade good-rt"
     )
 
 
@@ -264,7 +271,7 @@ def test_what_is_written_has_a_header_and_is_the_same_when_read(tmp_path: Path) 
     def check(path: Path, name: str) -> None:
         record = json.loads(path.read_text())
         assert list(record)[:3] == ["type", "version", "written_by"]
-        assert (record["type"], record["version"]) == (name, 2)
+        assert (record["type"], record["version"]) == (name, VERSIONS.get(name, 2))
         assert record["written_by"] == f"good-rt {__version__}" and "format" not in record
 
     splits = Splits.read(V1 / "splits.json")
@@ -308,7 +315,6 @@ def test_what_is_written_has_a_header_and_is_the_same_when_read(tmp_path: Path) 
         ("image_size", 64),
         ("channels", 3),
         ("channels", "3"),
-        ("k", 1.0),
         ("alpha", "0.05"),
         ("alpha", 0.0),
         ("alpha", float("nan")),
@@ -321,4 +327,16 @@ def test_what_is_written_has_a_header_and_is_the_same_when_read(tmp_path: Path) 
 def test_a_detector_of_impossible_values_is_refused(folder: Path, name: str, value: object) -> None:
     edit_detector(folder, lambda text: json.dumps({**json.loads(text), name: value}))
     with pytest.raises(GoodRtError, match=r"detector\.onnx is damaged \(.*\); build it again"):
+        Detector(folder / "detector.onnx")
+
+
+def without_k(text: str) -> str:
+    values = json.loads(text)
+    del values["k"]
+    return json.dumps(values)
+
+
+def test_a_detector_without_its_k_is_refused(folder: Path) -> None:
+    edit_detector(folder, without_k)
+    with pytest.raises(GoodRtError, match=r"detector\.onnx is damaged \(KeyError: 'k'\); build it"):
         Detector(folder / "detector.onnx")

@@ -15,21 +15,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from good_rt.classifier import load_classifier, predict
-from good_rt.config.settings import DetectorConfig
+from good_rt.classifier import IdFeatures, load_classifier, predict
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
-from good_rt.detector.module import DetectorModule
 from good_rt.method.bank import FeatureBank
-from good_rt.method.discrepancy import (
-    ClassifierGuidance,
-    IdScales,
-    feature_level,
-    image_level,
-    total,
-)
-from good_rt.method.gate import UnifiedScore
+from good_rt.method.classifier_guidance import ClassifierGuidance, IdScales, total
+from good_rt.method.combination import COMBINATIONS, FitValues
+from good_rt.method.combination.gate import Gate
+from good_rt.method.discrepancy import Discrepancy, fit_discrepancy
+from good_rt.method.discrepancy.energy import image_level
+from good_rt.method.discrepancy.knn import KnnDistance
 from good_rt.method.scores import LOGIT_SCORES
+from good_rt.method.unified import UnifiedScore
 from good_rt.testing import (
     ContractCheck,
     ContractError,
@@ -43,8 +40,17 @@ from good_rt.testing import (
 from good_rt.testing.score import SCORE_CHECKS
 
 FEATURES = F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-BANK = FeatureBank(FEATURES)
-UNIFIED = {f"c = {c}": UnifiedScore(-8.0, 1.0, 0.3, 0.05, 0.4, c) for c in (0.0, 1.5, -1.5)}
+CLASSES = torch.arange(60) % 3
+CLUSTERS = F.normalize(FEATURES[CLASSES] + 0.2 * FEATURES.roll(1, dims=0), dim=1)
+FEATURE_LEVELS: dict[str, tuple[Discrepancy, Tensor]] = {
+    "k = 1": (KnnDistance(FeatureBank(FEATURES), 1), FEATURES),
+    "k = 5": (KnnDistance(FeatureBank(FEATURES), 5), FEATURES),
+    **{
+        name: (fit_discrepancy(name, IdFeatures(CLUSTERS, CLASSES, 3)).double(), CLUSTERS)
+        for name in ("mahalanobis", "relative_mahalanobis")
+    },
+}
+"""Each with the ID features that it was fitted on."""
 
 
 @pytest.mark.parametrize(
@@ -66,51 +72,59 @@ def test_the_image_level(check: ContractCheck) -> None:
     check()
 
 
-@parametrize_with_checks(
+@pytest.mark.parametrize(
+    ("name", "check"),
     [
-        check
-        for k in (1, 5)
+        (name, check)
+        for name, (level, fitted) in FEATURE_LEVELS.items()
         for check in score_checks(
-            lambda features, k=k: feature_level(features, BANK, k), feature_inputs(FEATURES)
+            lambda features, level=level: level(features, features), feature_inputs(fitted)
         )
-    ]
+    ],
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_the_feature_level(check: ContractCheck) -> None:
+def test_the_feature_level(name: str, check: ContractCheck) -> None:
     check()
+
+
+def unified_scores() -> dict[str, UnifiedScore]:
+    """Scores of energy and k-NN distance: gates, and every combination fitted on normal values."""
+    rng = np.random.default_rng(0)
+    known, ood = (torch.from_numpy(rng.normal(mean, 1, (500, 2))) for mean in (0, 2))
+    combinations = {
+        **{f"c = {c}": Gate((0.6, 0.4), c) for c in (0.0, 1.5, -1.5)},
+        **{name: fit(FitValues(known, ood)) for name, fit in COMBINATIONS.items()},
+    }
+    return {
+        name: UnifiedScore(("energy", "knn_distance"), (-8.0, 0.3), (1.0, 0.05), combine, name)
+        for name, combine in combinations.items()
+    }
+
+
+def tensors(inputs: ScoreInputs) -> ScoreInputs:
+    """The inputs as PyTorch's tensors."""
+    known, ood, large = (
+        tuple(map(torch.from_numpy, arrays or ()))
+        for arrays in (inputs.known, inputs.ood, inputs.large)
+    )
+    return ScoreInputs(known, ood, large, inputs.rises)
 
 
 @pytest.mark.parametrize(
-    ("gate", "check"),
+    ("name", "check"),
     [
-        (gate, check)
-        for gate, score in UNIFIED.items()
-        for check in score_checks(score, discrepancy_inputs())
+        (name, check)
+        for name, score in unified_scores().items()
+        for check in score_checks(
+            lambda energy, distance, score=score: score(torch.stack([energy, distance], dim=1)),
+            tensors(discrepancy_inputs()),
+        )
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_the_unified_score(gate: str, check: ContractCheck) -> None:
+def test_the_unified_score(name: str, check: ContractCheck) -> None:
+    """In the torch operations that detector.onnx is made of."""
     check()
-
-
-@pytest.mark.parametrize("gate", list(UNIFIED))
-def test_the_detectors_unified_score(gate: str) -> None:
-    """The gate in the torch operations that detector.onnx is made of."""
-    module = DetectorModule(
-        load_classifier(assets.CLASSIFIER),
-        BANK,
-        UNIFIED[gate],
-        np.linspace(-3, 3, 99),
-        DetectorConfig(),
-    )
-    arrays = discrepancy_inputs()
-    inputs = ScoreInputs(
-        tuple(map(torch.from_numpy, arrays.known)),
-        tuple(map(torch.from_numpy, arrays.ood)),
-        tuple(map(torch.from_numpy, arrays.large or ())),
-        arrays.rises,
-    )
-    for check in score_checks(module._unified, inputs):
-        check()
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +133,12 @@ def guidance_case() -> tuple[Callable[[float], ClassifierGuidance], ScoreInputs]
     classifier = copy.deepcopy(load_classifier(assets.CLASSIFIER)).double()
     images = from_uint8(assets.load_images("train").images[:200]).double()
     logits, features = predict(classifier, images)
-    bank = FeatureBank(features[:150])
-    scales = IdScales.measure(logits[150:], features[150:], bank, k=2)
+    feature = KnnDistance(FeatureBank.of(features[:150]), 2)
+    scales = IdScales.measure(logits[150:], features[150:], feature)
     known = from_uint8(assets.load_images("test").images[:12]).double()
     ood = from_uint8(assets.load_images("textures").images[:12]).double()
     return (
-        lambda lam: ClassifierGuidance(classifier, bank, scales, lam, k=2),
+        lambda lam: ClassifierGuidance(classifier, feature, scales, lam),
         ScoreInputs((known,), (ood,)),
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
@@ -105,16 +106,14 @@ def test_rows_say_what_is_true_of_the_images(
     config = make_config(10, batch=4)
     made = fill_set(config, tmp_path / "guided")
     twins = fill_set(replace(config, kind="none"), tmp_path / "none")
-    bank = predict(classifier, from_uint8(IdData(id_dir).part("train", 8, 1, 32).images))[
-        1
-    ].double()
+    train = from_uint8(IdData(id_dir).part("train", 8, 1, 32).images)
+    bank = F.normalize(predict(classifier, train)[1].double(), dim=1)
     for out_set, name in (
         (made, ""),
         (twins, "_before"),
     ):  # the unguided set is what "before" speaks of
-        logits, features = (
-            v.double().numpy() for v in predict(classifier, from_uint8(out_set.images()))
-        )
+        logits, features = (v.double() for v in predict(classifier, from_uint8(out_set.images())))
+        features = F.normalize(features, dim=1)
         rows = made.rows()
         energies = [getattr(row, f"energy{name}") for row in rows]
         np.testing.assert_allclose(energies, -logsumexp(logits, axis=1), rtol=1e-4)

@@ -27,14 +27,13 @@ from PIL import Image
 from torch import nn
 
 import good_rt
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, IdFeatures
 from good_rt.config.settings import BackendConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
-from good_rt.method.bank import FeatureBank
 from good_rt.models import ModelSpec
 from good_rt.workflow import run as runner
 from good_rt.workflow.generate import open_generator
@@ -228,8 +227,8 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
 
 
 def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run loads each model once, reconstructs the images of both trainings once, computes one
-    bank for each classifier and size, and builds each of three detectors once."""
+    """One run loads each model once, reconstructs the images of both trainings once, computes the
+    ID features once for each classifier and size, and builds each of three detectors once."""
     shortened(
         job,
         {
@@ -247,15 +246,15 @@ def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.M
         ("good_rt.workflow.run", "detector_for"),
     ):
         count_calls(monkeypatch, calls, f"{module}.{name}")
-    real = FeatureBank.of
-    banks: list[tuple[str, int]] = []
+    real = IdFeatures.of
+    computed: list[tuple[str, int]] = []
 
-    def counted(classifier: Classifier, images: Any) -> FeatureBank:
-        bank = real(classifier, images)
-        banks.append((classifier.fingerprint, len(bank)))
-        return bank
+    def counted(classifier: Classifier, batches: Any) -> IdFeatures:
+        features = real(classifier, batches)
+        computed.append((classifier.fingerprint, len(features)))
+        return features
 
-    monkeypatch.setattr(FeatureBank, "of", counted)
+    monkeypatch.setattr(IdFeatures, "of", counted)
     result = run_job(job)
     assert not any(step.skipped for step in result.steps)
     assert calls == {
@@ -265,7 +264,7 @@ def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.M
         "good_rt.workflow.run.training_images": 1,
         "good_rt.workflow.run.detector_for": 3,  # of before, control and trained
     }
-    assert len(banks) == len(set(banks)) == 3  # guidance shares that of the original
+    assert len(computed) == len(set(computed)) == 3  # guidance shares those of the original
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, calls: Counter[str], path: str) -> None:

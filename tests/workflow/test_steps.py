@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
-from good_rt.classifier import Classifier
+from good_rt.classifier import Classifier, IdFeatures, predict
 from good_rt.config.settings import DetectorConfig, GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
@@ -25,8 +25,8 @@ from good_rt.demo.network import SmallResNet
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
-from good_rt.method.bank import FeatureBank
-from good_rt.method.scores import LOGIT_SCORES
+from good_rt.method.combination.linear import Linear
+from good_rt.method.scores import LOGIT_SCORES, OTHER_ROWS
 from good_rt.models import Models
 from good_rt.workflow.detector import detector_for
 from good_rt.workflow.evaluate import ReportPage, evaluate, evaluate_detectors, measure_images
@@ -130,22 +130,29 @@ def test_the_detector_is_built_of_those_parts(
     train, held_out = (
         from_uint8(assets.load_images(n).images[:c]) for n, c in (("train", 400), ("held_out", 240))
     )
+    labels = assets.load_images("train").labels[:400]
     ood = [from_uint8(GeneratedSet(folder).images()[4::5]) for folder in generated_dirs]
     expected = build_module(
         classifier,
-        FeatureBank.of(classifier, train),
+        IdFeatures.of(classifier, [(train, torch.from_numpy(labels))]),
         held_out[::2],
         held_out[1::2],
         ood,
-        DetectorConfig(k=3, alpha=0.1),
+        detector_module.config,
     )
-    torch.testing.assert_close(expected.bank, detector_module.bank)
-    assert expected.unified.to_json() == pytest.approx(detector_module.unified.to_json(), rel=1e-3)
+    found, fitted = detector_module.id_features, expected.id_features
+    torch.testing.assert_close(fitted.features, found.features)
+    assert torch.equal(fitted.labels, found.labels)
+    ours, theirs = detector_module.unified, expected.unified
+    assert ours.names == theirs.names == detector_module.config.discrepancies
+    for name in ("means", "stds"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-3)
+    assert ours.combination.weights == pytest.approx(theirs.combination.weights, rel=1e-3)
     torch.testing.assert_close(
         expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3
     )
     small = detector_for(classifier, IdData(id_dir), generated_dirs, DetectorConfig(bank_size=50))
-    assert len(small.bank) == 50
+    assert len(small.id_features) == 50
 
 
 def test_decoded_images_are_the_vaes(model_dir: Path, pixel_dir: Path, id_dir: Path) -> None:
@@ -187,16 +194,21 @@ def test_the_evaluation_is_of_the_test_part(detector_module: DetectorModule, id_
         outputs = detector_module((from_uint8(test.images) + 1) / 2)
     accuracy = float((outputs[0].argmax(1).numpy() == test.labels).mean())
     assert evaluation.id_accuracy["tiny"].rate == pytest.approx(accuracy)
-    assert set(scores["tiny"]) == {*LOGIT_SCORES, "k-NN", "Unified"}
-    np.testing.assert_allclose(scores["tiny"]["Unified"].id, outputs[3], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(scores["tiny"]["k-NN"].id, outputs[2], rtol=1e-3, atol=1e-5)
+    assert set(scores["tiny"]) == {*LOGIT_SCORES, *OTHER_ROWS}
+    assert set(OTHER_ROWS) == {"k-NN", "Mahalanobis", "Relative Mahalanobis", "Unified"}
+    of = dict(zip(detector_module.outputs, outputs, strict=True))
+    np.testing.assert_allclose(scores["tiny"]["Unified"].id, of["score"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scores["tiny"]["k-NN"].id, of["knn_distance"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        scores["tiny"]["Mahalanobis"].id, of["mahalanobis"], rtol=1e-3, atol=1e-3
+    )
     with torch.no_grad():
         logits = detector_module.classifier(from_uint8(ood["near"]))[0].double().numpy()
     np.testing.assert_allclose(
         scores["tiny"]["MSP"].ood["near"], 1 - softmax(logits, axis=1).max(1), rtol=1e-4
     )
     refused = {refusal.alpha: refusal.share.rate for refusal in evaluation.id_refusal}
-    assert refused[0.05] == pytest.approx(float((outputs[4] <= 0.05).float().mean()), abs=1e-6)
+    assert refused[0.05] == pytest.approx(float((of["p_value"] <= 0.05).float().mean()), abs=1e-6)
     for classifiers, test_sets in (({}, ood), ({"tiny": detector_module}, {})):
         with pytest.raises(GoodRtError, match="at least one classifier and one OOD test set"):
             evaluate(classifiers, id_dir, test_sets, id_dir / "evaluation")
@@ -222,15 +234,25 @@ def test_a_detector_without_generated_images_and_classes(models: Models, tmp_pat
     pixels = assets.load_images("test").images[:200, ..., 0]
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
-    made = detector_for(classifier, IdData(tmp_path), [], DetectorConfig(k=3))
-    assert (made.unified.pi, made.unified.c) == (0.5, 0.0)
+    made = detector_for(classifier, IdData(tmp_path), [])
+    assert made.unified.names == ("mahalanobis", "relative_mahalanobis")
+    assert made.unified.combination == Linear((0.5, 0.5))
     fitted, _ = half_rows(IdData(tmp_path), "held_out")
-    found = measure_images(made, id_batches(IdData(tmp_path), "held_out", classifier, rows=fitted))
+    found = measure_images(
+        made,
+        made.discrepancies,
+        id_batches(IdData(tmp_path), "held_out", classifier, rows=fitted),
+    )
     standardised = [
-        (values - values.mean()) / values.std() for values in (found.energy, found.knn_distance)
+        (values - values.mean()) / values.std() for values in found.discrepancies.values()
     ]
-    scores = made.unified(found.energy, found.knn_distance)
+    scores = made.scores(found)
     np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
+    # without labels, the classes are those that the classifier predicts
+    train = torch.cat(list(id_batches(IdData(tmp_path), "train", classifier)))
+    assert torch.equal(made.id_features.labels, predict(classifier, train)[0].argmax(1))
+    with pytest.raises(GoodRtError, match="gate is fitted on generated images; give some, or"):
+        detector_for(classifier, IdData(tmp_path), [], DetectorConfig(combination="gate"))
     with pytest.raises(GoodRtError, match="has no labels"):
         training_images(models, IdData(tmp_path))
 

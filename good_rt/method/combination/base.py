@@ -6,10 +6,11 @@ is fitted on held-out ID images, some also on generated OOD images, never on a t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
@@ -57,23 +58,28 @@ class Combination(Protocol):
     def __call__(self, standardised: Tensor) -> Tensor: ...
 
 
-Fit = Callable[[FitValues], Combination]
-COMBINATIONS: dict[str, Fit] = {}
+FitCombination = Callable[[FitValues], Combination]
+COMBINATIONS: dict[str, FitCombination] = {}
 """What fits each combination, by its name in job files."""
 
 
-def combination(name: str) -> Callable[[Fit], Fit]:
+def combination(name: str) -> Callable[[FitCombination], FitCombination]:
     """Decorator that enters the function that fits a combination.
 
     Args:
         name: Its key in `COMBINATIONS`.
     """
 
-    def enter(fit: Fit) -> Fit:
+    def enter(fit: FitCombination) -> FitCombination:
         COMBINATIONS[name] = fit
         return fit
 
     return enter
+
+
+def constant(numbers: Sequence[Any], like: Tensor) -> Tensor:
+    """Numbers, or rows of numbers, as a tensor of the type and on the device of ``like``."""
+    return torch.tensor(numbers, dtype=like.dtype).to(like.device)
 
 
 def equal_weights(count: int) -> tuple[float, ...]:

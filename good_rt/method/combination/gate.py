@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from good_rt.method.combination.base import FitValues, combination
+from good_rt.method.combination.base import FitValues, combination, constant
 
 SMALLEST = 1e-6
 """|c| below which the gate is its limit, the fixed weights."""
@@ -32,7 +32,7 @@ class Gate:
     c: float
 
     def __call__(self, standardised: Tensor) -> Tensor:
-        weights = standardised.new_tensor(self.weights)
+        weights = constant(self.weights, standardised)
         if abs(self.c) < SMALLEST:
             mean = (standardised * weights).sum(dim=1)
             # the first two terms in c; without the second, the fit could not leave c = 0

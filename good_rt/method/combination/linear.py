@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from good_rt.method.combination.base import FitValues, combination, equal_weights
+from good_rt.method.combination.base import FitValues, combination, constant, equal_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Linear:
     weights: tuple[float, ...]
 
     def __call__(self, standardised: Tensor) -> Tensor:
-        return (standardised * standardised.new_tensor(self.weights)).sum(dim=1)
+        return (standardised * constant(self.weights, standardised)).sum(dim=1)
 
 
 @combination("sum")

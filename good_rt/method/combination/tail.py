@@ -6,13 +6,14 @@ the score is calibrated as a whole afterwards, so that dependence between them d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from good_rt.method.combination.base import FitValues, combination, equal_weights
+from good_rt.method.combination.base import FitValues, combination, constant, equal_weights
 
 SHARES = (0.9, 0.7, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02)
 """Shares of ID images above the knots between which −log p is interpolated; beyond the last its
@@ -38,11 +39,11 @@ class TailProbabilities:
         return equal_weights(len(self.knots))
 
     def __call__(self, standardised: Tensor) -> Tensor:
-        knots, slopes = (standardised.new_tensor(part) for part in (self.knots, self.slopes))
+        knots, slopes = (constant(part, standardised) for part in (self.knots, self.slopes))
         steps = torch.cat([slopes[:, :1], slopes[:, 1:] - slopes[:, :-1]], dim=1)
         beyond = standardised[:, :, None] - knots
         rising = torch.cat([beyond[:, :, :1], beyond[:, :, 1:].clamp_min(0)], dim=2)
-        surprise = (rising * steps).sum(dim=2)
+        surprise = (rising * steps).sum(dim=2) - math.log(SHARES[0])
         return surprise.amax(dim=1) if self.largest else surprise.sum(dim=1)
 
 

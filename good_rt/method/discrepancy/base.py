@@ -7,6 +7,7 @@ combines several of them, and guidance climbs them, so each is differentiable.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -46,8 +47,9 @@ class Discrepancy(nn.Module):
         raise NotImplementedError
 
     def graph(self) -> nn.Module:
-        """The same function in operations that can be exported; itself where it is one."""
-        return self
+        """The same function in operations that can be exported, as a module of its own, so that it
+        can move to another device."""
+        return copy.deepcopy(self)
 
     def parameters_used(self) -> Mapping[str, Any]:
         """The settings that it was fitted with, for the detector's metadata."""
@@ -55,9 +57,9 @@ class Discrepancy(nn.Module):
 
 
 Kind = TypeVar("Kind", bound=type[Discrepancy])
-Fit = Callable[[IdFeatures, DiscrepancyConfig], Discrepancy]
+FitDiscrepancy = Callable[[IdFeatures, DiscrepancyConfig], Discrepancy]
 
-DISCREPANCIES: dict[str, Fit] = {}
+DISCREPANCIES: dict[str, FitDiscrepancy] = {}
 """What fits each discrepancy, by name, in the order of tables."""
 TITLES: dict[str, str] = {}
 """Names in tables by key."""
