@@ -267,6 +267,59 @@ class BackendConfig:
 
 
 @dataclass(frozen=True)
+class AcceptConfig:
+    """Which generated images are kept; without any of these all are."""
+
+    p_value: tuple[float, float] | None = setting(
+        None,
+        "Keep images whose ID p-value is between LOW and HIGH: the share of held-out ID images "
+        "whose guided discrepancy is at least theirs.",
+        low=0,
+        high=1,
+        key="accept_p_value",
+        metavar="LOW HIGH",
+    )
+    energy: tuple[float, float] | None = setting(
+        None,
+        "Keep images whose energy is between LOW and HIGH.",
+        key="accept_energy",
+        metavar="LOW HIGH",
+    )
+    distance: tuple[float, float] | None = setting(
+        None,
+        "Keep images whose k-NN distance is between LOW and HIGH.",
+        key="accept_distance",
+        metavar="LOW HIGH",
+    )
+    gap: float = setting(
+        0.0,
+        "Keep images whose unit-norm feature is at least so far from that of every image kept "
+        "before.",
+        low=0,
+        high=2,
+        key="accept_gap",
+    )
+    balance: bool = setting(False, "Keep equally many images of every class.")
+    budget: float = setting(
+        10.0, "Stop with an error after so many samples for each image that is to be kept.", low=1
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+        for name in ("p_value", "energy", "distance"):
+            band = getattr(self, name)
+            if band is not None and not band[0] < band[1]:
+                raise GoodRtError(f"accept_{name} must be LOW HIGH with LOW < HIGH, not {band}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any image may be rejected."""
+        bands = self.p_value, self.energy, self.distance
+        return any(band is not None for band in bands) or self.gap > 0 or self.balance
+
+
+@dataclass(frozen=True)
 class GenerationConfig:
     """What is generated; together with the models it determines every image."""
 
@@ -283,6 +336,7 @@ class GenerationConfig:
     )
     bank: BankConfig = nested(BankConfig)
     sampler: SamplerConfig = nested(SamplerConfig)
+    accept: AcceptConfig = nested(AcceptConfig)
     batch: int | Literal["auto"] = setting(
         32,
         "Images a batch, part of what determines an image's last bits with gradients by PyTorch; "

@@ -8,10 +8,10 @@ so an interrupted job resumes where it stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, different_names, read_content, remove_leftovers
 from good_rt.records import Count, Index, InnerPath, RecordType, drop_format
 
+Line = TypeVar("Line")
 SHEET_IMAGES = 64
 SET_RECORD = RecordType("generated-set", "generate the set again", (drop_format,))
 
@@ -59,6 +60,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A line of rejected.jsonl: a sample that was not kept.
+
+    Attributes:
+        index: Its index, which no image of the set has.
+        reason: The criterion that it did not meet.
+    """
+
+    index: Index
+    reason: str
+
+
+@dataclass(frozen=True)
 class BegunSettings:
     """The settings of job.json that a set is resumed with, whatever the job asks for.
 
@@ -79,6 +93,7 @@ class GeneratedSet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest, self._job = folder / SET_MANIFEST, folder / "job.json"
+        self._rejections = folder / "rejected.jsonl"
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Creates the folder, or resumes in it.
@@ -95,7 +110,7 @@ class GeneratedSet:
                 f"{self.folder} holds images of another job (different: {', '.join(changed)}); "
                 "choose another folder, or delete it"
             )
-        if self._job.exists() and self.rows():
+        if self._job.exists() and (self.rows() or self.rejections()):
             self._remove_partial_writes()
             return
         if self._manifest.exists() and not self._job.exists():
@@ -108,6 +123,7 @@ class GeneratedSet:
             raise GoodRtError(
                 f"cannot write to {self.folder} ({error.strerror}); choose another folder"
             ) from None
+        self._rejections.unlink(missing_ok=True)
         SET_RECORD.write(self._job, job)
 
     def settings(self) -> dict[str, Any]:
@@ -133,7 +149,8 @@ class GeneratedSet:
         Args:
             job: The settings that determine the images.
         """
-        if not self._job.exists() or not self.rows():  # without images any settings are fine
+        begun = self.rows() or self.rejections()
+        if not self._job.exists() or not begun:  # without samples any settings are fine
             return []
         return different_names(self.settings(), json.loads(json.dumps(job)))
 
@@ -141,9 +158,11 @@ class GeneratedSet:
         """Removes half-written images and an incomplete last line of the manifest."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / "images")
-        if self._manifest.exists() and not read_content(self._manifest).endswith(b"\n"):
-            with atomic_path(self._manifest) as temporary:
-                temporary.write_text("".join(_line(row) for row in self.rows()))
+        for path, kind in ((self._manifest, Row), (self._rejections, Rejected)):
+            if path.exists() and not read_content(path).endswith(b"\n"):
+                whole = "".join(map(_line, _read_lines(path, kind)))
+                with atomic_path(path) as temporary:
+                    temporary.write_text(whole)
 
     def rows(self) -> list[Row]:
         """The manifest's rows by index; a last line cut short by an interruption does not count.
@@ -151,16 +170,7 @@ class GeneratedSet:
         Raises:
             GoodRtError: a line is not a row; it names the line.
         """
-        if not self._manifest.exists():
-            return []
-        rows: dict[int, Row] = {}
-        *lines, last = read_content(self._manifest).split(b"\n")
-        if _is_json(last):  # only the line's end is missing
-            lines.append(last)
-        for number, line in enumerate(lines, 1):
-            where = f"{self._manifest}, line {number}"
-            row = SET_RECORD.as_fields(Row, SET_RECORD.json_object(line, where), where)
-            rows[row.index] = row
+        rows = {row.index: row for row in _read_lines(self._manifest, Row)}
         return [rows[index] for index in sorted(rows)]
 
     def append(self, images: NDArray[np.uint8], rows: Sequence[Row]) -> None:
@@ -177,6 +187,24 @@ class GeneratedSet:
                 )
         with self._manifest.open("a") as file:
             file.writelines(map(_line, rows))
+
+    def reject(self, rejections: Sequence[Rejected]) -> None:
+        """Records samples that are not kept.
+
+        Args:
+            rejections: Their indices and reasons.
+        """
+        if rejections:
+            with self._rejections.open("a") as file:
+                file.writelines(map(_line, rejections))
+
+    def rejections(self) -> dict[int, str]:
+        """The reason of every rejected sample by its index.
+
+        Raises:
+            GoodRtError: a line is not a rejection; it names the line.
+        """
+        return {one.index: one.reason for one in _read_lines(self._rejections, Rejected)}
 
     def images(self, rows: Sequence[Row] | None = None) -> NDArray[np.uint8]:
         """The images of rows, (N, H, W, C) uint8.
@@ -246,5 +274,17 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _line(row: Row) -> str:
+def _read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+    """The lines of a file, none where it is missing; a last line cut short does not count."""
+    if not path.exists():
+        return
+    *lines, last = read_content(path).split(b"\n")
+    if _is_json(last):  # only the line's end is missing
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        yield SET_RECORD.as_fields(kind, SET_RECORD.json_object(line, where), where)
+
+
+def _line(row: Row | Rejected) -> str:
     return json.dumps(asdict(row)) + "\n"

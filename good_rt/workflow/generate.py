@@ -6,27 +6,31 @@ batch by batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from good_rt.config.settings import BackendConfig, ExportConfig, GenerationConfig
-from good_rt.data.generated_set import GeneratedSet, Row
+from good_rt.data.generated_set import GeneratedSet, Rejected, Row
 from good_rt.data.id_data import IdData
 from good_rt.engines.base import Engine
 from good_rt.engines.onnxruntime import check_providers, providers_for
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import checked_graphs, load_engines
 from good_rt.files import sole_user
+from good_rt.method.acceptance import Candidate, Kept, rejection
 from good_rt.method.sampler import sample_seeds
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.export import export
 from good_rt.workflow.generator import (
     Generator,
+    MeasuredImages,
     generation_record,
     make_generator,
     pick_batch,
@@ -268,45 +272,107 @@ def _sample_missing(
     config: GenerationConfig,
     on_images: Callable[[int], None],
 ) -> None:
+    """Samples batch by batch, in the order of the indices, until enough images are kept.
+
+    Without criteria of acceptance every sample is kept, so that the indices are 0 to count − 1.
+    """
     assert config.batch != "auto"
-    done = {row.index for row in generated.rows()}
-    on_images(len([index for index in done if index < config.count]))
-    for first in range(0, config.count, config.batch):
+    rows, rejected = generated.rows(), Counter(generated.rejections().values())
+    kept = _kept(generated, generator, config)
+    done = {row.index for row in rows} | generated.rejections().keys()
+    on_images(min(len(rows), config.count))
+    limit = round(config.accept.budget * config.count) if config.accept.active else config.count
+    for first in range(0, limit, config.batch):
         # always a whole batch, so that its bytes never change
         indices = list(range(first, first + config.batch))
         missing = [
             position
             for position, index in enumerate(indices)
-            if index < config.count and index not in done
+            if index < limit and index not in done
         ]
-        if not missing:
+        if kept.is_full or not missing:
             continue
         images = generator.images(config, indices)
-        energy, distance = generator.discrepancies(images, config)
+        measured = generator.measure(images, config)
+        labels = generator.labels(indices).tolist()
+        accepted, rejections = _judge(config, kept, measured, labels, missing)
         before = None
         if config.kind == "none":
-            before = energy, distance
-        elif config.twins:
-            twins = generator.images(config, indices, guided=False)
-            before = generator.discrepancies(twins, config)
-        seeds = sample_seeds(config.seed, indices)
-        labels = generator.labels(indices).tolist()
-        start_rows = generator.start_rows(config, indices)
-        rows = [
-            Row(
-                index=indices[position],
-                file=f"images/{indices[position]:06d}.png",
-                seed=seeds[position],
-                label=labels[position],
-                guidance=config.kind,
-                strength=strength_of(config, indices[position]),
-                energy=float(energy[position]),
-                knn_distance=float(distance[position]),
-                energy_before=float(before[0][position]) if before else None,
-                knn_distance_before=float(before[1][position]) if before else None,
-                start_row=start_rows[position],
-            )
-            for position in missing
-        ]
-        generated.append(images[missing], rows)
-        on_images(len(missing))
+            before = measured
+        elif config.twins and accepted:
+            before = generator.measure(generator.images(config, indices, guided=False), config)
+        seeds, start_rows = (
+            sample_seeds(config.seed, indices),
+            generator.start_rows(config, indices),
+        )
+        generated.reject([Rejected(indices[place], reason) for place, reason in rejections.items()])
+        generated.append(
+            images[accepted],
+            [
+                Row(
+                    index=indices[position],
+                    file=f"images/{indices[position]:06d}.png",
+                    seed=seeds[position],
+                    label=labels[position],
+                    guidance=config.kind,
+                    strength=strength_of(config, indices[position]),
+                    energy=float(measured.energy[position]),
+                    knn_distance=float(measured.knn_distance[position]),
+                    energy_before=float(before.energy[position]) if before else None,
+                    knn_distance_before=float(before.knn_distance[position]) if before else None,
+                    start_row=start_rows[position],
+                )
+                for position in accepted
+            ],
+        )
+        rejected.update(rejections.values())
+        on_images(len(accepted))
+    if not kept.is_full:
+        reasons = ", ".join(f"{count} by {reason}" for reason, count in rejected.most_common())
+        raise GoodRtError(
+            f"{generated.folder}: only {len(kept.labels)} of {config.count} images were kept of "
+            f"{limit} samples (rejected: {reasons}); widen these bands, change mu or start, or "
+            "raise budget, and run it again: it resumes"
+        )
+
+
+def _kept(generated: GeneratedSet, generator: Generator, config: GenerationConfig) -> Kept:
+    """What a set holds, as the criteria of acceptance see it."""
+    kept = Kept(config.count, len(generator.classifier.config.classes))
+    rows = generated.rows()
+    if rows and config.accept.gap > 0:
+        features = list(generator.measure(generated.images(rows), config).features)
+    else:
+        features = [np.zeros(0, np.float32)] * len(rows)
+    for row, feature in zip(rows, features, strict=True):
+        kept.add(row.label, feature)
+    return kept
+
+
+def _judge(
+    config: GenerationConfig,
+    kept: Kept,
+    measured: MeasuredImages,
+    labels: Sequence[int],
+    positions: Sequence[int],
+) -> tuple[list[int], dict[int, str]]:
+    """The positions of a batch that are kept, and the reason of each that is rejected; those after
+    the last one that is needed are in neither."""
+    accepted, rejections = list[int](), dict[int, str]()
+    for position in positions:
+        if kept.is_full:
+            break
+        candidate = Candidate(
+            labels[position],
+            float(measured.energy[position]),
+            float(measured.knn_distance[position]),
+            float(measured.p_value[position]),
+            measured.features[position],
+        )
+        reason = rejection(config.accept, candidate, kept) if config.accept.active else None
+        if reason is None:
+            kept.add(candidate.label, candidate.feature)
+            accepted.append(position)
+        else:
+            rejections[position] = reason
+    return accepted, rejections

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -49,6 +50,23 @@ LARGEST_BATCH = 128
 """The largest batch that `pick_batch` tries."""
 
 
+@dataclass(frozen=True, eq=False)
+class MeasuredImages:
+    """What the classifier sees in N generated images.
+
+    Attributes:
+        energy: (N,) ℓ_img.
+        knn_distance: (N,) ℓ_feat of the k-NN distance.
+        p_value: (N,) share of held-out ID images with at least the guided discrepancy.
+        features: (N, D) of unit norm.
+    """
+
+    energy: NDArray[np.float32]
+    knn_distance: NDArray[np.float32]
+    p_value: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Generator:
     """The models of a generation, whatever runtime is behind them.
@@ -61,6 +79,7 @@ class Generator:
         knn: The k-NN distance, which manifests record.
         feature: The feature discrepancy that guidance climbs.
         scales: Mean and standard deviation of the discrepancies on ID images.
+        id_levels: Energy and feature discrepancy (n,) of held-out ID images, on the CPU.
         sigmas: (T + 1,) falling noise levels.
         shape: (C, H, W) of the latents.
         id_start: ID images to start from.
@@ -77,6 +96,7 @@ class Generator:
     knn: KnnDistance
     feature: Discrepancy
     scales: IdScales
+    id_levels: tuple[Tensor, Tensor]
     sigmas: FloatArray
     shape: tuple[int, int, int]
     id_start: IdStart
@@ -195,17 +215,35 @@ class Generator:
         turn = torch.tensor(indices) // len(self.classifier.config.classes)
         return self.conditioning.rows(self.labels(indices), turn).to(self.device)
 
-    def discrepancies(
-        self, images: NDArray[np.uint8], config: GenerationConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Energies and distances to the k-th neighbour, (N,) each, on the CPU.
+    def measure(self, images: NDArray[np.uint8], config: GenerationConfig) -> MeasuredImages:
+        """Discrepancies and features of generated images.
 
         Args:
             images: (N, H, W, C) uint8.
             config: k and temperature.
         """
         logits, features = predict(self.classifier, from_uint8(images))
-        return image_level(logits, config.bank.temperature), self.knn(logits, features)
+        energy = image_level(logits, config.bank.temperature)
+        guided = self._guided_discrepancy(config, energy, self._feature_level(logits, features))
+        at_least = len(self.id_levels[1]) - torch.searchsorted(
+            self._guided_discrepancy(config, *self.id_levels).sort().values, guided
+        )
+        return MeasuredImages(
+            energy.numpy(),
+            self.knn(logits, features).numpy(),
+            ((1 + at_least) / (1 + len(self.id_levels[1]))).numpy(),
+            F.normalize(features, dim=1).numpy(),
+        )
+
+    def _feature_level(self, logits: Tensor, features: Tensor) -> Tensor:
+        return self.feature(logits.to(self.device), features.to(self.device)).cpu()
+
+    def _guided_discrepancy(
+        self, config: GenerationConfig, energy: Tensor, feature: Tensor
+    ) -> Tensor:
+        """ℓ of the configuration's kind of guidance; that of "both" for unguided samples."""
+        image_weight, feature_weight = self.scales.weights(LEVEL_WEIGHTS.get(config.kind, 0.5))
+        return image_weight * energy + feature_weight * feature
 
 
 def strength_of(config: GenerationConfig, index: int) -> float:
@@ -240,6 +278,8 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         "cfg_scale": sampler.cfg,
         "bank_size": bank.size,
     }
+    if config.accept.active:
+        record["accept"] = {k: v for k, v in asdict(config.accept).items() if k != "budget"}
     if sampler.start == "id":
         record |= {"start": "id", "start_shares": list(sampler.start_shares)}
     if sampler.cfg_sigma_max < math.inf:
@@ -321,6 +361,7 @@ def make_generator(
         knn=knn,
         feature=feature.to(models.device),
         scales=scales,
+        id_levels=(image_level(held_out[0], config.bank.temperature), feature(*held_out)),
         sigmas=diffusion.sigmas(config.sampler.steps),
         shape=diffusion.sample_shape,
         id_start=IdStart(id_data, classifier, encode),
