@@ -158,7 +158,9 @@ class GeneratedSet:
         """Removes half-written images and an incomplete last line of the manifest."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / "images")
-        for path, kind in ((self._manifest, Row), (self._rejections, Rejected)):
+        kinds: dict[Path, type[Row] | type[Rejected]]
+        kinds = {self._manifest: Row, self._rejections: Rejected}
+        for path, kind in kinds.items():
             if path.exists() and not read_content(path).endswith(b"\n"):
                 whole = "".join(map(_line, _read_lines(path, kind)))
                 with atomic_path(path) as temporary:
