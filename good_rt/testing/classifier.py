@@ -114,9 +114,7 @@ def check_classifier_features(case: ClassifierCase) -> None:
     )
     require_that(features.isfinite().all(), "features of images in [-1, 1] are not finite")
     norms = features.norm(dim=1)
-    require_that(
-        (norms > 0).all(), f"features of norm 0 have no direction; norms are {norms.tolist()}"
-    )
+    require_that((norms > 0).all(), f"a feature of an image is 0; norms are {norms.tolist()}")
 
 
 def check_classifier_classes(case: ClassifierCase) -> None:

@@ -145,7 +145,7 @@ def with_fresh_weights() -> Iterator[Classifier]:
 FRESH = with_fresh_weights()
 BROKEN: dict[str, Callable[[], Classifier]] = {
     "check_classifier_logits": lambda: with_outputs(lambda c, x, z, f: (z[:, :1], f)),
-    "check_classifier_features": lambda: with_outputs(lambda c, x, z, f: (z, 2 * f)),
+    "check_classifier_features": lambda: with_outputs(lambda c, x, z, f: (z, 0 * f)),
     "check_classifier_classes": lambda: small_classifier(classes=("a", "b", "b")),
     "check_classifier_evaluation_mode": in_training_mode,
     "check_classifier_repeated_calls": lambda: with_outputs(with_noise),
@@ -190,6 +190,25 @@ def test_a_broken_classifier_fails(name: str) -> None:
     with pytest.raises(ContractError) as broken:
         check()
     assert "\n" not in str(broken.value)
+
+
+FEATURES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "one feature is 0": (lambda f: torch.cat([f[:-1], 0 * f[-1:]]), "a feature of an image is 0"),
+    "nan": (lambda f: f * torch.nan, "are not finite"),
+    "infinite": (lambda f: f / 0, "are not finite"),
+    "double": (lambda f: f.double(), "float64, not torch.float32"),
+    "a map": (lambda f: f[:, :, None], "have shape"),
+    "one too few": (lambda f: f[1:], "have shape"),
+}
+
+
+@pytest.mark.parametrize("name", list(FEATURES))
+def test_broken_features_are_named(name: str) -> None:
+    change, message = FEATURES[name]
+    broken = classifier_checks(lambda: with_outputs(lambda c, x, z, f: (z, change(f))))
+    (check,) = (check for check in broken if check.name == "check_classifier_features")
+    with pytest.raises(ContractError, match=message):
+        check()
 
 
 def test_what_is_no_classifier_is_named() -> None:

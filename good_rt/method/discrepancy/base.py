@@ -44,6 +44,12 @@ class Discrepancy(nn.Module):
     """Its name in tables."""
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,), higher = more OOD.
+
+        Args:
+            logits: (N, K).
+            features: (N, D), as the network gives them.
+        """
         raise NotImplementedError
 
     def graph(self) -> nn.Module:

@@ -39,9 +39,21 @@ class Energy(Discrepancy):
 
     @classmethod
     def fit(cls, id_features: IdFeatures, config: DiscrepancyConfig) -> Energy:
+        """The energy; nothing is fitted.
+
+        Args:
+            id_features: Features of training images; not used.
+            config: Its temperature.
+        """
         return cls(config.temperature)
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,) energies.
+
+        Args:
+            logits: (N, K).
+            features: Not used.
+        """
         return image_level(logits, self.temperature)
 
     def parameters_used(self) -> Mapping[str, Any]:

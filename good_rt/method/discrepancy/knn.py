@@ -37,9 +37,21 @@ class KnnDistance(Discrepancy):
 
     @classmethod
     def fit(cls, id_features: IdFeatures, config: DiscrepancyConfig) -> KnnDistance:
+        """The distance to these features.
+
+        Args:
+            id_features: Features of training images.
+            config: Its k.
+        """
         return cls(FeatureBank.of(id_features.features), config.k)
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,) distances in [0, 2], with their gradient in the features.
+
+        Args:
+            logits: Not used.
+            features: (N, D), of any norm.
+        """
         features = F.normalize(features, dim=1)
         return self.bank.distance(features, self.k, approximate=self.approximate)
 
@@ -55,6 +67,10 @@ class KnnGraph(nn.Module):
 
     The k nearest bank rows have the largest inner products; the distance to the k-th is then
     computed exactly, since √(2−2·q·b) loses half the digits for near neighbours.
+
+    Args:
+        features: (M, D) of unit norm, the bank.
+        k: Which neighbour.
     """
 
     features: Tensor
@@ -65,6 +81,12 @@ class KnnGraph(nn.Module):
         self.register_buffer("features", features)
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,) distances in [0, 2].
+
+        Args:
+            logits: Not used.
+            features: (N, D), of any norm.
+        """
         features = F.normalize(features, dim=1)
         # the search has no gradient, the distance to what it found has
         nearest = (features.detach() @ self.features.T).topk(self.k, dim=1).indices[:, -1]

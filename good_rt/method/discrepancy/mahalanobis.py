@@ -100,8 +100,20 @@ class Mahalanobis(Discrepancy):
 
     @classmethod
     def fit(cls, id_features: IdFeatures, config: DiscrepancyConfig) -> Mahalanobis:
+        """Gaussians of the classes that have images.
+
+        Args:
+            id_features: Features of training images with their classes.
+            config: Not used.
+        """
         features = F.normalize(id_features.features.double(), dim=1)
         return cls(Gaussians(features, present_classes(id_features)))
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,) squared distances to the nearest class.
+
+        Args:
+            logits: Not used.
+            features: (N, D), of any norm.
+        """
         return self.classes(F.normalize(features, dim=1)).amin(dim=1)

@@ -30,6 +30,15 @@ class RelativeMahalanobis(Discrepancy):
 
     @classmethod
     def fit(cls, id_features: IdFeatures, config: DiscrepancyConfig) -> RelativeMahalanobis:
+        """Gaussians of the classes that have images, and one of all images.
+
+        Args:
+            id_features: Features of training images with their classes.
+            config: Not used.
+
+        Raises:
+            GoodRtError: all images are of one class.
+        """
         labels = present_classes(id_features)
         if not labels.any():
             raise GoodRtError(
@@ -40,4 +49,10 @@ class RelativeMahalanobis(Discrepancy):
         return cls(Gaussians(features, labels), Gaussians(features, torch.zeros_like(labels)))
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N,) differences of squared distances.
+
+        Args:
+            logits: Not used.
+            features: (N, D), as the network gives them.
+        """
         return self.classes(features).amin(dim=1) - self.background(features)[:, 0]
