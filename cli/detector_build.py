@@ -1,4 +1,4 @@
-"""`good-rt detector build`: bank, gate and calibration of a classifier, as one detector.onnx."""
+"""`good-rt detector build`: score and calibration of a classifier, as one detector.onnx."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Examples:
   good-rt detector build --generated ood/           for the demo's classifier
   good-rt detector build --classifier trained/classifier --generated ood/
   good-rt detector build --classifier timm:FOLDER --id photos/      without generated images
-  good-rt detector build --generated ood/ --alpha 0.01 --k 5 -o strict.onnx
+  good-rt detector build --discrepancy knn_distance --k 5 --alpha 0.01 -o strict.onnx
 """
 
 
@@ -49,8 +49,8 @@ def build(
 
     The file takes images and gives logits, discrepancies, unified score, p-value and decision. The
     discrepancies are fitted on training images, the score on held-out ID images, and the p-value is
-    calibrated on other held-out ID images. ID images without classes are of those that the
-    classifier predicts. The file is compared with PyTorch before it is written.
+    calibrated on other held-out ID images. Without class labels, the classes of ID images are those
+    that the classifier predicts. The file is compared with PyTorch before it is written.
     """
     check_classifier_path(models.classifier_path)
     from good_rt.environment import use_device

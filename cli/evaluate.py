@@ -61,9 +61,9 @@ def evaluate(
 ) -> None:
     """Measure how well each score separates ID from OOD images.
 
-    Gives AUROC, AUPR and FPR95 with bootstrap intervals for MSP, MaxLogit, Energy, k-NN and the
-    unified score, whose gate is fitted on generated images. FPR95 is the share of OOD images that
-    are accepted when 95 % of ID images are.
+    Gives AUROC, AUPR and FPR95 with bootstrap intervals for scores of logits, for every
+    discrepancy, and for the unified score. FPR95 is the share of OOD images that are accepted when
+    95 % of ID images are.
     """
     classifiers = classifiers or {"before": assets.CLASSIFIER}
     for path in classifiers.values():

@@ -1,7 +1,7 @@
 """Writes the finished detector as one ONNX file, checked against PyTorch before it gets its name.
 
-The file carries classifier, feature bank, gate and calibration; `good_rt.detector.runtime` and any
-ONNX runtime run it.
+The file contains classifier, discrepancies, their combination and calibration;
+`good_rt.detector.runtime` and any ONNX runtime run it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def export_detector(
     if size > LARGEST_FILE:
         raise GoodRtError(
             f"{path.name} would hold {size / 2**30:.1f} GiB of weights, but an ONNX file holds "
-            f"{LARGEST_FILE / 2**30:.1f}; use a smaller classifier or feature bank"
+            f"{LARGEST_FILE / 2**30:.1f}; use a smaller classifier or bank_size"
         )
     if module.classifier.device.type != "cpu":
         module = copy.deepcopy(module).cpu()

@@ -48,7 +48,7 @@ def bench_sampler(
 
     Args:
         models: Diffusion model and classifier.
-        id_data: In-distribution images, for the feature bank.
+        id_data: In-distribution images, for the discrepancies.
         config: What is sampled; count, batch and backend are the benchmark's own.
         engine_folder: Folder of the exported engines.
         batches: Batch sizes.
@@ -175,7 +175,7 @@ def step_parts(generator: Generator, config: GenerationConfig, batch: int) -> di
 
     Args:
         generator: The models.
-        config: Settings of guidance and bank.
+        config: Settings of guidance and discrepancies.
         batch: Batch size.
     """
     indices = list(range(batch))

@@ -1,7 +1,9 @@
-"""The step `build_detector`: bank, gate and calibration of a classifier, written as detector.onnx.
+"""The step `build_detector`: discrepancies, score and calibration of a classifier, written as
+detector.onnx.
 
-The bank holds training images; one half of the held-out images fits the gate against held-out
-generated images, the other half calibrates the p-value, so that no part judges itself.
+The discrepancies are fitted on training images. One half of the held-out images standardises and
+combines them, some combinations also with held-out generated images; the other half calibrates the
+p-value, so that no part judges itself.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ def build_detector(
 
     Args:
         classifier: The classifier, its folder, or a spec.
-        id_data: In-distribution images; they need no classes.
+        id_data: In-distribution images; without labels, their classes are those that the
+            classifier predicts.
         out: The file to write.
-        generated: Sets of guided images that the gate is fitted with; without them it weighs both
-            discrepancies equally.
+        generated: Sets of guided images; the combinations gate and logistic are fitted with them.
         config: Settings of the detector.
         module: What `detector_for` returned for these arguments, where it is already there.
         training: What the file says that the classifier was fine-tuned with; by default read from
@@ -78,7 +80,8 @@ def build_detector(
         The file, its module, and how far they differ.
 
     Raises:
-        GoodRtError: the images do not fit, or are too few to calibrate alpha.
+        GoodRtError: the images do not fit, are too few to calibrate alpha, or do not suffice for a
+            discrepancy or the combination.
         ParityError: the file does not compute what PyTorch computes; nothing is written.
     """
     folders, id_data = paths_of(generated), IdData.of(id_data)

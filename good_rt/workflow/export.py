@@ -58,10 +58,11 @@ def export(
 
     Args:
         models: Diffusion model and classifier.
-        id_data: In-distribution images: the bank's, and held-out ones for the parity check.
+        id_data: In-distribution images: those that the discrepancies are fitted on, and held-out
+            ones for the parity check.
         out: Folder of the engines, replaced as a whole.
         config: Opset, tolerances and batches of the parity check.
-        bank: The feature bank that the fused guidance graph holds.
+        bank: The discrepancies that the fused guidance graph holds.
         progress: Hears of every graph.
 
     Returns:

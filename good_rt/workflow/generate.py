@@ -63,7 +63,7 @@ def generate(
 
     Args:
         models: Diffusion model and classifier.
-        id_data: In-distribution images, for the feature bank and the scales.
+        id_data: In-distribution images, for the discrepancies and their scales.
         out: Folder of the generated set.
         config: What is generated, and what runs the models.
         engine_folder: Folder of the exported engines, exported there where missing.
@@ -101,7 +101,7 @@ def open_generator(
 
     Args:
         models: Diffusion model and classifier.
-        id_data: In-distribution images, for the feature bank and the scales.
+        id_data: In-distribution images, for the discrepancies and their scales.
         config: What is generated; TensorRT plans hold batches of up to ``config.batch``.
         engine_folder: Folder of the exported engines, exported there where missing.
         progress: Hears of every part.
@@ -114,7 +114,7 @@ def open_generator(
     if config.backend.uses_engines:
         check_backend(config.backend, models.device)  # before the work of exporting
         engines = _engines(models, id_data, config, engine_folder, progress)
-    with progress.task("building the feature bank"):
+    with progress.task("computing ID features"):
         return make_generator(models, id_data, config, engines)
 
 

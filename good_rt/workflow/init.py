@@ -42,7 +42,7 @@ TABLES: Mapping[str, Sequence[str]] = {
         "gradients",
     ),
     "train": ("kinds", "control", "steps", "lr", "interpolation", "max_drop"),
-    "detector": ("classifier", "k", "alpha", "bank_size"),
+    "detector": ("classifier", "discrepancies", "combination", "alpha", "bank_size"),
 }  # fmt: skip
 """The settings that a new job file shows, by table."""
 NOTES = {
