@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from good_rt.config.settings import GenerationConfig, GuidanceConfig, SamplerConfig
+from good_rt.config.settings import (
+    ExportConfig,
+    FeatureDiscrepancyName,
+    GenerationConfig,
+    GuidanceConfig,
+    SamplerConfig,
+)
 from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
+from good_rt.demo import assets
+from good_rt.export.export import export_models
+from good_rt.export.graphs import FusedGuidance
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.models import Models
 from good_rt.workflow.generator import Generator, make_generator
@@ -106,3 +116,29 @@ def test_a_pair_is_differentiable_in_its_first_input(
         (gradient,) = torch.autograd.grad(run(x).square().sum(), x)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("feature", ["mahalanobis", "relative_mahalanobis"])
+def test_engines_guide_by_every_feature_discrepancy(
+    feature: FeatureDiscrepancyName,
+    models: Models,
+    id_dir: Path,
+    make_config: Callable[..., GenerationConfig],
+    tmp_path: Path,
+) -> None:
+    config = replace(make_config(kind="feat"), guidance=GuidanceConfig(mu=0.3))
+    config = replace(config, bank=replace(config.bank, feature=feature))
+    plain = make_generator(models, IdData(id_dir), config)
+    manifest, _ = export_models(
+        models,
+        tmp_path / "engines",
+        ExportConfig(batches=(1, 3)),
+        images=from_uint8(assets.load_images("held_out").images[:8]),
+        fused=FusedGuidance(plain.feature),
+    )
+    assert all(row.ok for row in manifest.parity)
+    fast = make_generator(models, IdData(id_dir), config, load_engines(tmp_path / "engines"))
+    assert fast.fused is not None
+    images, expected = (one.images(config, [0, 1, 2]).astype(int) for one in (fast, plain))
+    unguided = plain.images(config, [0, 1, 2], guided=False)
+    assert np.abs(images - expected).max() <= LEVELS < np.abs(expected - unguided).max()

@@ -130,6 +130,16 @@ def test_rows_say_what_is_true_of_the_images(
             assert (image.mode, image.size) == ("L", (32, 32))
 
 
+def test_the_record_names_a_feature_other_than_the_default(
+    models: Models, make_config: Configs
+) -> None:
+    config = make_config()
+    other = replace(config, bank=replace(config.bank, feature="mahalanobis"))
+    record, of_other = (generation_record(models, one, "torch") for one in (config, other))
+    assert "feature" not in record  # as sets of 0.2.0, which are resumed
+    assert of_other == {**record, "feature": "mahalanobis"}
+
+
 def test_guidance_does_what_it_is_for(fill_set: Fill, make_config: Configs, tmp_path: Path) -> None:
     for kind, column in (("img", "energy"), ("feat", "knn_distance")):
         rows = fill_set(make_config(36, kind, batch=36, strengths=(1.0,)), tmp_path / kind).rows()
