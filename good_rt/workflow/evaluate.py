@@ -7,6 +7,7 @@ evaluation.json and report.html.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,14 +219,15 @@ def evaluate_detectors(
 
 
 def evaluated_discrepancies(detector: DetectorModule) -> list[Discrepancy]:
-    """Every feature discrepancy, those of the detector's score as they are in it, the others fitted
-    on the same features."""
-    own = {one.name: one for one in detector.discrepancies}
+    """The discrepancies of the detector's score, and all others that can be fitted on the same
+    features: with images of one class only, or fewer than k, some cannot."""
     parameters = DiscrepancyConfig(detector.config.k, detector.config.temperature)
-    return [
-        own[name] if name in own else fit_discrepancy(name, detector.id_features, parameters)
-        for name in DISCREPANCIES
-    ]
+    known = {one.name: one for one in detector.discrepancies}
+    for name in DISCREPANCIES:
+        if name not in known:
+            with suppress(GoodRtError):
+                known[name] = fit_discrepancy(name, detector.id_features, parameters)
+    return [known[name] for name in DISCREPANCIES if name in known]
 
 
 def measure_images(

@@ -236,10 +236,10 @@ class _Run:
             ) from None
         self.id_data.rows("test")
         images = len(self.id_data.rows("train"))
-        for name, k, size in (
-            ("generate.k", generate.bank.k, generate.bank.size),
-            ("detector.k", config.k, config.bank_size),
-        ):
+        needed = [("generate.k", generate.bank.k, generate.bank.size)]
+        if "knn_distance" in config.discrepancies:
+            needed.append(("detector.k", config.k, config.bank_size))
+        for name, k, size in needed:
             if k > min(images, size):
                 raise GoodRtError(
                     f"{name} is {k}, but there are {min(images, size)} ID features; lower it "
