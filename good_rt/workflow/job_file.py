@@ -15,6 +15,7 @@ from typing import Any, Literal
 from good_rt.config.declaration import nested, setting
 from good_rt.config.settings import (
     GUIDED_KINDS,
+    AcceptConfig,
     DetectorConfig,
     GenerationConfig,
     GuidanceKind,
@@ -207,8 +208,10 @@ class Job:
                 open_source(path)
 
     def generation(self, kind: GuidanceKind, count: int) -> GenerationConfig:
-        """The configuration of one generated set."""
+        """The configuration of one generated set; criteria of acceptance are for guided ones."""
         config = replace(self.config.generate.config, kind=kind, count=count, seed=self.config.seed)
+        if kind == "none":
+            config = replace(config, accept=AcceptConfig())
         return config if config.batch == "auto" else replace(config, batch=min(config.batch, count))
 
     @property
