@@ -335,7 +335,7 @@ def _read_union(readers: tuple[Reader, ...], optional: bool, expected: str, valu
 def _read_list(read: Reader, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _wrong(value, "a list")
-    return tuple([_read_at(place, read, item) for place, item in enumerate(value)])
+    return tuple([_read_at(index, read, item) for index, item in enumerate(value)])
 
 
 def _read_values(readers: tuple[Reader, ...], value: object) -> tuple[Any, ...]:
@@ -343,7 +343,7 @@ def _read_values(readers: tuple[Reader, ...], value: object) -> tuple[Any, ...]:
         raise _wrong(value, "a list")
     if len(value) != len(readers):
         raise _WrongValueError(f" has {len(value)} values, but must have {len(readers)}")
-    return tuple([_read_at(place, readers[place], item) for place, item in enumerate(value)])
+    return tuple([_read_at(index, readers[index], item) for index, item in enumerate(value)])
 
 
 def _read_table(read: Reader, value: object) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from good_rt.config.settings import BackendConfig, ExportConfig, GenerationConfig
+from good_rt.config.settings import ENGINE_FOLDER, BackendConfig, ExportConfig, GenerationConfig
 from good_rt.data.generated_set import GeneratedSet, Rejected, Row
 from good_rt.data.id_data import IdData
 from good_rt.engines.base import Engine
@@ -37,7 +37,6 @@ from good_rt.workflow.generator import (
     strength_of,
 )
 
-ENGINE_FOLDER = Path("good-rt-engines")
 PLAIN_GRAPHS = ("network", "vae_decoder")
 GRADIENT_GRAPHS = (
     *PLAIN_GRAPHS,

@@ -90,7 +90,7 @@ def test_a_models_name_is_no_path(tmp_path: Path) -> None:
         (SMALL + "[trian]\nsteps = 5\n", r"line 7: there is no 'trian'; did you mean 'train'\?"),
         (
             SMALL + "[detector]\nzzzzzz = 5\n",
-            r"line 8: there is no 'zzzzzz' in \[detector\]; known are classifier, k,",
+            r"line 8: there is no 'zzzzzz' in \[detector\]; known are classifier, discrepancies,",
         ),
         (
             SMALL + "[detector]\nk = 1.5\n",
