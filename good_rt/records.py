@@ -1,9 +1,9 @@
 """Versioned records: JSON objects that carry their type, their version and what wrote them.
 
 Every file that one good-rt writes for another to read is one: detector, engines, classifier,
-generated set, splits, run state, training. Older versions are migrated step by step when they are
-read, newer ones are refused. The keys of a record are the fields of a dataclass, whose types and
-bounds `from_json` checks. docs/format.md describes the records.
+generated set, splits, run state, training, evaluation. Older versions are migrated step by step
+when they are read, newer ones are refused. The keys of a record are the fields of a dataclass,
+whose types and bounds `from_json` checks. docs/format.md describes the records.
 """
 
 from __future__ import annotations

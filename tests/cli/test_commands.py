@@ -184,7 +184,7 @@ def test_the_samplers_speed_is_measured(
     measured = run(*options, "--repeats", 2, "--json").json
     assert measured["machine"]["threads"] == torch.get_num_threads()
     assert measured["machine"]["versions"]["torch"] == torch.__version__
-    variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "only PyTorch"}
+    variants = {"unguided", "engines end to end", "engines, PyTorch gradients", "only PyTorch"}
     for seconds, parts in zip(
         measured["seconds"].values(), measured["parts"].values(), strict=True
     ):
