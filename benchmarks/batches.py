@@ -75,7 +75,7 @@ def compared(
 
 
 def on_one_core(case: Case) -> Generator:
-    """Engines throughout that were opened where one core is allowed."""
+    """Engines end to end that were opened where one core is allowed."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:

@@ -31,8 +31,7 @@ from good_rt.config.settings import BankConfig, GenerationConfig, GuidanceConfig
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
 from good_rt.engines.base import Engine
-from good_rt.engines.cpu import ACCELERATIONS, Accelerated, accelerate
-from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu import ACCELERATIONS, Accelerated, accelerate, kernel_library
 from good_rt.engines.open import open_engine
 from good_rt.files import read_json
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds

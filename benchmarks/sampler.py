@@ -158,7 +158,7 @@ GENERATORS = {
     "torch gradients": BackendConfig("onnx", gradients="torch"),
     "eager": BackendConfig("torch"),
 }
-"""What runs a case: engines throughout, engines with PyTorch's gradients, only PyTorch."""
+"""What runs a case: engines end to end, engines with PyTorch's gradients, only PyTorch."""
 
 
 def open_case(case: Case, kind: str) -> Generator:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from good_rt.cli.options import emit_json, given_or_renamed, json_option, out_option, renamed
+from good_rt.cli.options import emit_json, json_option, out_option
 from good_rt.cli.run import print_result, result_json
+from good_rt.cli.settings import takes
+from good_rt.config.settings import TrainConfig
 from good_rt.demo import assets
 from good_rt.progress import shown_progress
 
@@ -34,21 +36,13 @@ Examples:
     help="Images per kind of guidance; the training gets 9 times as many at image level and 20 "
     "times as many unguided ones.",
 )
-@renamed("--steps", "--train-steps", "train_steps", type=click.IntRange(1))
-@click.option(
-    "--train-steps",
-    type=click.IntRange(1),
-    default=450,
-    show_default=True,
-    callback=given_or_renamed,
-    help="Optimiser steps of the training.",
-)
+@takes(TrainConfig, "train", without={field.name for field in fields(TrainConfig)} - {"steps"})
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness."
 )
 @out_option("good-rt-demo", "Folder of all outputs; an interrupted run resumes.")
 @json_option
-def demo(images: int, train_steps: int, seed: int, out: Path, as_json: bool) -> None:
+def demo(images: int, train: TrainConfig, seed: int, out: Path, as_json: bool) -> None:
     """Run every step on shipped models and real images.
 
     It takes about five minutes on two cores and downloads nothing. Exports a diffusion model and a
@@ -61,7 +55,7 @@ def demo(images: int, train_steps: int, seed: int, out: Path, as_json: bool) -> 
     from good_rt.workflow.run import run_job
 
     began = time.perf_counter()
-    job = scaled(Job.read(assets.JOB), images, train_steps, seed)
+    job = scaled(Job.read(assets.JOB), images, train.steps, seed)
     with shown_progress(quiet=as_json) as progress:
         result = run_job(replace(job, folder=out), progress=progress)
     seconds = time.perf_counter() - began

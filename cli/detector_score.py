@@ -80,8 +80,9 @@ def score(
 ) -> None:  # fmt: skip
     """Score image FILES, or folders of them, with a detector.onnx.
 
-    A higher score means more OOD. The p-value is the share of held-out ID images with at least the
-    same score; an image with a p-value of at most alpha is OOD. PyTorch is not needed.
+    A higher score means more OOD. The p-value is (1 + c)/(n + 1), where c of the n calibration
+    images have at least the same score; an image with a p-value of at most alpha is OOD. PyTorch is
+    not needed.
     """
     if as_json and str(csv_path) == "-":
         raise GoodRtError(

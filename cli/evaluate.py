@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from good_rt.cli.options import (
+    PATH,
+    NamedPath,
     device_option,
     emit_json,
     generated_option,
     id_option,
     json_option,
-    named_paths,
     out_option,
     test_set_option,
 )
@@ -36,8 +37,8 @@ Examples:
     "--classifier",
     "classifiers",
     multiple=True,
-    callback=named_paths,
-    metavar="NAME=DIR",
+    type=NamedPath(PATH),
+    metavar="NAME=CLASSIFIER",
     help="A classifier and the name of its row; may be repeated, with the one to be shipped last.  "
     "[default: the demo's]",
 )
@@ -51,9 +52,9 @@ Examples:
 @json_option
 def evaluate(
     generated: tuple[Path, ...],
-    classifiers: dict[str, Path],
+    classifiers: tuple[tuple[str, Path], ...],
     id_data: Path,
-    test_sets: dict[str, Path],
+    test_sets: tuple[tuple[str, Path], ...],
     config: EvaluateConfig,
     device: str,
     out: Path,
@@ -65,8 +66,8 @@ def evaluate(
     discrepancy, and for the unified score. FPR95 is the share of OOD images that are accepted when
     95 % of ID images are.
     """
-    classifiers = classifiers or {"before": assets.CLASSIFIER}
-    for path in classifiers.values():
+    paths = dict(classifiers) or {"before": assets.CLASSIFIER}
+    for path in paths.values():
         check_classifier_path(path)
     from good_rt.cli.tables import print_evaluation
     from good_rt.environment import use_device
@@ -76,14 +77,13 @@ def evaluate(
     used_device = use_device(device)
     with shown_progress(quiet=as_json) as progress:
         loaded = {
-            name: open_classifier(path, generated, used_device)
-            for name, path in classifiers.items()
+            name: open_classifier(path, generated, used_device) for name, path in paths.items()
         }
-        page = step.ReportPage(training=list(classifiers.values())[-1], scores=config.scores)
+        page = step.ReportPage(training=list(paths.values())[-1], scores=config.scores)
         evaluation = step.evaluate(
             loaded,
             id_data,
-            test_sets or assets.TEST_SETS,
+            dict(test_sets) or assets.TEST_SETS,
             out,
             generated,
             config.detector,

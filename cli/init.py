@@ -8,6 +8,8 @@ import click
 
 from good_rt.cli.options import (
     ID_IMAGES,
+    IMAGES_PATH,
+    NamedPath,
     emit_json,
     json_option,
     out_option,
@@ -30,8 +32,8 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("images", type=ID_IMAGES)
 @takes(ModelSpec, "models")
-@renamed("--ood", "--test-set", "test_sets", multiple=True)
 @test_set_option("Real OOD images that only the evaluation sees; may be repeated.")
+@renamed("--ood", {"test_sets": "--test-set"}, type=NamedPath(IMAGES_PATH), multiple=True)
 @click.option("--force", is_flag=True, help="Replace an existing job file.")
 @takes(SplitConfig, "config", without=("held_out", "test", "seed"))
 @out_option("job.toml", "The job file to write.")
@@ -39,7 +41,7 @@ Examples:
 def init(
     images: Path,
     models: ModelSpec,
-    test_sets: dict[str, Path],
+    test_sets: tuple[tuple[str, Path], ...],
     force: bool,
     config: SplitConfig,
     out: Path,
@@ -59,15 +61,17 @@ def init(
     from good_rt.workflow.job_file import Job
 
     with shown_progress(quiet=as_json) as progress:
-        found = inspect_job(images, models, test_sets, skip_bad=config.skip_bad, progress=progress)
+        findings = inspect_job(
+            images, models, dict(test_sets), skip_bad=config.skip_bad, progress=progress
+        )
     with atomic_path(out) as temporary:
-        temporary.write_text(job_text(found, out))
+        temporary.write_text(job_text(findings, out))
     Job.read(out)
-    for reason in found.splits.skipped:
+    for reason in findings.splits.skipped:
         click.echo(f"skipped: {reason}", err=True)
     if as_json:
-        emit_json({"job": str(out), **found.to_json()})
+        emit_json({"job": str(out), **findings.to_json()})
         return
-    for line in found.lines():
+    for line in findings.lines():
         click.echo(line)
     click.echo(f"wrote {out}; review it, then run: good-rt run {out}")

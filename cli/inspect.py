@@ -1,5 +1,5 @@
-"""`good-rt inspect`: what a diffusion model is, which graphs would be exported, and what does not
-work and why."""
+"""`good-rt inspect`: what a diffusion model is, its exported graphs, and what does not work and
+why."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Examples:
 def inspect(model: Path, classifier: Path | None, spec: ModelSpec, as_json: bool) -> None:
     """Show a diffusion model's parts and sizes, and its problems.
 
-    MODEL is a diffusers folder. Prints the kind of model, its parts, the graphs to be exported, the
-    memory needed, and each problem with its reason. Only configs and the headers of weight files
-    are read, no weights. The exit code is 2 if the model cannot run.
+    MODEL is a diffusers folder. Prints the kind of model, its parts, the exported graphs of the
+    diffusion model, the memory needed, and each problem with its reason. Only configs and the
+    headers of weight files are read, no weights. The exit code is 2 if the model cannot run.
     """
     if classifier is not None:
         check_classifier_path(classifier)

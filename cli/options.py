@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from good_rt.config.settings import ENGINE_FOLDER
 from good_rt.errors import GoodRtError
 from good_rt.files import DEMO_IMAGES, demo_path
 
@@ -67,6 +69,26 @@ class IdImages(Existing):
         return super().convert(demo_path(value, DEMO_IMAGES), param, ctx)
 
 
+class NamedPath(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """NAME=PATH as (name, path)."""
+
+    name = "name=path"
+
+    def __init__(self, path: PathOf) -> None:
+        self.path = path
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        name, _, path = str(value).partition("=")
+        if not name or not path:
+            form = (param and param.metavar) or "NAME=PATH"
+            self.fail(f"{value!r} is not {form}", param, ctx)
+        return name, self.path.convert(path, param, ctx)
+
+
 PATH = PathOf()
 NO_IMAGES = (
     "does not exist; give a folder per class, .tar shards, a Hugging Face dataset, .npz, or a "
@@ -99,46 +121,57 @@ def is_given(context: click.Context, parameter: str | None) -> bool:
     return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
-def renamed(old: str, new: str, parameter: str, **kind: Any) -> Callable[[Any], Any]:
-    """A hidden option ``old`` whose values go to ``parameter``, the one of ``new``, with a warning.
+def renamed(old: str, options: Mapping[str, str], **kind: Any) -> Callable[[Any], Any]:
+    """A decorator: a hidden option ``old``, whose value the command gets as that of other options.
 
-    Place it above the option ``new``.
+    It prints a deprecation warning. Place it below those options.
+
+    Args:
+        old: Option of a former version.
+        options: What it is called now: options by the command's parameters.
+        kind: The arguments of `click.option`.
     """
+    former = f"former_{'_'.join(options)}_{old.partition('/')[0].strip('-').replace('-', '_')}"
 
-    def move(context: click.Context, option: click.Parameter, value: Any) -> None:
-        if value is not None and value != ():
-            click.echo(f"warning: {old} is deprecated, use {new}", err=True)
-            context.ensure_object(dict)[parameter] = value
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def run(**parameters: Any) -> Any:
+            value = parameters.pop(former)
+            if value is None or value == ():
+                return command(**parameters)
+            used = _used(old, value)
+            now = " and ".join(_used(option, value) for option in options.values())
+            for parameter in options:
+                if kind.get("multiple"):
+                    parameters[parameter] = (*value, *parameters[parameter])
+                elif is_given(click.get_current_context(), parameter):
+                    raise click.UsageError(f"{used} is the former name of {now}; give only {now}")
+                else:
+                    parameters[parameter] = value
+            click.echo(f"warning: {used} is deprecated, use {now}", err=True)
+            return command(**parameters)
 
-    return click.option(
-        old, f"former_{parameter}", hidden=True, is_eager=True, expose_value=False, callback=move,
-        **kind,
-    )  # fmt: skip
+        return click.option(old, former, hidden=True, default=None, **kind)(run)
+
+    return decorate
 
 
-def given_or_renamed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """The option's value, or that of its former name; of repeated options both."""
-    former = (context.obj or {}).get(parameter.name)
-    if former is None:
-        return value
-    if parameter.multiple:
-        return (*former, *value)
-    if is_given(context, parameter.name):
-        raise click.UsageError(f"{parameter.opts[-1]} is also given by its former name; give one")
-    return former
+def _used(option: str, value: Any) -> str:
+    """The half of an option --x/--no-x that gives this value; other options as they are."""
+    yes, slash, no = option.partition("/")
+    return no if slash and value is False else yes
 
 
 def engine_folder_option(command: Any) -> Any:
     """--engine-folder, formerly --engines."""
-    command = click.option(
+    command = renamed("--engines", {"engine_folder": "--engine-folder"}, type=PATH)(command)
+    return click.option(
         "--engine-folder",
         type=PATH,
-        default=Path("good-rt-engines"),
+        default=ENGINE_FOLDER,
         show_default=True,
-        callback=given_or_renamed,
         help="Folder of the exported engines; missing ones are exported into it.",
     )(command)
-    return renamed("--engines", "--engine-folder", "engine_folder", type=PATH)(command)
 
 
 GENERATED = Existing("holds no generated images; create them with `good-rt generate`")
@@ -146,41 +179,38 @@ GENERATED = Existing("holds no generated images; create them with `good-rt gener
 
 def generated_option(required: bool) -> Callable[[Any], Any]:
     """--generated, the sets of guided images, formerly --ood."""
-
-    def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        folders = given_or_renamed(context, parameter, value)
-        if required and not folders:
-            raise click.MissingParameter(ctx=context, param=parameter)
-        return folders
+    option = click.option(
+        "--generated",
+        multiple=True,
+        type=GENERATED,
+        help="Folder of generated images (from `good-rt generate`); may be repeated."
+        + ("  [required]" if required else ""),
+    )
+    former = renamed("--ood", {"generated": "--generated"}, type=GENERATED, multiple=True)
 
     def add(command: Any) -> Any:
-        command = click.option(
-            "--generated",
-            multiple=True,
-            type=GENERATED,
-            callback=check,
-            help="Folder of generated images (from `good-rt generate`); may be repeated."
-            + ("  [required]" if required else ""),
-        )(command)
-        return renamed("--ood", "--generated", "generated", type=GENERATED, multiple=True)(command)
+        @functools.wraps(command)
+        def run(**parameters: Any) -> Any:
+            if required and not parameters["generated"]:
+                raise click.MissingParameter(
+                    ctx=click.get_current_context(),
+                    param_hint="'--generated'",
+                    param_type="option",
+                )
+            return command(**parameters)
+
+        return option(former(run))
 
     return add
 
 
 def test_set_option(help: str) -> Callable[[Any], Any]:
     """--test-set NAME=PATH, real OOD images that only the evaluation uses."""
-
-    def existing(
-        context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-    ) -> dict[str, Path]:
-        paths = named_paths(context, parameter, values)
-        return {name: IMAGES_PATH.convert(path, parameter, context) for name, path in paths.items()}
-
     return click.option(
         "--test-set",
         "test_sets",
         multiple=True,
-        callback=existing,
+        type=NamedPath(IMAGES_PATH),
         metavar="NAME=PATH",
         help=help,
     )
@@ -210,20 +240,6 @@ def out_option(default: str, text: str) -> Callable[[Any], Any]:
         help=text,
         callback=checked,
     )
-
-
-def named_paths(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Path]:
-    """A callback for options of the form NAME=PATH."""
-    pairs = {}
-    former = (context.obj or {}).get(parameter.name) or ()
-    for value in (*values, *former):
-        name, equals, path = value.partition("=")
-        if not equals or not name or not path:
-            raise click.BadParameter(f"{value!r} is not NAME=PATH")
-        pairs[name] = Path(path)
-    return pairs
 
 
 def emit_json(value: object) -> None:

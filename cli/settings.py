@@ -10,25 +10,24 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from good_rt.cli.options import PathText, is_given
+from good_rt.cli.options import PathText, renamed
 from good_rt.config.declaration import Setting, assemble, settings_of
 
 Command = Callable[..., Any]
 
 
 def takes(
-    config: type[Any], name: str, without: Collection[str] = (), **defaults: Any
+    config: type[Any], name: str, without: Collection[str] = ()
 ) -> Callable[[Command], Command]:
     """A decorator: options for every setting of ``config``, whose values the command gets as one
     configuration.
 
-    Options of former versions are accepted, and answered by a line on standard error.
+    Options of former versions are accepted with a deprecation warning.
 
     Args:
         config: A dataclass of settings.
         name: The command's parameter that gets the configuration.
         without: Fields that have no option.
-        defaults: Defaults by key where the command's differ from the declared ones.
     """
     settings = [setting for setting in settings_of(config) if setting.path[0] not in without]
     former: dict[str, list[Setting]] = {}
@@ -44,40 +43,21 @@ def takes(
                 value = parameters.pop(_parameter(name, setting))
                 if value is not None and (value != () or setting.optional):
                     values[setting.key] = value
-            for flag, renamed in former.items():
-                value = parameters.pop(_former_parameter(name, flag))
-                if value is not None and value != ():
-                    now = " and ".join(_used(setting.option, value) for setting in renamed)
-                    old = _used(flag, value)
-                    context = click.get_current_context()
-                    for setting in renamed:
-                        if is_given(context, _parameter(name, setting)):
-                            raise click.UsageError(
-                                f"{old} is the former name of {now}; give only {now}"
-                            )
-                    click.echo(f"warning: {old} is deprecated, use {now}", err=True)
-                    values |= {setting.key: value for setting in renamed}
             return command(**parameters, **{name: assemble(config, values)})
 
         wrapped: Command = run
-        for flag, renamed in former.items():
-            wrapped = click.option(
-                flag,
-                _former_parameter(name, flag),
-                hidden=True,
-                default=None,
-                **_kind(renamed[0]),
-            )(wrapped)
+        for flag, same in former.items():
+            options = {_parameter(name, setting): setting.option for setting in same}
+            wrapped = renamed(flag, options, **_kind(same[0]))(wrapped)
         for setting in reversed(settings):
-            wrapped = _option(name, setting, defaults)(wrapped)
+            wrapped = _option(name, setting)(wrapped)
         return wrapped
 
     return decorate
 
 
-def _option(name: str, setting: Setting, defaults: dict[str, Any]) -> Callable[[Command], Command]:
-    declared = setting.declared
-    default = defaults.get(setting.key, setting.default)
+def _option(name: str, setting: Setting) -> Callable[[Command], Command]:
+    declared, default = setting.declared, setting.default
     flags = [setting.option] if declared.short is None else [declared.short, setting.option]
     shown: bool | str = declared.default_text or (default is not None and default != ())
     kind = _kind(setting)
@@ -99,22 +79,22 @@ def _kind(setting: Setting) -> dict[str, Any]:
     """What click needs to know of a setting's type."""
     declared, kinds = setting.declared, setting.value_types
     free = [kind for kind in kinds if get_origin(kind) is not Literal]
-    found: dict[str, Any] = {} if declared.metavar is None else {"metavar": declared.metavar}
+    arguments: dict[str, Any] = {} if declared.metavar is None else {"metavar": declared.metavar}
     if not free:
         return {"type": click.Choice([str(choice) for choice in setting.choices])}
     if setting.choices:  # a number, or a word in its place
         word = str(setting.choices[0])
-        return found | {"type": NumberOr(word), "is_flag": False, "flag_value": word}
+        return arguments | {"type": NumberOr(word), "is_flag": False, "flag_value": word}
     kind, parts = free[0], get_args(free[0])
     if kind is bool:
-        return found if "/" in setting.option else found | {"is_flag": True}
+        return arguments if "/" in setting.option else arguments | {"is_flag": True}
     if get_origin(kind) is tuple:
         if parts[-1] is not Ellipsis:
-            return found | {"type": parts}
+            return arguments | {"type": parts}
         if parts[0] is float:
-            return found | {"type": Numbers()}
-        return found | {"type": _single(parts[0], setting), "multiple": True}
-    return found | {"type": _single(kind, setting)}
+            return arguments | {"type": Numbers()}
+        return arguments | {"type": _single(parts[0], setting), "multiple": True}
+    return arguments | {"type": _single(kind, setting)}
 
 
 def _single(kind: Any, setting: Setting) -> Any:
@@ -130,21 +110,11 @@ def _single(kind: Any, setting: Setting) -> Any:
     if kind is int:
         low, high = (None if b is None else int(b) for b in (bounds.low, bounds.high))
         return click.IntRange(low, high)
-    return click.FloatRange(bounds.low, bounds.high, min_open=bounds.open_low)
-
-
-def _used(option: str, value: Any) -> str:
-    """The half of an option --x/--no-x that gives this value; other options as they are."""
-    yes, slash, no = option.partition("/")
-    return no if slash and value is False else yes
+    return click.FloatRange(bounds.low, bounds.high, bounds.open_low, bounds.open_high)
 
 
 def _parameter(name: str, setting: Setting) -> str:
     return f"{name}_{'_'.join(setting.path)}"
-
-
-def _former_parameter(name: str, flag: str) -> str:
-    return f"{name}_former_{flag.partition('/')[0].strip('-').replace('-', '_')}"
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4

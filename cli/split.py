@@ -33,8 +33,9 @@ def split(images: Path, config: SplitConfig, check: bool, out: Path, as_json: bo
     """Divide IMAGES into train, held-out and test parts.
 
     The part follows from a hash of an image's content, so the same images always give the same
-    parts, and copies share one. Images in an existing splits.json keep their part. Data that
-    already has train, val and test parts keeps them; a copy in two of them is an error.
+    parts, and copies share one. Images in an existing splits.json keep their part while shares and
+    seed stay the same. Data that already has train, val and test parts keeps them; a copy in two of
+    them is an error.
     """
     from good_rt.cli.tables import print_splits
     from good_rt.workflow import split as step

@@ -55,7 +55,7 @@ def print_inspection(found: Inspection) -> None:
             size_text(part.bytes),
         )
     Console().print(table)
-    table = Table(title="exported graphs, in float32")
+    table = Table(title="exported graphs of the diffusion model, in float32")
     table.add_column("graph")
     table.add_column("inputs")
     table.add_column("weights", justify="right")

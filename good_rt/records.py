@@ -1,9 +1,9 @@
 """Versioned records: JSON objects that carry their type, their version and what wrote them.
 
 Every file that one good-rt writes for another to read is one: detector, engines, classifier,
-generated set, splits, run state, training. Older versions are migrated step by step when they are
-read, newer ones are refused. The keys of a record are the fields of a dataclass, whose types and
-bounds `from_json` checks. docs/format.md describes the records.
+generated set, splits, run state, training, evaluation. Older versions are migrated step by step
+when they are read, newer ones are refused. The keys of a record are the fields of a dataclass,
+whose types and bounds `from_json` checks. docs/format.md describes the records.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def _read_union(readers: tuple[Reader, ...], optional: bool, expected: str, valu
 def _read_list(read: Reader, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _wrong(value, "a list")
-    return tuple([_read_at(place, read, item) for place, item in enumerate(value)])
+    return tuple([_read_at(index, read, item) for index, item in enumerate(value)])
 
 
 def _read_values(readers: tuple[Reader, ...], value: object) -> tuple[Any, ...]:
@@ -343,7 +343,7 @@ def _read_values(readers: tuple[Reader, ...], value: object) -> tuple[Any, ...]:
         raise _wrong(value, "a list")
     if len(value) != len(readers):
         raise _WrongValueError(f" has {len(value)} values, but must have {len(readers)}")
-    return tuple([_read_at(place, readers[place], item) for place, item in enumerate(value)])
+    return tuple([_read_at(index, readers[index], item) for index, item in enumerate(value)])
 
 
 def _read_table(read: Reader, value: object) -> dict[str, Any]:

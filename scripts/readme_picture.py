@@ -7,11 +7,12 @@ python scripts/readme_picture.py good-rt-demo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 
-from good_rt.config.settings import GUIDANCE_KINDS
+from good_rt.config.settings import GuidanceKind
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.image_files import contact_sheet
 from good_rt.demo import assets
@@ -29,10 +30,9 @@ def main(demo: Path, out: Path) -> None:
     real = assets.load_images("test")
     assert real.labels is not None
     chosen = [np.flatnonzero(real.labels == index % 8)[index // 8] for index in range(COLUMNS)]
-    rows = [
-        real.images[chosen],
-        *(GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in GUIDANCE_KINDS),
-    ]
+    kinds = get_args(GuidanceKind)
+    generated = [GeneratedSet(demo / "generated" / kind).images()[:COLUMNS] for kind in kinds]
+    rows = [real.images[chosen], *generated]
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(np.concatenate(rows), COLUMNS, scale=2).save(out)
 

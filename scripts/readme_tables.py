@@ -134,7 +134,7 @@ CLASSIFIERS = {
     "timm": "`timm:NAME`",
     "torchvision": "`torchvision:NAME`",
     "transformers": "`transformers:DIR`",
-    "module": "`module:attr`",
+    "module": "`MODULE:ATTR`",
     "exported": "`.pt2` file",
     "torchscript": "TorchScript file",
     "onnx": "ONNX file",
@@ -370,11 +370,9 @@ def cpu_kernels(result: dict[str, Any]) -> str:
     for part, means in gains.items():
         cells = (f"{means[place]:.2f}" if place in means else "not used" for place in places)
         lines.append(f"| {part} | {' | '.join(cells)} |")
-    command, threads = result["command"], result["figures"]["threads"]
-    made = (
-        f"By `{command}` and the other case, {result['date']}: {result['cpu']}, {threads} threads."
-    )
-    return "\n".join([*lines, "", made])
+    threads = result["figures"]["threads"]
+    others = f"The demo's case was measured in the same way; both use {threads} threads."
+    return "\n".join([*lines, "", f"{made_by(result)} {others}"])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -35,8 +35,11 @@ TYPES = {bool: "`true` or `false`", int: "whole number", float: "number", str: "
 def tables() -> dict[str, list[Setting]]:
     """The settings of each table of a job file; those outside all tables under ""."""
     top = settings_of(JobConfig)
-    rows = {"": [one for one in top if not is_dataclass(one.type)]}
-    return rows | {one.key: settings_of(one.type) for one in top if is_dataclass(one.type)}
+    rows = {"": [setting for setting in top if not is_dataclass(setting.type)]}
+    by_table = {
+        setting.key: settings_of(setting.type) for setting in top if is_dataclass(setting.type)
+    }
+    return rows | by_table
 
 
 def option(table: str, setting: Setting) -> str:
@@ -53,7 +56,8 @@ def values(setting: Setting) -> str:
     if bounds is not None and bounds.low is not None:
         kinds[0] += f" {'>' if bounds.open_low else '≥'} {bounds.low:g}"
     if bounds is not None and bounds.high is not None:
-        kinds[0] += f", ≤ {bounds.high:g}" if bounds.low is not None else f" ≤ {bounds.high:g}"
+        comma = "," if bounds.low is not None else ""
+        kinds[0] += f"{comma} {'<' if bounds.open_high else '≤'} {bounds.high:g}"
     return " or ".join(kinds)
 
 
@@ -79,9 +83,9 @@ def default(setting: Setting) -> str:
     """What a file without the key means."""
     if setting.required or setting.declared.required_in_file:
         return "required"
-    if setting.default is None or setting.default is MISSING:
-        return setting.declared.default_text or ""
-    return f"`{toml_value(setting.default)}`"
+    if setting.declared.default_text is not None:
+        return setting.declared.default_text
+    return "" if setting.default is None else f"`{toml_value(setting.default)}`"
 
 
 def table(name: str) -> str:

@@ -7,13 +7,14 @@ installation are run by CI, as the README has them.
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,37 @@ def test_python_of_the_readme(workplace: Path) -> None:
     names = {"images": assets.load_images("test").images[:8]}
     exec(compile(code[0], "README.md", "exec"), names)
     assert names["scores"].is_ood.shape == (8,)
+
+
+def texts_of(source: str) -> Iterator[str]:
+    """Every text in Python code; what an f-string formats is {}."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_of_the_troubleshooting_page_exist() -> None:
+    root = DOCS.parent
+    files = [
+        path for folder in ("good_rt", "engines", "export", "cli")
+        for path in (root / folder).rglob("*.py")
+    ]  # fmt: skip
+    texts = [text for path in files for text in texts_of(path.read_text())]
+    rows = re.findall(r"^\| (.+?) \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    messages = {message for row in rows for message in re.findall(r"`(.+?)`", row)}
+    # PyTorch's own
+    messages.remove("torchvision::nms does not exist")
+    assert len(messages) > 8
+    variable = r"\.\.\.|no CUDA GPU|\b\d[\d.]*\b|--\w+|\w+ExecutionProvider"
+    missing = []
+    for message in messages:
+        pieces = [piece.strip(" ,") for piece in re.split(variable, message)]
+        if not any(all(piece in text for piece in pieces) for text in texts):
+            missing.append(message)
+    assert missing == []
 
 
 def test_the_readme_fits_one_screen() -> None:

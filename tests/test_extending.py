@@ -7,12 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from good_rt.classifier import IdFeatures
 from good_rt.errors import NoGradientRuleError
 from good_rt.export.vjp.rules import RULES
+from good_rt.method.combination import COMBINATIONS
+from good_rt.method.discrepancy import DISCREPANCIES, TITLES, fit_discrepancy
+from good_rt.method.unified import fit_unified
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
@@ -24,11 +29,13 @@ def code_of(section: str) -> str:
 
 
 @pytest.fixture
-def rules_restored() -> Iterator[None]:
-    before = dict(RULES)
+def registers_restored() -> Iterator[None]:
+    registers: tuple[dict[Any, Any], ...] = (RULES, DISCREPANCIES, TITLES, COMBINATIONS)
+    before = [dict(register) for register in registers]
     yield
-    RULES.clear()
-    RULES.update(before)
+    for register, entries in zip(registers, before, strict=True):
+        register.clear()
+        register.update(entries)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,7 @@ def test_the_section_as_a_plugins_tests(section: str, module: str, tmp_path: Pat
     assert int(re.findall(r"(\d+) passed", ran.stdout)[0]) >= 10, ran.stdout
 
 
-def test_a_gradient_rule(rules_restored: None) -> None:
+def test_a_gradient_rule(registers_restored: None) -> None:
     code = code_of("A gradient rule")
     names = {"__name__": "extending"}
     exec(compile(code, "extending.md", "exec"), names)
@@ -74,6 +81,24 @@ def test_a_gradient_rule(rules_restored: None) -> None:
         exec(compile(without_rule, "extending.md", "exec"), dict(names))
 
 
+def test_a_discrepancy_and_a_combination(registers_restored: None) -> None:
+    code = compile(code_of("A discrepancy or a combination"), "extending.md", "exec")
+    exec(code, {"__name__": "extending"})
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    id_features = IdFeatures(features, torch.arange(20) % 3, 3)
+    values = fit_discrepancy("centre_distance", id_features)(torch.zeros(20, 3), features)
+    assert values.shape == (20,) and bool(values.isfinite().all())
+    pair = torch.stack([values, -values], dim=1).numpy()
+    score = fit_unified(["centre_distance", "other"], pair, "soft_max")
+    assert score(torch.from_numpy(pair)).shape == (20,)
+
+
 def test_every_section_with_code_is_run() -> None:
-    tested = {"A score", "A classifier source", "An engine", "A gradient rule"}
+    tested = {
+        "A score",
+        "A classifier source",
+        "An engine",
+        "A gradient rule",
+        "A discrepancy or a combination",
+    }
     assert set(re.findall(r"^## (.+)$", PAGE, re.MULTILINE)) == tested

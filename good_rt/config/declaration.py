@@ -22,18 +22,22 @@ _KEY = "good_rt"
 
 @dataclass(frozen=True)
 class Bounds:
-    """The values that a number may have; with ``open_low`` the lowest one is excluded."""
+    """The values that a number may have; ``open_low`` excludes the lowest one, ``open_high`` the
+    highest."""
 
     low: float | None = None
     high: float | None = None
     open_low: bool = False
+    open_high: bool = False
 
     def unmet_by(self, number: float) -> str | None:
         """What a number must be instead; None where it is within the bounds."""
         if self.low is not None and (number < self.low or (self.open_low and number == self.low)):
             return f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        if self.high is not None and number > self.high:
-            return f"at most {self.high:g}"
+        if self.high is not None and (
+            number > self.high or (self.open_high and number == self.high)
+        ):
+            return f"{'less than' if self.open_high else 'at most'} {self.high:g}"
         return None
 
 
@@ -118,6 +122,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     open_low: bool = False,
+    open_high: bool = False,
     **names: Any,
 ) -> Any:
     """A dataclass field that declares a setting.
@@ -128,18 +133,20 @@ def setting(
         low: Lowest value of a number.
         high: Highest value of a number.
         open_low: Whether ``low`` itself is excluded.
+        open_high: Whether ``high`` itself is excluded.
         names: Further fields of `Declaration`.
     """
-    bounds = None if low is None and high is None else Bounds(low, high, open_low)
+    unbounded = low is None and high is None
+    bounds = None if unbounded else Bounds(low, high, open_low, open_high)
     metadata = {_KEY: Declaration(help, bounds, **names)}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def nested(kind: type[Any], without: Collection[str] = (), **defaults: Any) -> Any:
+def nested(kind: type[Any], without: Collection[str] = ()) -> Any:
     """A dataclass field that holds another configuration, whose settings are flattened."""
-    return field(default_factory=lambda: kind(**defaults), metadata={_KEY: Nested(tuple(without))})
+    return field(default_factory=kind, metadata={_KEY: Nested(tuple(without))})
 
 
 def settings_of(config: type[Any], without: Collection[str] = ()) -> list[Setting]:
@@ -175,12 +182,12 @@ def assemble(config: type[Config], values: Mapping[str, Any]) -> Config:
         GoodRtError: a value is refused by the configuration's own check.
     """
     tree: dict[str, Any] = {}
-    for one in settings_of(config):
-        if one.key in values:
+    for setting in settings_of(config):
+        if setting.key in values:
             branch = tree
-            for name in one.path[:-1]:
+            for name in setting.path[:-1]:
                 branch = branch.setdefault(name, {})
-            branch[one.path[-1]] = values[one.key]
+            branch[setting.path[-1]] = values[setting.key]
     return _build(config, tree)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal
 
 from good_rt.config.declaration import check_bounds, check_types, nested, setting
 from good_rt.errors import GoodRtError
@@ -23,12 +24,13 @@ DiscrepancyName = Literal["energy", "knn_distance", "mahalanobis", "relative_mah
 """The files of `good_rt.method.discrepancy`."""
 CombinationName = Literal["sum", "max", "logistic", "gate", "fisher", "min_p"]
 """The entries of `good_rt.method.combination`."""
-GUIDANCE_KINDS: tuple[GuidanceKind, ...] = get_args(GuidanceKind)
 GUIDED_KINDS: tuple[GuidanceKind, ...] = ("img", "feat", "both")
 PROMPT = "a photo of a {}"
 """The prompt of a class, {} in the place of its name."""
 BANK_SIZE = 10_000
 """ID features in a feature bank, by default."""
+ENGINE_FOLDER = Path("good-rt-engines")
+"""Folder of the exported engines, by default."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,21 @@ class SplitConfig:
     """How in-distribution images are divided into train, held-out and test parts."""
 
     held_out: float = setting(
-        0.2, "Share of the images that validates the training and calibrates the detector."
+        0.2,
+        "Share of the images that validates the training and calibrates the detector.",
+        low=0,
+        high=1,
+        open_low=True,
+        open_high=True,
     )
-    test: float = setting(0.2, "Share of the images that only the evaluation sees.")
+    test: float = setting(
+        0.2,
+        "Share of the images that only the evaluation sees.",
+        low=0,
+        high=1,
+        open_low=True,
+        open_high=True,
+    )
     seed: int = setting(0, "Seed of the division.", low=0)
     skip_bad: bool = setting(
         False, "Leave out images that are damaged or contradict others, and list them."
@@ -46,17 +60,12 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("held_out", "test"):
-            if not 0 < getattr(self, name) < 1:
-                raise GoodRtError(
-                    f"the share {name} must be between 0 and 1, not {getattr(self, name)}"
-                )
+        check_bounds(self)
         if self.held_out + self.test >= 1:
             raise GoodRtError(
                 f"the shares held_out and test leave nothing to train: {self.held_out} + "
                 f"{self.test}"
             )
-        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -155,19 +164,10 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self)
         for name in ("rho", "mu", "sigma"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise GoodRtError(
-                    f"guidance's {name} must be a finite number of at least 0, not "
-                    f"{getattr(self, name)}"
-                )
-        for name in ("n_recur", "n_iter", "n_mc", "every"):
-            if getattr(self, name) < 1:
-                raise GoodRtError(
-                    f"guidance's {name} must be at least 1, not {getattr(self, name)}"
-                )
-        if self.clip is not None and not self.clip > 0:
-            raise GoodRtError(f"guidance's clip must be greater than 0, not {self.clip}")
+            if not math.isfinite(getattr(self, name)):
+                raise GoodRtError(f"{name} is {getattr(self, name)}, but must be finite")
         if not 0 <= self.span[0] < self.span[1] <= 1:
             raise GoodRtError(
                 f"guidance's span must be (from, to) with 0 <= from < to <= 1, not {self.span}"
@@ -176,7 +176,6 @@ class GuidanceConfig:
             raise GoodRtError(
                 f"guidance's band must be (low, high) with low < high, not {self.band}"
             )
-        check_bounds(self)
 
     @property
     def active(self) -> bool:
@@ -243,6 +242,7 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self)
         if self.engine == "torch":
             if self.precision is not None:
                 raise GoodRtError(
@@ -253,7 +253,6 @@ class BackendConfig:
         if self.engine == "onnx" and self.precision == "bf16":
             # ONNX has no convolution in bf16 before opset 22
             raise GoodRtError("the engine onnx computes in fp32 or fp16; bf16 needs tensorrt")
-        check_bounds(self)
 
     @property
     def uses_engines(self) -> bool:
@@ -354,15 +353,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.count < 1 or (self.batch != "auto" and self.batch < 1):
-            raise GoodRtError(
-                f"count and batch must be at least 1, not {self.count} and {self.batch}"
-            )
+        check_bounds(self)
         if not self.strengths or not all(0 <= factor < math.inf for factor in self.strengths):
             raise GoodRtError(
                 f"strengths must be one or more numbers of at least 0, not {self.strengths}"
             )
-        check_bounds(self)
         if self.kind == "none":
             return
         steps, guidance = self.sampler.steps, self.guidance
@@ -434,9 +429,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "id_batch", "ood_batch", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise GoodRtError(f"{name} must be at least 1, not {getattr(self, name)}")
         check_bounds(self)
 
 
@@ -456,7 +448,12 @@ class DetectorConfig:
     )
     k: int = setting(1, "Neighbour of the k-NN distance; small ones suit small banks.", low=1)
     alpha: float = setting(
-        0.05, "Largest share of ID inputs that may be refused.", low=0, high=1, open_low=True
+        0.05,
+        "Largest share of ID inputs that may be refused.",
+        low=0,
+        high=1,
+        open_low=True,
+        open_high=True,
     )
     bank_size: int = setting(
         BANK_SIZE,
@@ -469,9 +466,9 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_bounds(self)
         if not self.discrepancies or len(set(self.discrepancies)) < len(self.discrepancies):
             raise GoodRtError("discrepancies must name one or more discrepancies, each once")
-        check_bounds(self)
 
 
 @dataclass(frozen=True)

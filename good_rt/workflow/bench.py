@@ -19,7 +19,7 @@ from torch import Tensor
 
 from good_rt.config.settings import BackendConfig, GenerationConfig, Precision
 from good_rt.data.id_data import IdData
-from good_rt.engines.cpu.library import kernel_library
+from good_rt.engines.cpu import kernel_library
 from good_rt.engines.threads import cores
 from good_rt.environment import describe
 from good_rt.method.guidance import value_and_gradient
@@ -60,10 +60,10 @@ def bench_sampler(
     config = replace(config, count=largest, batch=largest)
     backends = {
         **{
-            f"TensorRT {precision} throughout": BackendConfig("tensorrt", precision, "engine")
+            f"TensorRT {precision} end to end": BackendConfig("tensorrt", precision, "engine")
             for precision in plans
         },
-        "engines throughout": BackendConfig("onnx", gradients="engine"),
+        "engines end to end": BackendConfig("onnx", gradients="engine"),
         "engines, PyTorch gradients": BackendConfig("onnx", gradients="torch"),
         "only PyTorch": BackendConfig("torch"),
     }
@@ -110,7 +110,7 @@ def _variants(
     generators: Mapping[str, Generator], config: GenerationConfig, batch: int
 ) -> dict[str, Work]:
     indices = list(range(batch))
-    unguided = generators["engines throughout"]
+    unguided = generators["engines end to end"]
     return {
         "unguided": partial(unguided.images, config, indices, guided=False),
         **{

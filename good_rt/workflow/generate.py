@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from good_rt.config.settings import BackendConfig, ExportConfig, GenerationConfig
+from good_rt.config.settings import ENGINE_FOLDER, BackendConfig, ExportConfig, GenerationConfig
 from good_rt.data.generated_set import GeneratedSet, Rejected, Row
 from good_rt.data.id_data import IdData
 from good_rt.engines.base import Engine
@@ -37,7 +37,6 @@ from good_rt.workflow.generator import (
     strength_of,
 )
 
-ENGINE_FOLDER = Path("good-rt-engines")
 PLAIN_GRAPHS = ("network", "vae_decoder")
 GRADIENT_GRAPHS = (
     *PLAIN_GRAPHS,
@@ -147,8 +146,8 @@ def check_backend(backend: BackendConfig, device: torch.device) -> None:
 def wants_gradient_engines(backend: BackendConfig, device: torch.device) -> bool:
     """Whether gradients are to be computed by engines, as far as there are rules for them.
 
-    `auto` means engines on the CPU, where they were measured to be 1.8 to 2.9 times as fast; no
-    engine of ours has been measured on a GPU yet, so PyTorch computes them there.
+    `auto` means engines on the CPU, where docs/results.md measures them as faster; none has been
+    measured on a GPU, so PyTorch computes them there.
     """
     if backend.gradients == "auto":
         return backend.uses_engines and device.type == "cpu"

@@ -108,7 +108,11 @@ class DetectorTable:
 class JobConfig:
     """What a job file holds."""
 
-    version: int = setting(JOB_VERSION, "Version of the job file's format.")
+    version: int = setting(
+        JOB_VERSION,
+        "Version of the job file's format; a file without it is read as version 1.",
+        default_text="`1`",
+    )
     out: str = setting("job", "Folder of everything that is made, beside the job file.")
     seed: int = setting(0, "Seed of generation and training.", low=0)
     title: str | None = setting(None, "Title of the report.")

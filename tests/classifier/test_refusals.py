@@ -67,7 +67,7 @@ SPECS = {
     "timm:": "names no model; write timm:NAME",
     "timm:resnet18@gone.safetensors": r"gone\.safetensors does not exist",
     "no_such_module:Net": "module 'no_such_module' cannot be imported",
-    "ends:Gone": "'ends' has no 'Gone'; give module:attr",
+    "ends:Gone": "'ends' has no 'Gone'; give MODULE:ATTR",
     "ends:number": "does not say what images it takes",
     "some thing@small.safetensors": "is no classifier; known are FOLDER, timm:",
 }

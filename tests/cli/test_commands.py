@@ -184,7 +184,7 @@ def test_the_samplers_speed_is_measured(
     measured = run(*options, "--repeats", 2, "--json").json
     assert measured["machine"]["threads"] == torch.get_num_threads()
     assert measured["machine"]["versions"]["torch"] == torch.__version__
-    variants = {"unguided", "engines throughout", "engines, PyTorch gradients", "only PyTorch"}
+    variants = {"unguided", "engines end to end", "engines, PyTorch gradients", "only PyTorch"}
     for seconds, parts in zip(
         measured["seconds"].values(), measured["parts"].values(), strict=True
     ):
@@ -452,7 +452,7 @@ def test_a_model_without_its_vae_does_not_fit(
     ("settings", "message"),
     [
         (["--mu", "0"], "mu and rho are both 0"),
-        (["--mu", "nan"], "guidance's mu must be a finite number of at least 0"),
+        (["--mu", "nan"], "mu is nan, but must be a number"),
         (["--mu=-1"], "'--mu': -1.0 is not in the range x>=0"),
         (["--strengths", "1,-1"], "strengths must be one or more numbers of at least 0"),
         (["--n-mc", "0"], "'--n-mc': 0 is not in the range x>=1"),

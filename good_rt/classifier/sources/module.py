@@ -106,7 +106,7 @@ def attribute(name: str) -> object:
             f"It is not a plug-in either: {installed_text(CLASSIFIER_PLUGINS)}"
         ) from None
     except AttributeError:
-        raise GoodRtError(f"{name}: {module!r} has no {attr!r}; give module:attr") from None
+        raise GoodRtError(f"{name}: {module!r} has no {attr!r}; give MODULE:ATTR") from None
     finally:
         if added:
             sys.path.remove(here)
