@@ -23,7 +23,7 @@ from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, different_names, read_content, remove_leftovers
 from good_rt.records import Count, Index, InnerPath, RecordType, drop_format
 
-Line = TypeVar("Line")
+Record = TypeVar("Record")
 SHEET_IMAGES = 64
 SET_RECORD = RecordType("generated-set", "generate the set again", (drop_format,))
 
@@ -276,7 +276,7 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+def _read_lines(path: Path, kind: type[Record]) -> Iterator[Record]:
     """The lines of a file, none where it is missing; a last line cut short does not count."""
     if not path.exists():
         return
