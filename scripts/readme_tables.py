@@ -361,6 +361,33 @@ def batches(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", made_by(result)])
 
 
+def unified_score(result: dict[str, Any]) -> str:
+    """FPR95 of each discrepancy by itself, of the score before 0.3.0, of the one with the lowest
+    FPR95 on the validation sets, and of the one that the rule chooses."""
+    figures = result["figures"]
+    ranked, chosen = figures["validation_fpr95"], figures["chosen"]
+    near, *others = figures["test_sets"]
+    notes = {
+        "gate of energy + knn_distance": "the default before 0.3.0",
+        next(iter(ranked)): "lowest on the validation sets",
+        chosen: "chosen",
+    }
+    shown = [key for key in ranked if "+" not in key or key in notes]
+
+    def mean(key: str, model: str, sets: list[str]) -> str:
+        values = [run[name]["fpr95"] for run in figures["scores"][key][model] for name in sets]
+        return f"{100 * sum(values) / len(values):.1f}"
+
+    columns = [f"{sets}, {title}" for sets in ("near", "others") for title in MODELS.values()]
+    lines = head("score", "validation", *columns)
+    for key in shown:
+        title = key if "+" in key else key.removeprefix("sum of ")
+        note = f" ({notes[key]})" if key in notes else ""
+        cells = [mean(key, model, sets) for sets in ([near], others) for model in MODELS]
+        lines.append(f"| {title}{note} | {100 * ranked[key]:.1f} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
 def cpu_kernels(result: dict[str, Any]) -> str:
     """How many times as fast a guided step is with each part as without it."""
     gains = result["figures"]["gains"]
@@ -388,6 +415,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "plans": plans,
     "batches": batches,
     "cpu_kernels": cpu_kernels,
+    "unified_score": unified_score,
 }
 """Table -> how it is written; any other result file is shown as its targets."""
 RESULT_OF = {"summary": "demo"}
