@@ -378,9 +378,8 @@ def layer_outputs(
                     )
                 )
             module.to("meta")(*arrays)
-    except (
-        Exception
-    ):  # a network that asks for values, of which there are none; an estimate is not worth an error
+    # a network may need values, which meta tensors lack; an estimate is not worth an error
+    except Exception:
         return None
     finally:
         for handle in handles:
