@@ -126,7 +126,8 @@ class Generator:
         latents = torch.empty(len(indices), *self.shape, device=self.device)
         for step, positions in self._by_first_step(config, indices).items():
             part = [indices[position] for position in positions]
-            latents[positions] = self._latents(config, part, guided, step)
+            rows = torch.tensor(positions).to(self.device)
+            latents[rows] = self._latents(config, part, guided, step)
         with torch.no_grad():
             images = self.decode(latents)
         wrong = ~images.isfinite().flatten(1).all(dim=1)
