@@ -583,7 +583,10 @@ def test_bad_test_sets_and_alphas(
         in run(*build, "--alpha", 0.001).failed()
     )
     assert "alpha is nan, but must be a number" in run(*build, "--alpha", "nan").failed()
-    assert "k must be between 1 and 400" in run(*build, "--k", 500).failed()
+    assert (
+        "k must be between 1 and 400"
+        in run(*build, "--discrepancy", "knn_distance", "--k", 500).failed()
+    )
     assert [path.name for path in tree(tmp_path)] == ["a.npz"]
 
 
