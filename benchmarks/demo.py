@@ -20,8 +20,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from frechet import frechet_distance
 from numpy.typing import NDArray
 from record import Bar, kept, measured, write_result
+from refusals import refusal_interval
 
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.config.settings import BackendConfig, GenerationConfig, SamplerConfig
@@ -31,11 +33,9 @@ from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.data.splits import SPLITS_FILE
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector
-from good_rt.evaluation.metrics import frechet_distance
 from good_rt.evaluation.results import MEAN, Evaluation, Refusal
 from good_rt.export.detector import detector_parity
 from good_rt.files import read_json
-from good_rt.method.conformal import refusal_interval
 from good_rt.models import ModelSpec
 from good_rt.workflow.detector import detector_for
 from good_rt.workflow.evaluate import ALPHAS, measure_images

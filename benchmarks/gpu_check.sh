@@ -3,7 +3,7 @@
 # benchmarks/results/gpu.json (and to $OUT where that is set). No machine without a GPU gets past the first check.
 #
 #     pip install -e '.[toolkit,tensorrt-rtx,dev]'     # or `tensorrt` on a data-centre GPU
-#     pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu
+#     pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu
 #     benchmarks/gpu_check.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import onnx
 import torch
+from half_precision import rounding_error
 from numpy.typing import NDArray
 from record import Bar, write_result
 
@@ -28,7 +29,7 @@ from good_rt.engines.open import open_engine
 from good_rt.engines.tensorrt import load_library
 from good_rt.errors import GoodRtError
 from good_rt.export.manifest import GraphEntry, Manifest
-from good_rt.export.precision import HALF, rounding_error
+from good_rt.export.precision import HALF
 from good_rt.export.tensorrt import PLAN_BATCHES, PlanConfig, build_plan
 from good_rt.models import ModelSpec
 from good_rt.workflow.export import export

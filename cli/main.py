@@ -145,9 +145,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except RuntimeError as error:
-        if (
-            type(error).__name__ != "OutOfMemoryError"
-        ):  # PyTorch's, which is not imported for its name
+        # PyTorch's error, by its name, so that PyTorch is not imported
+        if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail("the GPU is out of memory; use a smaller --batch, or another --device")
     except OSError as error:

@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     from good_rt.export.manifest import Manifest
 
 
-def print_inspection(found: Inspection) -> None:
+def print_inspection(inspection: Inspection) -> None:
     """Kind, parts, exported graphs, memory and problems of a diffusion model."""
     shapes = [
-        shape and " x ".join(map(str, shape)) for shape in (found.sample_shape, found.image_shape)
+        shape and " x ".join(map(str, shape))
+        for shape in (inspection.sample_shape, inspection.image_shape)
     ]
     facts = {
-        "kind": found.kind,
-        "pipeline": found.pipeline,
+        "kind": inspection.kind,
+        "pipeline": inspection.pipeline,
         "denoises": shapes[0],
         "images": shapes[1],
-        "noise": found.process,
-        "condition": found.condition or "none",
-        "classifier-free guidance": "yes" if found.guidance_free else "no",
-        "learned variance": "dropped" if found.learned_variance else None,
-        "weights in memory": size_text(found.weights_bytes),
+        "noise": inspection.process,
+        "condition": inspection.condition or "none",
+        "classifier-free guidance": "yes" if inspection.guidance_free else "no",
+        "learned variance": "dropped" if inspection.learned_variance else None,
+        "weights in memory": size_text(inspection.weights_bytes),
         "memory of a gradient, per image": None
-        if found.activation_bytes is None
-        else f"up to {size_text(found.activation_bytes)}",
+        if inspection.activation_bytes is None
+        else f"up to {size_text(inspection.activation_bytes)}",
     }
-    print(found.folder)
+    print(inspection.folder)
     for name, fact in facts.items():
         if fact is not None:
             print(f"  {name}: {fact}")
@@ -46,7 +47,7 @@ def print_inspection(found: Inspection) -> None:
         table.add_column(column)
     for column in ("weights", "on disk"):
         table.add_column(column, justify="right")
-    for part in found.parts:
+    for part in inspection.parts:
         table.add_row(
             part.name,
             part.class_name,
@@ -59,12 +60,12 @@ def print_inspection(found: Inspection) -> None:
     table.add_column("graph")
     table.add_column("inputs")
     table.add_column("weights", justify="right")
-    for graph in found.graphs:
+    for graph in inspection.graphs:
         table.add_row(graph.name, ", ".join(graph.inputs), size_text(graph.bytes))
     Console().print(table)
-    for problem in found.problems:
+    for problem in inspection.problems:
         print(f"problem: {problem}")
-    if found.runs:
+    if inspection.runs:
         print("OK: this model can be exported and used for generation")
 
 
@@ -165,6 +166,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def print_speed(speed: dict[str, Any]) -> None:
     """Images a second of every variant by batch size, its ratio to only PyTorch, and the parts of a
     step."""
+    from good_rt.workflow.bench import ratio
+
     table = Table(
         title=f"images per second, {speed['steps']} steps (in parentheses: speed-up over only "
         "PyTorch, median over the rounds)"
@@ -176,9 +179,9 @@ def print_speed(speed: dict[str, Any]) -> None:
     for name in names:
         cells = []
         for batch, seconds in speed["seconds"].items():
-            own, base = seconds[name], seconds[names[-1]]
-            faster = statistics.median(slow / fast for slow, fast in zip(base, own, strict=True))
-            cells.append(f"{int(batch) / statistics.median(own):.1f} ({faster:.2f})")
+            speed_up = ratio(seconds[names[-1]], seconds[name])
+            rate = int(batch) / statistics.median(seconds[name])
+            cells.append(f"{rate:.1f} ({speed_up:.2f})")
         table.add_row(name, *cells)
     Console().print(table)
     parts = Table(
@@ -190,8 +193,8 @@ def print_speed(speed: dict[str, Any]) -> None:
     for part in next(iter(next(iter(speed["parts"].values())).values())):
         parts.add_column(part, justify="right", overflow="fold")
     for batch, variants in speed["parts"].items():
-        for name, found in variants.items():
-            parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in found.values()))
+        for name, times in variants.items():
+            parts.add_row(name, batch, *(f"{1000 * seconds:.1f}" for seconds in times.values()))
     Console().print(parts)
     machine = speed["machine"]
     named = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -211,8 +214,8 @@ def print_splits(splits: Splits) -> None:
     table.add_column("class")
     for part in counts:
         table.add_column(part, justify="right")
-    for name in dict.fromkeys(name for found in counts.values() for name in found):
-        table.add_row(name, *(str(found.get(name, 0)) for found in counts.values()))
+    for name in dict.fromkeys(name for by_class in counts.values() for name in by_class):
+        table.add_row(name, *(str(by_class.get(name, 0)) for by_class in counts.values()))
     table.add_section()
-    table.add_row("all", *(str(sum(found.values())) for found in counts.values()))
+    table.add_row("all", *(str(sum(by_class.values())) for by_class in counts.values()))
     Console().print(table)

@@ -77,7 +77,7 @@ class SplitEngine:
         parts = self.splitter.parts(len(next(iter(arrays.values()))))
         if len(parts) == 1:
             return self.whole(**arrays)
-        single = self.single  # opened by this thread alone
+        single = self.single  # opened only by this thread
         outputs = self.splitter.map(
             lambda part: single(**{name: array[part] for name, array in arrays.items()}), parts
         )

@@ -77,13 +77,12 @@ def check_providers(providers: Sequence[Provider]) -> None:
     """
     import onnxruntime as ort
 
-    names = [one if isinstance(one, str) else one[0] for one in providers]
+    names = [entry if isinstance(entry, str) else entry[0] for entry in providers]
     missing = [name for name in names if name not in ort.get_available_providers()]
     if missing:
         raise GoodRtError(
-            f"ONNX Runtime has no {missing[0]} here; put the build of good-rt[gpu] in its place: "
-            "pip uninstall -y "
-            "onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+            f"ONNX Runtime has no {missing[0]} here; install its GPU build: pip uninstall -y "
+            "onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
         )
 
 
@@ -116,7 +115,7 @@ class OnnxRuntimeEngine:
         from good_rt.engines.onnx_file import data_files, read_graph
 
         settings: dict[str, Mapping[str, Any]] = dict(
-            (one, {}) if isinstance(one, str) else one for one in providers
+            (entry, {}) if isinstance(entry, str) else entry for entry in providers
         )
         gpu = next((name for name in settings if name in GPU_PROVIDERS), None)
         self.device = torch.device(
@@ -168,9 +167,8 @@ class OnnxRuntimeEngine:
     def _run_bound(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
         binding = self._session.io_binding()
         tensors = {name: torch.as_tensor(array).detach() for name, array in arrays.items()}
-        held = {
-            name: array.to(self.device).contiguous() for name, array in tensors.items()
-        }  # alive until run
+        # alive until run
+        held = {name: array.to(self.device).contiguous() for name, array in tensors.items()}
         for name, array in held.items():
             dtype = NUMPY_DTYPES[array.dtype]
             binding.bind_input(
@@ -184,9 +182,8 @@ class OnnxRuntimeEngine:
         for name in self.outputs:
             binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
-            torch.cuda.current_stream(
-                self.device
-            ).synchronize()  # ONNX Runtime works on a stream of its own
+            # ONNX Runtime works on a stream of its own
+            torch.cuda.current_stream(self.device).synchronize()
         self._session.run_with_iobinding(binding)
         return {
             name: from_dlpack(value)

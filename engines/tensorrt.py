@@ -1,7 +1,7 @@
 """TensorRT plans as engines: on NVIDIA GPUs, by TensorRT (data-centre GPUs) or TensorRT-RTX (the
 others), one API.
 
-A plan runs on the library version and the architectures that it was built for alone; the JSON
+A plan only runs on the library version and the architectures that it was built for; the JSON
 beside it says which, and any other is refused with the command that builds it anew. NOT YET RUN ON
 A GPU: the plans' builder and every refusal are tested, the execution only against a stand-in.
 `benchmarks/gpu_check.sh` is what checks it on a GPU machine.
@@ -51,7 +51,7 @@ class Library:
     @property
     def targets(self) -> tuple[str, ...]:
         """The architectures that it builds plans for on any machine; none where it builds for the
-        present GPU alone."""
+        present GPU only."""
         members = getattr(getattr(self.api, "ComputeCapability", None), "__members__", {})
         return tuple(name.lower() for name in members if name.startswith("SM"))
 

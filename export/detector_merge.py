@@ -103,7 +103,7 @@ def merge_detector(
 
 
 def _at_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at the detector's operator set, since a file has one alone."""
+    """The model at the detector's operator set, since a file only has one."""
     version = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     converted = model if version == OPSET else version_converter.convert_version(model, OPSET)
     result = onnx.ModelProto()

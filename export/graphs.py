@@ -154,5 +154,22 @@ def graphs_of(
     return graphs
 
 
+def graph_names(model: DiffusionModel, vjp: bool) -> tuple[str, ...]:
+    """The names of all graphs, in the order of `graphs_of`.
+
+    Args:
+        model: The diffusion model.
+        vjp: Whether those with gradients are among them.
+    """
+    latent = model.encoder is not None and model.decoder is not None
+    names = ["network", *(("vae_encoder", "vae_decoder") if latent else ()), "classifier"]
+    if vjp:
+        names.append("network_vjp")
+        if model.gradient_decoder is not None:
+            names.append("decoder_vjp")
+        names.append("guidance_vjp")
+    return tuple(names)
+
+
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -118,9 +118,8 @@ def compare(
                     given = [arrays[key] for key in engine.inputs]
                     difference = nearest(difference, bound, found[name], module, given)
                     if not (difference <= bound).all():
-                        with contextlib.suppress(
-                            RuntimeError
-                        ):  # of a module that computes in float32 alone
+                        # a module may only compute in float32
+                        with contextlib.suppress(RuntimeError):
                             difference = torch.minimum(
                                 difference, (found[name].double() - exact(module, given)).abs()
                             )

@@ -1,5 +1,4 @@
-"""An ONNX graph in half precision (fp16 or bf16) for TensorRT and ONNX Runtime on a GPU, and what
-its rounding costs.
+"""An ONNX graph in half precision (fp16 or bf16) for TensorRT and ONNX Runtime on a GPU.
 
 TensorRT's builders no longer choose precisions by a flag: the graph's own types say what is
 computed in what. Inputs, outputs and what half precision is bad at (norms, softmax, sums, the
@@ -11,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from good_rt.engines.onnx_file import LARGEST_FILE, read_graph
@@ -146,10 +143,10 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
         graph, floats, _epsilons(graph, torch.finfo(dtype).tiny), FLOAT32_OPS | REFUSED[precision]
     )
     nodes: list[NodeProto] = []
-    halves: set[str] = set()  # tensors that exist in half precision, as NAME/fp16
-    wholes = {value.name for value in graph.input} | set(
-        weights
-    )  # float32 tensors that exist under their own name
+    # tensors that exist in half precision, as NAME/fp16
+    halves: set[str] = set()
+    # float32 tensors that exist under their own name
+    wholes = {value.name for value in graph.input} | set(weights)
 
     def half(name: str) -> str:
         twin = f"{name}/{precision}"
@@ -206,106 +203,9 @@ def to_half(model: ModelProto, precision: str) -> ModelProto:
     return found
 
 
-def as_computed(model: ModelProto, precision: str) -> ModelProto:
-    """The graph from `to_half` with every half-precision operation computed in float32 and its
-    result rounded.
-
-    That is what a GPU's matrix units do. ONNX Runtime on a CPU lacks most half-precision kernels,
-    and leaves out the rounding between operations that it computes in float32 instead, so it would
-    report too small an error.
-
-    Args:
-        model: The graph from `to_half`.
-        precision: Its precision, "fp16" or "bf16".
-    """
-    kind, _ = HALF[precision]
-    found = ModelProto()
-    found.CopyFrom(model)
-    graph = found.graph
-    suffix = f"/{precision}"
-    nodes = [
-        helper.make_node("Cast", [tensor.name], [f"{tensor.name}/up"], to=TensorProto.FLOAT)
-        for tensor in graph.initializer
-        if tensor.data_type == kind
-    ]
-    for node in graph.node:
-        changed = NodeProto()
-        changed.CopyFrom(node)
-        if (
-            node.op_type == "Cast"
-            and not node.input[0].endswith(suffix)
-            and not node.output[0].endswith(suffix)
-        ):
-            nodes.append(changed)
-            continue
-        if node.op_type == "Cast" and node.input[0].endswith(
-            suffix
-        ):  # back to float32: the value is there already
-            nodes.append(helper.make_node("Identity", [f"{node.input[0]}/up"], list(node.output)))
-            continue
-        del changed.input[:], changed.output[:]
-        changed.input.extend(f"{name}/up" if name.endswith(suffix) else name for name in node.input)
-        changed.output.extend(
-            f"{name}/exact" if name.endswith(suffix) else name for name in node.output
-        )
-        if node.op_type == "Cast":
-            changed = helper.make_node("Identity", list(changed.input), list(changed.output))
-        nodes.append(changed)
-        for name in node.output:
-            if name.endswith(suffix):
-                nodes.append(helper.make_node("Cast", [f"{name}/exact"], [name], to=kind))
-                nodes.append(helper.make_node("Cast", [name], [f"{name}/up"], to=TensorProto.FLOAT))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return found
-
-
-def rounding_error(
-    model: ModelProto, precision: str, inputs: Mapping[str, NDArray[np.generic]]
-) -> dict[str, dict[str, float]]:
-    """The largest ("max") and the RMS ("rms") difference of half precision from float32 by output,
-    relative to the output's RMS.
-
-    ONNX Runtime computes both on the CPU, the half-precision graph as `as_computed`.
-
-    Args:
-        model: The graph in float32.
-        precision: "fp16" or "bf16".
-        inputs: Inputs by name.
-    """
-    exact = _run(model, inputs)
-    found = _run(as_computed(to_half(model, precision), precision), inputs)
-    errors = {}
-    for name, reference in exact.items():
-        spread = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
-        difference = np.abs(found[name].astype(np.float64) - reference)
-        errors[name] = {
-            "max": float(difference.max()) / spread,
-            "rms": float(np.sqrt(np.mean(difference**2))) / spread,
-        }
-    return errors
-
-
 def id_of(node: NodeProto) -> str:
     """What tells one node from the others: names may be missing, outputs are unique."""
     return "|".join(node.output)
-
-
-def _run(
-    model: ModelProto, inputs: Mapping[str, NDArray[np.generic]]
-) -> dict[str, NDArray[np.float32]]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # it would take casts out
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [node.name for node in session.get_outputs() if node.type == "tensor(float)"]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
 def _float_tensors(model: ModelProto) -> set[str]:
@@ -342,9 +242,8 @@ def _kept(
             users.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     kept: set[str] = set()
-    for node in reversed(
-        graph.node
-    ):  # in topological order, so that a node's users were seen before it
+    # nodes are in topological order, so that a node's users are seen before it
+    for node in reversed(graph.node):
         fed = [user for name in node.output if name in floats for user in users.get(name, [])]
         light = (
             node.op_type in LIGHT_OPS

@@ -353,9 +353,8 @@ def _build(
     api = library.api
     logger, errors = library.logger()
     builder = api.Builder(logger)
-    flag = getattr(
-        api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # no flag: there are no others
+    # a library without the flag only has strongly typed networks
+    flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = api.OnnxParser(network, logger)  # holds the weights until the plan is built
     settings = builder.create_builder_config()

@@ -41,9 +41,8 @@ def trace(module: nn.Module, examples: Mapping[str, Tensor]) -> torch.export.Exp
         examples: Inputs by name, in the module's order.
     """
     arrays, shapes = tuple(examples.values()), torch.export.ShapesCollection()
-    for (
-        array
-    ) in arrays:  # unlike Dim("batch"), DYNAMIC bears with a module that treats large batches apart
+    # unlike Dim("batch"), DYNAMIC accepts a module with a branch for large batches
+    for array in arrays:
         shapes[array] = {0: torch.export.Dim.DYNAMIC}
     with (
         quiet_exporter(),
@@ -141,9 +140,8 @@ def quiet_exporter() -> Iterator[None]:
     """
     logger = logging.getLogger("torch.onnx")
     level, collects = logger.level, gc.isenabled()
-    traces = getattr(
-        torch.fx.config, "do_not_emit_stack_traces", None
-    )  # not in every version of torch
+    # not in every version of torch
+    traces = getattr(torch.fx.config, "do_not_emit_stack_traces", None)
     logger.setLevel(logging.ERROR)
     gc.disable()
     if traces is not None:

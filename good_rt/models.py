@@ -208,23 +208,12 @@ def check_fit(diffusion: DiffusionModel, classifier: Classifier) -> None:
     Raises:
         GoodRtError: channels or size differ, or the model knows fewer classes than the classifier.
     """
+    from good_rt.diffusion.base import misfits
+
     config = classifier.config
-    channels, height, width = diffusion.image_shape
     taken = (config.channels, config.image_size, config.image_size)
-    if (channels, height, width) != taken:
-        raise GoodRtError(
-            f"the diffusion model makes images of {width}x{height} pixels, {_channels(channels)}; "
-            f"the classifier takes {config.image_size}x{config.image_size} pixels, "
-            f"{_channels(config.channels)}: choose a diffusion model that makes those, or train "
-            "one on these images"
-        )
-    classes, known = len(config.classes), diffusion.num_class_embeds
-    if known is not None and known < classes:
-        raise GoodRtError(
-            f"the diffusion model knows {known} classes, the classifier {classes}: choose one that "
-            "was trained on the same classes, or on none"
-        )
-
-
-def _channels(count: int) -> str:
-    return f"{count} channel" if count == 1 else f"{count} channels"
+    problems = misfits(
+        diffusion.image_shape, taken, diffusion.num_class_embeds, len(config.classes)
+    )
+    if problems:
+        raise GoodRtError(problems[0])

@@ -82,8 +82,8 @@ def test_a_gradient_rule(registers_restored: None) -> None:
 
 
 def test_a_discrepancy_and_a_combination(registers_restored: None) -> None:
-    code = compile(code_of("A discrepancy or a combination"), "extending.md", "exec")
-    exec(code, {"__name__": "extending"})
+    section = code_of("A discrepancy or a combination")
+    exec(compile(section, "extending.md", "exec", dont_inherit=True), {"__name__": __name__})
     features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     id_features = IdFeatures(features, torch.arange(20) % 3, 3)
     values = fit_discrepancy("centre_distance", id_features)(torch.zeros(20, 3), features)

@@ -1,10 +1,13 @@
-"""What takes many operators, as one: group norms with SiLUs, their gradients, and the others of
-`kernels.c`; attention. And a transposed convolution, the gradient of one with stride 2, as four
-plain ones.
+"""Replaces groups of ONNX operators by single, faster operators before ONNX Runtime gets a graph.
 
-The graphs in files are plain ONNX, which every runtime takes. What is found in one of them here, as
-`good_rt.export` writes it, is replaced before ONNX Runtime gets it; what is not found stays as it
-is.
+- Group norm, with or without a SiLU, its gradient, and the gradient of ReLU become operators of
+  `kernels.c`.
+- Attention becomes ONNX Runtime's own operator.
+- A transposed convolution with stride 2, the gradient of a convolution with stride 2, becomes four
+  plain convolutions, whose outputs an operator of `kernels.c` interleaves.
+
+A pattern describes such a group as `good_rt.export` writes it. Whatever matches no pattern stays as
+it is. Exported files are not changed; they stay plain ONNX, which every runtime accepts.
 """
 
 from __future__ import annotations
@@ -23,28 +26,28 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from good_rt.engines.onnx_file import STANDARD
 
 DOMAIN, RUNTIMES = "good_rt", "com.microsoft"
-"""The names of our own set of operators, and of ONNX Runtime's."""
+"""The ONNX domains of our own operators, and of ONNX Runtime's."""
 COMMUTATIVE = frozenset({"Add", "Mul"})
 CONSTANTS: dict[str, Any] = {
     "value": TensorProto, "value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
     "value_floats": np.float32,
 }  # fmt: skip
-"""The forms of a Constant node that are read, and of what type its elements are."""
+"""The attributes of a Constant node that are read, and the type of their elements."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of one of these values: a list of integers, or one number that all of its elements
-    are."""
+    """Matches a constant whose value is one of ``forms``: a tuple of integers, or a number that all
+    elements equal."""
 
     forms: tuple[tuple[int, ...] | float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Op:
-    """A node of that kind, with inputs that fit, and with the attribute's value where one is given.
+    """Matches a node of this kind whose inputs match, and which has ``attribute`` if one is given.
 
-    ``name`` stands for its output, the same wherever it occurs.
+    ``name`` is bound to its output: wherever the name occurs in a pattern, it is the same value.
     """
 
     kind: str
@@ -54,16 +57,16 @@ class Op:
 
 
 Pattern = Op | Constant | str
-"""What a value is compared with; a name stands for any value, the same wherever it occurs."""
-Found = dict[str, str]
-"""The names of a pattern -> those of values in a graph."""
+"""What a value is compared with; a name matches any value, the same wherever it occurs."""
+Bindings = dict[str, str]
+"""Names of a pattern -> names of values in a graph."""
 
-# --- what is looked for: group norm as `good_rt.export` writes it ---
+# --- patterns: groups of operators as `good_rt.export` writes them ---
 
 
 KEEP_DIMS = ("keepdims", 1)
 NORM = ("x", "gamma", "beta")
-"""What a norm reads."""
+"""The inputs of a norm."""
 
 
 def _mean_at_once(of: Pattern, name: str = "") -> Op:
@@ -71,8 +74,8 @@ def _mean_at_once(of: Pattern, name: str = "") -> Op:
 
 
 def _mean_by_rows(of: Pattern, name: str = "") -> Op:
-    """Of a group so large that its sum is taken row by row; see `group_mean` of
-    `good_rt.export.group_norm`."""
+    """The mean of a group so large that it is summed row by row, as
+    `good_rt.export.group_norm.group_mean` does."""
     columns = Op("ReduceMean", (of, Constant(((-1,), (4,)))), "", KEEP_DIMS)
     rows = Op("ReduceMean", (columns, Constant(((-2,), (3,)))), "", KEEP_DIMS)
     return Op("ReduceMean", (rows, Constant(((2,),))), name, KEEP_DIMS)
@@ -115,7 +118,7 @@ def _instance_norm() -> Op:
 
 
 RELU_GRADIENT = Op("Mul", ("cotangent", Op("Cast", (Op("Greater", ("x", Constant((0.0,)))),))))
-"""`good_rt.export.vjp.rules.masked` on a ReLU's output."""
+"""`good_rt.export.vjp.rules.registry.masked` on a ReLU's output."""
 
 
 def _interleaved() -> Op:
@@ -143,16 +146,16 @@ def _attention() -> Op:
     weights = Op(
         "Softmax", (Op("MatMul", (Op("Mul", (heads("query"), "scale")), keys)),), "", ("axis", -1)
     )
-    found = Op("Transpose", (Op("MatMul", (weights, heads("value"))),), "", ("perm", [0, 2, 1, 3]))
-    return Op("Reshape", (found, "back"))
+    mixed = Op("Transpose", (Op("MatMul", (weights, heads("value"))),), "", ("perm", [0, 2, 1, 3]))
+    return Op("Reshape", (mixed, "back"))
 
 
 # --- matching
 
 
 class GraphValues:
-    """What a graph's names stand for: the nodes that make them, constants, and how often each is
-    read."""
+    """A graph's values by name: the nodes that compute them, constants, how often each is read,
+    types and shapes."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output}
@@ -174,32 +177,32 @@ class GraphValues:
         }
 
     def of(self, name: str) -> tuple[int, tuple[int | str, ...]] | None:
-        """The type of a value's elements and its shape, where the graph tells all of it."""
-        found = self._types.get(name)
-        if found is None or not found.HasField("shape"):
+        """The element type and shape of a value; None unless the graph declares both."""
+        declared = self._types.get(name)
+        if declared is None or not declared.HasField("shape"):
             return None
-        shape = tuple(dim.dim_value or dim.dim_param for dim in found.shape.dim)
-        return (found.elem_type, shape) if all(shape) else None
+        shape = tuple(dim.dim_value or dim.dim_param for dim in declared.shape.dim)
+        return (declared.elem_type, shape) if all(shape) else None
 
     def floats(self, name: str) -> tuple[int | str, ...] | None:
-        """The shape of a value in single precision."""
-        found = self.of(name)
-        return found[1] if found is not None and found[0] == TensorProto.FLOAT else None
+        """The shape of a value in single precision; None for other types and unknown shapes."""
+        known = self.of(name)
+        return known[1] if known is not None and known[0] == TensorProto.FLOAT else None
 
     def array(self, name: str) -> np.ndarray | None:
-        """The values of a constant that lies in the graph's own file."""
+        """The elements of a constant; None for other values, and for external data."""
         tensor = self.constants.get(name)
         inside = tensor is not None and tensor.data_location != TensorProto.EXTERNAL
         return numpy_helper.to_array(tensor) if inside else None
 
-    def match(self, value: str, pattern: Pattern, found: Found) -> Found | None:
-        """``found`` and the names of the pattern, or None where the value does not fit."""
+    def match(self, value: str, pattern: Pattern, bindings: Bindings) -> Bindings | None:
+        """``bindings`` with the pattern's names added; None if the value does not match."""
         if isinstance(pattern, Constant):
-            return found if any(_is(self.array(value), form) for form in pattern.forms) else None
+            return bindings if any(_is(self.array(value), form) for form in pattern.forms) else None
         name = pattern if isinstance(pattern, str) else pattern.name
-        if name in found:
-            return found if found[name] == value else None
-        inner: Found | None = found
+        if name in bindings:
+            return bindings if bindings[name] == value else None
+        inner: Bindings | None = bindings
         if isinstance(pattern, Op):
             node = self.makers.get(value)
             if (
@@ -212,22 +215,22 @@ class GraphValues:
                 return None
             if pattern.attribute is not None and pattern.attribute not in attributes(node).items():
                 return None
-            inner = self._match_inputs(node, pattern.inputs, found)
+            inner = self._match_inputs(node, pattern.inputs, bindings)
             if inner is None and pattern.kind in COMMUTATIVE:
-                inner = self._match_inputs(node, pattern.inputs[::-1], found)
+                inner = self._match_inputs(node, pattern.inputs[::-1], bindings)
         return {**inner, name: value} if inner is not None and name else inner
 
     def _match_inputs(
-        self, node: NodeProto, patterns: tuple[Pattern, ...], found: Found
-    ) -> Found | None:
-        inner: Found | None = found
+        self, node: NodeProto, patterns: tuple[Pattern, ...], bindings: Bindings
+    ) -> Bindings | None:
+        inner: Bindings | None = bindings
         for value, pattern in zip(node.input, patterns, strict=True):
             inner = self.match(value, pattern, inner) if inner is not None else None
         return inner
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Those that a node gives, by their names."""
+    """The attributes of a node by name, without the defaults of those that it does not have."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
@@ -241,39 +244,44 @@ def _is(value: np.ndarray | None, form: tuple[int, ...] | float) -> bool:
     )
 
 
-# --- what is put in its place ---
+# --- replacements: the nodes that take the place of a match; [] where the kernel does not fit ---
 
 
 def _of_norm(
-    values: GraphValues, found: Found, output: str, axes: int, silu: bool
+    values: GraphValues, bindings: Bindings, output: str, axes: int, silu: bool
 ) -> list[NodeProto]:
-    groups, eps = _groups(values, found, axes), values.array(found["eps"])
-    if groups is None or eps is None or eps.size != 1 or (silu and values.readers[found["y"]] > 2):
+    groups, eps = _groups(values, bindings, axes), values.array(bindings["eps"])
+    if (
+        groups is None
+        or eps is None
+        or eps.size != 1
+        or (silu and values.readers[bindings["y"]] > 2)
+    ):
         return []
-    gives, more = (found["mean"], found["rstd"]), {"axes": axes, "eps": float(eps.item())}
+    gives, more = (bindings["mean"], bindings["rstd"]), {"axes": axes, "eps": float(eps.item())}
     return _norm_nodes(
-        values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
+        values, bindings, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
     )
 
 
 def _of_instance_norm(
-    values: GraphValues, found: Found, output: str, silu: bool
+    values: GraphValues, bindings: Bindings, output: str, silu: bool
 ) -> list[NodeProto]:
     norm, x, shape = (
-        values.makers[found["inner"]],
-        values.floats(found["x"]),
-        values.array(found["shape"]),
+        values.makers[bindings["inner"]],
+        values.floats(bindings["x"]),
+        values.array(bindings["shape"]),
     )
     groups = values.constants[norm.input[1]].dims[0]
     if (
         x is None
         or len(x) < 2
-        or values.floats(found["y"]) != x
-        or (silu and values.readers[found["y"]] > 2)
+        or values.floats(bindings["y"]) != x
+        or (silu and values.readers[bindings["y"]] > 2)
     ):
         return []
     per_channel = (x[1], *[1] * (len(x) - 2))
-    if _weights(values, found) not in {per_channel, (1, *per_channel)}:
+    if _weights(values, bindings) not in {per_channel, (1, *per_channel)}:
         return []
     if shape is None or shape.size != 3 or shape[0] not in {0, -1} or shape[1] != groups:
         return []
@@ -284,40 +292,40 @@ def _of_instance_norm(
         {"axes": 4, "eps": attributes(norm).get("epsilon", 1e-5)},
     )
     return _norm_nodes(
-        values, found, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
+        values, bindings, output, "GroupNorm", NORM, gives, groups=groups, silu=silu, **more
     )
 
 
 def _of_gradient(
-    values: GraphValues, found: Found, output: str, axes: int, silu: bool
+    values: GraphValues, bindings: Bindings, output: str, axes: int, silu: bool
 ) -> list[NodeProto]:
-    groups, cotangent = _groups(values, found, axes), values.floats(found["cotangent"])
+    groups, cotangent = _groups(values, bindings, axes), values.floats(bindings["cotangent"])
     if (
         groups is None
         or cotangent is None
-        or _elements(cotangent) != _elements(values.floats(found["x"]) or ())
+        or _elements(cotangent) != _elements(values.floats(bindings["x"]) or ())
     ):
         return []
     reads = (*NORM, "mean", "rstd", "cotangent")
     return _norm_nodes(
-        values, found, output, "GroupNormGradient", reads, (), groups=groups, silu=silu
+        values, bindings, output, "GroupNormGradient", reads, (), groups=groups, silu=silu
     )
 
 
-def _groups(values: GraphValues, found: Found, axes: int) -> int | None:
-    """How many groups x is normalised in, if all is in single precision and γ and β have one number
-    a channel."""
-    x, grouped = values.floats(found["x"]), values.floats(found["grouped"])
+def _groups(values: GraphValues, bindings: Bindings, axes: int) -> int | None:
+    """The number of groups that x is normalised in; None unless everything is in single precision
+    and γ and β have one number per channel."""
+    x, grouped = values.floats(bindings["x"]), values.floats(bindings["grouped"])
     if x is None or grouped is None or len(grouped) != axes or grouped[0] != x[0]:
         return None
     per_channel = (1, *grouped[1:3], *[1] * (axes - 3))
-    if _weights(values, found) != per_channel or int(grouped[1]) * int(grouped[2]) != x[1]:
+    if _weights(values, bindings) != per_channel or int(grouped[1]) * int(grouped[2]) != x[1]:
         return None
     return int(grouped[1])
 
 
 def _elements(shape: tuple[int | str, ...]) -> tuple[int, list[str]]:
-    """How many there are: a number, times those that are only known by name."""
+    """The number of elements: the product of the known sizes, and the names of the others."""
     return math.prod(size for size in shape if isinstance(size, int)), sorted(
         n for n in shape if isinstance(n, str)
     )
@@ -325,7 +333,7 @@ def _elements(shape: tuple[int | str, ...]) -> tuple[int, list[str]]:
 
 def _norm_nodes(
     values: GraphValues,
-    found: Found,
+    bindings: Bindings,
     output: str,
     kind: str,
     reads: tuple[str, ...],
@@ -333,41 +341,43 @@ def _norm_nodes(
     silu: bool,
     **attributes: float,
 ) -> list[NodeProto]:
-    """The operator and, where its output had another shape than x, what gives it that."""
-    found = {"beta": found["gamma"], **found}  # a gradient without a SiLU does not look at β
+    """The operator and, if its output must have another shape than x, a Reshape."""
+    # the gradient without a SiLU does not depend on β, so its pattern has none
+    bindings = {"beta": bindings["gamma"], **bindings}
     shape = values.of(output)
-    same = shape is not None and values.of(found["x"]) == shape
-    first, inputs = output if same else f"{output}_like_x", [found[name] for name in reads]
+    same = shape is not None and values.of(bindings["x"]) == shape
+    first, inputs = output if same else f"{output}_like_x", [bindings[name] for name in reads]
     nodes = [
         helper.make_node(kind, inputs, [first, *gives], domain=DOMAIN, silu=int(silu), **attributes)
     ]
     return (
-        nodes if same else [*nodes, helper.make_node("Reshape", [first, found["back"]], [output])]
+        nodes
+        if same
+        else [*nodes, helper.make_node("Reshape", [first, bindings["back"]], [output])]
     )
 
 
-def _weights(values: GraphValues, found: Found) -> tuple[int, ...] | None:
-    """The shape of γ and β if they are constants in single precision."""
+def _weights(values: GraphValues, bindings: Bindings) -> tuple[int, ...] | None:
+    """The shape of γ and β; None unless both are constants in single precision."""
     gamma, beta = (
-        values.constants.get(found[name])
-        for name in ("gamma", "beta" if "beta" in found else "gamma")
+        values.constants.get(bindings[name])
+        for name in ("gamma", "beta" if "beta" in bindings else "gamma")
     )
     if gamma is None or beta is None or gamma.dims != beta.dims:
         return None
     return tuple(gamma.dims) if {gamma.data_type, beta.data_type} == {TensorProto.FLOAT} else None
 
 
-def _of_attention(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
-    """ONNX Runtime's own operator, which turns no matrices and keeps no weights."""
+def _of_attention(values: GraphValues, bindings: Bindings, output: str) -> list[NodeProto]:
+    """ONNX Runtime's own operator, which transposes no matrices and stores no attention weights."""
     parts = ("query", "key", "value")
-    scale, matrices = values.array(found["scale"]), values.array(found["matrices"])
+    scale, matrices = values.array(bindings["scale"]), values.array(bindings["matrices"])
     whole, shapes = (
-        [values.floats(found[name]) for name in parts],
-        [values.array(found[f"shape of {n}"]) for n in parts],
+        [values.floats(bindings[name]) for name in parts],
+        [values.array(bindings[f"shape of {n}"]) for n in parts],
     )
-    if (
-        scale is None or scale.size != 1 or scale.item() == 0
-    ):  # which the operator takes for its default
+    # the operator takes a scale of 0 for "use the default"
+    if scale is None or scale.size != 1 or scale.item() == 0:
         return []
     heads = set()
     for value, shape in zip(whole, shapes, strict=True):
@@ -392,26 +402,28 @@ def _of_attention(values: GraphValues, found: Found, output: str) -> list[NodePr
     ):
         return []
     attributes = {"num_heads": heads.pop(), "scale": float(scale.item()) ** 2}
-    inputs = [found[name] for name in parts]
+    inputs = [bindings[name] for name in parts]
     return [helper.make_node("MultiHeadAttention", inputs, [output], domain=RUNTIMES, **attributes)]
 
 
-def _of_relu_gradient(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
+def _of_relu_gradient(values: GraphValues, bindings: Bindings, output: str) -> list[NodeProto]:
     shape = values.floats(output)
-    if shape is None or any(values.floats(found[name]) != shape for name in ("cotangent", "x")):
+    if shape is None or any(values.floats(bindings[name]) != shape for name in ("cotangent", "x")):
         return []
     return [
-        helper.make_node("ReluGradient", [found["cotangent"], found["x"]], [output], domain=DOMAIN)
+        helper.make_node(
+            "ReluGradient", [bindings["cotangent"], bindings["x"]], [output], domain=DOMAIN
+        )
     ]
 
 
-def _of_interleaved(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
+def _of_interleaved(values: GraphValues, bindings: Bindings, output: str) -> list[NodeProto]:
     names = ("x", "right", "below", "across")
-    shape = values.floats(found["x"])
+    shape = values.floats(bindings["x"])
     if (
         shape is None
         or len(shape) != 4
-        or any(values.floats(found[name]) != shape for name in names)
+        or any(values.floats(bindings[name]) != shape for name in names)
     ):
         return []
     samples, channels, height, width = shape
@@ -419,22 +431,22 @@ def _of_interleaved(values: GraphValues, found: Found, output: str) -> list[Node
         (samples, channels, height, 2 * int(width)),
         (samples, channels, 2 * int(height), 2 * int(width)),
     )
-    if values.floats(found["row of x"]) != row or values.floats(found["row of below"]) != row:
+    if values.floats(bindings["row of x"]) != row or values.floats(bindings["row of below"]) != row:
         return []
     if values.floats(output) != whole:
         return []
     return [
-        helper.make_node("Interleave", [found[name] for name in names], [output], domain=DOMAIN)
+        helper.make_node("Interleave", [bindings[name] for name in names], [output], domain=DOMAIN)
     ]
 
 
-def _of_strided_gradient(values: GraphValues, found: Found, output: str) -> list[NodeProto]:
-    """A convolution for each of the four places in a block of 2x2, with those of the kernel's taps
-    that reach it."""
+def _of_strided_gradient(values: GraphValues, bindings: Bindings, output: str) -> list[NodeProto]:
+    """Four plain convolutions, one for each position in a block of 2x2 outputs, each with the
+    kernel's taps that reach that position; an Interleave puts their outputs together."""
     given = attributes(values.makers[output])
     weight, shape, target = (
-        values.array(found["weight"]),
-        values.floats(found["x"]),
+        values.array(bindings["weight"]),
+        values.floats(bindings["x"]),
         values.floats(output),
     )
     if (
@@ -456,22 +468,22 @@ def _of_strided_gradient(values: GraphValues, found: Found, output: str) -> list
     before = given.get("pads", [0] * 4)[:2]
     axes = [_taps(size, pad) for size, pad in zip(weight.shape[2:], before, strict=True)]
     nodes = list[NodeProto]()
-    for place, (rows, columns) in enumerate(product(*axes)):
+    for position, (rows, columns) in enumerate(product(*axes)):
         if rows is None or columns is None:
             return []
         kernel = weight[:, :, rows.taps][:, :, :, columns.taps].swapaxes(0, 1)
-        names = [f"{output} {part} {place}" for part in ("kernel", "place")]
+        names = [f"{output} {part} {position}" for part in ("kernel", "position")]
         constant = numpy_helper.from_array(np.ascontiguousarray(kernel), names[0])
         pads = [rows.before, columns.before, rows.after, columns.after]
         nodes.append(helper.make_node("Constant", [], names[:1], value=constant))
-        nodes.append(helper.make_node("Conv", [found["x"], names[0]], names[1:], pads=pads))
-    places = [node.output[0] for node in nodes if node.op_type == "Conv"]
-    return [*nodes, helper.make_node("Interleave", places, [output], domain=DOMAIN)]
+        nodes.append(helper.make_node("Conv", [bindings["x"], names[0]], names[1:], pads=pads))
+    parts = [node.output[0] for node in nodes if node.op_type == "Conv"]
+    return [*nodes, helper.make_node("Interleave", parts, [output], domain=DOMAIN)]
 
 
 class _Taps(NamedTuple):
-    """Along an axis, a kernel's taps that reach one place of two, and how far they reach before and
-    after it."""
+    """Along one axis, the kernel's taps that reach even outputs, or those that reach odd ones, and
+    how many inputs before and after its own such an output needs."""
 
     taps: list[int]
     before: int
@@ -479,21 +491,24 @@ class _Taps(NamedTuple):
 
 
 def _taps(size: int, pad: int) -> list[_Taps | None]:
-    """Of a transposed convolution with stride 2, whose output 2m + place takes inputs m + (place +
-    pad - tap) / 2."""
-    found = list[_Taps | None]()
-    for place in (0, 1):
-        taps = [tap for tap in reversed(range(size)) if (place + pad - tap) % 2 == 0]
-        reach = [(place + pad - tap) // 2 for tap in taps]
-        found.append(
+    """The taps of even and of odd outputs of a transposed convolution with stride 2.
+
+    Output 2m + parity takes inputs m + (parity + pad - tap) / 2. None where these inputs do not
+    include m itself.
+    """
+    by_parity = list[_Taps | None]()
+    for parity in (0, 1):
+        taps = [tap for tap in reversed(range(size)) if (parity + pad - tap) % 2 == 0]
+        reach = [(parity + pad - tap) // 2 for tap in taps]
+        by_parity.append(
             _Taps(taps, -reach[0], reach[-1]) if reach and reach[0] <= 0 <= reach[-1] else None
         )
-    return found
+    return by_parity
 
 
-Make = Callable[[GraphValues, Found, str], list[NodeProto]]
+Make = Callable[[GraphValues, Bindings, str], list[NodeProto]]
 MEANS = {4: _mean_at_once, 5: _mean_by_rows}
-"""How a group's mean is taken, by the axes that it is taken of."""
+"""The pattern of a group's mean, by the number of axes of the grouped values."""
 FUSIONS: tuple[tuple[Op, Make], ...] = (
     *(
         (_gradient(mean, True), partial(_of_gradient, axes=axes, silu=True))
@@ -515,8 +530,8 @@ FUSIONS: tuple[tuple[Op, Make], ...] = (
     (_interleaved(), _of_interleaved),
     (Op("ConvTranspose", ("x", "weight")), _of_strided_gradient),
 )
-"""What is looked for, and what then gives its output; one whose pattern is part of another's comes
-after it."""
+"""Patterns and what replaces a match, in the order in which they are tried: a pattern that is part
+of another comes after it."""
 
 
 def has_inner_graphs(graph: GraphProto) -> bool:
@@ -529,26 +544,33 @@ def has_inner_graphs(graph: GraphProto) -> bool:
 
 
 def fuse(model: ModelProto) -> int:
-    """Replaces what there is a kernel for, in place, and returns how often. There must be no inner
-    graphs."""
+    """Replaces groups of nodes by operators of `kernels.c` and ONNX Runtime, in place.
+
+    Args:
+        model: A graph without inner graphs.
+
+    Returns:
+        The number of groups that were replaced.
+    """
     graph, count = model.graph, 0
     for pattern, make in FUSIONS:
         values = GraphValues(graph)
         new, taken = list[list[NodeProto]](), set[str]()
         for node in graph.node:
-            found = (
-                values.match(node.output[0], pattern, {}) if node.op_type == pattern.kind else None
-            )
-            if found is None or not (made := make(values, found, node.output[0])):
+            if node.op_type != pattern.kind:
                 continue
-            kernel = made[
-                0
-            ]  # if a norm: two norms of one x share mean and 1 / std, which one of them has to give
+            bindings = values.match(node.output[0], pattern, {})
+            nodes = make(values, bindings, node.output[0]) if bindings is not None else []
+            if not nodes:
+                continue
+            # two norms of one x share mean and 1 / std; only the first node may output them by
+            # their names
+            kernel = nodes[0]
             kernel.output[1:] = [
                 f"{node.output[0]} {name}" if name in taken else name for name in kernel.output[1:]
             ]
             taken.update(kernel.output)
-            new.append(made)
+            new.append(nodes)
         if new:
             _replace(graph, new)
             count += len(new)
@@ -562,42 +584,44 @@ def fuse(model: ModelProto) -> int:
 
 
 def _replace(graph: GraphProto, new: list[list[NodeProto]]) -> None:
-    """Puts each group of new nodes where the last one's output was made, or its first where mean or
-    1 / std was."""
+    """Puts each group of new nodes where the node was whose output its last node has.
+
+    The first node of a norm moves further up, to where its mean or 1 / std was computed, since
+    other nodes may read them from there on.
+    """
     of = {name: group for group in new for node in group for name in node.output}
-    nodes = [
-        node for node in graph.node if node.op_type == "Constant"
-    ]  # before all that reads them now
+    # constants come first, because new nodes may read them earlier than the old ones did
+    nodes = [node for node in graph.node if node.op_type == "Constant"]
     placed = set[int]()
     for node in graph.node:
         group = of.get(node.output[0])
         if group is None and node.op_type != "Constant":
             nodes.append(node)
         elif group is not None:
-            for made in group if node.output[0] in group[-1].output else group[:1]:
-                if id(made) not in placed:
-                    nodes.append(made)
-                    placed.add(id(made))
+            for replacement in group if node.output[0] in group[-1].output else group[:1]:
+                if id(replacement) not in placed:
+                    nodes.append(replacement)
+                    placed.add(id(replacement))
     put_nodes(graph, nodes)
 
 
 def drop_unread(graph: GraphProto) -> None:
-    """Weights of which another form took the place."""
+    """Removes the weights that no node reads any more, in place."""
     read = {name for node in graph.node for name in node.input}
     read.update(value.name for value in (*graph.input, *graph.output))
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name not in read:
-            del graph.initializer[place]
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
 
 
 def put_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    """Gives the graph these nodes, less those that make nothing that is read."""
+    """Replaces the graph's nodes, in place, and leaves out those whose outputs nothing reads."""
     needed, kept = {value.name for value in graph.output}, list[NodeProto]()
     for node in reversed(nodes):
         if not needed.isdisjoint(node.output):
             kept.append(node)
             needed.update(node.input)
-    # copies, since a graph's nodes are gone with their list
+    # copies, since deleting the graph's list deletes its nodes
     copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     del graph.node[:]
     graph.node.extend(copies)

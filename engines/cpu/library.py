@@ -25,6 +25,7 @@ from pathlib import Path
 
 from good_rt.engines.cpu.self_test import check_library
 from good_rt.errors import GoodRtError
+from good_rt.files import sha256
 
 SWITCH = "GOOD_RT_KERNELS"
 """Environment variable: "0" leaves the kernels out, "avx2" those for AVX-512."""
@@ -47,8 +48,10 @@ log = logging.getLogger(__name__)
 
 
 def kernel_library(avx512: bool = True) -> Path | None:
-    """The library for sessions to register, or None where there is none: switched off, no C
-    compiler, a check that failed. Why is logged, once a process.
+    """The compiled library of custom operators, which an ONNX Runtime session registers.
+
+    None if `GOOD_RT_KERNELS` switches it off, there is no C compiler, or a check fails; the reason
+    is logged once a process.
 
     Args:
         avx512: False for a library that behaves as on a processor without AVX-512.
@@ -107,22 +110,19 @@ def built_library(folder: Path, compiler: str, flags: tuple[str, ...] = FLAGS) -
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_private(folder)
     path = folder / f"kernels-{_fingerprint(compiler, flags)}.so"
-    if not _is_whole(path):
+    if not _is_verified(path):
         with _one_process(folder / "lock"):
-            if not _is_whole(path):  # another process may have made it by now
+            # another process may have compiled it by now
+            if not _is_verified(path):
                 _build(path, compiler, flags)
     check_private(path)
     return path
 
 
-def _is_whole(path: Path) -> bool:
+def _is_verified(path: Path) -> bool:
     """Whether the library is the one that was checked."""
     checksum = path.with_suffix(CHECKSUM)
-    return path.exists() and checksum.exists() and checksum.read_text() == _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.exists() and checksum.exists() and checksum.read_text() == sha256(path)
 
 
 def check_private(path: Path) -> None:
@@ -177,18 +177,18 @@ def _processor() -> tuple[str, ...]:
 def _build(path: Path, compiler: str, flags: tuple[str, ...]) -> None:
     """Compiles and checks the library; only one that is right gets its name."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder, path.name)
-        compiled = _ran([compiler, *flags, str(SOURCE), "-o", str(made), "-lm"])
+        library = Path(folder, path.name)
+        compiled = _ran([compiler, *flags, str(SOURCE), "-o", str(library), "-lm"])
         if compiled is not None:
             raise GoodRtError(f"{compiler} does not compile {SOURCE} ({compiled})")
-        made.chmod(0o700)
+        library.chmod(0o700)
         # in a process of its own, which a wrong table of functions may crash; -P: not the package
         # that may lie in the current folder
-        checked = _ran([sys.executable, "-P", "-m", "good_rt.engines.cpu.self_test", str(made)])
+        checked = _ran([sys.executable, "-P", "-m", "good_rt.engines.cpu.self_test", str(library)])
         if checked is not None:
             raise GoodRtError(f"the kernels fail their self-test here ({checked})")
-        path.with_suffix(CHECKSUM).write_text(_sha256(made))
-        made.replace(path)
+        path.with_suffix(CHECKSUM).write_text(sha256(library))
+        library.replace(path)
 
 
 def _ran(command: list[str]) -> str | None:

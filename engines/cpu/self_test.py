@@ -1,9 +1,12 @@
-"""Whether a compiled library of kernels computes what it should, in this ONNX Runtime.
+"""The self-test of a compiled library of kernels: every operator must compute a small example.
 
-`kernels.c` calls ONNX Runtime by the places of functions in its table, so a library is only used
-once every operator has computed a small example right. `python -m good_rt.engines.cpu.self_test
-LIBRARY` does that in a process of its own, which a wrong place in the table may crash, and ends
-with an error that names the operator.
+`kernels.c` calls ONNX Runtime's functions by their position in its table of functions. If this ONNX
+Runtime has another table, a call may compute nonsense or crash the process. So a library is only
+used after its self-test, which first runs in a separate process:
+
+    python -m good_rt.engines.cpu.self_test LIBRARY
+
+ends with exit code 1 and an error that names the operator if one fails.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from good_rt.engines.cpu.fusing import DOMAIN
-from good_rt.engines.cpu.winograd import LANES, transformed
+from good_rt.engines.cpu.winograd import LANES, quiet_options, transformed
 from good_rt.errors import GoodRtError, first_line
 
 KERNEL_TOLERANCE = 1e-4
@@ -29,7 +32,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Example:
-    """An operator's inputs and attributes, and what it should give first, in double precision."""
+    """An operator's inputs and attributes, and its expected first output, in double precision."""
 
     inputs: Mapping[str, Array]
     expected: Array
@@ -90,16 +93,16 @@ def _convolution_example(rng: np.random.Generator) -> dict[str, Example]:
     added = rng.standard_normal((LANES, size, size))
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    found = np.einsum("chwab,kcab->khw", windows, kernel) + bias[:, None, None]
+    convolved = np.einsum("chwab,kcab->khw", windows, kernel) + bias[:, None, None]
 
     def in_blocks(planes: Array) -> Array:
         return planes.transpose(1, 2, 0).reshape(1, LANES, size, size)
 
     blocked = kernel.transpose(2, 3, 1, 0).reshape(LANES, LANES, 3, 3)
     read = {"x": in_blocks(image), "weights": transformed(blocked), "bias": bias}
-    rectified = np.maximum(found + added, 0)
+    rectified = np.maximum(convolved + added, 0)
     return {
-        "Convolution": Example(read, in_blocks(found), {"relu": 0}),
+        "Convolution": Example(read, in_blocks(convolved), {"relu": 0}),
         "ConvolutionAdd": Example(
             {**read, "added": in_blocks(added)}, in_blocks(rectified), {"relu": 1}
         ),
@@ -114,11 +117,11 @@ def check_library(library: Path, makers: Callable[[], dict[str, Example]] = exam
     """
     for kind, example in makers().items():
         try:
-            found = _run(library, kind, example)
+            output = _run(library, kind, example)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             why = first_line(error)
             raise GoodRtError(f"operator {kind} does not run ({why})") from error
-        difference = float(np.abs(found - example.expected).max())
+        difference = float(np.abs(output - example.expected).max())
         if not difference <= KERNEL_TOLERANCE * float(np.abs(example.expected).max()):
             raise GoodRtError(f"operator {kind} is off by {difference:.1e}")
 
@@ -136,16 +139,12 @@ def _run(library: Path, kind: str, example: Example) -> NDArray[np.float32]:
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     graph = helper.make_graph([node], "self-test", values, [output])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(library))
     session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), quiet_options(library), providers=["CPUExecutionProvider"]
     )
     feeds = {name: array.astype(np.float32) for name, array in example.inputs.items()}
-    (found,) = session.run(names[:1], feeds)
-    return found
+    (first,) = session.run(names[:1], feeds)
+    return first
 
 
 if __name__ == "__main__":

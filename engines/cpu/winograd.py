@@ -1,11 +1,12 @@
-"""Convolutions by 3x3 with less than half of their products, as `kernels.c` computes them on
-processors with AVX-512.
+"""Replaces 3x3 convolutions by Winograd convolutions of `kernels.c`, on processors with AVX-512.
 
-ONNX Runtime's convolutions on the CPU take channels in blocks, (N, C / block, H, W, block), so the
-graph is optimised by ONNX Runtime first, which puts what reorders channels around them. Then a
-convolution of stride 1 over whole blocks of 16 channels, with its bias, sum and ReLU, becomes one
-operator of ours, and its weights what Winograd's F(2x2, 3x3) takes: 16 numbers for each 9 (Lavin
-and Gray, arXiv 1509.09308).
+Winograd's F(2x2, 3x3) needs 16 products where a plain convolution needs 36, and stores 16 numbers
+for each 9 weights (Lavin and Gray, arXiv 1509.09308).
+
+ONNX Runtime's convolutions on the CPU keep channels in blocks, (N, C / block, H, W, block). So the
+graph is first optimised by ONNX Runtime, which chooses that layout and inserts the operators that
+reorder channels. Then each convolution with stride 1 and a multiple of 16 channels becomes one
+operator of ours, together with its bias, sum and ReLU.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from good_rt.engines.cpu.fusing import (
 )
 
 BLOCKED = "com.microsoft.nchwc"
-"""The name of ONNX Runtime's own set of operators on channels in blocks."""
+"""The ONNX domain of ONNX Runtime's operators on channels in blocks."""
 LANES, MOST_CHANNELS, LEAST_SIZE = 16, 256, 4
-"""What the kernel takes: channels in blocks of so many, and at most so many of the input. The least
-height and width at which it is faster: on smaller planes most of a tile is padding, which ONNX
-Runtime's convolution leaves out."""
+"""Limits of the kernel: channels per block; the most input channels; the least height and width at
+which it is faster (on smaller planes most of a tile is padding, which ONNX Runtime's convolution
+leaves out)."""
 TAPS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-"""G: what a row of three weights is at the four places of a tile."""
+"""G, which turns a row of three weights into the four numbers of a tile's row."""
 DEFAULTS: Mapping[str, Any] = {
     "strides": [1, 1],
     "dilations": [1, 1],
@@ -46,26 +47,27 @@ DEFAULTS: Mapping[str, Any] = {
     "auto_pad": b"NOTSET",
     "ceil_mode": 0,
 }
-"""What ONNX takes a convolution's attributes, or a pooling's, to be where they are not given."""
+"""ONNX's defaults of the attributes of a convolution or pooling."""
 SAME_SIZE = {**DEFAULTS, "pads": [1, 1, 1, 1]}
-"""Those of a convolution that there is a kernel for."""
+"""The attributes that a convolution must have for the kernel."""
 SAME_PLANE = frozenset({"ReorderInput", "Add", "Concat", "Relu"})
-"""What gives images of the height and width that it takes, and in whose output ONNX Runtime may not
-tell them."""
+"""Operators whose output has the height and width of their input, although ONNX Runtime may not
+declare its shape."""
 Plane = tuple[int, int]
 """Height and width."""
 
 
 def is_possible() -> bool:
-    """Whether this processor is one that the kernel was written for, and ONNX Runtime's blocks are
-    so many channels."""
+    """Whether the kernel runs here: on x86, where ONNX Runtime's blocks have `LANES` channels."""
     return platform.machine() in {"x86_64", "AMD64"} and block_size() == LANES
 
 
 @cache
 def block_size() -> int:
-    """How many channels are a block on this processor: where the second pixel of the first channel
-    goes to."""
+    """The number of channels in ONNX Runtime's blocks on this processor.
+
+    It is the position to which ReorderInput moves the second pixel of the first channel.
+    """
     import onnxruntime as ort
 
     shape = (1, 64, 1, 2)
@@ -75,60 +77,72 @@ def block_size() -> int:
     graph = helper.make_graph([reorder], "probe", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = ort.InferenceSession(
-        model.SerializeToString(), _one_thread(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), quiet_options(), providers=["CPUExecutionProvider"]
     )
     (blocks,) = session.run(None, {"x": np.arange(128, dtype=np.float32).reshape(shape)})
     return int(np.flatnonzero(blocks.ravel() == 1)[0])
 
 
 def with_convolutions(model: ModelProto, library: Path) -> tuple[ModelProto, int]:
-    """The graph as ONNX Runtime optimises it, with convolutions of ours, and how many these are; 0
-    where the graph is to run as it is.
+    """The graph as ONNX Runtime optimises it, with Winograd convolutions, and their number.
 
     Args:
         model: A graph without inner graphs; it is not changed.
         library: The compiled kernels.
+
+    Returns:
+        The new graph and the number of convolutions replaced; ``model`` itself and 0 if it cannot
+        be optimised, or has no convolutions to replace.
     """
     if not any(node.op_type == "Conv" for node in model.graph.node) or not is_possible():
         return model, 0
-    found = optimised(model.SerializeToString(), library)
-    if found is None or has_inner_graphs(found.graph):  # of a function, which is inlined by now
+    optimised_model = optimised(model.SerializeToString(), library)
+    # inner graphs may come from functions, which ONNX Runtime has inlined
+    if optimised_model is None or has_inner_graphs(optimised_model.graph):
         return model, 0
-    return found, put_convolutions(found.graph)
+    return optimised_model, put_convolutions(optimised_model.graph)
 
 
 def optimised(model: bytes, library: Path) -> ModelProto | None:
-    """The graph as ONNX Runtime's CPU provider runs it, or None where that cannot be had: what is
-    wrong with a graph, ONNX Runtime says on opening it."""
+    """The graph after ONNX Runtime's optimisations for its CPU provider.
+
+    None if ONNX Runtime cannot open the graph (opening the engine then gives the error), or there
+    is no folder to write to.
+    """
     import onnxruntime as ort
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # it is written to a file, or not at all
-            options = _one_thread()
-            options.register_custom_ops_library(str(library))
+        # ONNX Runtime only gives the optimised graph as a file
+        with tempfile.TemporaryDirectory() as folder:
+            options = quiet_options(library)
             options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
             ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             return onnx.load(options.optimized_model_filepath)
-    except (
-        Exception
-    ):  # onnxruntime's exceptions share no base class; no folder to write to is another reason
+    # onnxruntime's exceptions share no base class
+    except Exception:
         return None
 
 
-def _one_thread() -> Any:
-    """Options of a session that starts no threads, which would not keep to this process's cores,
-    and says nothing."""
+def quiet_options(library: Path | None = None) -> Any:
+    """Options of an ONNX Runtime session that runs on the calling thread and logs nothing.
+
+    ONNX Runtime's own threads would not keep to the cores that this process may use.
+
+    Args:
+        library: Compiled kernels to register.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return options
 
 
 def put_convolutions(graph: GraphProto) -> int:
-    """Replaces the convolutions in blocks that there is a kernel for, in place, and returns how
-    many these were."""
+    """Replaces the convolutions that the kernel can compute, in place; returns their number."""
     values, planes = GraphValues(graph), dict[str, Plane]()
     nodes, count = list[NodeProto](), 0
     for node in graph.node:
@@ -141,16 +155,25 @@ def put_convolutions(graph: GraphProto) -> int:
             and plane is not None
             and min(plane) >= LEAST_SIZE
         )
-        found = _convolution(graph, values, node) if fits else None
-        nodes.append(found or node)
-        count += found is not None
+        replacement = _convolution(graph, values, node) if fits else None
+        nodes.append(replacement or node)
+        count += replacement is not None
     put_nodes(graph, nodes)
     drop_unread(graph)
     return count
 
 
 def _plane(values: GraphValues, planes: Mapping[str, Plane], node: NodeProto) -> Plane | None:
-    """Of what a node gives. ONNX Runtime does not tell the shapes of values in blocks."""
+    """Height and width of a node's output; None if they are unknown.
+
+    ONNX Runtime does not declare the shapes of values in blocks, so they follow from the planes of
+    the nodes before.
+
+    Args:
+        values: The graph's values.
+        planes: Height and width of the outputs of earlier nodes, by name.
+        node: The node.
+    """
     if (known := _known_plane(values, node.output[0])) is not None:
         return known
     before = (
@@ -183,6 +206,7 @@ def _plane(values: GraphValues, planes: Mapping[str, Plane], node: NodeProto) ->
 
 
 def _known_plane(values: GraphValues, name: str) -> Plane | None:
+    """Height and width of a value whose shape the graph declares; else None."""
     shape = (values.of(name) or (0, ()))[1]
     match shape[2:]:
         case (int(height), int(width)):
@@ -191,6 +215,8 @@ def _known_plane(values: GraphValues, name: str) -> Plane | None:
 
 
 def _convolution(graph: GraphProto, values: GraphValues, node: NodeProto) -> NodeProto | None:
+    """The Winograd convolution that replaces a node, with its weights added to the graph; None if
+    the kernel cannot compute the node."""
     given, weight = {**DEFAULTS, **attributes(node)}, values.array(node.input[1])
     if (
         weight is None
@@ -219,17 +245,22 @@ def _convolution(graph: GraphProto, values: GraphValues, node: NodeProto) -> Nod
 
 
 def transformed(weight: np.ndarray) -> np.ndarray:
-    """G·g·Gᵀ of weights in blocks: (K, C, 3, 3), which lie in memory as (K / 16, C / 16, 3, 3, 16
-    of C, 16 of K).
+    """The weights of a 3x3 convolution in Winograd's form G·g·Gᵀ, in the kernel's order.
 
-    Rows of pairs of K / 16 and perhaps a last one alone: each (16 places, C, K / 16 of the pair, 16
-    of K).
+    Args:
+        weight: K output and C input channels, multiples of 16. Its shape is (K, C, 3, 3), but its
+            memory is in ONNX Runtime's order: (K / 16, C / 16, 3, 3, 16 of C, 16 of K).
+
+    Returns:
+        Flat float32. The K / 16 blocks of output channels are taken two at a time, the last one
+        alone if their number is odd. Each pair is (16 numbers of a tile, C, blocks of the pair, 16
+        of K).
     """
     out, channels = weight.shape[:2]
     blocks = weight.reshape(out // LANES, channels // LANES, 3, 3, LANES, LANES).astype(np.float64)
-    found = np.einsum("ah,bw,kchwio->kabcio", TAPS, TAPS, blocks, optimize=True)
-    found = found.reshape(out // LANES, 16, channels, LANES)
+    tiles = np.einsum("ah,bw,kchwio->kabcio", TAPS, TAPS, blocks, optimize=True)
+    tiles = tiles.reshape(out // LANES, 16, channels, LANES)
     pairs = [
-        found[start : start + 2].transpose(1, 2, 0, 3).ravel() for start in range(0, len(found), 2)
+        tiles[start : start + 2].transpose(1, 2, 0, 3).ravel() for start in range(0, len(tiles), 2)
     ]
     return np.concatenate(pairs).astype(np.float32)

@@ -41,10 +41,8 @@ def split_vjp(joint: Path, forward: Path, backward: Path) -> None:
     cotangents = [value.name for value in graph.input if value.name.startswith("cotangent")]
     inputs = [value.name for value in graph.input if value.name not in cotangents]
     outputs = [value.name for value in graph.output if value.name != GRADIENT]
-    later, sizes = (
-        set(cotangents),
-        set[str](),
-    )  # what the cotangents act on, and what follows of the batch size alone
+    # what depends on the cotangents, and what depends only on the batch size
+    later, sizes = set(cotangents), set[str]()
     batch_sizes = [node for node in graph.node if _is_batch_size(node, [*cotangents, *inputs])]
     residuals: dict[str, None] = {}
     matrices = {node.output[0]: node.input[0] for node in graph.node if _transposes_matrices(node)}

@@ -76,8 +76,8 @@ def _enlarged_convolution(
 
 
 def fold_batch_norms(graph: fx.GraphModule) -> None:
-    """Folds a batch norm with fixed statistics into the weights of the convolution before it, which
-    it alone reads."""
+    """Folds a batch norm with fixed statistics into the weights of the convolution before it, whose
+    output nothing else reads."""
     for node in list(graph.graph.nodes):
         if node.target is not operator.getitem or node.args[1] != 0:
             continue
@@ -122,8 +122,8 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
 
 
 def join_enlargements(graph: fx.Graph) -> None:
-    """Puts `enlarged_convolution` in the place of each enlargement by 2 that a 3x3 convolution
-    alone reads."""
+    """Puts `enlarged_convolution` in the place of each enlargement by 2 that only a 3x3
+    convolution reads."""
     for node in list(graph.nodes):
         if node.target is not aten.convolution.default or not _plain(node):
             continue

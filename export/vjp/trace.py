@@ -68,9 +68,8 @@ def vjp_module(module: nn.Module, examples: Mapping[str, Tensor], wrt: str) -> V
     for operation in WHOLE_OPERATIONS:
         table.pop(operation, None)  # some have no decomposition in this version of torch
     fused_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # nn.TransformerEncoderLayer as a whole has no rule, its parts have
+    # nn.TransformerEncoderLayer as a whole has no rule, its parts have
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with quiet_exporter():
             primal = trace(module, examples).run_decompositions(table).module(check_guards=False)

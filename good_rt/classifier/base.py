@@ -179,7 +179,7 @@ class Classifier(nn.Module):
         if config.resize is None:
             own = (config.channels, config.image_size, config.image_size)
             raise GoodRtError(
-                f"the classifier takes images of shape {own} alone, not {(channels, size, size)}"
+                f"the classifier only takes images of shape {own}, not {(channels, size, size)}"
             )
         network_channels = config.input_channels or config.channels
         config = replace(

@@ -147,7 +147,7 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
         raise GoodRtError(pickle_refusal(name))
     if suffix == ".safetensors":
         raise GoodRtError(
-            f"{text} holds weights alone; say of which network, such as timm:resnet18@{text}"
+            f"{text} only holds weights; say of which network, such as timm:resnet18@{text}"
         )
     if could_be_plugin:
         raise GoodRtError(

@@ -209,10 +209,9 @@ def check_parts(network: ClassifierNetwork, images: Tensor, whole: Tensor) -> No
     logits = run_network(network, images)
     if logits.shape != whole.shape or not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4):
         raise GoodRtError(
-            f"the classifier's output is not that of {network.features.rpartition(' ')[2]!r} "
-            "alone; name the module "
-            "that gives the logits as `features`, and let the network return logits, not "
-            "probabilities"
+            "the classifier's output differs from that of "
+            f"{network.features.rpartition(' ')[2]!r}; name the module that gives the logits as "
+            "`features`, and let the network return logits, not probabilities"
         )
 
 

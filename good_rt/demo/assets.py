@@ -1,8 +1,8 @@
 """Where the demo's shipped files lie, and how its images are read: the ID parts, the OOD test sets,
 the validation set.
 
-scripts/make_demo_data.py writes the images, assets/data/LICENCES.md says whose they are. Light:
-numpy alone.
+scripts/make_demo_data.py writes the images, assets/data/LICENCES.md says whose they are;
+it only needs NumPy.
 """
 
 from __future__ import annotations

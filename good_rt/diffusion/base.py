@@ -207,6 +207,39 @@ class Family(ABC):
         return ()
 
 
+def misfits(
+    made: Shape | None, taken: Shape | None, labels: int | None, classes: int | None
+) -> list[str]:
+    """Why a diffusion model and a classifier do not fit together, one line each.
+
+    What is None is not compared.
+
+    Args:
+        made: (C, H, W) of the diffusion model's images.
+        taken: (C, H, W) of the classifier's.
+        labels: Number of classes that the diffusion model knows.
+        classes: Number of the classifier's classes.
+    """
+    problems = []
+    if made is not None and taken is not None and made != taken:
+        problems.append(
+            f"the diffusion model makes images of {_shape_text(made)}; the classifier takes "
+            f"{_shape_text(taken)}: choose a diffusion model that makes those, or train one on "
+            "these images"
+        )
+    if labels is not None and classes is not None and labels < classes:
+        problems.append(
+            f"the diffusion model knows {labels} classes, the classifier {classes}: choose one "
+            "that was trained on the same classes, or on none"
+        )
+    return problems
+
+
+def _shape_text(shape: Shape) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} pixels, {channels} {'channel' if channels == 1 else 'channels'}"
+
+
 def predicted_channels(config: Mapping[str, Any]) -> int:
     """Number of channels of the prediction, which come before those of the variance.
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from good_rt.diffusion import autoencoder
-from good_rt.diffusion.base import Family, Shape
+from good_rt.diffusion.base import Family, Shape, misfits
 from good_rt.diffusion.conditioning import ClassLabels, TextPrompts
 from good_rt.diffusion.load import Layout, check_channels, resized
 from good_rt.diffusion.parts import class_name, empty_part, weight_files
@@ -77,7 +77,7 @@ class Inspection:
         condition: What conditions it, in one line.
         guidance_free: Whether classifier-free guidance is possible.
         learned_variance: Whether the network also predicts the variance.
-        graphs: What `good-rt export` writes.
+        graphs: The model's graphs that `good-rt export` writes.
         weights_bytes: Network and autoencoder in memory.
         activation_bytes: What a gradient through the network keeps per image, an upper estimate:
             the outputs of all its layers.
@@ -185,7 +185,7 @@ def inspect_model(
             if module is None or shape is None
             else layer_outputs(module, shape, shapes_of_condition)
         )
-        problems.extend(_misfits(out, image_shape, labels, classes))
+        problems.extend(misfits(out, image_shape, labels, classes))
     return Inspection(
         folder=str(layout.folder),
         kind=family.about if family is not None else f"unknown network {layout.class_name}",
@@ -313,19 +313,6 @@ def _condition(
     return None, False, None
 
 
-def _misfits(
-    out: Shape | None, image_shape: Shape | None, labels: int | None, classes: int | None
-) -> list[str]:
-    problems = []
-    if out is not None and image_shape is not None and out != image_shape:
-        problems.append(
-            f"it makes images of shape {out}, the classifier takes {image_shape}; both must agree"
-        )
-    if labels is not None and classes is not None and labels < classes:
-        problems.append(f"the diffusion model knows {labels} classes, the classifier {classes}")
-    return problems
-
-
 def _graphs(parts: Mapping[str, ModelPart], inputs: tuple[str, ...]) -> tuple[ExportedGraph, ...]:
     graphs = []
     if "network" in parts:
@@ -378,9 +365,8 @@ def layer_outputs(
                     )
                 )
             module.to("meta")(*arrays)
-    except (
-        Exception
-    ):  # a network that asks for values, of which there are none; an estimate is not worth an error
+    # a network may need values, which meta tensors lack; an estimate is not worth an error
+    except Exception:
         return None
     finally:
         for handle in handles:

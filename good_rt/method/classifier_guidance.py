@@ -28,11 +28,9 @@ class Guidance(Protocol):
 
 @dataclass(frozen=True)
 class IdScales:
-    """Mean and standard deviation of both discrepancies on held-out ID images."""
+    """Standard deviations of both discrepancies on held-out ID images."""
 
-    image_mean: float
     image_std: float
-    feature_mean: float
     feature_std: float
 
     def weights(self, lam: float) -> tuple[float, float]:
@@ -56,12 +54,7 @@ class IdScales:
             temperature: T of ℓ_img.
         """
         of_image, of_feature = image_level(logits, temperature), feature(logits, features)
-        return cls(
-            float(of_image.mean()),
-            float(of_image.std()),
-            float(of_feature.mean()),
-            float(of_feature.std()),
-        )
+        return cls(float(of_image.std()), float(of_feature.std()))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from good_rt.data.id_data import IdData
 from good_rt.data.pixels import from_uint8
 from good_rt.errors import NoGradientRuleError
 from good_rt.export.export import export_models
-from good_rt.export.graphs import FusedGuidance
+from good_rt.export.graphs import FusedGuidance, graph_names
 from good_rt.export.manifest import Manifest
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 ENGINE_PARITY_IMAGES = 32
 """Real images that engines are compared with PyTorch on."""
-GRAPHS, VJP_GRAPHS = 4, 3
-"""Number of graphs without gradients, and of those that are added with them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def export(
     if config.vjp:
         _, feature = guidance_discrepancies(models, id_data, bank)
         fused = FusedGuidance(feature, bank.temperature)
-    total = GRAPHS + VJP_GRAPHS * config.vjp
+    total = len(graph_names(models.diffusion, config.vjp))
     with progress.task("checking engines, exporting missing ones", total) as advance:
 
         def run(no_rule: str | None = None) -> tuple[Manifest, bool]:

@@ -126,7 +126,8 @@ class Generator:
         latents = torch.empty(len(indices), *self.shape, device=self.device)
         for step, positions in self._by_first_step(config, indices).items():
             part = [indices[position] for position in positions]
-            latents[positions] = self._latents(config, part, guided, step)
+            rows = torch.tensor(positions).to(self.device)
+            latents[rows] = self._latents(config, part, guided, step)
         with torch.no_grad():
             images = self.decode(latents)
         wrong = ~images.isfinite().flatten(1).all(dim=1)
@@ -353,6 +354,8 @@ def make_generator(
     known, _ = half_rows(id_data, "held_out")
     held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
     scales = IdScales.measure(*held_out, feature, config.bank.temperature)
+    # before the feature discrepancy moves to the device
+    id_levels = image_level(held_out[0], config.bank.temperature), feature(*held_out)
     return Generator(
         denoiser=denoiser,
         decode=decode,
@@ -361,7 +364,7 @@ def make_generator(
         knn=knn,
         feature=feature.to(models.device),
         scales=scales,
-        id_levels=(image_level(held_out[0], config.bank.temperature), feature(*held_out)),
+        id_levels=id_levels,
         sigmas=diffusion.sigmas(config.sampler.steps),
         shape=diffusion.sample_shape,
         id_start=IdStart(id_data, classifier, encode),

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,14 @@ def run_job(
         return run.all()
 
 
+@dataclass(frozen=True)
+class TrainingFolders:
+    """The generated sets of one training; without guided images it is the control."""
+
+    generated: Sequence[Path] = ()
+    unguided: Sequence[Path] = ()
+
+
 @dataclass
 class _Run:
     """One run of a job; each step is a method."""
@@ -140,7 +148,7 @@ class _Run:
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
         self.job.check_paths()
-        if not all(map(self._is_whole, self.job.sets)):
+        if not all(map(self._is_complete, self.job.sets)):
             with self.job.named("generate.engine"):
                 check_backend(self.backend, self.device)
         _ = self.models
@@ -162,7 +170,7 @@ class _Run:
         self._export()
         self._check_sets()
         folders = {name: self._generate(name) for name in self.job.sets}
-        self.__dict__.pop("_generator", None)  # engines make room for the training
+        self._release_generator()
         self._train(folders)
         guided: dict[str, Path] = {kind: folders[kind] for kind in self.config.generate.guided}
         detector = self._build(guided)
@@ -257,7 +265,7 @@ class _Run:
     def _export(self) -> None:
         if not self.backend.uses_engines:
             return
-        if all(map(self._is_whole, self.job.sets)):  # engines only serve to generate
+        if all(map(self._is_complete, self.job.sets)):  # engines only serve to generate
             self.steps.append(StepDone("export", True, 0.0))
             return
         bank = self.config.generate.config.bank
@@ -288,26 +296,30 @@ class _Run:
             self.models, self.id_data, largest, self._engine_folder, self.progress
         )
 
+    def _release_generator(self) -> None:
+        """Forgets models and engines of the generator, so that the training has their memory."""
+        self.__dict__.pop("_generator", None)
+
     def _set_folder(self, name: str) -> Path:
         return self.out / "generated" / name
 
     def _record(self, name: str) -> dict[str, Any]:
-        """What job.json says of a set; a whole one is accepted from any device."""
+        """What job.json says of a set; a complete one is accepted from any device."""
         config, written = self.job.sets[name], GeneratedSet(self._set_folder(name)).settings()
-        whole = self._is_whole(name)
-        by_device = ("device", "gradients") if self.backend.gradients == "auto" else ("device",)
-        recorded = whole and "gradients" in by_device
-        gradients = str(written.get("gradients")) if recorded else self.gradients
+        is_complete = self._is_complete(name)
+        device_keys = {"device", "gradients"} if self.backend.gradients == "auto" else {"device"}
+        is_recorded = is_complete and "gradients" in device_keys
+        gradients = str(written.get("gradients")) if is_recorded else self.gradients
         record = generation_record(self.models, config, gradients)
         record["data"] = self.id_data.splits.fingerprint
         if written and config.batch == "auto":
             record["batch"] = written.get("batch")
-        if whole:
-            record = {key: value for key, value in record.items() if key not in by_device}
-            record |= {key: value for key, value in written.items() if key in by_device}
+        if is_complete:
+            record = {key: value for key, value in record.items() if key not in device_keys}
+            record |= {key: value for key, value in written.items() if key in device_keys}
         return record
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_complete(self, name: str) -> bool:
         """Whether all images of a set are there, of whatever settings."""
         generated = GeneratedSet(self._set_folder(name))
         return bool(generated.settings()) and len(generated.rows()) >= self.job.sets[name].count
@@ -350,50 +362,65 @@ class _Run:
         self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
         return folder
 
+    def _training_runs(self, folders: Mapping[str, Path]) -> dict[str, TrainingFolders]:
+        """The trainings of the job by the name of their classifier."""
+        table = self.config.train
+        runs = {"control": TrainingFolders()} if table.control else {}
+        if table.kinds:
+            runs["trained"] = TrainingFolders(
+                [folders[kind] for kind in table.kinds],
+                [folders["none"]] if "none" in folders else [],
+            )
+        return runs
+
     def _train(self, folders: Mapping[str, Path]) -> None:
         """Fine-tunes the classifiers that are compared: control and trained."""
-        table, models = self.config.train, self.models
-        runs: dict[str, list[Path]] = {"control": []} if table.control else {}
-        if table.kinds:
-            runs["trained"] = [folders[kind] for kind in table.kinds]
-        samples = [folders["none"]] if "none" in folders else []
-        self.classifiers["before"] = models.classifier
-        shared: list[TrainingImages] = []
+        runs = self._training_runs(folders)
+        trained = runs.get("trained", TrainingFolders())
 
+        @cache
         def images() -> TrainingImages:
             """The images of both trainings, decoded once because that takes long."""
-            if not shared:
-                ood = runs.get("trained", [])
-                unguided = samples if ood else []
-                shared.append(training_images(models, self.id_data, ood, unguided, self.progress))
-            return shared[0]
+            return training_images(
+                self.models, self.id_data, trained.generated, trained.unguided, self.progress
+            )
 
-        for name, ood in runs.items():
-            folder, unguided = self.out / name, samples if ood else []
-            sets = [set_key(path) for path in (*ood, *unguided)]
-            settings = asdict(self.job.training)
-            key = key_of(settings, sets, models.fingerprints, self.id_data.splits.fingerprint)
+        self.classifiers["before"] = self.models.classifier
+        for name, run in runs.items():
+            self._train_one(name, run, images)
+            self.classifiers[name] = self._load_trained(name)
 
-            def work(
-                ood: list[Path] = ood, unguided: list[Path] = unguided, folder: Path = folder
-            ) -> None:
-                train(
-                    models,
-                    self.id_data,
-                    folder,
-                    ood,
-                    unguided,
-                    self.job.training,
-                    images() if ood else images().control,
-                    self.progress,
-                )
+    def _train_one(
+        self, name: str, run: TrainingFolders, images: Callable[[], TrainingImages]
+    ) -> None:
+        folder = self.out / name
+        key = key_of(
+            asdict(self.job.training),
+            [set_key(path) for path in (*run.generated, *run.unguided)],
+            self.models.fingerprints,
+            self.id_data.splits.fingerprint,
+        )
 
-            weights = folder / "classifier" / "model.safetensors"
-            self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
-            # read from its folder, whose fingerprint the later steps record
-            spec = saved_spec(models.classifier, folder / "classifier")
-            classifier = load_classifier(spec).fitted(lambda: models.diffusion.image_shape)
-            self.classifiers[name] = classifier.to(self.device)
+        def work() -> None:
+            train(
+                self.models,
+                self.id_data,
+                folder,
+                run.generated,
+                run.unguided,
+                self.job.training,
+                images() if run.generated else images().control,
+                self.progress,
+            )
+
+        weights = folder / "classifier" / "model.safetensors"
+        self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
+
+    def _load_trained(self, name: str) -> Classifier:
+        """A classifier read from its folder, whose fingerprint the later steps record."""
+        spec = saved_spec(self.models.classifier, self.out / name / "classifier")
+        classifier = load_classifier(spec).fitted(lambda: self.models.diffusion.image_shape)
+        return classifier.to(self.device)
 
     def _detector(self, name: str, generated: Mapping[str, Path]) -> DetectorModule:
         """The detector of a classifier, built once."""

@@ -58,7 +58,7 @@ SPECS = {
     "state.pth": "is a pickle, which can run code, and is not read; "
     ".*save_file.*'state.safetensors'",
     "timm:resnet18@state.pth": "is a pickle, .*convert it once to safetensors",
-    "small.safetensors": "holds weights alone; say of which network, such as "
+    "small.safetensors": "only holds weights; say of which network, such as "
     "timm:resnet18@small.safetensors",
     "gone.pt2": r"gone\.pt2 does not exist",
     "broken.pt2": r"broken\.pt2 is not a \.pt2 file",
@@ -147,7 +147,7 @@ def test_probabilities_and_unknown_features_are_refused(
 
     monkeypatch.setattr(ends, "Ends", Ends, raising=False)
     with pytest.raises(
-        GoodRtError, match=r"is not that of 'fc' alone; .*logits, not probabilities"
+        GoodRtError, match=r"differs from that of 'fc'; .*logits, not probabilities"
     ):
         load_classifier("ends:Ends")
     with pytest.raises(
@@ -216,7 +216,7 @@ def test_a_fixed_batch_and_training_mode_are_refused(tmp_path: Path) -> None:
     images = (torch.randn(2, 3, 16, 16),)
     torch.export.save(torch.export.export(network.eval(), images), tmp_path / "fixed.pt2")
     with pytest.raises(
-        GoodRtError, match="takes batches of 2 alone; export it with a dynamic batch"
+        GoodRtError, match="only takes batches of 2; export it with a dynamic batch"
     ):
         load_classifier(tmp_path / "fixed.pt2")
     free = ({0: torch.export.Dim.DYNAMIC},)
@@ -235,7 +235,7 @@ def test_channels_sizes_and_classes_that_do_not_fit(classifier: Classifier) -> N
     grey = Classifier(network, config)
     with pytest.raises(GoodRtError, match="takes images of 1 channel, these have 4; convert them"):
         grey.for_images(4, 32)
-    with pytest.raises(GoodRtError, match=r"takes images of shape \(1, 32, 32\) alone"):
+    with pytest.raises(GoodRtError, match=r"only takes images of shape \(1, 32, 32\)"):
         classifier.for_images(1, 64)
     with pytest.raises(GoodRtError, match="takes square images, not 32x48"):
         grey.fitted(lambda: (1, 32, 48))

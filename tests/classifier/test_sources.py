@@ -101,9 +101,9 @@ def test_the_gradient_is_the_bare_librarys(every_source: Any) -> None:
         with pytest.raises(GoodRtError, match=r"no gradient .*Max.*guide with the network"):
             classifier(COLOUR.clone().requires_grad_(True))
         return
-    logits, features = predict(classifier, COLOUR)
+    features = predict(classifier, COLOUR)[1]
     bank = FeatureBank.of(features[:4])
-    scales = IdScales(float(logits.mean()), 2.0, 0.5, 0.3)
+    scales = IdScales(2.0, 0.3)
     guidance = ClassifierGuidance(classifier, KnnDistance(bank, 2), scales, 0.5)
     ours, theirs = (COLOUR[4:].clone().requires_grad_(True) for _ in range(2))
     (gradient,) = torch.autograd.grad(guidance(ours).sum(), ours)

@@ -174,7 +174,7 @@ def test_every_step_prepares_an_image_alike(
     if classifier.differentiable:
         given.clear()
         leaf = image.clone().requires_grad_(True)
-        ClassifierGuidance(classifier, feature, IdScales(0, 1, 0, 1), 0.5)(leaf)
+        ClassifierGuidance(classifier, feature, IdScales(1, 1), 0.5)(leaf)
         seen["guidance"] = given[0]
         given.clear()
         GuidanceModule(None, classifier, feature)(

@@ -31,7 +31,7 @@ def test_what_does_not_work(
     said = run("inspect", folder, "--image-size", 64, "--classifier", classifier_dir)
     assert "scheduler_config.json" in said.failed() and said.failed().endswith("(and 1 more)")
     assert said.out.count("problem: ") == 2
-    assert "both must agree" in said.out
+    assert "makes images of 64x64 pixels, 1 channel; the classifier takes 32x32" in said.out
     ended = run("inspect", folder, "--json")
     assert ended.code == 2 and not ended.json["runs"]
     assert "is not a diffusers folder" in run("inspect", tmp_path).failed()

@@ -64,7 +64,7 @@ def test_every_problem_is_said(model_dir: Path, tmp_path: Path) -> None:
     assert "knows 9 classes, the classifier 10" in text
     assert len(found.problems) == 4 and all("\n" not in problem for problem in found.problems)
     assert (
-        "the classifier takes (3, 32, 32)"
+        "the classifier takes 32x32 pixels, 3 channels"
         in inspect_model(model_dir, image_shape=(3, 32, 32)).problems[0]
     )
 

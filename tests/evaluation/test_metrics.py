@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from frechet import frechet_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from good_rt.evaluation.metrics import (
     binomial_interval,
     bootstrap,
     detection_metrics,
-    frechet_distance,
     mean_metrics,
     recall_threshold,
     roc_points,

@@ -24,7 +24,7 @@ from good_rt.demo import assets
 from good_rt.demo.network import SmallResNet
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.export import export_models
-from good_rt.export.graphs import FusedGuidance, graphs_of
+from good_rt.export.graphs import FusedGuidance, graph_names, graphs_of
 from good_rt.export.manifest import Manifest, load_engines
 from good_rt.export.parity import RELATIVE
 from good_rt.models import Models, ModelSpec
@@ -50,6 +50,17 @@ def pixel_engines(pixel_models: Models, tmp_path_factory: pytest.TempPathFactory
     if not made.exists():
         export_models(pixel_models, made, images=IMAGES)
     return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "engines")
+
+
+@pytest.mark.parametrize("vjp", [False, True])
+@pytest.mark.parametrize("kind", ["models", "pixel_models"])
+def test_graph_names_are_those_of_the_graphs(
+    kind: str, vjp: bool, generator: Generator, request: pytest.FixtureRequest
+) -> None:
+    models: Models = request.getfixturevalue(kind)
+    fused = FusedGuidance(generator.feature) if vjp else None
+    graphs = graphs_of(models.diffusion, models.classifier, None, fused)
+    assert graph_names(models.diffusion, vjp) == tuple(graphs)
 
 
 def test_a_pixel_model_has_two_graphs(pixel_engines: Path) -> None:

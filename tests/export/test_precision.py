@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from half_precision import as_computed, rounding_error
 from onnx import TensorProto, helper, numpy_helper
 
 from good_rt.classifier import Classifier
 from good_rt.diffusion import load_diffusion
 from good_rt.export.graphs import graphs_of
 from good_rt.export.manifest import load_engines
-from good_rt.export.precision import HALF, as_computed, rounding_error, to_half
+from good_rt.export.precision import HALF, to_half
 
 GRAPHS = ("network", "vae_encoder", "vae_decoder", "classifier")
 

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from refusals import refusal_interval
 from scipy.stats import binom
 
 from good_rt.errors import GoodRtError
-from good_rt.method.conformal import check_alpha, conformal_p_value, refusal_interval
+from good_rt.method.conformal import check_alpha, conformal_p_value
 
 scores = st.integers(2, 40).flatmap(
     lambda n: arrays(

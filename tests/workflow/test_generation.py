@@ -281,7 +281,7 @@ def test_models_that_do_not_fit_together_are_refused(
         ({"count": 1, "batch": 0}, "batch is 0, but must be at least 1"),
         ({"count": 1, "strengths": ()}, "strengths must be one or more numbers"),
         ({"count": 1, "strengths": (1.0, -1.0)}, "strengths must be one or more numbers"),
-        ({"count": 1, "strengths": (float("nan"),)}, "strengths must be one or more numbers"),
+        ({"count": 1, "strengths": (float("nan"),)}, "strengths is nan, but must be a number"),
         ({"count": 1, "strengths": (1.0, float("inf"))}, "strengths must be one or more numbers"),
     ],
 )

@@ -47,9 +47,8 @@ def _mul(x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient]]:
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def _div(x: Any, y: Any) -> tuple[Tensor, Sequence[Gradient]]:
-    if (
-        not isinstance(y, Tensor) and y == 1
-    ):  # diffusers divides by an output scale that is nearly always 1
+    # diffusers divides by an output scale that is nearly always 1
+    if not isinstance(y, Tensor) and y == 1:
         return x, (lambda g: g,)
     output = x / y
     return output, (lambda g: unbroadcast(g / y, x), lambda g: unbroadcast(-g * output / y, y))

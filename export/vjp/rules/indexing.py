@@ -19,9 +19,8 @@ def _slice(
 ) -> tuple[Tensor, Sequence[Gradient | None]]:
     output = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
     size = x.shape[axis]
-    if not isinstance(
-        size, int
-    ):  # a slice of the whole batch is no slice; of a part of it would fix its size
+    # a slice of the whole batch changes nothing; a slice of a part of it would fix the batch size
+    if not isinstance(size, int):
         whole = not start and step == 1 and (end is None or not isinstance(end, int) or end >= size)
         return (x, (lambda g: g,)) if whole else (output, (None,))
     first, last, _ = slice(start, end).indices(size)

@@ -34,9 +34,8 @@ def _group_norm(
 
     def gradient(g: Tensor) -> Tensor:
         g = g.reshape(-1, *centred.shape[1:]) * factor
-        slope = (
-            group_mean(g * centred) * rstd * rstd
-        )  # rstd² itself would overflow in half precision
+        # rstd² itself would overflow in half precision
+        slope = group_mean(g * centred) * rstd * rstd
         return like(g - (centred * slope + group_mean(g)), x)
 
     return like(output, x), (gradient,)
@@ -96,6 +95,5 @@ def _batch_norm(
     scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
     scale = scale.reshape(-1, *[1] * (x.ndim - 2))
     output = F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps)
-    return (output, None, None), (
-        lambda gs: gs[0] * scale,
-    )  # the batch's own statistics are for training alone
+    # the batch's own statistics are only used in training
+    return (output, None, None), (lambda gs: gs[0] * scale,)

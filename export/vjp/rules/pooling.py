@@ -85,9 +85,8 @@ def _max_pool(
     )
     windows = windows.reshape(-1, channels, size, *output.shape[2:])
     places = torch.arange(size).reshape(1, 1, size, 1, 1)
-    chosen = (windows.argmax(2, keepdim=True) == places).to(
-        x.dtype
-    )  # the first of equal ones, as in torch
+    # of equal values the first, as in torch
+    chosen = (windows.argmax(2, keepdim=True) == places).to(x.dtype)
 
     def gradient(g: Tensor) -> Tensor:
         shares = (g.unsqueeze(2) * chosen).reshape(-1, channels * size, *output.shape[2:])

@@ -191,7 +191,7 @@ def check_archive(path: Path) -> None:
 
 
 def _is_size(text: str) -> bool:
-    """Whether an expression is made of numbers, symbols and arithmetic alone."""
+    """Whether an expression only contains numbers, symbols and arithmetic."""
     words = re.findall(r"[A-Za-z_]\w*", text)
     plain = re.fullmatch(r"[\w\s+\-*/(),.='<>!%&|~]*", text) and not re.search(
         r"\.\s*[A-Za-z_]", text

@@ -100,7 +100,7 @@ def graph_network(
         if isinstance(leaf, fx.Node)
     ]
     if len(inputs) != 1 or not outputs:
-        raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes images alone")
+        raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes only images")
     for node in nodes:
         training = TRAINING_ARGUMENTS.get(node.target)
         if training is not None and len(node.args) > training and node.args[training] is True:
@@ -142,7 +142,7 @@ def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int,
         )
     if isinstance(shape[0], int):
         raise GoodRtError(
-            f"{where} takes batches of {shape[0]} alone; export it with a dynamic batch: "
+            f"{where} only takes batches of {shape[0]}; export it with a dynamic batch: "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
         )
     return shape[1], shape[2] if isinstance(shape[2], int) else None
@@ -203,13 +203,12 @@ def _part(
     for node in whole.graph.nodes:
         if node not in needed or node is start:
             continue
-        if (
-            node.target is aten.sym_size.int and node.args[1] == 0
-        ):  # the batch, which all tensors share
+        # the batch size, which all tensors share
+        if node.target is aten.sym_size.int and node.args[1] == 0:
             values[node] = graph.call_function(aten.sym_size.int, (values[start], 0))
         elif node is images:
             raise GoodRtError(
-                f"{where}: the logits do not come from the features alone; name another layer as "
+                f"{where}: the logits do not only depend on the features; name another layer as "
                 "`features`"
             )
         else:

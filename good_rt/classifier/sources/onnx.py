@@ -85,10 +85,8 @@ class OnnxNetwork(ClassifierNetwork):
 
     def __init__(self, body: Any, head: Any, features: str, why: str, parameters: int) -> None:
         super().__init__()
-        self.body_model, self.head_model = (
-            body,
-            head,
-        )  # onnx.ModelProto, which export puts into the detector
+        # onnx.ModelProto, which export puts into the detector
+        self.body_model, self.head_model = body, head
         self.features = features
         self.why, self.parameter_count = why, parameters
         self._sessions = (_session(body), _session(head))
@@ -151,7 +149,7 @@ def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int 
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1:
-        raise GoodRtError(f"{path} takes {len(inputs)} inputs; a classifier takes images alone")
+        raise GoodRtError(f"{path} takes {len(inputs)} inputs; a classifier takes only images")
     shape = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or shape[1] not in {1, 3}:
         raise GoodRtError(
@@ -159,7 +157,7 @@ def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int 
         )
     if shape[0] is not None:
         raise GoodRtError(
-            f"{path} takes batches of {shape[0]} alone; export it with a dynamic batch"
+            f"{path} only takes batches of {shape[0]}; export it with a dynamic batch"
         )
     layer, logits = _layer(graph, features, path)
     source, name = layer.input[0], f"the input of {layer.name or layer.op_type}"

@@ -162,11 +162,8 @@ def _split_timm(
     network, whole = TimmNetwork(model), run_network(model, images)
     try:
         check_parts(network, images, whole)
-    except (
-        GoodRtError,
-        AttributeError,
-        TypeError,
-    ):  # a head of its own form, such as a distilled one
+    # a head of its own form, such as a distilled one
+    except (GoodRtError, AttributeError, TypeError):
         return part(model, images)
     return network
 

@@ -58,9 +58,8 @@ def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
         if pickles:
             raise GoodRtError(pickle_refusal(pickles[0]))
     if request.weights is None:
-        load_weights(
-            file("model.safetensors")
-        )  # for its refusals; transformers knows older names of weights
+        # only for its refusals; transformers knows older names of weights
+        load_weights(file("model.safetensors"))
     model = (
         _pretrained(request.name, spec)
         if request.weights is None

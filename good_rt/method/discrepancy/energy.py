@@ -1,4 +1,4 @@
-"""The energy: the image-level discrepancy, from logits alone."""
+"""The energy: the image-level discrepancy, only from logits."""
 
 from __future__ import annotations
 

@@ -460,12 +460,16 @@ def test_they_are_pytorchs_group_norm(
 
 
 def test_a_sigmoid_far_out_is_still_one(tmp_path: Path) -> None:
-    """γ of a thousand: activations from -2000 to 2000, where exp alone would be 0 or infinite."""
+    """γ of a thousand: activations from -2000 to 2000, where exp alone would be 0 or infinite.
+
+    It also scales the rounding of activations near 0, where the SiLU bends.
+    """
+    torch.manual_seed(0)
     arrays = {"x": torch.randn(2, 4, 64), "cotangent": torch.randn(2, 4, 64)}
     arrays |= {"gamma": torch.full((4,), 1000.0), "beta": torch.zeros(4)}
     found, (y, dx) = kernel(tmp_path, 2, 4, 64, True)(**arrays), reference(arrays, 2, True)
     assert_near(found["y"], y)
-    assert_near(found["dx"], dx)
+    assert_near(found["dx"], dx, 1e-4)
 
 
 def test_a_group_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
