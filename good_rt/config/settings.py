@@ -110,6 +110,16 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_bounds(self)
+        if not self.start_shares:
+            raise GoodRtError("start_shares must name one or more shares of the steps")
+
+    @property
+    def first_steps(self) -> tuple[int, ...]:
+        """The steps that sampling begins with: 0 from noise; from ID images one for each of
+        ``start_shares``, which leaves the share of the steps, and at least one."""
+        if self.start == "noise":
+            return (0,)
+        return tuple(self.steps - max(round(share * self.steps), 1) for share in self.start_shares)
 
 
 @dataclass(frozen=True)
@@ -369,11 +379,12 @@ class GenerationConfig:
             raise GoodRtError(
                 "mu and rho are both 0, so nothing is guided; set one, or guidance none"
             )
-        if not any(guidance.guides(step, steps) for step in range(steps)):
-            raise GoodRtError(
-                f"span {guidance.span[0]:g} to {guidance.span[1]:g} holds none of the {steps} "
-                "steps, so nothing is guided; widen it"
-            )
+        for first in self.sampler.first_steps:
+            if not any(guidance.guides(step, steps) for step in range(first, steps)):
+                raise GoodRtError(
+                    f"span {guidance.span[0]:g} to {guidance.span[1]:g} holds none of the steps "
+                    f"{first} to {steps - 1} that are sampled, so nothing is guided; widen it"
+                )
 
 
 @dataclass(frozen=True)

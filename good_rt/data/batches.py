@@ -64,7 +64,8 @@ def id_features(id_data: IdData, classifier: Classifier, limit: int | None = Non
 
 
 def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
-    """The rows of two disjoint halves of a part, divided as `good_rt.data.id_data.halves` does.
+    """The rows of two disjoint halves of a part, every other image: the first validates training
+    and fits the score, the second calibrates.
 
     Args:
         id_data: In-distribution images.

@@ -99,6 +99,12 @@ class IdData:
         known = [label for label in labels if label is not None]
         if self.source.classes is not None and not isinstance(classes, int):
             outputs = match_classes(self.source.classes, classes, str(self.source.path))
+            wrong = next((label for label in known if not 0 <= label < len(outputs)), None)
+            if wrong is not None:
+                raise GoodRtError(
+                    f"{self._path_of(wrong)} has the label {wrong}, but {len(outputs)} classes "
+                    "(from 0); leave out images without a class, or correct their labels"
+                )
             return {label: outputs[label] for label in known}
         if min(known) < 0 or max(known) >= number:
             raise GoodRtError(
@@ -139,7 +145,7 @@ class IdData:
         return (
             rows
             if limit is None or limit >= len(rows)
-            else [rows[i] for i in _spaced(len(rows), limit)]
+            else [rows[i] for i in spaced(len(rows), limit)]
         )
 
     def part(
@@ -266,19 +272,10 @@ def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDA
     """
     source = open_source(path)
     count = len(source.entries)
-    rows = range(count) if count <= limit else _spaced(count, limit).tolist()
+    rows = range(count) if count <= limit else spaced(count, limit).tolist()
     return np.stack([item.image(channels, size) for item in source.items(rows)])
 
 
-def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """Two disjoint halves, every other image: the first fits the gate, the second calibrates."""
-    return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
-
-
-def spread(data: LabelledImages, count: int) -> LabelledImages:
-    """At most ``count`` images, evenly spaced over the data."""
-    return data if count >= len(data) else data.take(_spaced(len(data), count))
-
-
-def _spaced(size: int, count: int) -> NDArray[np.int64]:
+def spaced(size: int, count: int) -> NDArray[np.int64]:
+    """``count`` evenly spaced indices below ``size``."""
     return np.linspace(0, size - 1, count).round().astype(np.int64)

@@ -6,6 +6,7 @@ function of that type can steer the sampler, and guidances add up (`total`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from good_rt.errors import GoodRtError
 from good_rt.method.discrepancy import Discrepancy
 from good_rt.method.discrepancy.energy import image_level
 
@@ -52,9 +54,19 @@ class IdScales:
             features: (N, D).
             feature: ℓ_feat.
             temperature: T of ℓ_img.
+
+        Raises:
+            GoodRtError: a discrepancy is not finite, or the same for all images.
         """
         of_image, of_feature = image_level(logits, temperature), feature(logits, features)
-        return cls(float(of_image.std()), float(of_feature.std()))
+        scales = cls(float(of_image.std()), float(of_feature.std()))
+        for name, std in (("energy", scales.image_std), (feature.name, scales.feature_std)):
+            if not (math.isfinite(std) and std > 0):
+                raise GoodRtError(
+                    f"the {name} of {len(logits)} held-out ID images has no spread; add images, or "
+                    "check the classifier"
+                )
+        return scales
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.export.detector import DetectorParity, export_detector
 from good_rt.files import demo_path, paths_of
+from good_rt.method.combination import FITTED_ON_GENERATED
 from good_rt.models import check_classifier_path
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.train import training_record
@@ -126,7 +127,12 @@ def detector_for(
         features: The features of training images, where they are already there.
     """
     known, calibration = half_rows(id_data, "held_out")
-    ood = [generated_parts([folder], classifier)[1] for folder in generated]
+    ood = []
+    if config.combination in FITTED_ON_GENERATED:
+        ood = [generated_parts([folder], classifier)[1] for folder in generated]
+    else:
+        for folder in generated:  # not read as a whole, but refused where there is nothing
+            GeneratedSet(folder).image_shape()
     if features is None:
         features = id_features(id_data, classifier, config.bank_size)
     return build_module(

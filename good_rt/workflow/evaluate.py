@@ -36,6 +36,7 @@ from good_rt.method.discrepancy import (
     DiscrepancyConfig,
     fit_discrepancy,
 )
+from good_rt.method.discrepancy.energy import Energy
 from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
@@ -289,7 +290,10 @@ def all_scores(
         name: score(measured.logits) for name, score in (LOGIT_SCORES | dict(plugins or {})).items()
     }
     for name, values in measured.discrepancies.items():
-        scores.setdefault(TITLES[name], values)
+        title, temperature = TITLES[name], detector.config.temperature
+        if name == Energy.name and temperature != 1:  # the row Energy is of temperature 1
+            title = f"{title}, T = {temperature:g}"
+        scores.setdefault(title, values)
     scores["Unified"] = detector.scores(measured)
     return scores
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from good_rt.config.settings import BankConfig, ExportConfig
-from good_rt.data.batches import id_part
+from good_rt.data.batches import id_batches
 from good_rt.data.id_data import IdData
-from good_rt.data.pixels import from_uint8
 from good_rt.errors import NoGradientRuleError
 from good_rt.export.export import export_models
 from good_rt.export.graphs import FusedGuidance, graph_names
@@ -73,7 +74,8 @@ def export(
     models = models.load() if isinstance(models, ModelSpec) else models
     id_data, out = IdData.of(id_data), Path(out)
     classifier = models.classifier.to("cpu")
-    images = from_uint8(id_part(id_data, "held_out", classifier, ENGINE_PARITY_IMAGES).images)
+    batches = id_batches(id_data, "held_out", classifier, ENGINE_PARITY_IMAGES)
+    images = torch.cat(list(batches))
     fused = None
     if config.vjp:
         _, feature = guidance_discrepancies(models, id_data, bank)

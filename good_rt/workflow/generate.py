@@ -281,6 +281,12 @@ def _sample_missing(
     done = {row.index for row in rows} | generated.rejections().keys()
     on_images(min(len(rows), config.count))
     limit = round(config.accept.budget * config.count) if config.accept.active else config.count
+    band, id_images = config.accept.p_value, len(generator.id_levels[1])
+    if band is not None and band[1] < 1 / (1 + id_images):
+        raise GoodRtError(
+            f"accept_p_value ends at {band[1]:g}, below {1 / (1 + id_images):.3g}, the smallest "
+            f"p-value by {id_images} held-out images; raise it, or add images"
+        )
     for first in range(0, limit, config.batch):
         # always a whole batch, so that its bytes never change
         indices = list(range(first, first + config.batch))

@@ -44,7 +44,7 @@ from good_rt.method.guidance import LEVEL_WEIGHTS, Decoder, LatentGuidance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
 from good_rt.models import Models
-from good_rt.workflow.id_start import IdStart, first_step
+from good_rt.workflow.id_start import IdStart
 
 LARGEST_BATCH = 128
 """The largest batch that `pick_batch` tries."""
@@ -63,7 +63,7 @@ class MeasuredImages:
 
     energy: NDArray[np.float32]
     knn_distance: NDArray[np.float32]
-    p_value: NDArray[np.float32]
+    p_value: NDArray[np.float64]
     features: NDArray[np.float32]
 
 
@@ -143,14 +143,11 @@ class Generator:
         self, config: GenerationConfig, indices: Sequence[int]
     ) -> dict[int, list[int]]:
         """The positions of the indices, by the step that their sampling begins with."""
-        if config.sampler.start == "noise":
-            return {0: list(range(len(indices)))}
-        # not by the index itself, with which the strengths take turns
-        shares, steps = config.sampler.start_shares, len(self.sigmas) - 1
-        positions = defaultdict[int, list[int]](list)
+        first_steps, positions = config.sampler.first_steps, defaultdict[int, list[int]](list)
         for position, index in enumerate(indices):
+            # not by the index itself, with which the strengths take turns
             turn = index // len(config.strengths)
-            positions[first_step(steps, shares[turn % len(shares)])].append(position)
+            positions[first_steps[turn % len(first_steps)]].append(position)
         return positions
 
     def _latents(
@@ -232,7 +229,7 @@ class Generator:
         return MeasuredImages(
             energy.numpy(),
             self.knn(logits, features).numpy(),
-            ((1 + at_least) / (1 + len(self.id_levels[1]))).numpy(),
+            ((1 + at_least).double() / (1 + len(self.id_levels[1]))).numpy(),
             F.normalize(features, dim=1).numpy(),
         )
 
@@ -280,7 +277,10 @@ def generation_record(models: Models, config: GenerationConfig, gradients: str) 
         "bank_size": bank.size,
     }
     if config.accept.active:
-        record["accept"] = {k: v for k, v in asdict(config.accept).items() if k != "budget"}
+        accept = {k: v for k, v in asdict(config.accept).items() if k != "budget"}
+        if config.accept.balance:  # what is kept of a class depends on it
+            accept["count"] = config.count
+        record["accept"] = accept
     if sampler.start == "id":
         record |= {"start": "id", "start_shares": list(sampler.start_shares)}
     if sampler.cfg_sigma_max < math.inf:

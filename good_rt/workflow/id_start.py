@@ -83,8 +83,3 @@ class IdStart:
         position = {row: place for place, row in enumerate(wanted)}
         pixels = from_uint8(images[[position[row] for row in rows]])
         return self.encode(pixels.to(self.classifier.device))
-
-
-def first_step(steps: int, share: float) -> int:
-    """The step that a sample begins with which takes ``share`` of ``steps`` steps, at least one."""
-    return min(steps - max(round(share * steps), 1), steps - 1)

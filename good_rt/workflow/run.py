@@ -358,7 +358,8 @@ class _Run:
             fixed = with_batch(config, self._generator, folder)
             fill(self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress)
 
-        key = key_of(record, config.count)
+        # the job's batch: for "auto", the record of a set that is begun has its number
+        key = key_of(record | {"batch": config.batch}, config.count)
         self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
         return folder
 
@@ -543,4 +544,8 @@ class _Run:
 def set_key(folder: Path) -> str:
     """A hash of what a generated set holds: its rows, and the settings that made it."""
     generated = GeneratedSet(folder)
-    return key_of(generated.settings(), [asdict(row) for row in generated.rows()])
+    rows = [asdict(row) for row in generated.rows()]
+    for row in rows:
+        if row["start_row"] is None:  # as rows of 0.2.0, so that their trainings are not repeated
+            del row["start_row"]
+    return key_of(generated.settings(), rows)

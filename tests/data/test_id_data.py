@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from good_rt.data.id_data import IdData, halves, spread
-from good_rt.data.labelled import LabelledImages
+from good_rt.data.batches import half_rows
+from good_rt.data.id_data import IdData, spaced
 from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
@@ -76,23 +76,20 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
         IdData(tmp_path).part("train", 8, 1, 32)
 
 
-@given(st.integers(2, 50))
-def test_halves_share_nothing_and_are_all(count: int) -> None:
-    data = LabelledImages(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count))
-    first, second = halves(data)
-    assert first.labels is not None and second.labels is not None
-    assert sorted([*first.labels, *second.labels]) == list(range(count))
+@pytest.mark.parametrize("part", ["held_out", "test"])
+def test_halves_share_nothing_and_are_all(part: str) -> None:
+    data = IdData.of("demo")
+    first, second = half_rows(data, part)
+    assert sorted([*first, *second]) == sorted(data.rows(part))
     assert abs(len(first) - len(second)) <= 1
 
 
 @given(st.integers(1, 60), st.integers(1, 70))
-def test_a_spread_reaches_from_end_to_end(size: int, count: int) -> None:
-    data = LabelledImages(np.zeros((size, 1, 1, 1), np.uint8), np.arange(size))
-    labels = spread(data, count).labels
-    assert labels is not None
-    assert len(set(labels)) == len(labels) == min(size, count)
-    assert labels[0] == 0
-    assert count == 1 or labels[-1] == size - 1
+def test_spaced_indices_reach_from_end_to_end(size: int, count: int) -> None:
+    count = min(size, count)
+    indices = spaced(size, count)
+    assert len(set(indices)) == count and indices[0] == 0
+    assert count == 1 or indices[-1] == size - 1
 
 
 @given(

@@ -266,7 +266,7 @@ def test_images_come_batch_by_batch_and_few_at_a_time(folder: Path) -> None:
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, 0.8])
 def test_shares_that_cannot_be(held_out: float) -> None:
-    with pytest.raises(GoodRtError, match="share"):
+    with pytest.raises(GoodRtError, match="held_out"):
         SplitConfig(held_out=held_out, test=0.2)
 
 

@@ -15,7 +15,6 @@ from good_rt.data.id_data import IdData
 from good_rt.errors import GoodRtError
 from good_rt.models import Models
 from good_rt.workflow.generator import Generator
-from good_rt.workflow.id_start import first_step
 
 LEVELS = 2
 """How far (of 255 levels) a pixel may differ between batch sizes."""
@@ -79,10 +78,21 @@ def test_images_without_classes_start_from_any(models: Models, tmp_path: Path) -
 
 @pytest.mark.parametrize(("share", "step"), [(1.0, 0), (0.6, 5), (0.4, 7), (0.3, 8), (0.001, 11)])
 def test_the_first_step_leaves_the_share(share: float, step: int) -> None:
-    assert first_step(12, share) == step
+    config = SamplerConfig(steps=12, start="id", start_shares=(share,))
+    assert config.first_steps == (step,)
+    assert replace(config, start="noise").first_steps == (0,)
 
 
-@pytest.mark.parametrize("shares", [(0.0,), (1.1,), (float("nan"),)])
+def test_guidance_that_ends_before_sampling_begins_is_refused(
+    config: GenerationConfig,
+) -> None:
+    sampler = SamplerConfig(steps=25, start="id", start_shares=(0.9, 0.3))
+    guidance = replace(config.guidance, span=(0.0, 0.5))
+    with pytest.raises(GoodRtError, match="none of the steps 17 to 24 that are sampled"):
+        replace(config, sampler=sampler, guidance=guidance)
+
+
+@pytest.mark.parametrize("shares", [(), (0.0,), (1.1,), (float("nan"),)])
 def test_shares_outside_their_bounds_are_refused(shares: tuple[float, ...]) -> None:
     with pytest.raises(GoodRtError, match="start_shares"):
         SamplerConfig(start_shares=shares)

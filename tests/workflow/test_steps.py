@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from good_rt.classifier import Classifier, IdFeatures, predict
-from good_rt.config.settings import DetectorConfig, GenerationConfig
+from good_rt.config.settings import CombinationName, DetectorConfig, GenerationConfig
 from good_rt.data.batches import half_rows, id_batches
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.generated_split import HELD_OUT_EVERY, generated_parts
@@ -76,6 +76,26 @@ def test_training_and_calibration_share_nothing(
     assert len(calibrating) == 120 == len(detector_module.calibration)
     assert not seen & calibrating and not seen & test and not held_out & test
     assert not images_of(data.images) & images_of(data.val_images)
+
+
+def test_few_validation_images_calibrate_nothing_either(
+    models: Models, id_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 50
+    monkeypatch.setattr("good_rt.workflow.train.TRAINING_BYTES", 4 * 32 * 32 * limit)
+    data = training_images(models, IdData(id_dir))
+    held_out = from_uint8(IdData(id_dir).part("held_out", 8, 1, 32).images)
+    assert (len(data.images), len(data.val_images)) == (limit, limit)
+    assert images_of(data.val_images) <= images_of(held_out[::2]) - images_of(held_out[1::2])
+
+
+@pytest.mark.parametrize("combination", ["sum", "gate"])
+def test_a_generated_set_without_images_is_refused(
+    classifier: Classifier, id_dir: Path, tmp_path: Path, combination: CombinationName
+) -> None:
+    config = DetectorConfig(combination=combination)
+    with pytest.raises(GoodRtError, match="holds no generated images"):
+        detector_for(classifier, IdData(id_dir), [tmp_path / "missing"], config)
 
 
 def test_unguided_samples_have_the_label_that_the_classifier_gives_them(

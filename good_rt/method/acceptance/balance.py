@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 from good_rt.config.settings import AcceptConfig
 from good_rt.method.acceptance.base import Candidate, Kept, criterion
 
 
 @criterion("balance")
 def has_room(config: AcceptConfig, candidate: Candidate, kept: Kept) -> bool:
-    """Fewer than ⌈count/classes⌉ images of its class were kept."""
-    room = math.ceil(kept.count / kept.classes)
-    return not config.balance or kept.labels.count(candidate.label) < room
+    """Its class still lacks images: every class has ⌊count/classes⌋, and as many of them one more
+    as fill the set."""
+    if not config.balance:
+        return True
+    room, remainder = divmod(kept.count, kept.classes)
+    held = kept.labels.count(candidate.label)
+    larger = sum(kept.labels.count(label) > room for label in range(kept.classes))
+    return held < room or (held == room and larger < remainder)

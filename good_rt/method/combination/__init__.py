@@ -4,6 +4,11 @@ A new one is a file here with a function that `combination` enters, and a line b
 """
 
 from good_rt.method.combination import gate, linear, maximum, tail  # noqa: F401
-from good_rt.method.combination.base import COMBINATIONS, Combination, FitValues
+from good_rt.method.combination.base import (
+    COMBINATIONS,
+    FITTED_ON_GENERATED,
+    Combination,
+    FitValues,
+)
 
-__all__ = ["COMBINATIONS", "Combination", "FitValues"]
+__all__ = ["COMBINATIONS", "FITTED_ON_GENERATED", "Combination", "FitValues"]

@@ -61,17 +61,24 @@ class Combination(Protocol):
 FitCombination = Callable[[FitValues], Combination]
 COMBINATIONS: dict[str, FitCombination] = {}
 """What fits each combination, by its name in job files."""
+FITTED_ON_GENERATED: set[str] = set()
+"""Those that need generated images."""
 
 
-def combination(name: str) -> Callable[[FitCombination], FitCombination]:
+def combination(
+    name: str, *, generated: bool = False
+) -> Callable[[FitCombination], FitCombination]:
     """Decorator that enters the function that fits a combination.
 
     Args:
         name: Its key in `COMBINATIONS`.
+        generated: Whether it needs generated images.
     """
 
     def enter(fit: FitCombination) -> FitCombination:
         COMBINATIONS[name] = fit
+        if generated:
+            FITTED_ON_GENERATED.add(name)
         return fit
 
     return enter

@@ -41,7 +41,7 @@ class Gate:
         return torch.logsumexp(weights.log() + self.c * standardised, dim=1) / self.c
 
 
-@combination("gate")
+@combination("gate", generated=True)
 def fit_gate(values: FitValues) -> Gate:
     """The π and c that maximise the likelihood of P(OOD) = sigmoid(s·u + b), s > 0.
 

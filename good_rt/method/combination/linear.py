@@ -30,7 +30,7 @@ def fit_sum(values: FitValues) -> Linear:
     return Linear(equal_weights(values.id.shape[1]))
 
 
-@combination("logistic")
+@combination("logistic", generated=True)
 def fit_logistic(values: FitValues) -> Linear:
     """The weights w ≥ 0 that maximise the likelihood of P(OOD) = sigmoid(s·Σ w_j·a_j + b).
 
