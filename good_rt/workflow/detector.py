@@ -127,12 +127,10 @@ def detector_for(
         features: The features of training images, where they are already there.
     """
     known, calibration = half_rows(id_data, "held_out")
-    ood = []
-    if config.combination in FITTED_ON_GENERATED:
-        ood = [generated_parts([folder], classifier)[1] for folder in generated]
-    else:
-        for folder in generated:  # not read as a whole, but refused where there is nothing
-            GeneratedSet(folder).image_shape()
+    # read in any case, so that a damaged set is refused whatever the combination
+    ood = [generated_parts([folder], classifier)[1] for folder in generated]
+    if config.combination not in FITTED_ON_GENERATED:
+        ood = []
     if features is None:
         features = id_features(id_data, classifier, config.bank_size)
     return build_module(
