@@ -79,6 +79,7 @@ def test_an_unchanged_model_is_left_alone(pixel_models: Models, pixel_engines: P
     assert manifest == Manifest.read(pixel_engines)
 
 
+@pytest.mark.slow
 def test_an_export_with_tolerances_of_its_own_is_left_alone_where_none_are_asked_for(
     pixel_models: Models, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_real_inputs_are_latents_of_the_images_at_levels_of_the_schedule(
     assert set(without["network"].inputs) == {"random"}
 
 
+@pytest.mark.slow
 def test_weights_beyond_one_file(
     models: Models,
     generator: Generator,

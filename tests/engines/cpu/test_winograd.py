@@ -100,7 +100,7 @@ def relative(found: Tensor, exact: Tensor) -> float:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(4, 19), st.integers(4, 19),
