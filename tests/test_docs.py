@@ -102,8 +102,12 @@ OTHERS = ["jobs.md", "gpu.md"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
-def test_commands_and_python(page: str, workplace: Path, run: Callable[..., Any]) -> None:
+def test_commands_and_python(
+    page: str, workplace: Path, generated_dirs: list[Path], run: Callable[..., Any]
+) -> None:
     assert commands(page)
+    if page == "detector.md":  # builds a gate with generated images
+        shutil.copytree(generated_dirs[0], workplace / "ood")
     for arguments in commands(page):
         assert run(*arguments).code == 0, arguments
     for block in blocks(page, "python"):
