@@ -87,7 +87,8 @@ def compare(
 
     A gradient jumps where a ReLU's input crosses 0 or another neighbour becomes the k-th, and
     rounding may put the engine or PyTorch on the other side. Therefore each element of a gradient
-    must be PyTorch's at the inputs, in float32 or float64, or at inputs that differ by rounding.
+    must be PyTorch's at the inputs, in float32 or float64, or at inputs that are equal up to
+    floating-point rounding.
 
     Args:
         graph: Name of the graph, for the result.

@@ -33,10 +33,8 @@ def id_batches(
     Raises:
         GoodRtError: classes or images do not fit the classifier.
     """
-    config = classifier.config
-    classes = config.classes if id_data.labelled else None
-    for batch in id_data.batches(name, classes, config.channels, config.image_size, limit, rows):
-        yield from_uint8(batch.images)
+    for images, _ in _labelled_batches(id_data, name, classifier, limit, rows):
+        yield images
 
 
 def id_features(id_data: IdData, classifier: Classifier, limit: int | None = None) -> IdFeatures:
@@ -51,16 +49,22 @@ def id_features(id_data: IdData, classifier: Classifier, limit: int | None = Non
     Raises:
         GoodRtError: classes or images do not fit the classifier.
     """
+    return IdFeatures.of(classifier, _labelled_batches(id_data, "train", classifier, limit))
+
+
+def _labelled_batches(
+    id_data: IdData,
+    name: str,
+    classifier: Classifier,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """As `id_batches`, each batch with its labels (n,), or None for images without classes."""
     config = classifier.config
     classes = config.classes if id_data.labelled else None
-
-    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
-        parts = id_data.batches("train", classes, config.channels, config.image_size, limit)
-        for batch in parts:
-            labels = None if batch.labels is None else torch.from_numpy(batch.labels)
-            yield from_uint8(batch.images), labels
-
-    return IdFeatures.of(classifier, batches())
+    for batch in id_data.batches(name, classes, config.channels, config.image_size, limit, rows):
+        labels = None if batch.labels is None else torch.from_numpy(batch.labels)
+        yield from_uint8(batch.images), labels
 
 
 def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
@@ -76,7 +80,11 @@ def half_rows(id_data: IdData, name: str) -> tuple[list[int], list[int]]:
 
 
 def id_part(
-    id_data: IdData, name: str, classifier: Classifier, limit: int | None = None
+    id_data: IdData,
+    name: str,
+    classifier: Classifier,
+    limit: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> LabelledImages:
     """One part of the ID data as the classifier takes it: (N, H, W, C) uint8 with labels (N,).
 
@@ -85,9 +93,10 @@ def id_part(
         name: The part: train, held_out or test.
         classifier: Decides shape and classes.
         limit: At most so many images, evenly spaced.
+        rows: Only these rows of the source, of the part.
 
     Raises:
         GoodRtError: classes or images do not fit the classifier.
     """
     config = classifier.config
-    return id_data.part(name, config.classes, config.channels, config.image_size, limit)
+    return id_data.part(name, config.classes, config.channels, config.image_size, limit, rows)

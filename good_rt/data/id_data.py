@@ -142,11 +142,7 @@ class IdData:
             raise GoodRtError(
                 f"{self.source.path} has no images for the part {name}; add some, or split it again"
             )
-        return (
-            rows
-            if limit is None or limit >= len(rows)
-            else [rows[i] for i in spaced(len(rows), limit)]
-        )
+        return thinned(rows, limit)
 
     def part(
         self,
@@ -155,6 +151,7 @@ class IdData:
         channels: int,
         size: int,
         limit: int | None = None,
+        rows: Sequence[int] | None = None,
     ) -> LabelledImages:
         """One part in memory: (N, size, size, channels) uint8 with labels (N,).
 
@@ -164,12 +161,13 @@ class IdData:
             channels: 1 (grey) or 3 (RGB).
             size: Height and width.
             limit: At most so many images, evenly spaced.
+            rows: Only these rows of the source, of the part.
 
         Raises:
             GoodRtError: classes or images do not fit; it names the image.
         """
         outputs = self._checked(classes, channels, size)
-        rows = self.rows(name, limit)
+        rows = self.rows(name, limit) if rows is None else rows
         position = {row: i for i, row in enumerate(rows)}
         images = np.empty((len(rows), size, size, channels), np.uint8)
         for row, image in self._decoded(rows, channels, size):
@@ -272,8 +270,15 @@ def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDA
     """
     source = open_source(path)
     count = len(source.entries)
-    rows = range(count) if count <= limit else spaced(count, limit).tolist()
+    rows = thinned(range(count), limit)
     return np.stack([item.image(channels, size) for item in source.items(rows)])
+
+
+def thinned(rows: Sequence[int], limit: int | None) -> list[int]:
+    """At most ``limit`` rows, evenly spaced; all of them for None."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[place] for place in spaced(len(rows), limit)]
 
 
 def spaced(size: int, count: int) -> NDArray[np.int64]:

@@ -58,13 +58,25 @@ class IdScales:
         Raises:
             GoodRtError: a discrepancy is not finite, or the same for all images.
         """
-        of_image, of_feature = image_level(logits, temperature), feature(logits, features)
-        scales = cls(float(of_image.std()), float(of_feature.std()))
-        for name, std in (("energy", scales.image_std), (feature.name, scales.feature_std)):
+        return cls.of(image_level(logits, temperature), feature(logits, features))
+
+    @classmethod
+    def of(cls, image_levels: Tensor, feature_levels: Tensor) -> IdScales:
+        """The scales of discrepancies that are measured already.
+
+        Args:
+            image_levels: (N,) ℓ_img of ID images.
+            feature_levels: (N,) ℓ_feat of the same.
+
+        Raises:
+            GoodRtError: a discrepancy is not finite, or the same for all images.
+        """
+        scales = cls(float(image_levels.std()), float(feature_levels.std()))
+        for level, std in (("image", scales.image_std), ("feature", scales.feature_std)):
             if not (math.isfinite(std) and std > 0):
                 raise GoodRtError(
-                    f"the {name} of {len(logits)} held-out ID images has no spread; add images, or "
-                    "check the classifier"
+                    f"the {level}-level discrepancy of {len(image_levels)} held-out ID images has "
+                    "no spread; add images, or check the classifier"
                 )
         return scales
 

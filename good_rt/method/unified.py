@@ -8,7 +8,7 @@ Nothing is taken from test sets, so that a single image can be scored (GOOD, arX
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class UnifiedScore:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "combination": {"name": self.kind, **asdict(self.combination)},  # type: ignore[call-overload]
+            "combination": {"name": self.kind, **vars(self.combination)},
             "discrepancies": {
                 name: {"mean": mean, "std": std, "weight": weight}
                 for name, mean, std, weight in zip(

@@ -7,12 +7,11 @@ batch by batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from good_rt.config.settings import ENGINE_FOLDER, BackendConfig, ExportConfig, GenerationConfig
@@ -276,9 +275,15 @@ def _sample_missing(
     Without criteria of acceptance every sample is kept, so that the indices are 0 to count − 1.
     """
     assert config.batch != "auto"
-    rows, rejected = generated.rows(), Counter(generated.rejections().values())
-    kept = _kept(generated, generator, config)
-    done = {row.index for row in rows} | generated.rejections().keys()
+    rows, before_now = generated.rows(), generated.rejections()
+    rejected, done = Counter(before_now.values()), {row.index for row in rows} | before_now.keys()
+    kept = Kept(config.count, len(generator.classifier.config.classes))
+    held = rows[: config.count]
+    features: Iterable[Any] = [None] * len(held)
+    if held and config.accept.gap > 0:
+        features = generator.measure(generated.images(held), config).features
+    for row, feature in zip(held, features, strict=True):
+        kept.add(row.label, feature)
     on_images(min(len(rows), config.count))
     limit = round(config.accept.budget * config.count) if config.accept.active else config.count
     band, id_images = config.accept.p_value, len(generator.id_levels[1])
@@ -288,6 +293,8 @@ def _sample_missing(
             f"p-value by {id_images} held-out images; raise it, or add images"
         )
     for first in range(0, limit, config.batch):
+        if kept.is_full:
+            break
         # always a whole batch, so that its bytes never change
         indices = list(range(first, first + config.batch))
         missing = [
@@ -295,7 +302,7 @@ def _sample_missing(
             for position, index in enumerate(indices)
             if index < limit and index not in done
         ]
-        if kept.is_full or not missing:
+        if not missing:
             continue
         images = generator.images(config, indices)
         measured = generator.measure(images, config)
@@ -335,23 +342,10 @@ def _sample_missing(
     if not kept.is_full:
         reasons = ", ".join(f"{count} by {reason}" for reason, count in rejected.most_common())
         raise GoodRtError(
-            f"{generated.folder}: only {len(kept.labels)} of {config.count} images were kept of "
+            f"{generated.folder}: only {kept.number} of {config.count} images were kept of "
             f"{limit} samples (rejected: {reasons}); widen these bands, change mu or start, or "
             "raise budget, and run it again: it resumes"
         )
-
-
-def _kept(generated: GeneratedSet, generator: Generator, config: GenerationConfig) -> Kept:
-    """What a set holds, as the criteria of acceptance see it."""
-    kept = Kept(config.count, len(generator.classifier.config.classes))
-    rows = generated.rows()
-    if rows and config.accept.gap > 0:
-        features = list(generator.measure(generated.images(rows), config).features)
-    else:
-        features = [np.zeros(0, np.float32)] * len(rows)
-    for row, feature in zip(rows, features, strict=True):
-        kept.add(row.label, feature)
-    return kept
 
 
 def _judge(
@@ -376,7 +370,7 @@ def _judge(
         )
         reason = rejection(config.accept, candidate, kept) if config.accept.active else None
         if reason is None:
-            kept.add(candidate.label, candidate.feature)
+            kept.add(candidate.label, candidate.feature if config.accept.gap > 0 else None)
             accepted.append(position)
         else:
             rejections[position] = reason

@@ -353,9 +353,9 @@ def make_generator(
     knn, feature = guidance_discrepancies(models, id_data, config.bank)
     known, _ = half_rows(id_data, "held_out")
     held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))
-    scales = IdScales.measure(*held_out, feature, config.bank.temperature)
     # before the feature discrepancy moves to the device
     id_levels = image_level(held_out[0], config.bank.temperature), feature(*held_out)
+    scales = IdScales.of(*id_levels)
     return Generator(
         denoiser=denoiser,
         decode=decode,

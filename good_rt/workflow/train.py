@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from good_rt.classifier import Classifier, predict, save_classifier
+from good_rt.classifier import predict, save_classifier
 from good_rt.config.settings import TrainConfig
 from good_rt.data.batches import half_rows, id_part
 from good_rt.data.generated_split import generated_images, generated_parts
-from good_rt.data.id_data import IdData, spaced
-from good_rt.data.labelled import LabelledImages
+from good_rt.data.id_data import IdData, thinned
 from good_rt.data.pixels import from_uint8
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
@@ -163,7 +161,8 @@ def training_images(
     config = classifier.config
     limit = TRAINING_BYTES // (4 * config.channels * config.image_size**2)
     known = id_part(id_data, "train", classifier, limit)
-    validation = _validation_images(id_data, classifier, limit)
+    validated, _ = half_rows(id_data, "held_out")  # the other half calibrates
+    validation = id_part(id_data, "held_out", classifier, rows=thinned(validated, limit))
     assert known.labels is not None and validation.labels is not None
     pixels = from_uint8(known.images)
     diffusion, decoded = models.diffusion.to(models.device), None
@@ -182,19 +181,6 @@ def training_images(
         unguided=sampled,
         unguided_labels=None if sampled is None else predict(classifier, sampled)[0].argmax(dim=1),
     )
-
-
-def _validation_images(id_data: IdData, classifier: Classifier, limit: int) -> LabelledImages:
-    """At most ``limit`` images of the half of the held-out part that calibrates nothing."""
-    rows, _ = half_rows(id_data, "held_out")
-    if len(rows) > limit:
-        rows = [rows[place] for place in spaced(len(rows), limit)]
-    config = classifier.config
-    parts = list(
-        id_data.batches("held_out", config.classes, config.channels, config.image_size, rows=rows)
-    )
-    labels = [part.labels for part in parts if part.labels is not None]
-    return LabelledImages(np.concatenate([part.images for part in parts]), np.concatenate(labels))
 
 
 def decoded_images(

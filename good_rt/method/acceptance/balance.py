@@ -13,6 +13,6 @@ def has_room(config: AcceptConfig, candidate: Candidate, kept: Kept) -> bool:
     if not config.balance:
         return True
     room, remainder = divmod(kept.count, kept.classes)
-    held = kept.labels.count(candidate.label)
-    larger = sum(kept.labels.count(label) > room for label in range(kept.classes))
+    held = kept.per_class[candidate.label]
+    larger = sum(number > room for number in kept.per_class.values())
     return held < room or (held == room and larger < remainder)

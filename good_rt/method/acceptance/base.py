@@ -6,6 +6,7 @@ before, so that a set is the same however it was interrupted. NumPy only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,22 +42,34 @@ class Kept:
     Attributes:
         count: How many are to be kept.
         classes: Number of classes.
-        features: (D,) of unit norm of each.
-        labels: Class of each.
+        per_class: How many of each class were kept.
     """
 
     count: int
     classes: int
-    features: list[NDArray[np.float32]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    per_class: Counter[int] = field(default_factory=Counter)
+    _features: NDArray[np.float32] | None = None
 
-    def add(self, label: int, feature: NDArray[np.float32]) -> None:
-        self.features.append(feature)
-        self.labels.append(label)
+    def add(self, label: int, feature: NDArray[np.float32] | None = None) -> None:
+        """Adds an image; its feature (D,) where a gap between images is asked for."""
+        if feature is not None:
+            if self._features is None:  # once for all, since a copy for each would be quadratic
+                self._features = np.empty((max(self.count, 1), len(feature)), np.float32)
+            self._features[self.number] = feature
+        self.per_class[label] += 1
+
+    @property
+    def number(self) -> int:
+        return self.per_class.total()
+
+    @property
+    def features(self) -> NDArray[np.float32] | None:
+        """(n, D) of unit norm; None where there are none."""
+        return None if self._features is None else self._features[: self.number]
 
     @property
     def is_full(self) -> bool:
-        return len(self.labels) >= self.count
+        return self.number >= self.count
 
 
 Criterion = Callable[[AcceptConfig, Candidate, Kept], bool]

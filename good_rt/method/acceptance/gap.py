@@ -12,7 +12,7 @@ from good_rt.method.acceptance.base import Candidate, Kept, criterion
 def is_apart(config: AcceptConfig, candidate: Candidate, kept: Kept) -> bool:
     """The Euclidean distance of the unit-norm feature to that of every kept image is at least the
     gap."""
-    if config.gap == 0 or not kept.features:
+    if config.gap == 0 or kept.features is None:
         return True
-    distances = np.linalg.norm(np.stack(kept.features) - candidate.feature, axis=1)
+    distances = np.linalg.norm(kept.features - candidate.feature, axis=1)
     return bool(distances.min() >= config.gap)
