@@ -6,10 +6,10 @@ help:
 	@echo "make test | slow | lint | format | types | docs"
 
 test:
-	pytest
+	pytest -n auto
 
 slow:
-	pytest -m slow
+	pytest -n auto -m slow
 
 lint:
 	ruff check .

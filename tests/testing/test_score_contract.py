@@ -56,7 +56,7 @@ FEATURE_LEVELS: dict[str, tuple[Discrepancy, Tensor]] = {
 @pytest.mark.parametrize(
     ("name", "check"),
     [(name, check) for name, score in LOGIT_SCORES.items() for check in score_checks(score)],
-    ids=str,
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_logit_scores(name: str, check: ContractCheck) -> None:
     check()

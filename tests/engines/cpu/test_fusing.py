@@ -283,7 +283,7 @@ def test_what_is_no_group_norm_is_left(
     ]
     graph = helper.make_graph(nodes, "norm", image[:1], image[1:], constants)
     model = onnx.shape_inference.infer_shapes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     )
     onnx.save(model, tmp_path / "norm.onnx")
     x = torch.randn(3, 8, 6, 6, generator=generator)
@@ -395,7 +395,7 @@ def kernel(
     graph = helper.make_graph(nodes, "kernels", inputs, [value("y", *image), value("dx", *image)])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     path = folder / "kernels.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opsets), path)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     return with_kernels(path)
 
 
@@ -508,7 +508,9 @@ def interleave(tmp_path: Path, shape: tuple[int, int, int]) -> Engine:
     node = helper.make_node("Interleave", images, ["whole"], domain=DOMAIN)
     graph = helper.make_graph([node], "interleave", inputs, [whole])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "interleave.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "interleave.onnx"
+    )
     return with_kernels(tmp_path / "interleave.onnx")
 
 
@@ -538,7 +540,7 @@ def test_nan_propagates_through_the_gradient_of_a_relu(tmp_path: Path, name: str
     ]
     graph = helper.make_graph([node], "relu", values[:2], values[2:])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "relu.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "relu.onnx")
     arrays = {each: torch.full((2, 4, 33), -1.0) for each in ("cotangent", "y")}
     arrays[name][1, 2, 32] = float("nan")
     nans = with_kernels(tmp_path / "relu.onnx")(**arrays)["dx"].isnan()
