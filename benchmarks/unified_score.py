@@ -29,19 +29,22 @@ from record import write_result
 
 from good_rt.classifier import Classifier, load_classifier
 from good_rt.config.settings import DetectorConfig
-from good_rt.data.batches import half_rows, id_batches, id_features
+from good_rt.data.batches import half_rows, id_batches, id_features, id_part
 from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import IdData
+from good_rt.data.labelled import LabelledImages
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
-from good_rt.detector.module import Measurements, measure
+from good_rt.detector.module import measure
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.method.combination import COMBINATIONS
 from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig, fit_discrepancy
 from good_rt.method.discrepancy.knn import KnnDistance
+from good_rt.method.measurements import Measurements
 from good_rt.method.unified import fit_unified
 
 KINDS = ("img", "feat", "both")
+VALIDATION_SETS = ("clip art", "shuffled patches", "inverted", "swapped halves")
 TEST_SETS = ("near", "mnist", "emoji", "photos", "textures")
 SIMPLEST = ("sum", "max", "logistic", "gate", "fisher", "min_p")
 """Combinations from the simplest to the least simple."""
@@ -76,9 +79,9 @@ def swapped_halves(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDAr
     return swapped
 
 
-def validation_sets() -> Sets:
-    """The validation sets, of ID images that no combination is fitted on."""
-    held_out = assets.load_images("held_out").take(slice(1, 2 * IMAGES, 2))
+def validation_sets(held_out: LabelledImages) -> Sets:
+    """The validation sets, of held-out ID images that no combination is fitted on."""
+    held_out = held_out.take(slice(IMAGES))
     assert held_out.labels is not None
     return {
         "clip art": assets.load_images("validation").images,
@@ -102,7 +105,7 @@ def measured_sets(classifier: Classifier, run: Path) -> dict[str, Measurements]:
         "test ID": from_uint8(assets.load_images("test").images),
         "generated": torch.cat(generated),
     }
-    for name, images in validation_sets().items():
+    for name, images in validation_sets(id_part(data, "held_out", classifier, rows=others)).items():
         sets[name] = from_uint8(images)
     for name in TEST_SETS:
         sets[name] = from_uint8(assets.load_images(name).images)
@@ -123,12 +126,13 @@ def fpr95(
 ) -> dict[str, dict[str, float]]:
     """FPR95 and AUROC by set of one score; the combination sees the set "fit" and half of the
     generated images, the other half is the validation set "generated"."""
-    ood = measured["generated"].values(names)
-    score = fit_unified(names, measured["fit"].values(names), kind, ood[::2])
+    generated = measured["generated"]
+    score = fit_unified(names, measured["fit"], kind, _rows(generated, slice(0, None, 2)))
 
     def scores(name: str) -> NDArray[np.float64]:
-        values = measured[name].values(names)
-        return score(torch.from_numpy(values[1::2] if name == "generated" else values)).numpy()
+        of = _rows(generated, slice(1, None, 2)) if name == "generated" else measured[name]
+        values, logits = map(torch.from_numpy, (of.values(names), of.logits))
+        return score(values, logits).numpy()
 
     by_set = {}
     for name in measured:
@@ -138,6 +142,11 @@ def fpr95(
         metrics = detection_metrics(known, scores(name))
         by_set[name] = {"fpr95": metrics.fpr95, "auroc": metrics.auroc}
     return by_set
+
+
+def _rows(measured: Measurements, rows: slice) -> Measurements:
+    of = {name: values[rows] for name, values in measured.discrepancies.items()}
+    return Measurements(measured.logits[rows], of)
 
 
 @click.command()
@@ -165,9 +174,8 @@ def main(runs: tuple[Path, ...]) -> None:
     def mean(key: str, model: str, sets: tuple[str, ...]) -> float:
         return float(np.mean([by[name]["fpr95"] for by in figures[key][model] for name in sets]))
 
-    validation = tuple(validation_sets())
     ranked = sorted(
-        (float(np.mean([mean(key, m, validation) for m in ("before", "trained")])), key)
+        (float(np.mean([mean(key, m, VALIDATION_SETS) for m in ("before", "trained")])), key)
         for key in figures
     )
 
@@ -185,7 +193,7 @@ def main(runs: tuple[Path, ...]) -> None:
         )
         click.echo(f"{100 * value:5.1f} {key}{' <- chosen' if key == chosen else ''}: {tests}")
     context = {
-        "validation_sets": validation,
+        "validation_sets": VALIDATION_SETS,
         "test_sets": TEST_SETS,
         "rule": (__doc__ or "").partition("The rule:")[2].strip(),
         "chosen": chosen,

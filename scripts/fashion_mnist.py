@@ -1,8 +1,9 @@
 """Reads Fashion-MNIST's IDX files (Debian: ``apt-get install dataset-fashion-mnist``) and splits
-them for the demo.
+them by class.
 
-In-distribution (ID) are the classes 0 to 7. The classes 8 (bag) and 9 (ankle boot) are the near-OOD
-test set: `load` does not hand them to anything but the script that writes that test set.
+Two classes are the near-OOD test set, and the other eight in-distribution (ID): in the demo, 8
+(bag) and 9 (ankle boot) are near; benchmarks/quality.py holds out others. `load` hands the near
+classes to nothing but the code that writes or measures that test set.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker")
+NAMES = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle boot",
+)  # fmt: skip
+DEMO_NEAR = (8, 9)
+"""The demo's near-OOD classes."""
 HELD_OUT = 600
 """Images a class that the models' training never sees: they fit the gate and calibrate the
 threshold."""
@@ -45,15 +51,20 @@ def _part(source: Path, name: str) -> Split:
     return Split(images, _read_idx(source / f"{name}-labels-idx1-ubyte.gz"))
 
 
-def load(source: Path = SOURCE) -> dict[str, Split]:
+def id_classes(near: tuple[int, ...] = DEMO_NEAR) -> tuple[int, ...]:
+    """The in-distribution classes; their places are the labels of the ID splits."""
+    return tuple(label for label in range(len(NAMES)) if label not in near)
+
+
+def load(source: Path = SOURCE, near: tuple[int, ...] = DEMO_NEAR) -> dict[str, Split]:
     """The ID splits ``train`` (5,400 a class), ``held_out`` (600 a class) and ``test`` (1,000 a
     class)."""
-    train, test = _part(source, "train"), _part(source, "t10k")
-    train, test = train.where(train.labels < 8), test.where(test.labels < 8)
+    known = id_classes(near)
+    train, test = (_relabelled(_part(source, name), known) for name in ("train", "t10k"))
     order = np.random.default_rng(0).permutation(len(train.labels))
     train = train.where(order)
     rank = np.zeros(len(train.labels), np.int64)
-    for label in range(8):
+    for label in range(len(known)):
         members = np.flatnonzero(train.labels == label)
         rank[members] = np.arange(len(members))
     return {
@@ -63,7 +74,13 @@ def load(source: Path = SOURCE) -> dict[str, Split]:
     }
 
 
-def near_ood(source: Path = SOURCE) -> Split:
-    """The test images of the held-out classes 8 and 9, for the final evaluation alone."""
+def near_ood(source: Path = SOURCE, near: tuple[int, ...] = DEMO_NEAR) -> Split:
+    """The test images of the near-OOD classes, for the final evaluation alone."""
     test = _part(source, "t10k")
-    return test.where(test.labels >= 8)
+    return test.where(np.isin(test.labels, near))
+
+
+def _relabelled(split: Split, known: tuple[int, ...]) -> Split:
+    """The images of the classes ``known``, labelled by their places in it."""
+    chosen = split.where(np.isin(split.labels, known))
+    return Split(chosen.images, np.searchsorted(known, chosen.labels).astype(np.uint8))

@@ -247,7 +247,7 @@ def balanced(split: fashion_mnist.Split, per_class: int) -> fashion_mnist.Split:
     """The first images of each class, shuffled, so that every run of images holds all classes."""
     chosen = [
         np.flatnonzero(split.labels == label)[:per_class]
-        for label in range(len(fashion_mnist.CLASSES))
+        for label in range(len(fashion_mnist.id_classes()))
     ]
     return split.where(np.random.default_rng(0).permutation(np.concatenate(chosen)))
 

@@ -22,7 +22,8 @@ from good_rt.demo.network import SmallResNet
 @click.command()
 @click.option("--source", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(source: Path, out: Path) -> None:
+@click.option("--near", type=(int, int), default=fashion_mnist.DEMO_NEAR, show_default=True)
+def main(source: Path, out: Path, near: tuple[int, int]) -> None:
     """Writes OUT/diffusion, OUT/gradient_decoder and OUT/classifier."""
     shutil.rmtree(out, ignore_errors=True)
     for kind, name, folder in (
@@ -42,7 +43,8 @@ def main(source: Path, out: Path) -> None:
     DDIMScheduler.from_pretrained(source / "scheduler").save_pretrained(
         out / "diffusion" / "scheduler"
     )
-    described = ClassifierConfig("small_resnet", fashion_mnist.CLASSES, channels=1, image_size=32)
+    names = tuple(fashion_mnist.NAMES[label] for label in fashion_mnist.id_classes(near))
+    described = ClassifierConfig("small_resnet", names, channels=1, image_size=32)
     network = SmallResNet()
     network.load_state_dict(load_file(source / "classifier.safetensors"))
     save_classifier(Classifier(network, described), out / "classifier")

@@ -1,5 +1,5 @@
 """Trains the demo's classifier, VAE and class-conditional latent UNet from Fashion-MNIST's classes
-0 to 7.
+0 to 7; with `--near`, those of another split.
 
     python scripts/train_demo_models.py classifier --out build/demo
     python scripts/train_demo_models.py vae        --out build/demo
@@ -35,7 +35,7 @@ from good_rt.demo.network import SmallResNet
 VAE_PHASES = ((2000, 1e-5, 0.3), (750, 5e-7, 0.1), (1200, 1e-8, 0.0))
 """(steps, weight of the KL term, weight of the L1 term): the KL term keeps the latents near normal
 at first; as it falls the channels that it had silenced come to carry detail."""
-NULL_CLASS = len(fashion_mnist.CLASSES)
+NULL_CLASS = len(fashion_mnist.id_classes())
 
 
 def images(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
@@ -77,6 +77,13 @@ def stage(function: Callable[..., None]) -> click.Command:
             default=fashion_mnist.SOURCE,
             show_default=True,
         ),
+        click.option(
+            "--near",
+            type=(int, int),
+            default=fashion_mnist.DEMO_NEAR,
+            show_default=True,
+            help="The two classes that no model sees.",
+        ),
         click.option("--threads", default=2, show_default=True),
         click.option(
             "--steps", type=int, help="Optimiser steps; the default is what the shipped model had."
@@ -87,11 +94,13 @@ def stage(function: Callable[..., None]) -> click.Command:
     return main.command()(function)
 
 
-def prepare(out: Path, source: Path, threads: int) -> dict[str, tuple[Tensor, Tensor]]:
+def prepare(
+    out: Path, source: Path, near: tuple[int, int], threads: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
-    return {name: images(split) for name, split in fashion_mnist.load(source).items()}
+    return {name: images(split) for name, split in fashion_mnist.load(source, near).items()}
 
 
 def erase(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -108,10 +117,12 @@ def erase(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @stage
-def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def classifier(
+    out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None
+) -> None:
     """SmallResNet with SGD, flips, shifts and random erasing, in bfloat16; its weights' moving
     average is kept."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, y = data["train"]
     model = SmallResNet().to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
@@ -134,9 +145,9 @@ def classifier(out: Path, source: Path, threads: int, steps: int | None) -> None
 
 
 @stage
-def vae(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def vae(out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None) -> None:
     """AutoencoderKL, 32x32x1 to 8x8x8."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, _ = data["train"]
     model = AutoencoderKL(
         in_channels=1,
@@ -202,10 +213,12 @@ def perceptual_distance(network: SmallResNet, first: Tensor, second: Tensor) -> 
 
 
 @stage
-def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def decoder(
+    out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None
+) -> None:
     """Goes on with the VAE's decoder alone, on slightly noisy latents: less blur in what the
     classifier looks at."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, _ = data["train"]
     model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
@@ -229,13 +242,13 @@ def decoder(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 
 @stage
-def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def light(out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None) -> None:
     """A small AutoencoderTiny for the VAE's latents, through whose decoder guidance's gradients go.
 
     Most of its blocks are where the latents are small: a block at full size would cost as much as
     16 of those.
     """
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, _ = data["train"]
     teacher = AutoencoderKL.from_pretrained(out / "vae").eval()
     latents = scaled_latents(teacher, x)
@@ -271,10 +284,10 @@ def light(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 
 @stage
-def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def unet(out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None) -> None:
     """UNet2DModel with v-prediction; a tenth of the labels is dropped for classifier-free
     guidance."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, y = data["train"]
     encoder = AutoencoderKL.from_pretrained(out / "vae").eval()
     cache = out / "latents.safetensors"
@@ -302,10 +315,10 @@ def unet(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 
 @stage
-def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def longer(out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None) -> None:
     """Goes on with the UNet, on images as they are: garments face one way, and mirrored ones are no
     longer wanted."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
@@ -314,9 +327,11 @@ def longer(out: Path, source: Path, threads: int, steps: int | None) -> None:
 
 
 @stage
-def detailed(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def detailed(
+    out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None
+) -> None:
     """Goes on with the UNet, most often at the noise levels where details are decided."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, y = data["train"]
     latents = scaled_latents(AutoencoderKL.from_pretrained(out / "vae").eval(), x)
     model = UNet2DModel.from_pretrained(out / "unet")
@@ -342,10 +357,12 @@ def denoise_last(
 
 
 @stage
-def denoised(out: Path, source: Path, threads: int, steps: int | None) -> None:
+def denoised(
+    out: Path, source: Path, near: tuple[int, int], threads: int, steps: int | None
+) -> None:
     """Goes on with the decoder on latents that the UNet denoised, so that it makes up for what the
     UNet leaves out."""
-    data = prepare(out, source, threads)
+    data = prepare(out, source, near, threads)
     x, y = data["train"]
     model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)

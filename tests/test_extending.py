@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from good_rt.errors import NoGradientRuleError
 from good_rt.export.vjp.rules import RULES
 from good_rt.method.combination import COMBINATIONS
 from good_rt.method.discrepancy import DISCREPANCIES, TITLES, fit_discrepancy
+from good_rt.method.measurements import Measurements
 from good_rt.method.unified import fit_unified
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -88,9 +90,12 @@ def test_a_discrepancy_and_a_combination(registers_restored: None) -> None:
     id_features = IdFeatures(features, torch.arange(20) % 3, 3)
     values = fit_discrepancy("centre_distance", id_features)(torch.zeros(20, 3), features)
     assert values.shape == (20,) and bool(values.isfinite().all())
-    pair = torch.stack([values, -values], dim=1).numpy()
-    score = fit_unified(["centre_distance", "other"], pair, "soft_max")
-    assert score(torch.from_numpy(pair)).shape == (20,)
+    of_images = values.double().numpy()
+    pair = {"centre_distance": of_images, "other": -of_images}
+    measured = Measurements(np.zeros((20, 3), np.float32), pair)
+    score = fit_unified(list(pair), measured, "soft_max")
+    columns = torch.from_numpy(np.stack(list(pair.values()), axis=1))
+    assert score(columns, torch.zeros(20, 3)).shape == (20,)
 
 
 def test_every_section_with_code_is_run() -> None:

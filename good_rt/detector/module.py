@@ -7,8 +7,7 @@ PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,24 +19,8 @@ from good_rt.config.settings import DetectorConfig
 from good_rt.detector.runtime import output_names
 from good_rt.method.conformal import check_alpha, conformal_p_value
 from good_rt.method.discrepancy import Discrepancy, DiscrepancyConfig, fit_discrepancy
+from good_rt.method.measurements import Measurements
 from good_rt.method.unified import UnifiedScore, fit_unified
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """Logits and discrepancies of N images.
-
-    Attributes:
-        logits: (N, K).
-        discrepancies: (N,) by name.
-    """
-
-    logits: NDArray[np.float32]
-    discrepancies: Mapping[str, NDArray[np.float64]]
-
-    def values(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """(N, J) of these discrepancies."""
-        return np.stack([self.discrepancies[name] for name in names], axis=1)
 
 
 @torch.no_grad()
@@ -120,7 +103,7 @@ class DetectorModule(nn.Module):
     def decide(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
         """The outputs from logits (N, K) and features (N, D)."""
         values = [graph(logits, features) for graph in self.graphs]
-        score = self.unified(torch.stack(values, dim=1))
+        score = self.unified(torch.stack(values, dim=1), logits)
         more_ood = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
         less_ood = (self.calibration[None, :] < score[:, None]).sum(dim=1)
         p_value = (1 + more_ood).float() / (len(self.calibration) + 1)
@@ -139,7 +122,7 @@ class DetectorModule(nn.Module):
     def scores(self, measured: Measurements) -> NDArray[np.float64]:
         """Unified scores (N,) of measured images."""
         values = torch.from_numpy(measured.values(self.unified.names))
-        return self.unified(values).numpy()
+        return self.unified(values, torch.from_numpy(measured.logits)).numpy()
 
 
 def build_module(
@@ -175,16 +158,11 @@ def build_module(
     known = measure(classifier, discrepancies, fit_images)
     ood, weights = None, None
     if ood_images:
-        ood = measure(classifier, discrepancies, torch.cat(list(ood_images))).values(names)
+        ood = measure(classifier, discrepancies, torch.cat(list(ood_images)))
         weights = np.concatenate([np.full(len(kind), 1 / len(kind)) for kind in ood_images])
-    score = fit_unified(names, known.values(names), config.combination, ood, weights)
-    held_out = measure(classifier, discrepancies, calibration_images).values(names)
-    module = DetectorModule(
-        classifier,
-        discrepancies,
-        score,
-        score(torch.from_numpy(held_out)).numpy(),
-        config,
-        id_features,
-    )
+    score = fit_unified(names, known, config.combination, ood, weights)
+    held_out = measure(classifier, discrepancies, calibration_images)
+    values, held_out_logits = map(torch.from_numpy, (held_out.values(names), held_out.logits))
+    calibration = score(values, held_out_logits).numpy()
+    module = DetectorModule(classifier, discrepancies, score, calibration, config, id_features)
     return module.eval().to(classifier.device)

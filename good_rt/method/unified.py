@@ -1,8 +1,8 @@
 """The unified score: one number out of several discrepancies.
 
-Each discrepancy is standardised on held-out ID images, and a combination makes one score of them.
-Nothing is taken from test sets, so that a single image can be scored (GOOD, arXiv 2510.17131, Sec.
-3.4, takes its weight from each whole test set instead).
+Each discrepancy is standardised on held-out ID images of the class that an image is taken for, and
+a combination makes one score of them. Nothing is taken from test sets, so that a single image can
+be scored (GOOD, arXiv 2510.17131, Sec. 3.4, takes its weight from each whole test set instead).
 """
 
 from __future__ import annotations
@@ -16,64 +16,61 @@ import torch
 from torch import Tensor
 
 from good_rt.errors import GoodRtError
+from good_rt.method.class_scales import ClassScales
 from good_rt.method.combination import COMBINATIONS, Combination, FitValues
-from good_rt.method.combination.base import constant
+from good_rt.method.measurements import Measurements
 from good_rt.method.schedule import FloatArray
 
 
 @dataclass(frozen=True)
 class UnifiedScore:
-    """u = C(a_1, …, a_J) of the standardised discrepancies a_j = (s_j − mean_j)/std_j, higher =
-    more OOD.
+    """u = C(a_1, …, a_J) of the discrepancies a_j on the scale of the image's class, higher = more
+    OOD.
 
     Attributes:
         names: The discrepancies.
-        means: Their means on ID images.
-        stds: Their standard deviations on ID images.
+        scales: Makes a_j of them.
         combination: C.
         kind: C's name in `COMBINATIONS`.
     """
 
     names: tuple[str, ...]
-    means: tuple[float, ...]
-    stds: tuple[float, ...]
+    scales: ClassScales
     combination: Combination
     kind: str
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """Scores (N,) of discrepancies (N, J)."""
-        return self.combination(self.standardise(values))
-
-    def standardise(self, values: Tensor) -> Tensor:
-        """(N, J): mean 0 and standard deviation 1 on the ID images that it was fitted on."""
-        return (values - constant(self.means, values)) / constant(self.stds, values)
+    def __call__(self, values: Tensor, logits: Tensor) -> Tensor:
+        """Scores (N,) of discrepancies (N, J) and logits (N, K)."""
+        return self.combination(self.scales.standardise(values, logits))
 
     def to_json(self) -> dict[str, Any]:
+        medians, spreads = (
+            dict(zip(self.names, zip(*rows, strict=True), strict=True))
+            for rows in (self.scales.medians, self.scales.spreads)
+        )
         return {
             "combination": {"name": self.kind, **vars(self.combination)},
             "discrepancies": {
-                name: {"mean": mean, "std": std, "weight": weight}
-                for name, mean, std, weight in zip(
-                    self.names, self.means, self.stds, self.combination.weights, strict=True
-                )
+                name: {"medians": medians[name], "spreads": spreads[name], "weight": weight}
+                for name, weight in zip(self.names, self.combination.weights, strict=True)
             },
         }
 
 
 def fit_unified(
     names: Sequence[str],
-    id_values: FloatArray,
+    known: Measurements,
     kind: str = "sum",
-    ood_values: FloatArray | None = None,
+    ood: Measurements | None = None,
     ood_weights: FloatArray | None = None,
 ) -> UnifiedScore:
     """The unified score of held-out ID images and generated OOD images.
 
     Args:
         names: The J discrepancies.
-        id_values: (N, J) of ID images.
+        known: What N ID images measure.
         kind: A key of `COMBINATIONS`.
-        ood_values: (M, J) of generated OOD images; None where there are none.
+        ood: What M generated OOD images measure; None where there are none.
         ood_weights: (M,) weight of each OOD image; None for equal weights.
 
     Raises:
@@ -82,31 +79,25 @@ def fit_unified(
     """
     if kind not in COMBINATIONS:
         raise GoodRtError(f"there is no combination {kind!r}; there are {', '.join(COMBINATIONS)}")
-    _check("held-out ID images", names, id_values)
-    means, stds = id_values.mean(axis=0), id_values.std(axis=0)
-    for name, std in zip(names, stds, strict=True):
-        if not std > 0:
-            raise GoodRtError(
-                f"{name} is the same for all held-out ID images; the classifier is degenerate, or "
-                "the images are copies of one"
-            )
-    if ood_values is not None:
-        _check("generated OOD images", names, ood_values)
+    _check("held-out ID images", names, known)
+    if ood is not None:
+        _check("generated OOD images", names, ood)
+    scales = ClassScales.fit(names, known)
 
-    def standardised(values: FloatArray) -> Tensor:
-        return torch.from_numpy((values - means) / stds)
+    def standardised(measured: Measurements) -> Tensor:
+        logits = torch.from_numpy(measured.logits)
+        return scales.standardise(torch.from_numpy(measured.values(names)), logits)
 
     values = FitValues(
-        standardised(id_values),
-        None if ood_values is None else standardised(ood_values),
+        standardised(known),
+        None if ood is None else standardised(ood),
         None if ood_weights is None else torch.from_numpy(ood_weights),
     )
-    return UnifiedScore(
-        tuple(names), tuple(means.tolist()), tuple(stds.tolist()), COMBINATIONS[kind](values), kind
-    )
+    return UnifiedScore(tuple(names), scales, COMBINATIONS[kind](values), kind)
 
 
-def _check(what: str, names: Sequence[str], values: FloatArray) -> None:
+def _check(what: str, names: Sequence[str], measured: Measurements) -> None:
+    values = measured.values(names)
     if len(values) < 2:
         raise GoodRtError(f"the unified score needs at least 2 {what}, not {len(values)}")
     wrong = np.argwhere(~np.isfinite(values))

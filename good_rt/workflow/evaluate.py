@@ -22,7 +22,7 @@ from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.image_files import contact_sheet
 from good_rt.data.pixels import from_uint8
-from good_rt.detector.module import DetectorModule, Measurements, measure
+from good_rt.detector.module import DetectorModule, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.report import ReportData, Sheet, write_report
@@ -37,6 +37,7 @@ from good_rt.method.discrepancy import (
     fit_discrepancy,
 )
 from good_rt.method.discrepancy.energy import Energy
+from good_rt.method.measurements import Measurements
 from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress

@@ -19,10 +19,12 @@ from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module, measure
 from good_rt.errors import GoodRtError
+from good_rt.method.class_scales import ClassScales
 from good_rt.method.combination.gate import Gate
 from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig
 from good_rt.method.discrepancy.energy import Energy
 from good_rt.method.discrepancy.knn import KnnDistance
+from good_rt.method.measurements import Measurements
 from good_rt.method.unified import UnifiedScore
 
 TRAIN = from_uint8(assets.load_images("train").images[:300])
@@ -124,14 +126,16 @@ def test_every_output(
     for name, values in test.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
 
-    # standardised on KNOWN
-    u = module.unified
-    means, stds = ([statistic(v) for v in known.values()] for statistic in (np.mean, np.std))
-    np.testing.assert_allclose(u.means, means, rtol=1e-3)
-    np.testing.assert_allclose(u.stds, stds, rtol=1e-3)
+    # standardised on KNOWN, whose scales tests/method/test_class_scales.py checks
+    u, parts = module.unified, {"test": TEST, "known": KNOWN, "calibration": CALIBRATION}
+    logits = {name: outputs(classifier, images)[0] for name, images in parts.items()}
+    scales = ClassScales.fit(list(known), Measurements(logits["known"], known))
+    np.testing.assert_allclose(u.scales.medians, scales.medians, rtol=1e-3)
+    np.testing.assert_allclose(u.scales.spreads, scales.spreads, rtol=1e-2)
 
-    def unified(values: dict[str, Array]) -> Array:
-        a = (np.stack(list(values.values()), axis=1) - means) / stds
+    def unified(values: dict[str, Array], of: str) -> Array:
+        columns = torch.from_numpy(np.stack(list(values.values()), axis=1))
+        a = scales.standardise(columns, torch.from_numpy(logits[of])).numpy()
         weights = np.array(u.combination.weights)
         if config.combination == "sum":
             mean: Array = a.mean(axis=1)
@@ -141,9 +145,11 @@ def test_every_output(
         score: Array = logsumexp(c * a, axis=1, b=weights) / c
         return score
 
-    score = unified(test)
+    score = unified(test, "test")
     np.testing.assert_allclose(found["score"], score, rtol=1e-2, atol=1e-2)
-    p_value = np.array([(1 + np.sum(unified(calibration) >= s)) / 100 for s in score])
+    p_value = np.array(
+        [(1 + np.sum(unified(calibration, "calibration") >= s)) / 100 for s in score]
+    )
     assert (
         np.abs(found["p_value"].numpy() - p_value).max() <= 0.0101
     )  # a near tie may go either way
@@ -155,7 +161,10 @@ def test_every_output(
 @pytest.mark.parametrize("c", [0.0, 1e-9, 2.0, -2.0])
 def test_the_modules_gate_is_the_unified_score(classifier: Classifier, c: float) -> None:
     score = UnifiedScore(
-        ("energy", "knn_distance"), (-5.0, 0.3), (2.0, 0.1), Gate((0.7, 0.3), c), "gate"
+        ("energy", "knn_distance"),
+        ClassScales(((-5.0, 0.3),) * 8, ((2.0, 0.1),) * 8),
+        Gate((0.7, 0.3), c),
+        "gate",
     )
     features = id_features(classifier)
     parts = [
@@ -166,8 +175,8 @@ def test_the_modules_gate_is_the_unified_score(classifier: Classifier, c: float)
         classifier, parts, score, np.linspace(-3, 3, 99), DetectorConfig(), features
     )
     with torch.no_grad():
-        _, energy, distance, found, p_value, _ = module((TEST + 1) / 2)
-    expected = score(torch.stack([energy.double(), distance.double()], dim=1))
+        logits, energy, distance, found, p_value, _ = module((TEST + 1) / 2)
+    expected = score(torch.stack([energy.double(), distance.double()], dim=1), logits)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     counted = (1 + (np.linspace(-3, 3, 99)[None] >= found.numpy()[:, None]).sum(1)) / 100
     np.testing.assert_allclose(p_value, counted, atol=0.0101)

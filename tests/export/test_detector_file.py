@@ -91,10 +91,12 @@ def test_the_file_says_what_it_is(detector_module: DetectorModule, detector_path
     assert info.calibration_size == len(detector_module.calibration)
     assert info.discrepancies == ("energy", "knn_distance", "mahalanobis")
     unified, described = detector_module.unified, info.score["discrepancies"]
-    columns = (unified.means, unified.stds, unified.combination.weights)
-    for name, mean, std, weight in zip(unified.names, *columns, strict=True):
+    medians, spreads = np.array(unified.scales.medians), np.array(unified.scales.spreads)
+    for j, name in enumerate(unified.names):
         of_name = described[name]
-        assert (of_name["mean"], of_name["std"], of_name["weight"]) == (mean, std, weight)
+        np.testing.assert_array_equal(of_name["medians"], medians[:, j])
+        np.testing.assert_array_equal(of_name["spreads"], spreads[:, j])
+        assert of_name["weight"] == unified.combination.weights[j]
     assert described["energy"]["temperature"] == 1.0
     assert (described["knn_distance"]["k"], described["knn_distance"]["bank_size"]) == (3, 400)
     gate: Any = unified.combination

@@ -19,6 +19,7 @@ from good_rt.classifier import IdFeatures, load_classifier, predict
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.method.bank import FeatureBank
+from good_rt.method.class_scales import ClassScales
 from good_rt.method.classifier_guidance import ClassifierGuidance, IdScales, total
 from good_rt.method.combination import COMBINATIONS, FitValues
 from good_rt.method.combination.gate import Gate
@@ -96,7 +97,9 @@ def unified_scores() -> dict[str, UnifiedScore]:
         **{name: fit(FitValues(known, ood)) for name, fit in COMBINATIONS.items()},
     }
     return {
-        name: UnifiedScore(("energy", "knn_distance"), (-8.0, 0.3), (1.0, 0.05), combine, name)
+        name: UnifiedScore(
+            ("energy", "knn_distance"), ClassScales(((-8.0, 0.3),), ((1.0, 0.05),)), combine, name
+        )
         for name, combine in combinations.items()
     }
 
@@ -116,7 +119,9 @@ def tensors(inputs: ScoreInputs) -> ScoreInputs:
         (name, check)
         for name, score in unified_scores().items()
         for check in score_checks(
-            lambda energy, distance, score=score: score(torch.stack([energy, distance], dim=1)),
+            lambda energy, distance, score=score: score(
+                torch.stack([energy, distance], dim=1), torch.zeros(len(energy), 1)
+            ),
             tensors(discrepancy_inputs()),
         )
     ],

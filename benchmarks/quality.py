@@ -1,0 +1,518 @@
+"""Does training with guided images make a better detector, and than what? Every way of making
+outliers, trained in the same way over several class splits and seeds, beside the best scores that
+need no training.
+
+    python benchmarks/quality.py models --split "T-shirt, trouser"   # hours; see the help
+    python benchmarks/quality.py run --splits development --seeds 0,1,2
+    python benchmarks/quality.py run --splits final --seeds 0,1,2,3,4
+    python benchmarks/quality.py summary
+
+The splits hold out two classes of Fashion-MNIST each: no model of a split has seen its near-OOD
+classes. All choices, of recipes as of settings, were made on the split of the shipped demo models
+(``development``), whose near-OOD classes are bag and ankle boot, and on validation sets; the
+``final`` splits were run with what had been chosen. Every finished training is kept in
+results/quality.json, and skipped when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from outliers import OUTLIERS, OutlierSource
+from record import RESULTS
+from torch import Tensor
+from unified_score import validation_sets
+
+from good_rt.classifier import Classifier, predict, save_classifier
+from good_rt.config.settings import (
+    AcceptConfig,
+    BankConfig,
+    DetectorConfig,
+    GenerationConfig,
+    GuidanceConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from good_rt.data.batches import half_rows, id_batches, id_features, id_part
+from good_rt.data.generated_split import HELD_OUT_EVERY
+from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
+from good_rt.demo import assets
+from good_rt.detector.module import measure
+from good_rt.errors import GoodRtError
+from good_rt.evaluation.metrics import detection_metrics
+from good_rt.files import read_json, write_json
+from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig, fit_discrepancy
+from good_rt.method.measurements import Measurements
+from good_rt.method.training import TrainingImages, accuracy, finetune
+from good_rt.method.unified import fit_unified
+from good_rt.models import Models, ModelSpec
+from good_rt.workflow.generate import generate
+from good_rt.workflow.train import decoded_images
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+SPLITS = {
+    "development": (8, 9),
+    "T-shirt, trouser": (0, 1),
+    "pullover, dress": (2, 3),
+    "coat, sandal": (4, 5),
+}
+"""The near-OOD classes of every split: the demo's, and the first three pairs of the others."""
+FINAL = tuple(SPLITS)[1:]
+FAR_SETS = ("mnist", "emoji", "photos", "textures", "glyphs")
+"""Far-OOD test sets; no choice, of this version or before, has seen ``glyphs``."""
+MODEL_STEPS = {"classifier": 2_000, "vae": 500, "unet": 2_500, "light": 1_200}
+"""Optimiser steps of the splits' own models (of the VAE, in each of its three phases): a fraction
+of those of the shipped ones."""
+PER_CLASS = 3_800
+"""ID images of a class to train with, as many as the demo ships."""
+COUNT = 900
+"""Outliers of every way of making them; every fifth validates."""
+UNGUIDED = 1_000
+DECODED = 2_000
+TRAINING = TrainConfig(steps=300, evaluate_every=100, max_accuracy_drop=0.005)
+SAMPLER = SamplerConfig(steps=12, cfg=1.4, cfg_sigma_max=2.0)
+GOOD = GenerationConfig(
+    count=COUNT, kind="img", guidance=GuidanceConfig(mu=0.2), sampler=SAMPLER, batch=50
+)
+FROM_ID = replace(SAMPLER, start="id")
+RARE = AcceptConfig(p_value=(0.0, 0.1))
+RELATIVE = BankConfig(feature="relative_mahalanobis")
+GUIDED: dict[str, GenerationConfig] = {
+    "GOOD, image": GOOD,
+    "GOOD, feature": replace(GOOD, kind="feat"),
+    "GOOD, both": replace(GOOD, kind="both"),
+    "GOOD, image, from ID": replace(GOOD, sampler=FROM_ID),
+    "GOOD, both, from ID": replace(GOOD, kind="both", sampler=FROM_ID),
+    "GOOD, image, filtered": replace(GOOD, accept=RARE),
+    "GOOD, image, from ID, filtered": replace(GOOD, sampler=FROM_ID, accept=RARE),
+    "GOOD, relative Mahalanobis": replace(GOOD, kind="feat", bank=RELATIVE),
+    "GOOD, both with relative Mahalanobis": replace(GOOD, kind="both", bank=RELATIVE),
+    "unguided": replace(GOOD, kind="none"),
+    "unguided, filtered": replace(GOOD, kind="none", accept=replace(RARE, budget=100.0)),
+}
+"""Outliers that the product generates."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training that is compared.
+
+    Attributes:
+        outliers: The ways of making outliers, with equal shares; none for the control.
+        training: Settings that differ from `TRAINING`.
+        count: Outliers in all.
+    """
+
+    outliers: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    count: int = COUNT
+
+
+ARMS: dict[str, Arm] = {
+    "control": Arm(),
+    **{name: Arm((name,)) for name in (*OUTLIERS, *GUIDED)},
+    "GOOD, image + patch shuffle": Arm(("GOOD, image", "patch shuffle")),
+    "GOOD, image + mix-up": Arm(("GOOD, image", "mix-up")),
+    "GOOD, image; interpolation 0.7": Arm(("GOOD, image",), {"interpolation": 0.7}),
+    "GOOD, image; interpolation 1": Arm(("GOOD, image",), {"interpolation": 1.0}),
+    "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
+    "GOOD, image; 3,600 outliers": Arm(("GOOD, image",), count=3_600),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A class split: its models, images and test sets."""
+
+    name: str
+    work: Path
+
+    @property
+    def near(self) -> tuple[int, int]:
+        return SPLITS[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return self.work / "-".join(map(str, self.near))
+
+    @cached_property
+    def models(self) -> Models:
+        if self.name == "development":
+            spec = ModelSpec(assets.CLASSIFIER, assets.MODEL, assets.GRADIENT_DECODER)
+        else:
+            models = self.folder / "models"
+            if not models.exists():
+                raise click.ClickException(
+                    f"{models} does not exist; run: python benchmarks/quality.py models "
+                    f"--split '{self.name}'"
+                )
+            spec = ModelSpec(
+                models / "classifier", models / "diffusion", models / "gradient_decoder"
+            )
+        return spec.load()
+
+    @cached_property
+    def data(self) -> IdData:
+        """The ID images; those of the final splits are written as the demo's are."""
+        if self.name == "development":
+            return IdData(assets.DATA)
+        import fashion_mnist
+
+        folder = self.folder / "data"
+        if not (folder / "test.npz").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for part, split in fashion_mnist.load(near=self.near).items():
+                rows = np.concatenate(
+                    [np.flatnonzero(split.labels == label)[:PER_CLASS] for label in range(8)]
+                )
+                rows = np.random.default_rng(0).permutation(rows)
+                np.savez(
+                    folder / f"{part}.npz", images=split.images[rows], labels=split.labels[rows]
+                )
+        return IdData(folder)
+
+    def test_sets(self) -> dict[str, NDArray[np.uint8]]:
+        """OOD test images by name."""
+        import fashion_mnist
+
+        if self.name == "development":
+            near = assets.load_images("near").images
+        else:
+            near = fashion_mnist.near_ood(near=self.near).images[..., None]
+        far = {name: assets.load_images(name).images for name in FAR_SETS if name != "glyphs"}
+        return {"near": near, **far, "glyphs": glyphs()}
+
+    def images(self) -> dict[str, Tensor]:
+        """Every set that is measured: ID parts, validation sets, test sets."""
+        classifier = self.models.classifier
+        known, others = half_rows(self.data, "held_out")
+        held_out = id_part(self.data, "held_out", classifier, rows=others)
+        sets = {
+            "fit": torch.cat(list(id_batches(self.data, "held_out", classifier, rows=known))),
+            "validation ID": from_uint8(held_out.images),
+            "test ID": from_uint8(id_part(self.data, "test", classifier).images),
+        }
+        for name, images in (validation_sets(held_out) | self.test_sets()).items():
+            sets[name] = from_uint8(images)
+        return sets
+
+
+def glyphs(size: int = 32) -> NDArray[np.uint8]:
+    """Characters of the fonts that matplotlib ships, white on black: (N, 32, 32, 1)."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    characters = [chr(code) for code in (*range(0x391, 0x3A2), *range(0x410, 0x450))]
+    drawn = []
+    for name in ("DejaVuSans", "DejaVuSerif-Bold", "DejaVuSansMono", "DejaVuSerif"):
+        font = ImageFont.truetype(str(folder / f"{name}.ttf"), 26)
+        for character in characters:
+            image = Image.new("L", (size, size))
+            draw = ImageDraw.Draw(image)
+            draw.text((size // 2, size // 2), character, fill=255, font=font, anchor="mm")
+            drawn.append(np.asarray(image))
+    return np.stack(drawn)[..., None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A split with one seed: outliers, trainings, figures."""
+
+    split: Split
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.split.folder / f"seed-{self.seed}"
+
+    def outliers(self, name: str, count: int = COUNT) -> Tensor:
+        """(count, C, H, W) outliers of one way, made once."""
+        return from_uint8(self._outlier_images(name, count))[:count]
+
+    def _outlier_images(self, name: str, count: int) -> NDArray[np.uint8]:
+        if name in GUIDED:
+            config = replace(GUIDED[name], seed=1_000 * self.seed, count=max(count, COUNT))
+            out = self.folder / "generated" / _slug(name)
+            data, models = self.split.data, self.split.models
+            generated = generate(models, data, out, config, self.split.folder / "engines")
+            return generated.images(generated.rows())
+        path = self.folder / f"{_slug(name)}-{count}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = OUTLIERS[name](self._source, count, torch.Generator().manual_seed(self.seed))
+            np.save(path, ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        return np.load(path)
+
+    @cached_property
+    def _source(self) -> OutlierSource:
+        models = self.split.models
+        known = id_part(self.split.data, "train", models.classifier)
+        assert known.labels is not None
+        return OutlierSource(models, from_uint8(known.images), torch.from_numpy(known.labels))
+
+    def training_images(self, arm: Arm) -> TrainingImages:
+        """What an arm trains with; all but the outliers is the same for every arm, but that
+        unguided samples are not ID where they are the outliers."""
+        source, base = self._source, self._base
+        if not arm.outliers:
+            return base.control
+        share = arm.count // len(arm.outliers)
+        # an outlier's place decides whether it validates, so that several ways have equal shares
+        made = torch.cat([self.outliers(name, share) for name in arm.outliers])
+        validates = torch.arange(len(made)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        images = replace(base, ood=made[~validates], val_ood=made[validates])
+        if any(name.startswith("unguided") for name in arm.outliers):
+            images = replace(images, unguided=None, unguided_labels=None)
+        assert len(source.images) == len(images.images)
+        return images
+
+    @cached_property
+    def _base(self) -> TrainingImages:
+        source, models = self._source, self.split.models
+        known, _ = half_rows(self.split.data, "held_out")
+        validation = id_part(self.split.data, "held_out", models.classifier, rows=known)
+        assert validation.labels is not None
+        path = self.split.folder / "decoded.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            decoded = decoded_images(models.diffusion, source.images[:DECODED])
+            assert decoded is not None
+            np.save(path, ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        config = replace(GOOD, kind="none", count=UNGUIDED, seed=1_000 * self.seed + 500)
+        out = self.folder / "generated" / "id-samples"
+        generated = generate(models, self.split.data, out, config, self.split.folder / "engines")
+        unguided = from_uint8(generated.images(generated.rows()))
+        return TrainingImages(
+            images=source.images,
+            labels=source.labels,
+            val_images=from_uint8(validation.images),
+            val_labels=torch.from_numpy(validation.labels),
+            decoded=from_uint8(np.load(path)),
+            unguided=unguided,
+            unguided_labels=predict(models.classifier, unguided)[0].argmax(dim=1),
+        )
+
+    def measured(self, arm: Arm, path: Path) -> dict[str, Any]:
+        """Trains one arm; writes what every set measures to ``path``."""
+        config = replace(TRAINING, seed=self.seed, **arm.training)
+        try:
+            result = finetune(self.split.models.classifier, self.training_images(arm), config)
+        except GoodRtError as error:  # no state kept the accuracy: a result as well
+            return {"failed": str(error)}
+        save_classifier(result.classifier, path.with_suffix(""))
+        return {
+            "kept_step": result.kept_step,
+            **measure_split(self.split, result.classifier, path),
+        }
+
+
+def measure_split(split: Split, classifier: Classifier, path: Path) -> dict[str, Any]:
+    """Test accuracy; the logits and discrepancies of every set go to the .npz file ``path``."""
+    features = id_features(split.data, classifier, DetectorConfig().bank_size)
+    every = [fit_discrepancy(name, features, DiscrepancyConfig()) for name in DISCREPANCIES]
+    arrays = {}
+    for name, images in _images(split).items():
+        measured = measure(classifier, every, images)
+        arrays[f"{name}/logits"] = measured.logits
+        for discrepancy, values in measured.discrepancies.items():
+            arrays[f"{name}/{discrepancy}"] = values.astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    labels = id_part(split.data, "test", classifier).labels
+    assert labels is not None
+    logits = torch.from_numpy(arrays["test ID/logits"])
+    return {"accuracy": accuracy(logits, torch.from_numpy(labels))}
+
+
+def read_measurements(path: Path) -> dict[str, Measurements]:
+    """What `measure_split` wrote, by set."""
+    with np.load(path) as file:
+        names = dict.fromkeys(key.partition("/")[0] for key in file.files)
+        return {
+            name: Measurements(
+                file[f"{name}/logits"],
+                {one: file[f"{name}/{one}"].astype(np.float64) for one in DISCREPANCIES},
+            )
+            for name in names
+        }
+
+
+def scores_of(sets: Mapping[str, Measurements]) -> dict[str, dict[str, list[float]]]:
+    """By score and set: [FPR95, AUROC, AUPR-out]."""
+    default = DetectorConfig()
+    scores = {name: ((name,), "sum") for name in DISCREPANCIES}
+    scores["unified"] = (default.discrepancies, default.combination)
+    return {name: _by_set(sets, *score) for name, score in scores.items()}
+
+
+def _by_set(
+    sets: Mapping[str, Measurements], names: tuple[str, ...], kind: str
+) -> dict[str, list[float]]:
+    score = fit_unified(names, sets["fit"], kind)
+    values = {
+        name: score(torch.from_numpy(of.values(names)), torch.from_numpy(of.logits)).numpy()
+        for name, of in sets.items()
+    }
+    figures = {}
+    for name in sets:
+        if name in ("fit", "validation ID", "test ID"):
+            continue
+        known = values["test ID" if name in ("near", *FAR_SETS) else "validation ID"]
+        metrics = detection_metrics(known, values[name])
+        figures[name] = [round(m, 5) for m in (metrics.fpr95, metrics.auroc, metrics.aupr_out)]
+    return figures
+
+
+_CACHE: dict[str, dict[str, Tensor]] = {}
+
+
+def _images(split: Split) -> dict[str, Tensor]:
+    if split.name not in _CACHE:
+        _CACHE.clear()
+        _CACHE[split.name] = split.images()
+    return _CACHE[split.name]
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace("+", "and").replace(" ", "-").lower()
+
+
+def key_of(split: str, seed: int, arm: Arm) -> str:
+    """A hash of everything that an arm's figures depend on, the code apart."""
+    recipes = {name: asdict(GUIDED[name]) for name in arm.outliers if name in GUIDED}
+    parts = (split, seed, asdict(arm), asdict(TRAINING), recipes, COUNT, UNGUIDED, DECODED)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The figures of finished arms: in a work folder, and those of results/quality.json."""
+
+    work: Path
+
+    @cached_property
+    def _committed(self) -> dict[str, Any]:
+        path = RESULTS / "quality.json"
+        found = read_json(path)["figures"]["arms"] if path.exists() else []
+        return {entry["key"]: entry for entry in found}
+
+    def get(
+        self, key: str, about: Mapping[str, Any], measure: Callable[[Path], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The figures of a key; ``measure`` writes measurements where they are missing."""
+        path = self.work / "arms" / f"{key}.json"
+        if not path.exists():
+            if key in self._committed:
+                return dict(self._committed[key])
+            write_json(path, {"key": key, **about, **measure(path.with_suffix(".npz"))})
+        entry = read_json(path)
+        if path.with_suffix(".npz").exists():
+            entry["scores"] = scores_of(read_measurements(path.with_suffix(".npz")))
+        return entry
+
+
+work_option = click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build/quality"), show_default=True,
+    help="Folder of models, images and figures.",
+)  # fmt: skip
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads of PyTorch."
+)
+
+
+@click.group()
+def main() -> None:
+    """Detection by every way of making outliers, over splits and seeds."""
+
+
+@main.command()
+@work_option
+@threads_option
+@click.option("--split", "name", type=click.Choice(FINAL), required=True)
+def models(work: Path, threads: int, name: str) -> None:
+    """Trains a split's own classifier, autoencoders and diffusion model (half an hour)."""
+    split = Split(name, work)
+    near, out = [str(label) for label in split.near], split.folder / "training"
+    for stage, steps in MODEL_STEPS.items():
+        subprocess.run(
+            [
+                sys.executable, str(ROOT / "scripts/train_demo_models.py"), stage,
+                "--out", str(out), "--near", *near, "--threads", str(threads),
+                "--steps", str(steps),
+            ],
+            check=True,
+        )  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable, str(ROOT / "scripts/package_demo_models.py"), "--source", str(out),
+            "--out", str(split.folder / "models"), "--near", *near,
+        ],
+        check=True,
+    )  # fmt: skip
+
+
+@main.command()
+@work_option
+@threads_option
+@click.option(
+    "--splits", type=click.Choice(["development", "final"]), default="development",
+    show_default=True,
+)  # fmt: skip
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--arm", "chosen", multiple=True, help="Only these arms; repeat it for more.")
+def run(work: Path, threads: int, splits: str, seeds: str, chosen: tuple[str, ...]) -> None:
+    """Trains and measures every arm that is not finished."""
+    torch.set_num_threads(threads)
+    finished = Finished(work)
+    names = ("development",) if splits == "development" else FINAL
+    for seed in map(int, seeds.split(",")):
+        for name in names:
+            split = Split(name, work)
+            study = Study(split, seed)
+            about = {"split": name, "seed": -1, "arm": "original"}
+            classifier = split.models.classifier
+            measure_original = partial(measure_split, split, classifier)
+            click.echo(_line(finished.get(key_of(name, -1, Arm()), about, measure_original)))
+            for arm_name in chosen or ARMS:
+                arm = ARMS[arm_name]
+                about = {"split": name, "seed": seed, "arm": arm_name}
+                entry = finished.get(key_of(name, seed, arm), about, partial(study.measured, arm))
+                click.echo(_line(entry))
+            gc.collect()
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    head = f"{entry['split']} {entry['seed']} {entry['arm']}"
+    if "failed" in entry:
+        return f"{head}: {entry['failed']}"
+    of = entry["scores"]
+    parts = []
+    for score in ("unified", "relative_mahalanobis", "energy"):
+        far = float(np.mean([of[score][name][0] for name in FAR_SETS]))
+        parts.append(f"{score} {100 * of[score]['near'][0]:.1f}/{100 * far:.1f}")
+    others = [v[0] for n, v in of["unified"].items() if n not in ("near", *FAR_SETS)]
+    return (
+        f"{head}: {', '.join(parts)}; validation {100 * float(np.mean(others)):.1f}; "
+        f"accuracy {100 * entry['accuracy']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

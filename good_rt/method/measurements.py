@@ -1,0 +1,26 @@
+"""What a detector measures in images: logits and discrepancies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Logits and discrepancies of N images.
+
+    Attributes:
+        logits: (N, K).
+        discrepancies: (N,) by name.
+    """
+
+    logits: NDArray[np.float32]
+    discrepancies: Mapping[str, NDArray[np.float64]]
+
+    def values(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """(N, J) of these discrepancies."""
+        return np.stack([self.discrepancies[name] for name in names], axis=1)
