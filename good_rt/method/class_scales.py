@@ -60,8 +60,8 @@ class ClassScales:
     def fit(cls, names: Sequence[str], known: Measurements) -> ClassScales:
         """The scales of held-out ID images, each of the class that it is taken for.
 
-        Medians and spreads of a class are shrunk to those of all images by `PRIOR_IMAGES`, medians in
-        the arithmetic mean, spreads in the geometric one.
+        Medians and spreads of a class are shrunk to those of all images by `PRIOR_IMAGES`: medians
+        in the arithmetic, spreads in the geometric mean.
 
         Args:
             names: The J discrepancies.
