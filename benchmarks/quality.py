@@ -29,10 +29,12 @@ from typing import Any
 
 import click
 import numpy as np
+import quality_figures as tables
 import torch
 from numpy.typing import NDArray
 from outliers import OUTLIERS, OutlierSource
-from record import RESULTS
+from quality_figures import FAR_SETS
+from record import RESULTS, write_result
 from torch import Tensor
 from unified_score import validation_sets
 
@@ -74,8 +76,6 @@ SPLITS = {
 }
 """The near-OOD classes of every split: the demo's, and the first three pairs of the others."""
 FINAL = tuple(SPLITS)[1:]
-FAR_SETS = ("mnist", "emoji", "photos", "textures", "glyphs")
-"""Far-OOD test sets; no choice, of this version or before, has seen ``glyphs``."""
 MODEL_STEPS = {"classifier": 2_000, "vae": 500, "unet": 2_500, "light": 1_200}
 """Optimiser steps of the splits' own models (of the VAE, in each of its three phases): a fraction
 of those of the shipped ones."""
@@ -134,6 +134,9 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
     "GOOD, image; 3,600 outliers": Arm(("GOOD, image",), count=3_600),
 }
+
+RECIPE = "GOOD, image + patch shuffle"
+"""The training that is recommended, as chosen on the development split."""
 
 
 @dataclass(frozen=True)
@@ -428,6 +431,10 @@ class Finished:
         return entry
 
 
+def _missing(path: Path) -> dict[str, Any]:
+    raise AssertionError(f"{path} was there")
+
+
 work_option = click.option(
     "--work", type=click.Path(path_type=Path), default=Path("build/quality"), show_default=True,
     help="Folder of models, images and figures.",
@@ -512,6 +519,29 @@ def _line(entry: Mapping[str, Any]) -> str:
         f"{head}: {', '.join(parts)}; validation {100 * float(np.mean(others)):.1f}; "
         f"accuracy {100 * entry['accuracy']:.2f}"
     )
+
+
+@main.command()
+@work_option
+def summary(work: Path) -> None:
+    """Writes results/quality.json and docs/quality.png from what is finished."""
+    entries = sorted(Finished(work).entries(), key=lambda e: (e["split"], e["seed"], e["arm"]))
+    final = [entry for entry in entries if entry["split"] in FINAL]
+    development = [entry for entry in entries if entry["split"] == "development"]
+    figures = {
+        "near_classes": SPLITS,
+        "training": asdict(TRAINING),
+        "count": COUNT,
+        "recipe": RECIPE,
+        "peers": {"development": tables.peers(development), "final": tables.peers(final)},
+        "trainings": {
+            "development": tables.trainings(development), "final": tables.trainings(final),
+        },
+        "arms": entries,
+    }  # fmt: skip
+    rivals = [name for name in ARMS if not name.startswith("GOOD") and name != "control"]
+    write_result("quality", figures, tables.targets(final, RECIPE, rivals))
+    tables.draw(final or development, ROOT / "docs" / "quality.png")
 
 
 if __name__ == "__main__":
