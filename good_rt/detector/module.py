@@ -30,10 +30,12 @@ class Measurements:
     Attributes:
         logits: (N, K).
         discrepancies: (N,) by name.
+        features: (N, D), where they are kept.
     """
 
     logits: NDArray[np.float32]
     discrepancies: Mapping[str, NDArray[np.float64]]
+    features: NDArray[np.float32] | None = None
 
     def values(self, names: Sequence[str]) -> NDArray[np.float64]:
         """(N, J) of these discrepancies."""
@@ -42,7 +44,10 @@ class Measurements:
 
 @torch.no_grad()
 def measure(
-    classifier: Classifier, discrepancies: Sequence[Discrepancy], images: Images
+    classifier: Classifier,
+    discrepancies: Sequence[Discrepancy],
+    images: Images,
+    keep_features: bool = False,
 ) -> Measurements:
     """Logits and discrepancies of images that the discrepancies were not fitted on.
 
@@ -50,11 +55,13 @@ def measure(
         classifier: Images to logits and features.
         discrepancies: What is measured.
         images: (N, C, H, W) in [-1, 1], whole or in batches.
+        keep_features: Whether the features are returned too.
     """
-    logits, rows = [], []
+    logits, kept, rows = [], [], []
     for batch in _batches(images):
         of_batch, features = predict(classifier, batch)
         logits.append(of_batch)
+        kept += [features] if keep_features else []
         rows.append([one(of_batch, features).double() for one in discrepancies])
     columns = zip(*rows, strict=True)
     return Measurements(
@@ -63,6 +70,7 @@ def measure(
             one.name: torch.cat(values).numpy()
             for one, values in zip(discrepancies, columns, strict=True)
         },
+        torch.cat(kept).numpy() if keep_features else None,
     )
 
 

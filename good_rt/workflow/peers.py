@@ -185,8 +185,8 @@ def peer_scores(
 ) -> PeerScores:
     """Scores of every peer, and of MSP, MaxLogit and Energy, from arrays of images.
 
-    Every image goes through the network once; ODIN and AdaSCALE run it again, for gradients. Nothing
-    is fitted on ``sets``.
+    Every image goes through the network once; ODIN and AdaSCALE run it again, for gradients.
+    Nothing is fitted on ``sets``.
 
     Args:
         classifier: The classifier.
@@ -539,7 +539,8 @@ def adaptive_scaling(fit: PeerFit) -> PeerScore:
     Q' = λQ + C_o tells how far the largest activations shift under a small perturbation; F is its
     distribution over ID images.
     """
-    reference = _shift_statistic(fit.classifier, fit.batches, ADASCALE.images).sort().values
+    every = -(-len(fit.id_features) // ADASCALE.images)
+    reference = _shift_statistic(fit.classifier, _thinned(fit.batches, every)).sort().values
     span = ADASCALE.highest - ADASCALE.lowest
 
     def score(images: ScoredImages) -> Tensor:
@@ -551,11 +552,9 @@ def adaptive_scaling(fit: PeerFit) -> PeerScore:
     return score
 
 
-def _shift_statistic(
-    classifier: Classifier, batches: ImageBatches, limit: int | None = None
-) -> Tensor:
-    """Q' (N,) of AdaSCALE, of the first ``limit`` images."""
-    values: list[Tensor] = []
+def _shift_statistic(classifier: Classifier, batches: ImageBatches) -> Tensor:
+    """Q' (N,) of AdaSCALE."""
+    values = []
     for inputs in _network_inputs(classifier, batches):
         features, moved = _moved_features(classifier, inputs)
         width = features.shape[1]
@@ -564,9 +563,21 @@ def _shift_statistic(
         shift = (features - moved).abs().gather(1, shifted).sum(dim=1)
         corrected = moved.relu().gather(1, correction).sum(dim=1)
         values.append((ADASCALE.weight * shift + corrected).cpu())
-        if limit is not None and sum(map(len, values)) >= limit:
-            break
-    return torch.cat(values)[:limit]
+    return torch.cat(values)
+
+
+def _thinned(batches: ImageBatches, every: int) -> ImageBatches:
+    """Every n-th image."""
+
+    def thinned() -> Iterator[Tensor]:
+        seen = 0
+        for batch in batches():
+            kept = batch[-seen % every :: every]
+            if len(kept):
+                yield kept
+            seen += len(batch)
+
+    return thinned
 
 
 def _moved_features(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, Tensor]:
