@@ -28,6 +28,7 @@ Examples:
   good-rt evaluate --generated ood/         the demo's classifier and sets
   good-rt evaluate --generated ood/ --classifier before=clf/ --classifier trained=trained/classifier
   good-rt evaluate --generated ood/ --test-set street=street.npz --json
+  good-rt evaluate --generated ood/ --peers  beside ReAct, ViM, KNN and other papers' scores
 """
 
 
@@ -79,7 +80,9 @@ def evaluate(
         loaded = {
             name: open_classifier(path, generated, used_device) for name, path in paths.items()
         }
-        page = step.ReportPage(training=list(paths.values())[-1], scores=config.scores)
+        page = step.ReportPage(
+            training=list(paths.values())[-1], scores=config.scores, peers=config.peers
+        )
         evaluation = step.evaluate(
             loaded,
             id_data,

@@ -128,8 +128,12 @@ def _figures(evaluation: Evaluation, metric: str, title: str) -> Table:
         table.add_column(column, no_wrap=True)
     for name in sets:
         table.add_column("mean" if name == MEAN else name, justify="right", no_wrap=True)
-    for model in evaluation.models:
-        for score in evaluation.scores:
+    scored = dict.fromkeys((row.model, row.score) for row in evaluation.rows)
+    groups = [(m, of_peers) for m in evaluation.models for of_peers in (False, True)]
+    for model, of_peers in groups:
+        for owner, score in scored:
+            if owner != model or (score in evaluation.peers) != of_peers:
+                continue
             rows = {name: evaluation.row(model, score, name) for name in sets}
             texts = {
                 name: f"{100 * getattr(row.metrics, metric):.1f}" for name, row in rows.items()
@@ -154,6 +158,14 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"{model} {100 * share.rate:.2f} %" for model, share in evaluation.id_accuracy.items()
     )
     print(f"ID accuracy: {accuracy}")
+    if evaluation.peers:
+        print(
+            f"{len(evaluation.peers)} scores of other papers ({', '.join(evaluation.peers)}) at "
+            "published settings, none chosen on test images: `peers` in evaluation.json"
+        )
+    for model, reasons in evaluation.left_out.items():
+        for name, reason in reasons.items():
+            print(f"left out: {name} of {model}: {reason}")
     for refusal in evaluation.id_refusal:
         share = refusal.share
         print(

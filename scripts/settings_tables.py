@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": ("generate",),
     "train": ("train",),
     "detector": ("detector", "build"),
+    "evaluate": ("evaluate",),
 }
 """The command that has the settings of each table of a job file as options."""
 TYPES = {bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}

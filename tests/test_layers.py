@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("good_rt", "engines", "export", "cli")
-OPTIONAL = {"tensorrt", "openvino"}
+OPTIONAL = {"tensorrt", "openvino", "pytorch_ood"}
 LAYERS = (
     {"cli"},
     {"workflow", "testing"},

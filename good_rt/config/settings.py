@@ -492,6 +492,11 @@ class EvaluateConfig:
         option="--score",
         metavar="NAME",
     )
+    peers: bool = setting(
+        False,
+        "Also measure post-hoc scores of other papers, at their published settings; needs the "
+        "extra peers.",
+    )
     detector: DetectorConfig = nested(DetectorConfig)
 
     def __post_init__(self) -> None:

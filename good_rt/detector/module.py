@@ -25,7 +25,10 @@ from good_rt.method.unified import UnifiedScore, fit_unified
 
 @torch.no_grad()
 def measure(
-    classifier: Classifier, discrepancies: Sequence[Discrepancy], images: Images
+    classifier: Classifier,
+    discrepancies: Sequence[Discrepancy],
+    images: Images,
+    keep_features: bool = False,
 ) -> Measurements:
     """Logits and discrepancies of images that the discrepancies were not fitted on.
 
@@ -33,11 +36,13 @@ def measure(
         classifier: Images to logits and features.
         discrepancies: What is measured.
         images: (N, C, H, W) in [-1, 1], whole or in batches.
+        keep_features: Whether the features are returned too.
     """
-    logits, rows = [], []
+    logits, kept, rows = [], [], []
     for batch in _batches(images):
         of_batch, features = predict(classifier, batch)
         logits.append(of_batch)
+        kept += [features] if keep_features else []
         rows.append([one(of_batch, features).double() for one in discrepancies])
     columns = zip(*rows, strict=True)
     return Measurements(
@@ -46,6 +51,7 @@ def measure(
             one.name: torch.cat(values).numpy()
             for one, values in zip(discrepancies, columns, strict=True)
         },
+        torch.cat(kept).numpy() if keep_features else None,
     )
 
 

@@ -133,12 +133,16 @@ class Evaluation:
         shipped: The model whose detector is delivered; the others are its baselines.
         id_accuracy: ID accuracy of each model.
         id_refusal: ID refusals of the shipped model's detector at each alpha.
+        peers: The scores that are other papers', with their settings.
+        left_out: Why a model has no row of a peer, by model and peer.
     """
 
     rows: tuple[EvaluationRow, ...]
     shipped: str
     id_accuracy: Mapping[str, Share] = field(default_factory=dict)
     id_refusal: tuple[Refusal, ...] = ()
+    peers: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -195,6 +199,8 @@ class Evaluation:
                 "shipped": self.shipped,
                 "id_accuracy": {model: asdict(share) for model, share in self.id_accuracy.items()},
                 "id_refusal": [asdict(refusal) for refusal in self.id_refusal],
+                "peers": dict(self.peers),
+                "left_out": {model: dict(reasons) for model, reasons in self.left_out.items()},
             }
         )
 

@@ -16,10 +16,12 @@ class Measurements:
     Attributes:
         logits: (N, K).
         discrepancies: (N,) by name.
+        features: (N, D), where they are kept.
     """
 
     logits: NDArray[np.float32]
     discrepancies: Mapping[str, NDArray[np.float64]]
+    features: NDArray[np.float32] | None = None
 
     def values(self, names: Sequence[str]) -> NDArray[np.float64]:
         """(N, J) of these discrepancies."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from good_rt.classifier import Classifier, Images
 from good_rt.config.settings import DetectorConfig
-from good_rt.data.batches import id_part
+from good_rt.data.batches import id_batches, id_part
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.image_files import contact_sheet
@@ -42,11 +43,22 @@ from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import detector_for, open_classifier
+from good_rt.workflow.peers import (
+    PEERS,
+    ImageBatches,
+    PeerFit,
+    ScoredImages,
+    array_batches,
+    pytorch_ood_detectors,
+    score_with_peers,
+)
 from good_rt.workflow.train import training_record
 
 TestSets = Mapping[str, NDArray[np.uint8]]
 ALPHAS = (0.01, 0.05)
 """The shares of ID inputs at which the refusals are checked."""
+ID_TEST = "id test"
+"""The ID test images among the sets that peers score."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 GUIDANCE_TEXTS = {
     "none": ("Unguided", "Samples of the diffusion model without guidance."),
@@ -71,6 +83,7 @@ class ReportPage:
         training: Folder of the fine-tuning whose curve is drawn; None for the last classifier's.
         also: Generated sets to show that no gate was fitted on.
         scores: Names of plug-ins whose scores are measured as well.
+        peers: Whether the scores of `PEERS` are measured as well.
     """
 
     title: str = "OOD detection, measured"
@@ -84,6 +97,7 @@ class ReportPage:
     training: Path | None = None
     also: Sequence[Path] = ()
     scores: Sequence[str] = ()
+    peers: bool = False
 
 
 def evaluate(
@@ -114,10 +128,13 @@ def evaluate(
         What evaluation.json holds.
 
     Raises:
-        GoodRtError: there is nothing to measure, or images do not fit.
+        GoodRtError: there is nothing to measure, images do not fit, or peers are asked for and
+            pytorch-ood is missing.
     """
     id_data, out = IdData.of(id_data), Path(out)
     plugins = plugin_scores(page.scores)
+    if page.peers:
+        check_peers(plugins)
     folders = paths_of(generated)
     if not classifiers or not test_sets:
         raise GoodRtError("an evaluation needs at least one classifier and one OOD test set")
@@ -137,7 +154,13 @@ def evaluate(
     }
     with progress.task("scoring the test sets"):
         evaluation, scores = evaluate_detectors(
-            detectors, id_data, ood, page.shipped, plugins=plugins
+            detectors,
+            id_data,
+            ood,
+            page.shipped,
+            plugins=plugins,
+            peers=page.peers,
+            progress=progress,
         )
     write_json(out / "evaluation.json", evaluation.to_json())
     shown = id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images
@@ -171,6 +194,8 @@ def evaluate_detectors(
     shipped: str | None = None,
     seed: int = 0,
     plugins: Mapping[str, LogitScore] | None = None,
+    peers: bool = False,
+    progress: Progress = SILENT,
 ) -> tuple[Evaluation, dict[str, dict[str, ScoredSets]]]:
     """Every score of every detector on every OOD set.
 
@@ -185,6 +210,8 @@ def evaluate_detectors(
         shipped: Name of the shipped detector; None for the last.
         seed: Seed of the bootstrap.
         plugins: Further scores by name.
+        peers: Whether the scores of `PEERS` are measured as well.
+        progress: Hears of the peers.
 
     Returns:
         The evaluation, and the scores of each model by score, for plots.
@@ -193,19 +220,30 @@ def evaluate_detectors(
         GoodRtError: images do not fit, or a value is not finite.
     """
     shipped = list(detectors)[-1] if shipped is None else shipped
-    scores, correct = {}, {}
+    scores, correct, left_out = {}, {}, {}
     for name, detector in detectors.items():
         of_detector = evaluated_discrepancies(detector)
-        measured, labels = measure_part(detector, of_detector, id_data, "test")
+        measured, labels = measure_part(detector, of_detector, id_data, "test", peers)
         of_test = all_scores(detector, measured, plugins)
-        of_ood = {}
-        for kind, images in ood.items():
-            measured_ood = measure_images(detector, of_detector, images)
-            of_ood[kind] = all_scores(detector, measured_ood, plugins)
+        measured_ood = {
+            kind: measure_images(detector, of_detector, images, peers)
+            for kind, images in ood.items()
+        }
+        of_ood = {
+            kind: all_scores(detector, of_kind, plugins) for kind, of_kind in measured_ood.items()
+        }
         scores[name] = {
             score: ScoredSets(values, {kind: of_ood[kind][score] for kind in ood})
             for score, values in of_test.items()
         }
+        if peers:
+            fit, sets = _peer_inputs(detector, id_data, ood, measured, measured_ood)
+            of_peers = score_with_peers(fit, sets, progress=progress)
+            left_out[name] = of_peers.left_out
+            scores[name] |= {
+                peer: ScoredSets(values[ID_TEST], {kind: values[f"ood {kind}"] for kind in ood})
+                for peer, values in of_peers.scores.items()
+            }
         correct[name] = Share.of(measured.logits.argmax(axis=1) == labels)
     detector = detectors[shipped]
     p_values, shipped_alpha = (
@@ -217,7 +255,50 @@ def evaluate_detectors(
     evaluation = evaluate_scores(
         scores, shipped=shipped, id_accuracy=correct, id_refusal=refusals, seed=seed
     )
-    return evaluation, scores
+    settings = {name: PEERS[name].settings for name in evaluation.scores if name in PEERS}
+    return replace(evaluation, peers=settings if peers else {}, left_out=left_out), scores
+
+
+def check_peers(plugins: Mapping[str, LogitScore]) -> None:
+    """Checks before anything long begins that peers can be measured.
+
+    Args:
+        plugins: Scores of plug-ins by name, which stand in the same tables.
+
+    Raises:
+        GoodRtError: pytorch-ood is missing, or a plug-in has a peer's name.
+    """
+    pytorch_ood_detectors()
+    for name in plugins:
+        if name in PEERS:
+            raise GoodRtError(
+                f"the score {name!r} is also the name of a peer; leave one of them out"
+            )
+
+
+def _peer_inputs(
+    detector: DetectorModule,
+    id_data: IdData,
+    ood: TestSets,
+    measured: Measurements,
+    measured_ood: Mapping[str, Measurements],
+) -> tuple[PeerFit, dict[str, ScoredImages]]:
+    """What peers of a detector's classifier are fitted on, as its discrepancies are, and score."""
+    classifier = detector.classifier
+    limit = detector.config.bank_size
+    fit = PeerFit.of(
+        classifier, detector.id_features, lambda: id_batches(id_data, "train", classifier, limit)
+    )
+    sets = {ID_TEST: _scored_images(measured, lambda: id_batches(id_data, "test", classifier))}
+    for kind, images in ood.items():
+        sets[f"ood {kind}"] = _scored_images(measured_ood[kind], array_batches(images))
+    return fit, sets
+
+
+def _scored_images(measured: Measurements, batches: ImageBatches) -> ScoredImages:
+    assert measured.features is not None  # evaluate_detectors keeps them for peers
+    logits, features = torch.from_numpy(measured.logits), torch.from_numpy(measured.features)
+    return ScoredImages(logits, features, batches)
 
 
 def evaluated_discrepancies(detector: DetectorModule) -> list[Discrepancy]:
@@ -236,6 +317,7 @@ def measure_images(
     detector: DetectorModule,
     discrepancies: Sequence[Discrepancy],
     images: NDArray[np.uint8] | Images,
+    keep_features: bool = False,
 ) -> Measurements:
     """Logits and discrepancies of images.
 
@@ -243,14 +325,19 @@ def measure_images(
         detector: Its classifier is run.
         discrepancies: What is measured.
         images: (N, H, W, C) uint8, or (N, C, H, W) in [-1, 1], whole or in batches.
+        keep_features: Whether the features are returned too.
     """
     if isinstance(images, np.ndarray):
         images = from_uint8(images)
-    return measure(detector.classifier, discrepancies, images)
+    return measure(detector.classifier, discrepancies, images, keep_features)
 
 
 def measure_part(
-    detector: DetectorModule, discrepancies: Sequence[Discrepancy], id_data: IdData, name: str
+    detector: DetectorModule,
+    discrepancies: Sequence[Discrepancy],
+    id_data: IdData,
+    name: str,
+    keep_features: bool = False,
 ) -> tuple[Measurements, NDArray[np.int64]]:
     """A part of the ID data, measured batch by batch, and its labels (N,).
 
@@ -259,6 +346,7 @@ def measure_part(
         discrepancies: What is measured.
         id_data: In-distribution images.
         name: The part: train, held_out or test.
+        keep_features: Whether the features are returned too.
     """
     config, labels = detector.classifier.config, []
 
@@ -268,7 +356,8 @@ def measure_part(
             labels.append(batch.labels)
             yield from_uint8(batch.images)
 
-    return measure_images(detector, discrepancies, images()), np.concatenate(labels)
+    measured = measure_images(detector, discrepancies, images(), keep_features)
+    return measured, np.concatenate(labels)
 
 
 def all_scores(

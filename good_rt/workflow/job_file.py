@@ -17,6 +17,7 @@ from good_rt.config.settings import (
     GUIDED_KINDS,
     AcceptConfig,
     DetectorConfig,
+    EvaluateConfig,
     GenerationConfig,
     GuidanceKind,
     SplitConfig,
@@ -104,6 +105,13 @@ class DetectorTable:
     config: DetectorConfig = nested(DetectorConfig)
 
 
+@dataclass(frozen=True)
+class EvaluateTable:
+    """[evaluate]: what the report measures beside the detector's score."""
+
+    config: EvaluateConfig = nested(EvaluateConfig, without=("scores", "detector"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What a job file holds."""
@@ -122,6 +130,7 @@ class JobConfig:
     generate: GenerateTable = setting(GenerateTable(), "")
     train: TrainTable = setting(TrainTable(), "")
     detector: DetectorTable = setting(DetectorTable(), "")
+    evaluate: EvaluateTable = setting(EvaluateTable(), "")
     test_sets: Mapping[str, str | Path] = setting(
         {}, "Real OOD images that only the evaluation sees: name = path."
     )
@@ -270,7 +279,7 @@ OLD_KEYS = {
 }
 """Keys of version 1 by those of version 2, to say where a mistake stands in an older file."""
 NEW_KEYS = (
-    *((key,) for key in ("title", "summary", "test_sets")),
+    *((key,) for key in ("title", "summary", "test_sets", "evaluate")),
     ("train", "kinds"),
     *(("generate", key) for key in ("counts", "mu_schedule", "rho_schedule", "temperature")),
     ("detector", "temperature"),

@@ -35,7 +35,7 @@ from good_rt.method.training import TrainingImages, check_trainable
 from good_rt.models import Models
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import WITH_GENERATED, WITHOUT_TRAINING, build_detector, detector_for
-from good_rt.workflow.evaluate import ReportPage, evaluate
+from good_rt.workflow.evaluate import ReportPage, check_peers, evaluate
 from good_rt.workflow.export import export
 from good_rt.workflow.generate import (
     check_backend,
@@ -160,6 +160,9 @@ class _Run:
                     f"{error}; or set train.kinds = [], train.control = false and "
                     f'detector.classifier = "before" in {self.job.path}'
                 ) from None
+        if self.config.evaluate.config.peers:
+            with self.job.named("evaluate.peers"):
+                check_peers({})
         with self.job.named("data.images"):
             IdData(self.job.images).labels(self.models.classifier.config.classes)
 
@@ -493,6 +496,7 @@ class _Run:
     ) -> Evaluation:
         """Measures on the job's OOD test sets; without any, on the generated images in ``test``."""
         test_sets, shipped = self.job.test_sets, self.config.detector.classifier
+        peers = self.config.evaluate.config.peers
         config = self.models.classifier.config
         key = key_of(
             asdict(self.config.detector),
@@ -503,6 +507,7 @@ class _Run:
             else {name: (str(path), open_source(path).listing) for name, path in test_sets.items()},
             self.id_data.splits.fingerprint,
             (self.config.title, self.config.summary),
+            *(["peers"] if peers else []),  # keys of jobs without them stay those of 0.2.0
         )
         page = ReportPage(
             title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
@@ -516,6 +521,7 @@ class _Run:
             if "trained" in self.classifiers
             else None,
             also=[self._set_folder("none") for name in self.job.sets if name == "none"],
+            peers=peers,
         )
 
         def work() -> None:
