@@ -7,7 +7,7 @@ need no training.
     python benchmarks/quality.py run --splits final --seeds 0,1,2,3,4
     python benchmarks/quality.py summary
 
-The splits hold out two classes of Fashion-MNIST each: no model of a split has seen its near-OOD
+It needs pytorch-ood and torchvision, as `.ci/run` installs them. The splits hold out two classes of Fashion-MNIST each: no model of a split has seen its near-OOD
 classes. All choices, of recipes as of settings, were made on the split of the shipped demo models
 (``development``), whose near-OOD classes are bag and ankle boot, and on validation sets; the
 ``final`` splits were run with what had been chosen. Every finished training is kept in
@@ -33,7 +33,7 @@ import quality_figures as tables
 import torch
 from numpy.typing import NDArray
 from outliers import OUTLIERS, OutlierSource
-from quality_figures import FAR_SETS
+from quality_figures import BY_CLASS, FAR_SETS, UNIFIED
 from record import RESULTS, write_result
 from torch import Tensor
 from unified_score import validation_sets
@@ -63,10 +63,11 @@ from good_rt.method.training import TrainingImages, accuracy, finetune
 from good_rt.method.unified import fit_unified
 from good_rt.models import Models, ModelSpec
 from good_rt.workflow.generate import generate
+from good_rt.workflow.peers import peer_scores
 from good_rt.workflow.train import decoded_images
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path += [str(ROOT / "scripts"), str(ROOT / ".ci")]
 
 SPLITS = {
     "development": (8, 9),
@@ -358,11 +359,21 @@ def read_measurements(path: Path) -> dict[str, Measurements]:
 
 
 def scores_of(sets: Mapping[str, Measurements]) -> dict[str, dict[str, list[float]]]:
-    """By score and set: [FPR95, AUROC, AUPR-out]."""
-    default = DetectorConfig()
-    scores = {name: ((name,), "sum") for name in DISCREPANCIES}
-    scores["unified"] = (default.discrepancies, default.combination)
-    return {name: _by_set(sets, *score) for name, score in scores.items()}
+    """By score and set: [FPR95, AUROC, AUPR-out]. Scores "by class" have a scale for each class, as
+    the detector's has; the others have one for all, as they were published."""
+    default, one_scale = DetectorConfig(), {name: _one_class(of) for name, of in sets.items()}
+    scores = {}
+    for name in DISCREPANCIES:
+        scores[name] = _by_set(one_scale, (name,), "sum")
+        scores[f"{name}{BY_CLASS}"] = _by_set(sets, (name,), "sum")
+    parts, kind = default.discrepancies, default.combination
+    scores[f"{kind} of {' + '.join(parts)}"] = _by_set(one_scale, parts, kind)
+    return {**scores, UNIFIED: _by_set(sets, parts, kind)}
+
+
+def _one_class(measured: Measurements) -> Measurements:
+    """The same, as if the classifier had one class."""
+    return Measurements(np.zeros((len(measured.logits), 1), np.float32), measured.discrepancies)
 
 
 def _by_set(
@@ -373,14 +384,35 @@ def _by_set(
         name: score(torch.from_numpy(of.values(names)), torch.from_numpy(of.logits)).numpy()
         for name, of in sets.items()
     }
-    figures = {}
-    for name in sets:
-        if name in ("fit", "validation ID", "test ID"):
-            continue
-        known = values["test ID" if name in ("near", *FAR_SETS) else "validation ID"]
-        metrics = detection_metrics(known, values[name])
-        figures[name] = [round(m, 5) for m in (metrics.fpr95, metrics.auroc, metrics.aupr_out)]
-    return figures
+    known = {"near": "test ID", **dict.fromkeys(FAR_SETS, "test ID")}
+    return {
+        name: _figures(values[known.get(name, "validation ID")], values[name])
+        for name in sets
+        if name not in ("fit", "validation ID", "test ID")
+    }
+
+
+def _figures(known: NDArray[np.float64], ood: NDArray[np.float64]) -> list[float]:
+    metrics = detection_metrics(known, ood)
+    return [round(value, 5) for value in (metrics.fpr95, metrics.auroc, metrics.aupr_out)]
+
+
+def measure_original(split: Split, path: Path) -> dict[str, Any]:
+    """The original classifier as `measure_split`, and the post-hoc peers' figures."""
+    import torchvision_operators  # noqa: F401  (before pytorch-ood, which imports torchvision)
+
+    classifier = split.models.classifier
+    known = id_part(split.data, "train", classifier, DetectorConfig().bank_size)
+    assert known.labels is not None
+    test = id_part(split.data, "test", classifier).images
+    scored = peer_scores(
+        classifier, known.images, known.labels, {"test ID": test, **split.test_sets()}
+    )
+    peers = {
+        name: {of: _figures(values["test ID"], values[of]) for of in ("near", *FAR_SETS)}
+        for name, values in scored.scores.items()
+    }
+    return {**measure_split(split, classifier, path), "peers": peers}
 
 
 _CACHE: dict[str, dict[str, Tensor]] = {}
@@ -427,7 +459,8 @@ class Finished:
             write_json(path, {"key": key, **about, **measure(path.with_suffix(".npz"))})
         entry = read_json(path)
         if path.with_suffix(".npz").exists():
-            entry["scores"] = scores_of(read_measurements(path.with_suffix(".npz")))
+            scores = scores_of(read_measurements(path.with_suffix(".npz")))
+            entry["scores"] = scores | entry.pop("peers", {})
         return entry
 
 
@@ -494,9 +527,10 @@ def run(work: Path, threads: int, splits: str, seeds: str, chosen: tuple[str, ..
             split = Split(name, work)
             study = Study(split, seed)
             about = {"split": name, "seed": -1, "arm": "original"}
-            classifier = split.models.classifier
-            measure_original = partial(measure_split, split, classifier)
-            click.echo(_line(finished.get(key_of(name, -1, Arm()), about, measure_original)))
+            original = finished.get(
+                key_of(name, -1, Arm()), about, partial(measure_original, split)
+            )
+            click.echo(_line(original))
             for arm_name in chosen or ARMS:
                 arm = ARMS[arm_name]
                 about = {"split": name, "seed": seed, "arm": arm_name}
@@ -511,10 +545,10 @@ def _line(entry: Mapping[str, Any]) -> str:
         return f"{head}: {entry['failed']}"
     of = entry["scores"]
     parts = []
-    for score in ("unified", "relative_mahalanobis", "energy"):
+    for score in (UNIFIED, "relative_mahalanobis", "energy"):
         far = float(np.mean([of[score][name][0] for name in FAR_SETS]))
         parts.append(f"{score} {100 * of[score]['near'][0]:.1f}/{100 * far:.1f}")
-    others = [v[0] for n, v in of["unified"].items() if n not in ("near", *FAR_SETS)]
+    others = [v[0] for n, v in of[UNIFIED].items() if n not in ("near", *FAR_SETS)]
     return (
         f"{head}: {', '.join(parts)}; validation {100 * float(np.mean(others)):.1f}; "
         f"accuracy {100 * entry['accuracy']:.2f}"

@@ -14,6 +14,9 @@ Entry = Mapping[str, Any]
 FAR_SETS = ("mnist", "emoji", "photos", "textures", "glyphs")
 """Far-OOD test sets; no choice, of this version or before, has seen ``glyphs``."""
 UNIFIED = "unified"
+BY_CLASS = " by class"
+"""What the name of a score with a scale for each class ends with; the unified score has them too,
+and all others are peers."""
 
 
 def fpr95(entry: Entry, sets: Sequence[str], score: str = UNIFIED) -> float:
@@ -112,8 +115,11 @@ def targets(entries: Sequence[Entry], recipe: str, rivals: Sequence[str]) -> lis
     done = finished(entries, recipe)
     if not done:
         return []
-    of_peers = peers(entries)
-    rows = {name: row for name, row in of_peers.items() if not name.startswith(UNIFIED)}
+    rows = {
+        name: row
+        for name, row in peers(entries).items()
+        if name != UNIFIED and not name.endswith(BY_CLASS)
+    }
     ours = trainings(entries)[recipe]
     bars = []
     for figure, title, bound in (("near", "near-OOD", 0.25), ("far", "far-OOD", 0.35)):
@@ -139,7 +145,7 @@ def targets(entries: Sequence[Entry], recipe: str, rivals: Sequence[str]) -> lis
 
 def _against_single(done: Sequence[Entry]) -> list[Bar]:
     """The unified score's AUROC against the best single discrepancy's, by set and in the mean."""
-    singles = ("energy", "knn_distance", "mahalanobis", "relative_mahalanobis")
+    singles = [name for name in done[0]["scores"] if name.endswith(BY_CLASS)]
     sets = ("near", *FAR_SETS)
 
     def auroc(score: str, name: str) -> float:
