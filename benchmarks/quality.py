@@ -7,11 +7,12 @@ need no training.
     python benchmarks/quality.py run --splits final --seeds 0,1,2,3,4
     python benchmarks/quality.py summary
 
-It needs pytorch-ood and torchvision, as `.ci/run` installs them. The splits hold out two classes of Fashion-MNIST each: no model of a split has seen its near-OOD
-classes. All choices, of recipes as of settings, were made on the split of the shipped demo models
-(``development``), whose near-OOD classes are bag and ankle boot, and on validation sets; the
-``final`` splits were run with what had been chosen. Every finished training is kept in
-results/quality.json, and skipped when the command is repeated.
+It needs pytorch-ood and torchvision, as `.ci/run` installs them. The splits hold out two classes of
+Fashion-MNIST each: no model of a split has seen its near-OOD classes. All choices, of recipes as of
+settings, were made on the split of the shipped demo models (``development``), whose near-OOD
+classes are bag and ankle boot, and on validation sets; the ``final`` splits were run with what had
+been chosen. Every finished training is kept in results/quality.json, and skipped when the command
+is repeated.
 """
 
 from __future__ import annotations
