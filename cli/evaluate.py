@@ -79,7 +79,11 @@ def evaluate(
         loaded = {
             name: open_classifier(path, generated, used_device) for name, path in paths.items()
         }
-        page = step.ReportPage(training=list(paths.values())[-1], scores=config.scores)
+        page = step.ReportPage(
+            training=list(paths.values())[-1],
+            scores=config.scores,
+            roles=step.training_roles(paths),
+        )
         evaluation = step.evaluate(
             loaded,
             id_data,

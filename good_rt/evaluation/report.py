@@ -34,8 +34,11 @@ from good_rt.evaluation.drawing import (
     inline_svg,
     percent,
 )
+from good_rt.evaluation.feature_map import DistanceFigures, map_panels, score_strips
 from good_rt.evaluation.metrics import LOWER_IS_BETTER, recall_threshold, roc_points
+from good_rt.evaluation.picture_rows import PictureRows, draw_rows
 from good_rt.evaluation.results import MEAN, Evaluation, ScoredSets
+from good_rt.evaluation.training_gain import TrainingRoles, gain_section
 from good_rt.files import atomic_path
 
 if TYPE_CHECKING:
@@ -102,6 +105,10 @@ class ReportData:
         settings: Settings to list, by name.
         versions: Packages to list, by name.
         files: Files to list, by what they are.
+        roles: Which models show what the generated images gave; None for no such section.
+        distances: How far each set lies from the training data.
+        ordered: Generated images in the order of the score.
+        mistakes: ID images that are refused, OOD images that are accepted.
     """
 
     title: str
@@ -116,6 +123,10 @@ class ReportData:
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    roles: TrainingRoles | None = None
+    distances: DistanceFigures | None = None
+    ordered: Sequence[PictureRows] = ()
+    mistakes: Sequence[PictureRows] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -153,22 +164,39 @@ def render_report(data: ReportData) -> str:
                 f"the report lacks the scores {data.score!r} of model {model!r} on "
                 f"{sorted(missing)}"
             )
-    source = (
-        resources.files("good_rt.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(source).render(
+    models = evaluation.models
+    colours = {name: MODEL_COLOURS[_style(i, len(models))] for i, name in enumerate(models)}
+    of_score = {model: data.scores[model][data.score] for model in models}
+    roles, distances = data.roles, data.distances
+    return environment.get_template("report").render(
         data=data,
         headline=_headline(data),
+        gain=gain_section(evaluation, roles, of_score, data.score, colours) if roles else None,
+        model_colours={name: VARIABLES[colour] for name, colour in colours.items()},
         sheets=[_picture(sheet) for sheet in data.sheets],
-        legend=_legend(evaluation.models),
+        strips=score_strips(distances) if distances else [],
+        maps=map_panels(distances) if distances else [],
+        ordered=[draw_rows(pictures) for pictures in data.ordered],
+        mistakes=[draw_rows(pictures) for pictures in data.mistakes],
+        legend=_legend(models),
         plots=[_set_plots(data, ood_set) for ood_set in evaluation.ood_sets],
         tables=[_table(evaluation, metric) for metric in _TABLES],
         curves=_training_plots(data.training) if data.training else [],
-        n_id=data.scores[evaluation.shipped][data.score].id.size,
+        n_id=of_score[evaluation.shipped].id.size,
     )
+
+
+def _template(name: str) -> str:
+    """A template of this folder."""
+    file = resources.files("good_rt.evaluation").joinpath(f"{name}.html.j2")
+    return file.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from good_rt.classifier import Classifier, Images
@@ -25,8 +26,10 @@ from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, Measurements, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
+from good_rt.evaluation.picture_rows import THUMBNAIL, thumbnails
 from good_rt.evaluation.report import ReportData, Sheet, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
+from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.files import paths_of, write_json
 from good_rt.method.conformal import allows
 from good_rt.method.discrepancy import (
@@ -41,7 +44,16 @@ from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import detector_for, open_classifier
-from good_rt.workflow.train import training_record
+from good_rt.workflow.report_figures import (
+    EvaluatedSets,
+    distance_figures,
+    feature_discrepancy,
+    mistake_pictures,
+    ordered_pictures,
+    score_generated,
+    training_roles,
+)
+from good_rt.workflow.train import FinishedTraining, training_record
 
 TestSets = Mapping[str, NDArray[np.uint8]]
 ALPHAS = (0.01, 0.05)
@@ -70,6 +82,8 @@ class ReportPage:
         training: Folder of the fine-tuning whose curve is drawn; None for the last classifier's.
         also: Generated sets to show that no gate was fitted on.
         scores: Names of plug-ins whose scores are measured as well.
+        roles: Which classifier is the original, the control and the trained one; None to read it
+            from the training.json beside each.
     """
 
     title: str = "OOD detection, measured"
@@ -83,6 +97,7 @@ class ReportPage:
     training: Path | None = None
     also: Sequence[Path] = ()
     scores: Sequence[str] = ()
+    roles: TrainingRoles | None = None
 
 
 def evaluate(
@@ -140,6 +155,12 @@ def evaluate(
         )
     write_json(out / "evaluation.json", evaluation.to_json())
     shown = id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images
+    folder = page.training or _path_of(classifiers[last_name])
+    training = training_record(folder) if folder is not None else None
+    evaluated = EvaluatedSets(detectors, scores, evaluation.shipped, id_data, ood)
+    distance = feature_discrepancy(evaluated)
+    with progress.task("scoring the generated sets"):
+        generated_sets = score_generated(evaluated, [*page.also, *folders], training, distance)
     data = ReportData(
         title=page.title,
         summary=page.summary,
@@ -148,7 +169,7 @@ def evaluate(
         near=next(iter(ood)),
         scores=scores,
         sheets=_sheets(shown, [*page.also, *folders]),
-        training=_training_curve(page.training or _path_of(classifiers[last_name])),
+        training=_training_curve(training),
         models=page.models,
         settings={
             **page.settings,
@@ -157,6 +178,10 @@ def evaluate(
         },
         versions=versions(REPORTED_PACKAGES),
         files={"detector and figures": str(out), **page.files},
+        roles=page.roles or training_roles(classifiers),
+        distances=distance_figures(evaluated, generated_sets, distance),
+        ordered=ordered_pictures(evaluated, generated_sets),
+        mistakes=mistake_pictures(evaluated),
     )
     with progress.task("drawing the report"):
         write_report(out / "report.html", data)
@@ -300,26 +325,31 @@ def all_scores(
 
 def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet]:
     """Contact sheets of ID images and of every generated set."""
-    shown = contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS)
+    shown = _contact_sheet(id_images[:SHEET_IMAGES])
     sheets = [Sheet.of("In-distribution", shown, "Held-out ID images.")]
     for folder in folders:
         generated = GeneratedSet(folder)
-        rows, images = generated.rows(), generated.images()
+        rows = generated.rows()
         title, caption = GUIDANCE_TEXTS[rows[0].guidance]
         energy = np.mean([row.energy for row in rows])
         distance = np.mean([row.knn_distance for row in rows])
         caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
-        sheets.append(Sheet.of(title, contact_sheet(images[:SHEET_IMAGES], SHEET_COLUMNS), caption))
+        shown = _contact_sheet(generated.images(rows[:SHEET_IMAGES]))
+        sheets.append(Sheet.of(title, shown, caption))
     return sheets
+
+
+def _contact_sheet(images: NDArray[np.uint8]) -> Image.Image:
+    """Images side by side; large ones are shrunk, small ones enlarged."""
+    small = thumbnails(images)
+    return contact_sheet(small, SHEET_COLUMNS, scale=2 if small.shape[1] <= THUMBNAIL // 2 else 1)
 
 
 def _path_of(given: object) -> Path | None:
     return Path(given) if isinstance(given, (str, Path)) else None
 
 
-def _training_curve(classifier: Path | None) -> list[tuple[float, float, float]]:
-    """(step, CE, BCE) of the fine-tuning behind a classifier's path; empty where it had none with
-    OOD images."""
-    training = training_record(classifier) if classifier is not None else None
+def _training_curve(training: FinishedTraining | None) -> list[tuple[float, float, float]]:
+    """(step, CE, BCE) of a fine-tuning; empty where it had no OOD images."""
     history = training.history if training is not None else ()
     return [(step.step, step.ce, step.bce) for step in history if step.bce is not None]
