@@ -48,7 +48,7 @@ MAP_POINTS = 6000
 SET_POINTS, ID_POINTS = 500, 600
 """Points of a set, and of the ID images behind it."""
 TICKS = (-5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 1000)
-BINS = 90
+MOST_BINS = 90
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def _strip(figures: DistanceFigures, model: str) -> Markup:
     scale = _Scale.of(ids)
     values = [scale(one.scores[model]) for one in figures.sets]
     low, high = drawn_limits(*values)
-    edges = np.linspace(low, high, BINS + 1)
     pitch, height = 1.0, 0.92
     figure, (axes,) = hairline_figure(5.2, 0.5 + 0.34 * len(figures.sets))
     for place, (one, scaled) in enumerate(zip(figures.sets, values, strict=True)):
         base = -pitch * place
+        edges = np.linspace(low, high, 1 + min(MOST_BINS, 12 + int(np.sqrt(scaled.size))))
         counts = np.histogram(np.clip(scaled, low, high), edges)[0].astype(float)
         heights = base + height * counts / counts.max()
         colour = GROUP_COLOURS[one.group]
@@ -142,7 +142,7 @@ def _strip(figures: DistanceFigures, model: str) -> Markup:
             refused_text(float(np.mean(one.scores[model] > threshold))),
             (1.0, base + 0.16),
             xycoords=("axes fraction", "data"),
-            xytext=(30, 0),
+            xytext=(34, 0),
             textcoords="offset points",
             ha="right",
             fontsize=8,
@@ -160,8 +160,10 @@ def _strip(figures: DistanceFigures, model: str) -> Markup:
     axes.set_xlim(low, high)
     axes.set_ylim(-pitch * (len(figures.sets) - 1), 1.05)
     scale.label(axes, "x")
-    axes.set_xlabel(f"{figures.score} score of {model}", parse_math=False)
-    axes.set_title("refused", loc="right", fontsize=8, color=MUTED, x=1.09, pad=2)
+    axes.set_xlabel(
+        f"{figures.score} score, in standard deviations of ID test images", parse_math=False
+    )
+    axes.set_title("refused", loc="right", fontsize=8, color=MUTED, x=1.1, pad=2)
     return inline_svg(figure, f"Histograms of the {figures.score} score of {model}, a row a set")
 
 
@@ -188,15 +190,16 @@ def map_panels(figures: DistanceFigures) -> list[MapPanel]:
         axes.set_xlim(limits[0])
         axes.set_ylim(limits[1])
         axes.margins(0)
-        _draw_points(axes, background, ID_COLOUR, "id-points")
-        _draw_points(axes, points, GROUP_COLOURS[one.group], "set-points")
+        _draw_points(axes, background, ID_COLOUR, 0.5, "id-points")
+        _draw_points(axes, points, GROUP_COLOURS[one.group], 0.75, "set-points")
         for axis, scale, name in zip(("x", "y"), scales, figures.axes, strict=True):
             scale.label(axes, axis)
             getattr(axes, f"set_{axis}label")(name, parse_math=False)
         axes.set_title(
             f"{refused_text(one.refused)} refused", loc="right", fontsize=8.5, color=MUTED
         )
-        plot = inline_svg(figure, f"{figures.axes[0]} and {figures.axes[1]} of {one.title}")
+        what = f"{one.group} set {one.title}"
+        plot = inline_svg(figure, f"{figures.axes[0]} and {figures.axes[1]} of the {what}")
         panels.append(
             MapPanel(one.title, one.group, len(points), len(plane), _compact_points(plot))
         )
@@ -238,7 +241,9 @@ def _spread(points: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
     return points[np.linspace(0, len(points) - 1, limit).round().astype(int)]
 
 
-def _draw_points(axes: Axes, points: NDArray[np.float64], colour: str, name: str) -> None:
+def _draw_points(
+    axes: Axes, points: NDArray[np.float64], colour: str, alpha: float, name: str
+) -> None:
     """Points as one path of lines without length, whose round caps are dots: a tenth of the size of
     an element a point."""
     from matplotlib.patches import PathPatch
@@ -247,7 +252,7 @@ def _draw_points(axes: Axes, points: NDArray[np.float64], colour: str, name: str
     path = Path(np.repeat(points, 2, axis=0), [Path.MOVETO, Path.LINETO] * len(points))
     path.should_simplify = False
     patch = PathPatch(
-        path, facecolor="none", edgecolor=colour, linewidth=2.2, capstyle="round", alpha=0.55
+        path, facecolor="none", edgecolor=colour, linewidth=2.2, capstyle="round", alpha=alpha
     )
     patch.set(gid=name, clip_on=False, snap=False)
     axes.add_patch(patch)

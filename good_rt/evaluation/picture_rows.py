@@ -23,6 +23,14 @@ THUMBNAIL = 64
 
 
 @dataclass(frozen=True)
+class PictureLabel:
+    """Lines of text below an image, and whether the detector refuses it, which colours them."""
+
+    lines: Sequence[str]
+    refused: bool
+
+
+@dataclass(frozen=True)
 class PictureRows:
     """Images in rows, some of them with text below.
 
@@ -30,7 +38,7 @@ class PictureRows:
         title: Short title.
         caption: A sentence about them; may stand without images.
         images: (N, H, W, C) uint8, in the order shown.
-        labels: Lines of text of every ``every``-th image, from the first.
+        labels: Text below every ``every``-th image, from the first.
         columns: Images in a row, a multiple of ``every``.
         every: Images between two labels.
     """
@@ -38,7 +46,7 @@ class PictureRows:
     title: str
     caption: str
     images: NDArray[np.uint8]
-    labels: Sequence[Sequence[str]]
+    labels: Sequence[PictureLabel]
     columns: int
     every: int = 1
 
@@ -59,7 +67,7 @@ class PictureRow:
     width: int
     height: int
     filled: int
-    labels: Sequence[Sequence[str]]
+    labels: Sequence[PictureLabel]
 
 
 @dataclass(frozen=True)

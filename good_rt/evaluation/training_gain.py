@@ -159,8 +159,8 @@ def gain_verdict(changes: Sequence[MetricChange], roles: TrainingRoles) -> str:
         change = f"stays {percent(mean.after)} %"
     against = "the control" if roles.control else "the original classifier"
     return (
-        f"{subject} {_joined(parts)}. Against {against}, the mean share of OOD images that are "
-        f"accepted {change}."
+        f"{subject} {', and '.join(parts)}. Against {against}, the mean share of OOD images that "
+        f"are accepted {change}."
     )
 
 
@@ -265,7 +265,8 @@ def _change_cell(change: MetricChange) -> GainCell:
     if change.metric != VERDICT_METRIC:  # of a share near 1, points say more
         value = _points(change.after - change.before)
     below = f"{_points(change.low)} to {_points(change.high)}"
-    return GainCell(value, below, f"change {change.verdict}")
+    is_shown = _points(change.after - change.before) != "0.0"  # else a colour would puzzle
+    return GainCell(value, below, f"change {change.verdict if is_shown else 'unclear'}")
 
 
 def _points(difference: float) -> str:
@@ -309,7 +310,7 @@ def _gain_plot(
     axes.set_yticks(range(len(ood_sets)), ood_sets, parse_math=False)
     for label in axes.get_yticklabels():
         label.set(color=INK, fontsize=8.5)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=9)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(len(ood_sets) - 0.5, -0.5)
     axes.axhline(len(ood_sets) - 1.5, color=LINE, linewidth=0.8)

@@ -330,11 +330,11 @@ def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet
     for folder in folders:
         generated = GeneratedSet(folder)
         rows = generated.rows()
+        shown = _contact_sheet(generated.images(rows[:SHEET_IMAGES]))
         title, caption = GUIDANCE_TEXTS[rows[0].guidance]
         energy = np.mean([row.energy for row in rows])
         distance = np.mean([row.knn_distance for row in rows])
         caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
-        shown = _contact_sheet(generated.images(rows[:SHEET_IMAGES]))
         sheets.append(Sheet.of(title, shown, caption))
     return sheets
 

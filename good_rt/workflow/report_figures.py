@@ -21,7 +21,7 @@ from good_rt.data.id_data import IdData, spaced, thinned
 from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, measure
 from good_rt.evaluation.feature_map import DistanceFigures, SetDistances
-from good_rt.evaluation.picture_rows import PictureRows
+from good_rt.evaluation.picture_rows import PictureLabel, PictureRows
 from good_rt.evaluation.results import ScoredSets
 from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.method.conformal import largest_accepted
@@ -172,14 +172,14 @@ def score_generated(
     for folder in folders:
         generated = GeneratedSet(folder)
         rows = generated.rows()
-        title = GENERATED_TITLES[rows[0].guidance]
-        if title in {one.title for one in scored}:
-            title = f"{title} ({folder.name})"
         held_out = folder.resolve() in seen
         if held_out:
             rows = rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         kept = thinned(range(len(rows)), GENERATED_IMAGES)
         images = generated.images([rows[place] for place in kept])
+        title = GENERATED_TITLES[rows[0].guidance]
+        if title in {one.title for one in scored}:
+            title = f"{title} ({folder.name})"
         scores = {
             model: _unified_scores(evaluated.detectors[model], images)
             for model in evaluated.compared
@@ -251,7 +251,7 @@ def distance_figures(
     return DistanceFigures(
         sets,
         thresholds,
-        (ENERGY_ROW, title),
+        (ENERGY_ROW, f"{title} distance"),
         UNIFIED_ROW,
         evaluated.detector.config.alpha,
         [one.title for one in generated if one.held_out],
@@ -273,13 +273,10 @@ def ordered_pictures(
         order = np.argsort(scores, kind="stable")
         shown = order[spaced(len(order), min(ORDERED_IMAGES, len(order)))]
         labelled = scores[shown[::LABEL_EVERY]]
-        p_values = evaluated.detector.p_values(labelled)
-        labels = [
-            (f"{score:.1f}".replace("-", "−"), p_text(p))
-            for score, p in zip(labelled, p_values, strict=True)
-        ]
+        labels = _labels(evaluated, [(score_text(score),) for score in labelled], labelled)
         kept = " held-out" if one.held_out else ""
-        caption = f"{len(shown)} of {len(scores):,}{kept} images"
+        ends = " to ".join(score_text(scores[place]) for place in (shown[0], shown[-1]))
+        caption = f"{len(shown)} of {len(scores):,}{kept} images, scores {ends}"
         images = one.images[shown]
         pictures.append(
             PictureRows(one.title, caption, images, labels, ORDERED_COLUMNS, LABEL_EVERY)
@@ -301,8 +298,8 @@ def mistake_pictures(evaluated: EvaluatedSets) -> list[PictureRows]:
         order = np.argsort(scores, kind="stable")
         accepted = order[~evaluated.is_refused(scores[order])]
         shown = accepted[:MISTAKES]
-        names = [classes[label] for label in _predicted(evaluated.detector, images[shown])]
-        labels = _mistake_labels(evaluated, names, scores[shown])
+        lines = [(classes[label],) for label in _predicted(evaluated.detector, images[shown])]
+        labels = _labels(evaluated, lines, scores[shown])
         caption = f"{len(accepted):,} of {len(images):,} images accepted"
         pictures.append(PictureRows(name, caption, images[shown], labels, MISTAKES))
     return pictures
@@ -322,11 +319,13 @@ def _refused_pictures(evaluated: EvaluatedSets) -> PictureRows:
         rows=[rows[place] for place in shown],
     )
     assert part.labels is not None  # IdData checks it
-    names = []
-    for label, guess in zip(part.labels, _predicted(evaluated.detector, part.images), strict=True):
-        taken = "" if label == guess else f" → {config.classes[guess]}"
-        names.append(f"{config.classes[label]}{taken}")
-    labels = _mistake_labels(evaluated, names, scores[shown])
+    lines = [
+        (config.classes[label],) + (() if label == guess else (f"→ {config.classes[guess]}",))
+        for label, guess in zip(
+            part.labels, _predicted(evaluated.detector, part.images), strict=True
+        )
+    ]
+    labels = _labels(evaluated, lines, scores[shown])
     caption = f"{len(refused):,} of {len(scores):,} images refused"
     return PictureRows("ID test images", caption, part.images, labels, MISTAKES)
 
@@ -338,13 +337,22 @@ def _predicted(detector: DetectorModule, images: NDArray[np.uint8]) -> list[int]
     return predict(detector.classifier, from_uint8(images))[0].argmax(dim=1).tolist()
 
 
-def _mistake_labels(
-    evaluated: EvaluatedSets, names: Sequence[str], scores: FloatArray
-) -> list[tuple[str, str]]:
-    p_values = evaluated.detector.p_values(scores)
-    return [(name, p_text(p)) for name, p in zip(names, p_values, strict=True)]
+def _labels(
+    evaluated: EvaluatedSets, lines: Sequence[tuple[str, ...]], scores: FloatArray
+) -> list[PictureLabel]:
+    """Labels of images: their lines, and the p-value below."""
+    p_values, refused = evaluated.detector.p_values(scores), evaluated.is_refused(scores)
+    return [
+        PictureLabel((*of_image, p_text(p)), bool(is_refused))
+        for of_image, p, is_refused in zip(lines, p_values, refused, strict=True)
+    ]
 
 
 def p_text(p_value: float) -> str:
-    """A p-value with two significant digits."""
+    """A p-value with two digits."""
     return f"p {p_value:.2g}" if p_value < 0.1 else f"p {p_value:.2f}"
+
+
+def score_text(score: float) -> str:
+    """A score with one decimal and a true minus sign."""
+    return f"{score:.1f}".replace("-", "−")
