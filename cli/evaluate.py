@@ -73,6 +73,7 @@ def evaluate(
     from good_rt.environment import use_device
     from good_rt.workflow import evaluate as step
     from good_rt.workflow.detector import open_classifier
+    from good_rt.workflow.report_figures import training_roles
 
     used_device = use_device(device)
     with shown_progress(quiet=as_json) as progress:
@@ -82,7 +83,7 @@ def evaluate(
         page = step.ReportPage(
             training=list(paths.values())[-1],
             scores=config.scores,
-            roles=step.training_roles(paths),
+            roles=training_roles(paths),
         )
         evaluation = step.evaluate(
             loaded,

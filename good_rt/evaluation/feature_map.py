@@ -192,9 +192,10 @@ def map_panels(figures: DistanceFigures) -> list[MapPanel]:
         axes.margins(0)
         _draw_points(axes, background, ID_COLOUR, 0.5, "id-points")
         _draw_points(axes, points, GROUP_COLOURS[one.group], 0.75, "set-points")
-        for axis, scale, name in zip(("x", "y"), scales, figures.axes, strict=True):
-            scale.label(axes, axis)
-            getattr(axes, f"set_{axis}label")(name, parse_math=False)
+        scales[0].label(axes, "x")
+        scales[1].label(axes, "y")
+        axes.set_xlabel(figures.axes[0], parse_math=False)
+        axes.set_ylabel(figures.axes[1], parse_math=False)
         axes.set_title(
             f"{refused_text(one.refused)} refused", loc="right", fontsize=8.5, color=MUTED
         )

@@ -9,7 +9,7 @@ interval of its own, from a bootstrap that resamples both alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -106,27 +106,28 @@ def metric_changes(
     Raises:
         GoodRtError: the images differ in number.
     """
-    draws, points = {}, {}
+    draws, values = {}, {}
     for ood_set, oods in reference.ood.items():
         pairs = [(reference.id, oods), (trained.id, trained.ood[ood_set])]
-        sizes = {(ids.size, values.size) for ids, values in pairs}
+        sizes = sorted({(ids.size, of_set.size) for ids, of_set in pairs})
         if len(sizes) > 1:
             raise GoodRtError(
-                f"OOD set {ood_set!r}: both classifiers must score the same images, but their "
-                f"numbers differ: {sorted(sizes)}"
+                f"OOD set {ood_set!r}: both classifiers must score the same images, but the "
+                f"numbers of ID and OOD images differ: {sizes[0]} and {sizes[1]}"
             )
         before, after = (bootstrap_draws(*pair, resamples=resamples, seed=seed) for pair in pairs)
         draws[ood_set] = after - before
-        points[ood_set] = [_figures(detection_metrics(*pair)) for pair in pairs]
+        values[ood_set] = np.array([astuple(detection_metrics(*pair)) for pair in pairs])
     draws[MEAN] = np.mean(list(draws.values()), axis=0)
-    points[MEAN] = list(np.mean(list(points.values()), axis=0))
+    values[MEAN] = np.mean(list(values.values()), axis=0)
     changes = []
     for metric in GAIN_METRICS:
         column = METRICS.index(metric)
         for ood_set, difference in draws.items():
-            low, high = np.quantile(difference[:, column], [0.025, 0.975])
-            before, after = (float(values[column]) for values in points[ood_set])
-            changes.append(MetricChange(metric, ood_set, before, after, float(low), float(high)))
+            ends = np.quantile(difference[:, column], [0.025, 0.975])
+            changes.append(
+                MetricChange(metric, ood_set, *map(float, (*values[ood_set][:, column], *ends)))
+            )
     return changes
 
 
@@ -178,10 +179,6 @@ def _listed(names: Sequence[str], of: int) -> str:
 def _joined(parts: Sequence[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _figures(metrics: object) -> list[float]:
-    return [float(getattr(metrics, name)) for name in METRICS]
 
 
 @dataclass(frozen=True)
