@@ -37,7 +37,7 @@ from good_rt.method.discrepancy.energy import Energy
 from good_rt.method.scores import LOGIT_SCORES
 from good_rt.workflow.train import FinishedTraining, training_record
 
-Scores = NDArray[np.floating[Any]]
+ScoreArray = NDArray[np.floating[Any]]
 UNIFIED_ROW, ENERGY_ROW = "Unified", "Energy"
 """Names of two scores of an evaluation."""
 GENERATED_IMAGES = 2000
@@ -88,7 +88,7 @@ class EvaluatedSets:
         """The first model and the shipped one, which are shown beside each other."""
         return tuple(dict.fromkeys((next(iter(self.detectors)), self.shipped)))
 
-    def is_refused(self, scores: Scores) -> NDArray[np.bool_]:
+    def is_refused(self, scores: ScoreArray) -> NDArray[np.bool_]:
         """Which of N scores the shipped detector refuses, (N,)."""
         return self.detector.p_values(scores) <= self.detector.config.alpha
 
@@ -107,8 +107,8 @@ class ScoredGenerated:
 
     title: str
     images: NDArray[np.uint8]
-    scores: Mapping[str, Scores]
-    plane: Scores
+    scores: Mapping[str, ScoreArray]
+    plane: ScoreArray
     held_out: bool
 
 
@@ -195,14 +195,14 @@ def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         yield images[start : start + SCORED_AT_ONCE]
 
 
-def _unified_scores(detector: DetectorModule, images: NDArray[np.uint8]) -> Scores:
+def _unified_scores(detector: DetectorModule, images: NDArray[np.uint8]) -> ScoreArray:
     pixels = map(from_uint8, _batches(images))
     return detector.scores(measure(detector.classifier, detector.discrepancies, pixels))
 
 
 def _plane(
     detector: DetectorModule, distance: Discrepancy | None, images: NDArray[np.uint8]
-) -> Scores:
+) -> ScoreArray:
     """(N, 2): energy and feature distance; zeros without a distance."""
     if distance is None:
         return np.zeros((len(images), 2))
@@ -229,7 +229,7 @@ def distance_figures(
     title = TITLES[distance.name]
     rows = evaluated.scores[evaluated.shipped]
 
-    def refused(scores: Scores) -> float:
+    def refused(scores: ScoreArray) -> float:
         return float(evaluated.is_refused(scores).mean())
 
     unified = {model: evaluated.scores[model][UNIFIED_ROW] for model in evaluated.compared}
@@ -339,7 +339,7 @@ def _predicted(detector: DetectorModule, images: NDArray[np.uint8]) -> list[int]
 
 
 def _labels(
-    evaluated: EvaluatedSets, lines: Sequence[tuple[str, ...]], scores: Scores
+    evaluated: EvaluatedSets, lines: Sequence[tuple[str, ...]], scores: ScoreArray
 ) -> list[PictureLabel]:
     """Labels of images: their lines, and the p-value below."""
     p_values, refused = evaluated.detector.p_values(scores), evaluated.is_refused(scores)

@@ -66,9 +66,7 @@ def test_points_lie_where_their_images_do() -> None:
         inside = (drawn[:, axis] > drawn[:, axis].min()) & (drawn[:, axis] < drawn[:, axis].max())
         slope, offset = np.polyfit(scaled[inside], drawn[inside, axis], 1)
         assert sign * slope > 0
-        np.testing.assert_allclose(
-            slope * scaled[inside] + offset, drawn[inside, axis], atol=0.15
-        )
+        np.testing.assert_allclose(slope * scaled[inside] + offset, drawn[inside, axis], atol=0.15)
 
 
 def test_the_id_points_are_the_same_in_every_panel() -> None:
@@ -119,7 +117,7 @@ def test_shares_have_a_decimal_where_it_matters(share: float, text: str) -> None
 
 
 def test_what_cannot_be_drawn_is_named() -> None:
-    with pytest.raises(GoodRtError, match="first set .* must be the ID test images"):
+    with pytest.raises(GoodRtError, match=r"first set .* must be the ID test images"):
         figures_of(NEAR)
     short = SetDistances("near", "ood", {"before": np.ones(3)}, np.ones((2, 2)), 0.0)
     with pytest.raises(GoodRtError, match=r"'near' must have as many points as scores.*\[2, 3\]"):

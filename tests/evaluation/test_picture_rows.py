@@ -62,9 +62,7 @@ def test_large_colour_images_are_shrunk() -> None:
     shown = pixels(drawn.rows[0])
     assert shown.shape == (THUMBNAIL, 10 * THUMBNAIL, 3)
     reference = Image.fromarray(colour[3]).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(
-        shown[:, 3 * THUMBNAIL : 4 * THUMBNAIL], np.asarray(reference)
-    )
+    np.testing.assert_array_equal(shown[:, 3 * THUMBNAIL : 4 * THUMBNAIL], np.asarray(reference))
 
 
 def test_thumbnails_keep_the_shape_of_the_picture() -> None:

@@ -147,6 +147,4 @@ def test_the_section_compares_the_models_of_the_roles() -> None:
     )
     assert len(without.rows[0][1]) == 6
     with pytest.raises(GoodRtError, match="'fog', which was not evaluated"):
-        gain_section(
-            evaluation, TrainingRoles("before", "fog"), of_score, "Unified", colours
-        )
+        gain_section(evaluation, TrainingRoles("before", "fog"), of_score, "Unified", colours)
