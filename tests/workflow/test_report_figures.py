@@ -151,9 +151,7 @@ def test_mistakes_are_the_worst_of_each_set(
     }
     assert refused.caption == f"{result.is_ood.sum()} of 160 images refused"
     assert all(label.refused for label in refused.labels)
-    names = {
-        image.tobytes(): label for image, label in zip(known.images, known.labels, strict=True)
-    }
+    class_of = {known.images[row].tobytes(): known.labels[row] for row in worst}
     for image, label in zip(refused.images, refused.labels, strict=True):
         assert label.lines[0] == assets.CLASSES[class_of[image.tobytes()]]
         predicted = assets.CLASSES[int(detector.score(image[None]).label[0])]
