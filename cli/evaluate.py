@@ -74,6 +74,7 @@ def evaluate(
     from good_rt.environment import use_device
     from good_rt.workflow import evaluate as step
     from good_rt.workflow.detector import open_classifier
+    from good_rt.workflow.report_figures import training_roles
 
     used_device = use_device(device)
     with shown_progress(quiet=as_json) as progress:
@@ -81,7 +82,10 @@ def evaluate(
             name: open_classifier(path, generated, used_device) for name, path in paths.items()
         }
         page = step.ReportPage(
-            training=list(paths.values())[-1], scores=config.scores, peers=config.peers
+            training=list(paths.values())[-1],
+            scores=config.scores,
+            peers=config.peers,
+            roles=training_roles(paths),
         )
         evaluation = step.evaluate(
             loaded,

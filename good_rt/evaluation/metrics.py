@@ -102,6 +102,29 @@ def bootstrap(
     Raises:
         GoodRtError: the scores are not as in `detection_metrics`, or there is no resample.
     """
+    draws = bootstrap_draws(id_scores, ood_scores, resamples=resamples, seed=seed)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(METRICS, low, high, strict=True)}
+
+
+def bootstrap_draws(
+    id_scores: ArrayLike, ood_scores: ArrayLike, *, resamples: int = 200, seed: int
+) -> Floats:
+    """The figures of every resample, (resamples, 5) in the order of `METRICS`.
+
+    The draws choose images by their position. So two scores of the same images, in the same order
+    and with the same seed, are resampled in pairs, and differences of their draws are draws of
+    their difference.
+
+    Args:
+        id_scores: (N,) finite, higher = more OOD.
+        ood_scores: (M,) finite.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Raises:
+        GoodRtError: the scores are not as in `detection_metrics`, or there is no resample.
+    """
     if resamples < 1:
         raise GoodRtError(f"bootstrap needs at least one resample, not {resamples}")
     id_groups, ood_groups, groups = _groups(id_scores, ood_scores)
@@ -113,8 +136,7 @@ def bootstrap(
         )
         for rows in (min(block, resamples - start) for start in range(0, resamples, block))
     ]
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(METRICS, low, high, strict=True)}
+    return np.concatenate(values)
 
 
 def roc_points(id_scores: ArrayLike, ood_scores: ArrayLike) -> tuple[Floats, Floats]:

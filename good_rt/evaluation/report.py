@@ -9,9 +9,7 @@ loaded from anywhere.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,29 +19,31 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from good_rt.errors import GoodRtError
+from good_rt.evaluation.drawing import (
+    ID_COLOUR,
+    INK,
+    LINE,
+    MODEL_COLOURS,
+    MUTED,
+    OOD_COLOUR,
+    VARIABLES,
+    drawn_limits,
+    hairline_figure,
+    inline_svg,
+    percent,
+)
+from good_rt.evaluation.feature_map import DistanceFigures, map_panels, score_strips
 from good_rt.evaluation.metrics import LOWER_IS_BETTER, recall_threshold, roc_points
+from good_rt.evaluation.picture_rows import PictureRows, draw_rows
 from good_rt.evaluation.results import MEAN, Evaluation, ScoredSets
+from good_rt.evaluation.training_gain import TrainingRoles, gain_section
 from good_rt.files import atomic_path
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-# Stand-ins that matplotlib draws with, each replaced by a CSS variable of the template.
-_INK, _MUTED, _LINE, _ID, _OOD = "#0000a0", "#0000a1", "#0000a2", "#0000a3", "#0000a4"
-_MODELS = ("#0000b0", "#0000b1", "#0000b2", "#0000b3", "#0000b4")
-_VARIABLES = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _LINE: "var(--line)",
-    _ID: "var(--id)",
-    _OOD: "var(--ood)",
-    **{colour: f"var(--model-{index})" for index, colour in enumerate(_MODELS)},
-}
 _DASHES: tuple[tuple[float, ...], ...] = ((), (3, 1.5), (1, 1.2), (5, 1.5, 1, 1.5), (6, 3))
 
 _TABLES = {
@@ -105,6 +105,10 @@ class ReportData:
         settings: Settings to list, by name.
         versions: Packages to list, by name.
         files: Files to list, by what they are.
+        roles: Which models show what the generated images gave; None for no such section.
+        distances: How far each set lies from the training data.
+        ordered: Generated images in the order of the score.
+        mistakes: ID images that are refused, OOD images that are accepted.
     """
 
     title: str
@@ -119,6 +123,10 @@ class ReportData:
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    roles: TrainingRoles | None = None
+    distances: DistanceFigures | None = None
+    ordered: Sequence[PictureRows] = ()
+    mistakes: Sequence[PictureRows] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -156,22 +164,39 @@ def render_report(data: ReportData) -> str:
                 f"the report lacks the scores {data.score!r} of model {model!r} on "
                 f"{sorted(missing)}"
             )
-    source = (
-        resources.files("good_rt.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(source).render(
+    models = evaluation.models
+    colours = {name: MODEL_COLOURS[_style(i, len(models))] for i, name in enumerate(models)}
+    of_score = {model: data.scores[model][data.score] for model in models}
+    roles, distances = data.roles, data.distances
+    return environment.get_template("report").render(
         data=data,
         headline=_headline(data),
+        gain=gain_section(evaluation, roles, of_score, data.score, colours) if roles else None,
+        model_colours={name: VARIABLES[colour] for name, colour in colours.items()},
         sheets=[_picture(sheet) for sheet in data.sheets],
-        legend=_legend(evaluation.models),
+        strips=score_strips(distances) if distances else [],
+        maps=map_panels(distances) if distances else [],
+        ordered=[draw_rows(pictures) for pictures in data.ordered],
+        mistakes=[draw_rows(pictures) for pictures in data.mistakes],
+        legend=_legend(models),
         plots=[_set_plots(data, ood_set) for ood_set in evaluation.ood_sets],
         tables=[_table(evaluation, metric) for metric in _TABLES],
         curves=_training_plots(data.training) if data.training else [],
-        n_id=data.scores[evaluation.shipped][data.score].id.size,
+        n_id=of_score[evaluation.shipped].id.size,
     )
+
+
+def _template(name: str) -> str:
+    """A template of this folder."""
+    file = resources.files("good_rt.evaluation").joinpath(f"{name}.html.j2")
+    return file.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -190,10 +215,10 @@ def _headline(data: ReportData) -> list[_Card]:
     first, others = evaluation.models[0], [model for model in evaluation.models if model != shipped]
 
     def card(label: str, values: Mapping[str, float], notes: Sequence[str]) -> _Card:
-        compared = [f"{model} {_percent(values[model])}" for model in others if model in values]
-        before = _percent(values[first]) if first in others and first in values else ""
+        compared = [f"{model} {percent(values[model])}" for model in others if model in values]
+        before = percent(values[first]) if first in others and first in values else ""
         beside = [", ".join(compared)] if compared and compared != [f"{first} {before}"] else []
-        return _Card(label, _percent(values[shipped]), before, (*notes, *beside))
+        return _Card(label, percent(values[shipped]), before, (*notes, *beside))
 
     cards = []
     for metric, ood_set in (("fpr95", data.near), ("auroc", data.near), ("auroc", MEAN)):
@@ -212,13 +237,13 @@ def _headline(data: ReportData) -> list[_Card]:
         promised = f"promised at α = {refusal.alpha:g}: at most {100 * refusal.alpha:g}"
         interval_text = _interval(refusal.share.low, refusal.share.high)
         cards.append(
-            _Card("ID images refused", _percent(refusal.share.rate), "", (promised, interval_text))
+            _Card("ID images refused", percent(refusal.share.rate), "", (promised, interval_text))
         )
     return cards
 
 
 def _interval(low: float, high: float) -> str:
-    return f"95 % interval {_percent(low)}–{_percent(high)}"
+    return f"95 % interval {percent(low)}–{percent(high)}"
 
 
 def _picture(sheet: Sheet) -> dict[str, Any]:
@@ -247,15 +272,15 @@ def _table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
     grouped by score."""
     columns = [*evaluation.ood_sets, MEAN]
     best = {
-        column: _percent(getattr(evaluation.best(metric, column).metrics, metric))
+        column: percent(getattr(evaluation.best(metric, column).metrics, metric))
         for column in columns
     }
 
     def cell(model: str, score: str, column: str) -> _Cell:
         row = evaluation.row(model, score, column)
-        value = _percent(getattr(row.metrics, metric))
+        value = percent(getattr(row.metrics, metric))
         low, high = row.intervals.get(metric, (None, None))
-        interval = "" if low is None or high is None else f"{_percent(low)}–{_percent(high)}"
+        interval = "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
         return _Cell(value, interval, value == best[column])
 
     pairs = dict.fromkeys((row.score, row.model) for row in evaluation.rows)
@@ -275,11 +300,6 @@ def _table(evaluation: Evaluation, metric: str) -> dict[str, Any]:
     return {"title": title, "note": f"{note} {direction}", "columns": columns, "groups": groups}
 
 
-def _percent(share: float) -> str:
-    """A share as a percentage with one decimal, without the sign."""
-    return f"{100 * share:.1f}"
-
-
 def _set_plots(data: ReportData, ood_set: str) -> dict[str, Any]:
     models = data.evaluation.models
     ends = list(dict.fromkeys((models[0], data.evaluation.shipped)))
@@ -295,42 +315,34 @@ def _set_plots(data: ReportData, ood_set: str) -> dict[str, Any]:
 def _histograms(scored: Mapping[str, ScoredSets], ood_set: str, score: str) -> Markup:
     """One panel a model: ID against one OOD set, with the threshold at 95 % ID recall and what it
     lets through."""
-    figure, panels = _figure(3.6, 1.45 * len(scored), rows=len(scored))
+    figure, panels = hairline_figure(3.6, 1.45 * len(scored), rows=len(scored))
     for axes, (model, sets) in zip(panels, scored.items(), strict=True):
         ids, oods = sets.id, sets.ood[ood_set]
-        limits = _limits(ids, oods)
+        limits = drawn_limits(ids, oods)
         edges = np.linspace(*limits, 49)
-        for values, colour in ((ids, _ID), (oods, _OOD)):
+        for values, colour in ((ids, ID_COLOUR), (oods, OOD_COLOUR)):
             heights = np.histogram(np.clip(values, *limits), edges)[0] / values.size
             axes.stairs(heights, edges, fill=True, color=colour, alpha=0.35)
             axes.stairs(heights, edges, color=colour, linewidth=1.1)
         threshold = recall_threshold(ids)
-        axes.axvline(threshold, color=_INK, linewidth=0.9, linestyle=(0, (3, 2)))
-        accepted = _percent(float(np.mean(oods <= threshold)))
+        axes.axvline(threshold, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+        accepted = percent(float(np.mean(oods <= threshold)))
         axes.set_title(
-            model, loc="left", fontsize=9, color=_INK, fontweight="bold", parse_math=False
+            model, loc="left", fontsize=9, color=INK, fontweight="bold", parse_math=False
         )
-        axes.set_title(f"{accepted} % of OOD accepted", loc="right", fontsize=9, color=_MUTED)
+        axes.set_title(f"{accepted} % of OOD accepted", loc="right", fontsize=9, color=MUTED)
         axes.set_yticks([])
         axes.set_ylim(bottom=0)
         axes.set_xlim(*limits)
         axes.spines["left"].set_visible(False)
     panels[-1].set_xlabel(f"{score} (higher = more OOD)", parse_math=False)
-    return _svg(figure, f"Histograms of the {score} score, ID images against {ood_set}")
-
-
-def _limits(*sets: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Bounds that hold at least 99 % of each set; what lies beyond is drawn in the outermost
-    bins."""
-    ends = [np.quantile(values, [0.005, 0.995]) for values in sets]
-    low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    return inline_svg(figure, f"Histograms of the {score} score, ID images against {ood_set}")
 
 
 def _roc(scored: Mapping[str, ScoredSets], ood_set: str) -> Markup:
-    figure, (axes,) = _figure(3.6, 2.9)
-    axes.plot([0, 100], [0, 100], color=_LINE, linewidth=0.8)
-    axes.axhline(95, color=_LINE, linewidth=0.8)
+    figure, (axes,) = hairline_figure(3.6, 2.9)
+    axes.plot([0, 100], [0, 100], color=LINE, linewidth=0.8)
+    axes.axhline(95, color=LINE, linewidth=0.8)
     for index, sets in enumerate(scored.values()):
         ood_accepted, id_accepted = roc_points(sets.id, sets.ood[ood_set])
         # A step for every score is more than a screen shows: the points nearest to 400 even steps
@@ -341,26 +353,31 @@ def _roc(scored: Mapping[str, ScoredSets], ood_set: str) -> Markup:
         )
         style = _style(index, len(scored))
         line = axes.plot(
-            100 * ood_accepted[keep], 100 * id_accepted[keep], color=_MODELS[style], linewidth=1.5
+            100 * ood_accepted[keep],
+            100 * id_accepted[keep],
+            color=MODEL_COLOURS[style],
+            linewidth=1.5,
         )[0]
         line.set_dashes(_DASHES[style])
     axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="OOD accepted, %", ylabel="ID accepted, %")
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_yticks([0, 25, 50, 75, 95])
-    return _svg(figure, f"ROC curves on {ood_set}")
+    return inline_svg(figure, f"ROC curves on {ood_set}")
 
 
 def _style(index: int, models: int) -> int:
     """Which colour and dashes a model's line has: the last model's are the first, strongest
     ones."""
-    return (models - 1 - index) % len(_MODELS)
+    return (models - 1 - index) % len(MODEL_COLOURS)
 
 
 def _legend(models: Sequence[str]) -> list[tuple[str, str, str]]:
     """(name, colour, SVG dash array) of each model, for the plots' common key."""
     styles = {model: _style(index, len(models)) for index, model in enumerate(models)}
     dashes = [" ".join(f"{2 * length:g}" for length in pattern) for pattern in _DASHES]
-    return [(model, _VARIABLES[_MODELS[style]], dashes[style]) for model, style in styles.items()]
+    return [
+        (model, VARIABLES[MODEL_COLOURS[style]], dashes[style]) for model, style in styles.items()
+    ]
 
 
 def _training_plots(training: Sequence[tuple[float, float, float]]) -> list[Markup]:
@@ -369,51 +386,11 @@ def _training_plots(training: Sequence[tuple[float, float, float]]) -> list[Mark
     for values, name in zip(
         losses, ("Cross-entropy of ID images", "Energy regulariser (BCE)"), strict=True
     ):
-        figure, (axes,) = _figure(3.6, 2.1)
-        axes.plot(steps, values, color=_MODELS[0], linewidth=1.3)
-        axes.set_title(name, loc="left", fontsize=9, color=_INK)
+        figure, (axes,) = hairline_figure(3.6, 2.1)
+        axes.plot(steps, values, color=MODEL_COLOURS[0], linewidth=1.3)
+        axes.set_title(name, loc="left", fontsize=9, color=INK)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
-        plots.append(_svg(figure, f"{name} by step"))
+        plots.append(inline_svg(figure, f"{name} by step"))
     return plots
-
-
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A transparent figure in inches, outside pyplot's global state, with hairline axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    panels = list(figure.subplots(rows, 1, squeeze=False).flat)
-    for axes in panels:
-        axes.patch.set_visible(False)
-        axes.locator_params(nbins=6)
-        axes.tick_params(colors=_MUTED, labelsize=8, length=3, width=0.6, color=_LINE)
-        axes.xaxis.label.set(color=_MUTED, fontsize=8.5)
-        axes.yaxis.label.set(color=_MUTED, fontsize=8.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set(color=_LINE, linewidth=0.8)
-    return figure, panels
-
-
-def _svg(figure: Figure, label: str) -> Markup:
-    """The figure as inline SVG: real text in the page's font, CSS variables for colours, and ids of
-    its own."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    prefix = f"p{hashlib.sha256(label.encode()).hexdigest()[:8]}-"
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}", svg)
-    view = re.search(r'viewBox="[\d. -]*"', svg)
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    head = Markup('<svg class="plot" role="img" aria-label="{}" ').format(label)
-    return (
-        head + Markup(f"{view.group() if view else ''}>") + Markup(re.sub(r"\s*\n\s*", " ", body))
-    )

@@ -7,6 +7,8 @@ of ID inputs is refused (Vovk et al., Algorithmic Learning in a Random World; Ba
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +34,23 @@ def conformal_p_value(
     ordered = np.sort(calibration)
     below = np.searchsorted(ordered, scores, side="left")
     return (1 + len(ordered) - below) / (len(ordered) + 1)
+
+
+def largest_accepted(calibration: NDArray[np.floating], alpha: float) -> float:
+    """The largest score that is not refused: p ≤ α for every score above it, and for none up to it.
+
+    Args:
+        calibration: (n,) scores of held-out ID images.
+        alpha: Largest share of ID inputs that may be refused.
+
+    Raises:
+        GoodRtError: see `check_alpha`.
+    """
+    check_alpha(alpha, len(calibration))
+    # p(score) falls at each calibration score; the first that is refused follows the last accepted
+    ordered = np.unique(calibration)
+    accepted = ordered[conformal_p_value(calibration, ordered) > alpha]
+    return float(accepted[-1]) if len(accepted) else -math.inf
 
 
 def allows(alpha: float, calibration_size: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from good_rt.classifier import Classifier, Images
@@ -26,8 +27,10 @@ from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
+from good_rt.evaluation.picture_rows import THUMBNAIL, thumbnails
 from good_rt.evaluation.report import ReportData, Sheet, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
+from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.files import paths_of, write_json
 from good_rt.method.conformal import allows
 from good_rt.method.discrepancy import (
@@ -52,7 +55,16 @@ from good_rt.workflow.peers import (
     pytorch_ood_detectors,
     score_with_peers,
 )
-from good_rt.workflow.train import training_record
+from good_rt.workflow.report_figures import (
+    EvaluatedSets,
+    distance_figures,
+    feature_discrepancy,
+    mistake_pictures,
+    ordered_pictures,
+    score_generated,
+    training_roles,
+)
+from good_rt.workflow.train import FinishedTraining, training_record
 
 TestSets = Mapping[str, NDArray[np.uint8]]
 ALPHAS = (0.01, 0.05)
@@ -84,6 +96,8 @@ class ReportPage:
         also: Generated sets to show that no gate was fitted on.
         scores: Names of plug-ins whose scores are measured as well.
         peers: Whether the scores of `PEERS` are measured as well.
+        roles: Which classifier is the original, the control and the trained one; None to read it
+            from the training.json beside each.
     """
 
     title: str = "OOD detection, measured"
@@ -98,6 +112,7 @@ class ReportPage:
     also: Sequence[Path] = ()
     scores: Sequence[str] = ()
     peers: bool = False
+    roles: TrainingRoles | None = None
 
 
 def evaluate(
@@ -164,6 +179,12 @@ def evaluate(
         )
     write_json(out / "evaluation.json", evaluation.to_json())
     shown = id_part(id_data, "held_out", last.classifier, SHEET_IMAGES).images
+    folder = page.training or _path_of(classifiers[last_name])
+    training = training_record(folder) if folder is not None else None
+    evaluated = EvaluatedSets(detectors, scores, evaluation.shipped, id_data, ood)
+    distance = feature_discrepancy(evaluated)
+    with progress.task("scoring the generated sets"):
+        generated_sets = score_generated(evaluated, [*page.also, *folders], training, distance)
     data = ReportData(
         title=page.title,
         summary=page.summary,
@@ -172,7 +193,7 @@ def evaluate(
         near=next(iter(ood)),
         scores=scores,
         sheets=_sheets(shown, [*page.also, *folders]),
-        training=_training_curve(page.training or _path_of(classifiers[last_name])),
+        training=_training_curve(training),
         models=page.models,
         settings={
             **page.settings,
@@ -181,6 +202,10 @@ def evaluate(
         },
         versions=versions(REPORTED_PACKAGES),
         files={"detector and figures": str(out), **page.files},
+        roles=page.roles or training_roles(classifiers),
+        distances=distance_figures(evaluated, generated_sets, distance),
+        ordered=ordered_pictures(evaluated, generated_sets),
+        mistakes=mistake_pictures(evaluated),
     )
     with progress.task("drawing the report"):
         write_report(out / "report.html", data)
@@ -390,26 +415,31 @@ def all_scores(
 
 def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet]:
     """Contact sheets of ID images and of every generated set."""
-    shown = contact_sheet(id_images[:SHEET_IMAGES], SHEET_COLUMNS)
+    shown = _contact_sheet(id_images[:SHEET_IMAGES])
     sheets = [Sheet.of("In-distribution", shown, "Held-out ID images.")]
     for folder in folders:
         generated = GeneratedSet(folder)
-        rows, images = generated.rows(), generated.images()
+        rows = generated.rows()
+        shown = _contact_sheet(generated.images(rows[:SHEET_IMAGES]))
         title, caption = GUIDANCE_TEXTS[rows[0].guidance]
         energy = np.mean([row.energy for row in rows])
         distance = np.mean([row.knn_distance for row in rows])
         caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."
-        sheets.append(Sheet.of(title, contact_sheet(images[:SHEET_IMAGES], SHEET_COLUMNS), caption))
+        sheets.append(Sheet.of(title, shown, caption))
     return sheets
+
+
+def _contact_sheet(images: NDArray[np.uint8]) -> Image.Image:
+    """Images side by side; large ones are shrunk, small ones enlarged."""
+    small = thumbnails(images)
+    return contact_sheet(small, SHEET_COLUMNS, scale=2 if small.shape[1] <= THUMBNAIL // 2 else 1)
 
 
 def _path_of(given: object) -> Path | None:
     return Path(given) if isinstance(given, (str, Path)) else None
 
 
-def _training_curve(classifier: Path | None) -> list[tuple[float, float, float]]:
-    """(step, CE, BCE) of the fine-tuning behind a classifier's path; empty where it had none with
-    OOD images."""
-    training = training_record(classifier) if classifier is not None else None
+def _training_curve(training: FinishedTraining | None) -> list[tuple[float, float, float]]:
+    """(step, CE, BCE) of a fine-tuning; empty where it had no OOD images."""
     history = training.history if training is not None else ()
     return [(step.step, step.ce, step.bce) for step in history if step.bce is not None]

@@ -27,6 +27,7 @@ from good_rt.detector.module import DetectorModule
 from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation
+from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.export.graphs import EXPORTER
 from good_rt.export.manifest import MANIFEST, Manifest
 from good_rt.files import read_json, remove_leftovers, sole_user
@@ -464,6 +465,13 @@ class _Run:
         self._step("detector", key, [out], work)
         return out
 
+    def _roles(self) -> TrainingRoles | None:
+        """What the report compares; None where nothing was trained with generated images."""
+        if "trained" not in self.classifiers:
+            return None
+        control = "control" if "control" in self.classifiers else None
+        return TrainingRoles("before", "trained", control)
+
     def _settings_text(self) -> dict[str, str]:
         """The settings that the report names."""
         generate, train_table = self.config.generate, self.config.train
@@ -522,6 +530,7 @@ class _Run:
             else None,
             also=[self._set_folder("none") for name in self.job.sets if name == "none"],
             peers=peers,
+            roles=self._roles(),
         )
 
         def work() -> None:

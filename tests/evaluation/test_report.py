@@ -14,8 +14,11 @@ import pytest
 from PIL import Image
 
 from good_rt.errors import GoodRtError
+from good_rt.evaluation.feature_map import DistanceFigures, SetDistances
+from good_rt.evaluation.picture_rows import PictureLabel, PictureRows
 from good_rt.evaluation.report import ReportData, Sheet, render_report, write_report
 from good_rt.evaluation.results import MEAN, Refusal, ScoredSets, Share, evaluate_scores
+from good_rt.evaluation.training_gain import TrainingRoles
 
 HOSTILE = '<script>alert("1")</script> & $x_{1$ \' id="a"'
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -84,7 +87,36 @@ def _data(names: tuple[str, str] = ("near", "far")) -> ReportData:
         settings={"seed": "0"},
         versions={"good-rt": "0.1.0"},
         files={"detector": "out/detector.onnx"},
+        roles=TrainingRoles("before", "trained", "control"),
+        distances=_distances(scores, names),
+        ordered=[_pictures("image level", 8, 4)],
+        mistakes=[_pictures("ID test images", 3, 1), _pictures(names[0], 0, 1)],
     )
+
+
+def _distances(scores: dict[str, dict[str, ScoredSets]], names: tuple[str, ...]) -> DistanceFigures:
+    unified = {model: scores[model]["Unified"] for model in ("before", "trained")}
+
+    def plane(values: np.ndarray) -> np.ndarray:
+        return np.stack([values, values**2], axis=1)
+
+    of_id = {model: sets.id for model, sets in unified.items()}
+    sets = [SetDistances("ID test images", "id", of_id, plane(of_id["trained"]), 0.05)]
+    made = {model: sets.id[:90] + 1 for model, sets in unified.items()}
+    # of the same name as an OOD set, which must not mix up their plots
+    sets.append(SetDistances(names[0], "generated", made, plane(made["trained"]), 0.4))
+    for name in names:
+        oods = {model: sets.ood[name] for model, sets in unified.items()}
+        sets.append(SetDistances(name, "ood", oods, plane(oods["trained"]), 0.6))
+    thresholds = {"before": 1.6, "trained": 1.7}
+    axes = ("Energy", "Mahalanobis distance")
+    return DistanceFigures(sets, thresholds, axes, "Unified", 0.05, [names[0]])
+
+
+def _pictures(title: str, count: int, every: int) -> PictureRows:
+    images = np.random.default_rng(1).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+    labels = [PictureLabel((f"{title} {i}", "p 0.5"), False) for i in range(0, count, every)]
+    return PictureRows(title, f"{count} images", images, labels, 4, every)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +175,45 @@ def test_it_shows_everything(html: str, data: ReportData) -> None:
     assert f"before {100 * before:.1f}, control {100 * control:.1f}" in text
     for convention in ("FPR at 95 % ID recall", "FPR at 95 % OOD recall"):
         assert convention in text
-    assert html.count('<svg class="plot"') == 2 * len(evaluation.ood_sets) + 2
-    assert html.count("data:image/png") == 2
+    n_sets = len(evaluation.ood_sets)
+    plots = 2 * n_sets + 2  # histograms and ROC, training
+    plots += 2 + 2 + n_sets + 1  # what the images gave, strips, maps
+    assert html.count('<svg class="plot"') == plots
+    assert html.count("data:image/png") == 2 + 2 + 1  # sheets, and rows of 4 pictures
+
+
+def test_new_sections_stand_in_order(html: str) -> None:
+    headings = re.findall("<h2>(.*?)</h2>", html)
+    assert headings == [
+        "What the generated images gave",
+        "The pictures",
+        "How far from the training data",
+        "From near to far",
+        "Mistakes",
+        "How the score tells them apart",
+        "ROC curves",
+        "All figures",
+        "What it costs on known images",
+        "Training",
+        "How it was made",
+    ]
+
+
+def test_labels_stand_below_their_pictures(html: str) -> None:
+    rows = re.findall(r'<div class="row" style="--filled: (\d+)">.*?<ol>(.*?)</ol>', html, re.S)
+    assert [(int(filled), len(re.findall("<li", text))) for filled, text in rows] == [
+        (4, 1),
+        (4, 1),
+        (3, 3),
+    ]
+    spans = [list(map(int, re.findall(r"span (\d+)", text))) for _, text in rows]
+    assert spans == [[4], [4], [1, 1, 1]]
+
+
+def test_without_a_control_it_says_what_is_missing(data: ReportData) -> None:
+    html = render_report(replace(data, roles=TrainingRoles("before", "trained")))
+    assert "control = true" in html and "Training with the generated images" in html
+    assert "control = true" not in render_report(data)
 
 
 def test_the_best_of_each_column_is_bold(html: str, data: ReportData) -> None:
@@ -170,6 +239,7 @@ def test_texts_are_escaped() -> None:
         title=HOSTILE,
         summary=HOSTILE,
         sheets=[Sheet.of(HOSTILE, Image.new("L", (4, 4)), HOSTILE)],
+        ordered=[_pictures(HOSTILE, 3, 1)],
         models={HOSTILE: HOSTILE},
         settings={HOSTILE: HOSTILE},
     )
@@ -187,7 +257,13 @@ def test_hostile_model_and_score_names_are_drawn_as_text() -> None:
     sets = data.scores["trained"]["Unified"]
     scores = {HOSTILE: {HOSTILE: sets}}
     html = render_report(
-        replace(data, evaluation=evaluate_scores(scores, resamples=2), scores=scores, score=HOSTILE)
+        replace(
+            data,
+            evaluation=evaluate_scores(scores, resamples=2),
+            scores=scores,
+            score=HOSTILE,
+            roles=TrainingRoles(HOSTILE, HOSTILE),
+        )
     )
     assert "<script" not in html
     assert Page(html).open == []
@@ -222,7 +298,8 @@ def test_one_model_without_extras(data: ReportData) -> None:
     plain = ReportData("T", "S.", evaluate_scores(scores, resamples=5), "Unified", "near", scores)
     html = render_report(plain)
     assert "→" not in html
-    assert "The pictures" not in html
+    for heading in ("The pictures", "What the generated images gave", "Mistakes", "How far"):
+        assert heading not in html
     assert "How it was made" not in html
 
 

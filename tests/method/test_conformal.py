@@ -13,7 +13,7 @@ from refusals import refusal_interval
 from scipy.stats import binom
 
 from good_rt.errors import GoodRtError
-from good_rt.method.conformal import check_alpha, conformal_p_value
+from good_rt.method.conformal import check_alpha, conformal_p_value, largest_accepted
 
 scores = st.integers(2, 40).flatmap(
     lambda n: arrays(
@@ -31,6 +31,19 @@ def test_the_guarantee_is_exact_over_permutations(
     them are refused."""
     p = [conformal_p_value(np.delete(values, i), values[i : i + 1])[0] for i in range(len(values))]
     assert sum(value <= alpha for value in p) <= alpha * len(values) + 1e-9
+
+
+@given(scores, st.floats(0.01, 0.99))
+def test_what_is_above_the_largest_accepted_score_is_refused(
+    calibration: NDArray[np.float64], alpha: float
+) -> None:
+    if alpha * (len(calibration) + 1) < 1:
+        with pytest.raises(GoodRtError, match="calibration images"):
+            largest_accepted(calibration, alpha)
+        return
+    line = largest_accepted(calibration, alpha)
+    asked = np.unique([*calibration, *(calibration + 1e-9), *(calibration - 1e-9)])
+    np.testing.assert_array_equal(conformal_p_value(calibration, asked) <= alpha, asked > line)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])

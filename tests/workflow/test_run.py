@@ -226,6 +226,19 @@ def test_a_job_asks_for_plans_of_its_largest_batch_and_what_they_made_is_taken_w
     assert all(step.skipped for step in run_job(job).steps)
 
 
+def test_a_control_can_be_added_to_a_finished_job(job: Path) -> None:
+    run_job(job)
+    report = job.parent / "job" / "report.html"
+    html = report.read_text()
+    assert "Training with the generated images" in html and "control = true" in html
+    # of three kinds, the job trained with one, whose held-out images are shown
+    assert html.count("held-out images, scores") == 1
+    shortened(job, {"control = false": "control = true"})
+    added = [step.name for step in run_job(job).steps if not step.skipped]
+    assert added == ["train control", "evaluate"]
+    assert "Against the control, " in report.read_text()
+
+
 def test_everything_is_loaded_and_computed_once(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run loads each model once, reconstructs the images of both trainings once, computes the
     ID features once for each classifier and size, and builds each of three detectors once."""
