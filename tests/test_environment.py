@@ -38,7 +38,8 @@ from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 from good_rt.method.bank import FeatureBank
-from good_rt.method.training import TrainingImages, finetune
+from good_rt.method.training import finetune
+from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models
 from good_rt.workflow.detector import build_detector, detector_for, open_classifier
 from good_rt.workflow.evaluate import evaluate

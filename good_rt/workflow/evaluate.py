@@ -25,7 +25,7 @@ from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, Measurements, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
-from good_rt.evaluation.report import ReportData, Sheet, write_report
+from good_rt.evaluation.report import ReportData, Sheet, TrainingCurve, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.files import paths_of, write_json
 from good_rt.method.conformal import allows
@@ -317,9 +317,12 @@ def _path_of(given: object) -> Path | None:
     return Path(given) if isinstance(given, (str, Path)) else None
 
 
-def _training_curve(classifier: Path | None) -> list[tuple[float, float, float]]:
-    """(step, CE, BCE) of the fine-tuning behind a classifier's path; empty where it had none with
-    OOD images."""
+def _training_curve(classifier: Path | None) -> TrainingCurve | None:
+    """The losses of the fine-tuning behind a classifier's path; None where it had none with OOD
+    images."""
     training = training_record(classifier) if classifier is not None else None
     history = training.history if training is not None else ()
-    return [(step.step, step.ce, step.bce) for step in history if step.bce is not None]
+    losses = [
+        (step.step, step.ce, step.regulariser) for step in history if step.regulariser is not None
+    ]
+    return TrainingCurve(training.regulariser, losses) if training is not None and losses else None

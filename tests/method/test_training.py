@@ -17,7 +17,10 @@ from good_rt.config.settings import TrainConfig
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, NonFiniteError
-from good_rt.method.training import EnergyHead, TrainingImages, TrainStep, augment, finetune
+from good_rt.method.augmentation import Augmentation, augment
+from good_rt.method.objective.separation import MonotoneHead
+from good_rt.method.training import TrainStep, finetune
+from good_rt.method.training_data import TrainingImages
 
 ANY_ACCURACY = 1.0
 SMALL = TrainConfig(
@@ -94,7 +97,10 @@ def test_the_losses_of_one_step_by_hand(classifier: Classifier, share: float) ->
     decoded = round(16 * share)
     batch = torch.cat([plain(-0.25, decoded), plain(0.5, 16 - decoded), plain(0.9, 8)])
     ce, bce = by_hand(classifier, batch, [4] * 16, data.val_images)
-    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+    assert (step.ce, step.regulariser) == (
+        pytest.approx(ce, rel=5e-4),
+        pytest.approx(bce, rel=5e-4),
+    )
 
 
 def test_interpolation_goes_part_of_the_way(classifier: Classifier, data: TrainingImages) -> None:
@@ -123,7 +129,7 @@ def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
         decoded=plain(-0.25, 1),
     )
     step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=1.0)).history[0]
-    assert step.bce is None
+    assert step.regulariser is None
     assert step.ce == pytest.approx(
         by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4
     )
@@ -157,7 +163,10 @@ def test_unguided_samples_share_the_decoded_part(
     labels = [2] * reconstructed + [6] * sampled + rest
     step = finetune(classifier, data, config).history[0]
     ce, bce = by_hand(classifier, batch, labels, data.val_images)
-    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+    assert (step.ce, step.regulariser) == (
+        pytest.approx(ce, rel=5e-4),
+        pytest.approx(bce, rel=5e-4),
+    )
 
 
 def test_unguided_samples_alone_are_the_decoded_part(classifier: Classifier) -> None:
@@ -181,7 +190,7 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
     config = replace(SMALL, steps=1, weight=0.7, lr=3e-2, weight_decay=0.1)
     trained = finetune(classifier, data, config).classifier
     head, model = (
-        EnergyHead(middle(classifier, data.val_images)),
+        MonotoneHead(middle(classifier, data.val_images)),
         copy.deepcopy(classifier)
         .requires_grad_(True)
         .train()
@@ -209,7 +218,7 @@ def test_validation_by_hand(classifier: Classifier, data: TrainingImages) -> Non
     classifier's own."""
     assert data.val_ood is not None
     result = finetune(classifier, data, replace(SMALL, steps=1, lr=0.0, head_lr=0.0, weight=0.5))
-    head = EnergyHead(middle(classifier, data.val_images, data.val_ood))
+    head = MonotoneHead(middle(classifier, data.val_images, data.val_ood))
     state = result.classifier  # batch norm has moved its statistics
     logits, ood = (
         predict(state, data.val_images)[0].double(),
@@ -356,7 +365,7 @@ def test_a_loss_that_is_not_finite_names_its_step(
 def test_augmenting_flips_and_shifts_and_does_nothing_else() -> None:
     image = torch.zeros(64, 1, 32, 32)
     image[:, 0, 16, 20] = 1
-    moved = augment(image, torch.Generator().manual_seed(0))
+    moved = augment(image, Augmentation(True, True), torch.Generator().manual_seed(0))
     assert (moved.sum(dim=(1, 2, 3)) == 1).all()
     columns = moved.amax(dim=2)[:, 0].argmax(dim=1)
     rows = moved.amax(dim=3)[:, 0].argmax(dim=1)
