@@ -22,9 +22,9 @@ class ContrastiveObjective(Objective):
 
     R = mean over ID images i of −1/|P(i)| Σ_{p ∈ P(i)} log(e_ip / Σ_{a ≠ i} e_ia).
 
-    e_ij is exp(φ_i·φ_j/τ). P(i) are the other ID images of the class of i; an image without any is no anchor. a runs over
-    all images of the batch. OOD images are neither anchors nor positives, since they need not
-    resemble each other.
+    e_ij is exp(φ_i·φ_j/τ). P(i) are the other ID images of the class of i; an image without any is
+    no anchor. a runs over all images of the batch. OOD images are neither anchors nor positives,
+    since they need not resemble each other.
     """
 
     name, title = "contrastive", "supervised contrastive loss"
