@@ -83,19 +83,32 @@ def _measured(
 ) -> tuple[bool, float]:
     """Whether a transformation is harmless, and the held-out accuracy that it costs."""
     labels = original.held_out.labels
-    before = original.held_out.logits[: len(labels)].argmax(dim=1)
+    before = original.held_out.logits[: len(labels)].argmax(dim=1) == labels
     after = torch.cat(
         [
             predict(original.classifier, transform(part))[0].argmax(dim=1)
             for part in original.data.val_images.split(CHECKED_IMAGES)
         ]
     )
-    lost = (before == labels).double() - (after == labels).double()
+    right = after == labels
+    loss = before.double().mean() - right.double().mean()
+    return is_harmless(labels, before, right), float(loss)
+
+
+def is_harmless(labels: Tensor, before: Tensor, after: Tensor) -> bool:
+    """Whether a transformation of held-out images leaves their classes as they are; see
+    `chosen_augmentation`.
+
+    Args:
+        labels: (N,) classes of the images.
+        before: (N,) bool, whether the classifier recognises an image.
+        after: (N,) bool, whether it recognises the transformed image.
+    """
+    lost = before.double() - after.double()
     lost_by_class = torch.bincount(labels, weights=lost)
     lost_classes = lost_by_class > (torch.bincount(labels) / 2).clamp_min(LOST_CLASS)
-    total = float(lost.sum())
-    harmless = total <= max(TOLERATED_LOSS * len(labels), 1) and not lost_classes.any()
-    return harmless, total / len(labels)
+    tolerated = max(TOLERATED_LOSS * len(labels), 1)
+    return float(lost.sum()) <= tolerated and not bool(lost_classes.any())
 
 
 def corner_shifts(images: Tensor) -> Tensor:
