@@ -32,6 +32,7 @@ from good_rt.method.outputs import BatchOutputs, OriginalOutputs
 from good_rt.method.training_data import TrainingImages
 
 CLASSES, SIZE = 4, 6
+M_IN, M_OUT = -8.0, -1.0
 
 
 def numbers(seed: int, *shape: int) -> Tensor:
@@ -49,6 +50,12 @@ def batch(seed: int = 0, known: int = 9, ood: int = 5) -> BatchOutputs:
     return BatchOutputs(logits.requires_grad_(), features.requires_grad_(), labels)
 
 
+def single(seed: int, known: int = 12, ood: int = 4) -> BatchOutputs:
+    """`batch` in float32, without gradients."""
+    outputs = batch(seed, known, ood).detach()
+    return BatchOutputs(outputs.logits.float(), outputs.features.float(), outputs.labels)
+
+
 def known_features(seed: int = 3, images: int = 200) -> IdFeatures:
     outputs = batch(seed, known=images, ood=1).detach()
     return IdFeatures(outputs.features[:images].float(), outputs.labels, CLASSES)
@@ -58,15 +65,16 @@ def made(name: str) -> Objective:
     """An objective in float64, with a head that is not at its start."""
     objective: Objective = {
         "logistic": LogisticObjective,
-        "hinge": lambda: HingeObjective(-6.0, -3.5),
+        "hinge": lambda: HingeObjective(M_IN, M_OUT),
         "uniform": UniformObjective,
         "mahalanobis": lambda: MahalanobisObjective(known_features(), 150),
         "contrastive": ContrastiveObjective,
     }[name]()
+    objective.double()
     with torch.no_grad():
         for parameter in objective.parameters():
-            parameter += 0.7
-    return objective.double()
+            parameter.fill_(0.7)
+    return objective
 
 
 def logistic(objective: Objective, outputs: BatchOutputs) -> float:
@@ -77,9 +85,9 @@ def logistic(objective: Objective, outputs: BatchOutputs) -> float:
 
 def hinge(objective: Objective, outputs: BatchOutputs) -> float:
     energies = -logsumexp(outputs.logits.detach().numpy(), axis=1)
-    known = [max(0, energy + 6) ** 2 for energy in energies[: len(outputs.labels)]]
-    ood = [max(0, -3.5 - energy) ** 2 for energy in energies[len(outputs.labels) :]]
-    return float((np.mean(known) + np.mean(ood)) / 2.5**2)
+    known = [max(0, energy - M_IN) ** 2 for energy in energies[: len(outputs.labels)]]
+    ood = [max(0, M_OUT - energy) ** 2 for energy in energies[len(outputs.labels) :]]
+    return float((np.mean(known) + np.mean(ood)) / (M_OUT - M_IN) ** 2)
 
 
 def uniform(objective: Objective, outputs: BatchOutputs) -> float:
@@ -162,7 +170,7 @@ def test_the_value_is_the_formulas(name: str, seed: int) -> None:
     expected = FORMULAS[name](objective, outputs)
     # the fitted Gaussians are float32
     rounding = 1e-4 if name == "mahalanobis" else 1e-10
-    assert float(objective(outputs)) == pytest.approx(expected, rel=rounding)
+    assert float(objective(outputs).detach()) == pytest.approx(expected, rel=rounding)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -218,7 +226,7 @@ def test_ood_images_are_only_negatives_of_the_contrastive_loss() -> None:
 
 def test_many_anchors_are_compared_in_parts() -> None:
     outputs = batch(1, known=ANCHORS + 40, ood=3)
-    found = float(ContrastiveObjective()(outputs))
+    found = float(ContrastiveObjective()(outputs).detach())
     assert found == pytest.approx(contrastive(ContrastiveObjective(), outputs), rel=1e-10)
 
 
@@ -230,9 +238,10 @@ def test_held_out_id_and_ood_images_have_the_same_weight(name: str) -> None:
         torch.cat([outputs.features, *[outputs.features[12:]] * 3]),
         outputs.labels,
     )
-    held_out = float(objective.held_out(outputs))
-    assert held_out == pytest.approx(float(objective(ood_four_times)), rel=1e-12)
-    assert held_out == pytest.approx(float(objective.held_out(ood_four_times)), rel=1e-12)
+    with torch.no_grad():
+        held_out = float(objective.held_out(outputs))
+        assert held_out == pytest.approx(float(objective(ood_four_times)), rel=1e-12)
+        assert held_out == pytest.approx(float(objective.held_out(ood_four_times)), rel=1e-12)
 
 
 energies = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40)
@@ -296,15 +305,15 @@ def test_ids_of_one_class_are_refused_by_mahalanobis() -> None:
 def test_mahalanobis_follows_the_features() -> None:
     """After `FIT_EVERY` steps it is what it would be of the latest features; before, it is as at
     the start."""
-    objective, outputs = MahalanobisObjective(known_features(), 120), batch(8)
+    objective, outputs = MahalanobisObjective(known_features(), 120), single(8)
     start = objective.discrepancy(outputs)
     latest = []
     for step in range(1, FIT_EVERY + 1):
         assert torch.equal(objective.discrepancy(outputs), start)
-        made_batch = batch(100 + step, known=12, ood=4).detach()
+        made_batch = single(100 + step)
         objective.update(made_batch, step)
         latest.append(made_batch)
-    features = torch.cat([each.features[:12] for each in latest]).float()[-120:]
+    features = torch.cat([each.features[:12] for each in latest])[-120:]
     labels = torch.cat([each.labels for each in latest])[-120:]
     assert torch.equal(objective.features, features) and torch.equal(objective.labels, labels)
     again = MahalanobisObjective(IdFeatures(features, labels, CLASSES), 120)
@@ -315,21 +324,21 @@ def test_mahalanobis_follows_the_features() -> None:
 def test_mahalanobis_is_fitted_as_before_while_one_class_is_missing() -> None:
     objective = MahalanobisObjective(known_features(), 30)
     start = objective.mean
-    one_class = batch(1, known=40, ood=1).detach()
+    one_class = single(1, known=40, ood=1)
     one_class = BatchOutputs(one_class.logits, one_class.features, torch.zeros(40).long())
     objective.update(one_class, FIT_EVERY)
     assert objective.mean is start
 
 
 def test_mahalanobis_continues_from_its_state_of_another_size() -> None:
-    objective, outputs = MahalanobisObjective(known_features(), 150), batch(8)
-    objective.update(batch(9, known=12, ood=2).detach(), FIT_EVERY)
+    objective, outputs = MahalanobisObjective(known_features(), 150), single(8)
+    objective.update(single(9), FIT_EVERY)
     state = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     other = MahalanobisObjective(known_features(seed=5, images=40), 150)
     other.restore(state)
     assert torch.equal(other(outputs), objective(outputs))
-    objective.update(batch(10, known=12, ood=2).detach(), 2 * FIT_EVERY)
-    other.update(batch(10, known=12, ood=2).detach(), 2 * FIT_EVERY)
+    objective.update(single(10), 2 * FIT_EVERY)
+    other.update(single(10), 2 * FIT_EVERY)
     assert torch.equal(other(outputs), objective(outputs))
 
 
