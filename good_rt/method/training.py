@@ -128,8 +128,8 @@ def finetune(
         on_step: Called after every step.
 
     Raises:
-        GoodRtError: no state kept the accuracy, or the checkpoint is damaged or of another
-            training.
+        GoodRtError: no state kept the accuracy, the objective cannot be used with these images, or
+            the checkpoint is damaged or of another training.
         NonFiniteError: the loss is not finite; it names the step.
     """
     check_trainable(classifier)

@@ -25,8 +25,7 @@ class HingeObjective(Objective):
     E)/(m_out − m_in))².
 
     The unit makes the weight mean the same for every classifier: an ID image at m_out costs 1, and
-    so does an OOD image at m_in. Liu et al. tune both margins, around the mean energies of ID and
-    OOD images; `automatic_margins` sets them.
+    so does an OOD image at m_in. Liu et al. tune both margins; `automatic_margins` sets them.
 
     Args:
         m_in: The energy that ID images should not exceed.
