@@ -58,7 +58,8 @@ def single(seed: int, known: int = 12, ood: int = 4) -> BatchOutputs:
 
 def known_features(seed: int = 3, images: int = 200) -> IdFeatures:
     outputs = batch(seed, known=images, ood=1).detach()
-    return IdFeatures(outputs.features[:images].float(), outputs.labels, CLASSES)
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    return IdFeatures(outputs.features[order].float(), outputs.labels[order], CLASSES)
 
 
 def made(name: str) -> Objective:
@@ -355,7 +356,7 @@ def test_heads_start_half_way_between_id_and_generated_images(classifier: Classi
         objective = kind.start(original)
         discrepancies = objective.discrepancy(original.held_out)
         known, generated = discrepancies[:60].mean(), discrepancies[60:].mean()
-        assert float(objective.head.middle) == pytest.approx(-float(known + generated) / 2)
+        assert objective.head.middle.item() == pytest.approx(-float(known + generated) / 2)
     hinge = HingeObjective.start(original)
     known = -predict(classifier, data.val_images)[0].logsumexp(dim=1)
     assert float(hinge.m_in) == pytest.approx(float(known.double().quantile(0.5)))
