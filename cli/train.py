@@ -1,9 +1,9 @@
-"""`good-rt train`: energy-regularised fine-tuning of the classifier with generated images."""
+"""`good-rt train`: fine-tuning of the classifier with generated images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 
@@ -29,6 +29,7 @@ Examples:
   good-rt train --generated ood/                        with the demo's classifier and images
   good-rt train --generated img/ --generated feat/ -o trained/    two kinds of generated images
   good-rt train --generated ood/ --unguided plain/      unguided samples as ID: steadier training
+  good-rt train --generated ood/ --objective hinge      another way to separate ID from OOD
   good-rt train --control -o control/                   the same steps without generated images
 """
 
@@ -87,11 +88,11 @@ def train(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Fine-tune a classifier so that its energy detects OOD images.
+    """Fine-tune a classifier so that it detects OOD images.
 
-    The loss is the cross-entropy of ID images plus an energy regulariser on ID and generated
-    images. The last state that kept the accuracy on held-out images is saved. If every state lost
-    more than --max-drop, the command fails.
+    The loss is the cross-entropy of ID images plus a regulariser that separates ID from generated
+    images (--objective). The last state that kept the accuracy on held-out images is saved. If
+    every state lost more than --max-drop, the command fails.
     """
     models.check_paths()
     from good_rt.classifier import saved_spec
@@ -108,12 +109,15 @@ def train(
         "kept_step": result.kept_step,
         "held_out_accuracy": result.accuracy,
         "held_out_accuracy_before": result.accuracy_before,
+        "objective": config.objective,
+        "augmentation": asdict(result.augmentation),
         "ce": result.history[-1].ce,
-        "bce": result.history[-1].bce,
+        "regulariser": result.history[-1].regulariser,
     }
     if as_json:
         emit_json(summary)
         return
+    click.echo(f"augmentation: {result.augmentation.explained}")
     click.echo(
         f"kept the state at step {result.kept_step} of {config.steps}; held-out ID accuracy "
         f"{result.accuracy:.4f} (before {result.accuracy_before:.4f}); classifier in "

@@ -26,6 +26,7 @@ from good_rt.config.settings import (
     FeatureDiscrepancyName,
     GenerationConfig,
     GuidanceConfig,
+    ObjectiveName,
     SamplerConfig,
     TrainConfig,
 )
@@ -38,7 +39,9 @@ from good_rt.environment import CPU, use_device
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 from good_rt.method.bank import FeatureBank
-from good_rt.method.training import TrainingImages, finetune
+from good_rt.method.objective import OBJECTIVES
+from good_rt.method.training import finetune
+from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models
 from good_rt.workflow.detector import build_detector, detector_for, open_classifier
 from good_rt.workflow.evaluate import evaluate
@@ -157,7 +160,8 @@ def test_neighbours_are_the_same_everywhere() -> None:
             bank.features + queries.to(device)[:1]
 
 
-def test_training(classifier: Classifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training(classifier: Classifier, tmp_path: Path, objective: ObjectiveName) -> None:
     train, val = assets.load_images("train"), assets.load_images("held_out")
     assert train.labels is not None and val.labels is not None
     ood = from_uint8(assets.load_images("validation").images[:60])
@@ -169,7 +173,10 @@ def test_training(classifier: Classifier, tmp_path: Path) -> None:
         ood=ood[:40],
         val_ood=ood[40:],
     )
-    config = TrainConfig(steps=4, id_batch=8, ood_batch=4, evaluate_every=2, max_accuracy_drop=1.0)
+    config = TrainConfig(
+        steps=4, id_batch=8, ood_batch=4, objective=objective, evaluate_every=2,
+        max_accuracy_drop=1.0,
+    )  # fmt: skip
     expected = finetune(classifier, data, config)
     with second_device() as device:
         there = copy.deepcopy(classifier).to(device)

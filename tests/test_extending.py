@@ -19,6 +19,8 @@ from good_rt.export.vjp.rules import RULES
 from good_rt.method.combination import COMBINATIONS
 from good_rt.method.discrepancy import DISCREPANCIES, TITLES, fit_discrepancy
 from good_rt.method.measurements import Measurements
+from good_rt.method.objective import OBJECTIVES
+from good_rt.method.outputs import BatchOutputs
 from good_rt.method.unified import fit_unified
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -32,7 +34,13 @@ def code_of(section: str) -> str:
 
 @pytest.fixture
 def registers_restored() -> Iterator[None]:
-    registers: tuple[dict[Any, Any], ...] = (RULES, DISCREPANCIES, TITLES, COMBINATIONS)
+    registers: tuple[dict[Any, Any], ...] = (
+        RULES,
+        DISCREPANCIES,
+        TITLES,
+        COMBINATIONS,
+        OBJECTIVES,
+    )
     before = [dict(register) for register in registers]
     yield
     for register, entries in zip(registers, before, strict=True):
@@ -98,8 +106,17 @@ def test_a_discrepancy_and_a_combination(registers_restored: None) -> None:
     assert score(columns, torch.zeros(20, 3)).shape == (20,)
 
 
+def test_an_objective(registers_restored: None) -> None:
+    exec(compile(code_of("An objective"), "extending.md", "exec", dont_inherit=True), {})
+    logits = torch.tensor([[9.0, 0, 0], [1, 1, 1], [5, 5, -99]])
+    outputs = BatchOutputs(logits, torch.zeros(3, 2), torch.zeros(1).long())
+    found = OBJECTIVES["entropy"]()(outputs)
+    assert float(found) == pytest.approx(float(torch.log(torch.tensor(1.5))) / 2)
+
+
 def test_every_section_with_code_is_run() -> None:
     tested = {
+        "An objective",
         "A score",
         "A classifier source",
         "An engine",

@@ -27,7 +27,8 @@ from good_rt.engines.tensorrt import load_library, present_architecture
 from good_rt.environment import use_device
 from good_rt.errors import GoodRtError
 from good_rt.method.guidance import value_and_gradient
-from good_rt.method.training import TrainingImages, finetune
+from good_rt.method.training import finetune
+from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models
 from good_rt.workflow.generate import open_generator
 

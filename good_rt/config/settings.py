@@ -24,6 +24,9 @@ DiscrepancyName = Literal["energy", "knn_distance", "mahalanobis", "relative_mah
 """The files of `good_rt.method.discrepancy`."""
 CombinationName = Literal["sum", "max", "logistic", "gate", "fisher", "min_p"]
 """The entries of `good_rt.method.combination`."""
+ObjectiveName = Literal["logistic", "hinge", "uniform", "mahalanobis", "contrastive"]
+"""The files of `good_rt.method.objective`."""
+AugmentationName = Literal["auto", "none", "flip", "shift", "flip+shift"]
 GUIDED_KINDS: tuple[GuidanceKind, ...] = ("img", "feat", "both")
 PROMPT = "a photo of a {}"
 """The prompt of a class, {} in the place of its name."""
@@ -389,7 +392,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The energy-regularised fine-tuning of the classifier."""
+    """The fine-tuning of the classifier, which an objective regularises with generated images."""
 
     steps: int = setting(
         450, "Optimiser steps.", low=1, option="--train-steps", renamed_from=("--steps",)
@@ -399,15 +402,35 @@ class TrainConfig:
     )
     ood_batch: int = setting(64, "OOD images in each step.", low=1)
     lr: float = setting(1.5e-3, "Peak learning rate of the classifier.", low=0)
-    head_lr: float = setting(1e-2, "Peak learning rate of the energy head g.", low=0)
+    head_lr: float = setting(
+        1e-2, "Peak learning rate of the head g of the objectives logistic and mahalanobis.", low=0
+    )
     weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0)
-    weight: float = setting(3.0, "Weight w of the energy regulariser.", low=0)
+    objective: ObjectiveName = setting(
+        "logistic",
+        "What separates ID from generated images: a logistic loss of the energy (logistic), its "
+        "squared hinge (hinge), uniform predictions for OOD images (uniform), a logistic loss of "
+        "the Mahalanobis distances (mahalanobis), or a supervised contrastive loss (contrastive).",
+    )
+    weight: float | None = setting(
+        None,
+        "Weight w of the objective's regulariser.",
+        low=0,
+        default_text="3; 0.5 of uniform and contrastive",
+    )
     decoded_share: float = setting(
         0.5,
         "Share of the ID batch that a decoder made, reconstructions and unguided samples, so that "
         '"looks decoded" does not mean OOD.',
         low=0,
         high=1,
+    )
+    balanced: bool = setting(False, "Draw ID images so that all classes are equally frequent.")
+    augmentation: AugmentationName = setting(
+        "auto",
+        "How training images vary: mirrored (flip), moved by up to a sixteenth of their side "
+        "(shift); auto uses what costs the original classifier at most a point of held-out "
+        "accuracy.",
     )
     averaging: float = setting(
         0.98, "Decay of the moving average of the weights, which is what is kept.", low=0, high=1

@@ -87,6 +87,19 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class TrainingCurve:
+    """Losses of a fine-tuning.
+
+    Attributes:
+        regulariser: What the regulariser is.
+        losses: (step, cross-entropy of ID images, regulariser).
+    """
+
+    regulariser: str
+    losses: Sequence[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """What the report shows. Texts are plain: they are escaped.
 
@@ -100,7 +113,7 @@ class ReportData:
         scores: Model -> score -> `ScoredSets`, as `evaluate_scores` takes it; only ``score`` is
             needed.
         sheets: Contact sheets.
-        training: (step, cross-entropy, binary cross-entropy) of the fine-tuning; may be empty.
+        training: Losses of the fine-tuning; None where there was none.
         models: What each model is, by its name; may lack some.
         settings: Settings to list, by name.
         versions: Packages to list, by name.
@@ -118,7 +131,7 @@ class ReportData:
     near: str
     scores: Mapping[str, Mapping[str, ScoredSets]]
     sheets: Sequence[Sheet] = ()
-    training: Sequence[tuple[float, float, float]] = ()
+    training: TrainingCurve | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -188,7 +201,7 @@ def render_report(data: ReportData) -> str:
         legend=_legend(models),
         plots=[_set_plots(data, ood_set) for ood_set in evaluation.ood_sets],
         tables=[_table(evaluation, metric) for metric in _TABLES],
-        curves=_training_plots(data.training) if data.training else [],
+        curves=[] if data.training is None else _training_plots(data.training),
         n_id=of_score[evaluation.shipped].id.size,
     )
 
@@ -380,12 +393,11 @@ def _legend(models: Sequence[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _training_plots(training: Sequence[tuple[float, float, float]]) -> list[Markup]:
-    steps, *losses = np.asarray(training, np.float64).T
+def _training_plots(training: TrainingCurve) -> list[Markup]:
+    steps, *losses = np.asarray(training.losses, np.float64).T
     plots = []
-    for values, name in zip(
-        losses, ("Cross-entropy of ID images", "Energy regulariser (BCE)"), strict=True
-    ):
+    names = "Cross-entropy of ID images", f"Regulariser: {training.regulariser}"
+    for values, name in zip(losses, names, strict=True):
         figure, (axes,) = hairline_figure(3.6, 2.1)
         axes.plot(steps, values, color=MODEL_COLOURS[0], linewidth=1.3)
         axes.set_title(name, loc="left", fontsize=9, color=INK)

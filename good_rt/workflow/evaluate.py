@@ -28,7 +28,7 @@ from good_rt.detector.module import DetectorModule, measure
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.picture_rows import THUMBNAIL, thumbnails
-from good_rt.evaluation.report import ReportData, Sheet, write_report
+from good_rt.evaluation.report import ReportData, Sheet, TrainingCurve, write_report
 from good_rt.evaluation.results import Evaluation, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.files import paths_of, write_json
@@ -439,7 +439,10 @@ def _path_of(given: object) -> Path | None:
     return Path(given) if isinstance(given, (str, Path)) else None
 
 
-def _training_curve(training: FinishedTraining | None) -> list[tuple[float, float, float]]:
-    """(step, CE, BCE) of a fine-tuning; empty where it had no OOD images."""
+def _training_curve(training: FinishedTraining | None) -> TrainingCurve | None:
+    """The losses of a fine-tuning; None where it had no OOD images."""
     history = training.history if training is not None else ()
-    return [(step.step, step.ce, step.bce) for step in history if step.bce is not None]
+    losses = [
+        (step.step, step.ce, step.regulariser) for step in history if step.regulariser is not None
+    ]
+    return TrainingCurve(training.regulariser, losses) if training is not None and losses else None

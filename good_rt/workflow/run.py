@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from good_rt.classifier import Classifier, load_classifier, saved_spec
-from good_rt.config.settings import BackendConfig, ExportConfig
+from good_rt.config.settings import BackendConfig, ExportConfig, TrainConfig
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.sources.open import open_source
@@ -32,7 +32,9 @@ from good_rt.export.graphs import EXPORTER
 from good_rt.export.manifest import MANIFEST, Manifest
 from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.method.conformal import check_alpha
-from good_rt.method.training import TrainingImages, check_trainable
+from good_rt.method.objective import regulariser_weight
+from good_rt.method.training import check_trainable
+from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import WITH_GENERATED, WITHOUT_TRAINING, build_detector, detector_for
@@ -49,7 +51,13 @@ from good_rt.workflow.generator import Generator, generation_record
 from good_rt.workflow.job_file import Job
 from good_rt.workflow.resume import JobState, key_of
 from good_rt.workflow.split import split
-from good_rt.workflow.train import TRAINING_FILE, train, training_images
+from good_rt.workflow.train import (
+    TRAINING_FILE,
+    TRAINING_RECORD,
+    FinishedTraining,
+    train,
+    training_images,
+)
 
 CLASSIFIERS = {
     "before": "the original classifier",
@@ -400,7 +408,7 @@ class _Run:
     ) -> None:
         folder = self.out / name
         key = key_of(
-            asdict(self.job.training),
+            _training_key(self.job.training),
             [set_key(path) for path in (*run.generated, *run.unguided)],
             self.models.fingerprints,
             self.id_data.splits.fingerprint,
@@ -482,9 +490,11 @@ class _Run:
         training = "none"
         if train_table.kinds:
             t = train_table.config
+            record = TRAINING_RECORD.read_as(FinishedTraining, self.out / "trained" / TRAINING_FILE)
             training = (
                 f"{t.steps} steps with {', '.join(train_table.kinds)}, {t.id_batch} ID and "
-                f"{t.ood_batch} OOD images each, learning rate {t.lr:g}, weight {t.weight:g}, "
+                f"{t.ood_batch} OOD images each, learning rate {t.lr:g}, objective {t.objective} "
+                f"of weight {regulariser_weight(t):g}, augmentation {record.augmentation}, "
                 f"interpolation {t.interpolation:g}, accuracy drop at most "
                 f"{t.max_accuracy_drop:g}"
             )
@@ -554,6 +564,16 @@ class _Run:
         files = [self.out / "evaluation.json", self.out / "report.html"]
         self._step("evaluate", key, files, work)
         return Evaluation.from_json(read_json(files[0]), files[0])
+
+
+def _training_key(config: TrainConfig) -> dict[str, Any]:
+    """The settings of a training; defaults that 0.2.0 did not have are left out, so that its
+    trainings are not repeated."""
+    settings = {**asdict(config), "weight": regulariser_weight(config)}
+    for name in ("objective", "balanced", "augmentation"):
+        if settings[name] == getattr(TrainConfig, name):
+            del settings[name]
+    return settings
 
 
 def set_key(folder: Path) -> str:

@@ -1,5 +1,4 @@
-"""The step `train`: the classifier, fine-tuned with generated images so that its energy tells ID
-from OOD.
+"""The step `train`: the classifier, fine-tuned with generated images so that it tells ID from OOD.
 
 It decodes the images, runs `good_rt.method.training.finetune`, and writes the trained classifier
 and training.json.
@@ -24,20 +23,36 @@ from good_rt.data.pixels import from_uint8
 from good_rt.diffusion import DiffusionModel
 from good_rt.errors import GoodRtError
 from good_rt.files import paths_of, sole_user
+from good_rt.method.augmentation import Augmentation
+from good_rt.method.objective import OBJECTIVES, regulariser_weight
 from good_rt.method.training import (
-    TrainingImages,
     TrainResult,
     TrainStep,
     check_trainable,
     finetune,
     has_bfloat16,
 )
+from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.records import RecordType, drop_format
 
 TRAINING_FILE = "training.json"
-TRAINING_RECORD = RecordType("training", "train again", (drop_format,))
+
+
+def _name_objective(values: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 to 3: the only objective was the logistic loss of the energy, called ``bce``, and
+    all images were flipped and shifted."""
+    history = [
+        {("regulariser" if key == "bce" else key): value for key, value in step.items()}
+        for step in values["history"]
+    ]
+    config = {**values["config"], "objective": "logistic", "augmentation": "flip+shift"}
+    augmentation = {"flip": True, "shift": True}
+    return {**values, "config": config, "augmentation": augmentation, "history": history}
+
+
+TRAINING_RECORD = RecordType("training", "train again", (drop_format, _name_objective))
 TRAINING_BYTES = 4 * 2**30
 """The most memory that training images take, as floats."""
 DECODED_PIXELS = 2**18
@@ -57,6 +72,7 @@ class FinishedTraining:
         kept_step: The step whose state was kept.
         held_out_accuracy: ID accuracy on the held-out images.
         held_out_accuracy_before: That of the original classifier.
+        augmentation: How the images varied.
         history: Every step.
     """
 
@@ -66,7 +82,14 @@ class FinishedTraining:
     kept_step: int
     held_out_accuracy: float
     held_out_accuracy_before: float
+    augmentation: Augmentation
     history: tuple[TrainStep, ...]
+
+    @property
+    def regulariser(self) -> str:
+        """What the regulariser is, for reports."""
+        name = str(self.config.get("objective"))
+        return OBJECTIVES[name].title if name in OBJECTIVES else name
 
 
 def train(
@@ -112,6 +135,7 @@ def train(
         )
     if config.bfloat16 is None:
         config = replace(config, bfloat16=has_bfloat16(models.device))
+    config = replace(config, weight=regulariser_weight(config))
     out, classifier = Path(out), models.classifier.to(models.device)
     task = progress.task("training" if generated else "training the control", config.steps)
     with sole_user(out), task as advance:
@@ -124,6 +148,7 @@ def train(
         kept_step=result.kept_step,
         held_out_accuracy=result.accuracy,
         held_out_accuracy_before=result.accuracy_before,
+        augmentation=result.augmentation,
         history=result.history,
     )
     TRAINING_RECORD.write(out / TRAINING_FILE, asdict(record))

@@ -32,7 +32,8 @@ from good_rt.method.bank import FeatureBank
 from good_rt.method.classifier_guidance import ClassifierGuidance, IdScales
 from good_rt.method.discrepancy.knn import KnnDistance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
-from good_rt.method.training import TrainingImages, finetune
+from good_rt.method.training import finetune
+from good_rt.method.training_data import TrainingImages
 
 ID = from_uint8(assets.load_images("train").images[:40])
 OOD = from_uint8(assets.load_images("near").images[:12])
@@ -183,7 +184,7 @@ def test_every_step_prepares_an_image_alike(
         seen["gradient engine"] = given[0]
     if classifier.trainable:
         given.clear()
-        monkeypatch.setattr("good_rt.method.training.augment", lambda images, generator: images)
+        monkeypatch.setattr("good_rt.method.training.augment", lambda images, *rest: images)
         data = TrainingImages(image, LABELS[:1], image, LABELS[:1])
         finetune(classifier, data, TrainConfig(steps=1, id_batch=2, max_accuracy_drop=1.0))
         batch = next(x for x in given if x.shape[0] == 2)

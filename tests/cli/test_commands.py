@@ -220,7 +220,7 @@ def test_train_then_build_then_evaluate(
         "--json",
     ).json
     assert trained["kept_step"] == trained["steps"] == 4
-    assert trained["bce"] > 0
+    assert trained["regulariser"] > 0
     assert (
         load_classifier(Path(trained["classifier"])).config
         == load_classifier(classifier_dir).config
@@ -270,7 +270,7 @@ def test_the_control_is_trained_without_ood(
         tmp_path / "c",
         "--json",
     ).json
-    assert found["bce"] is None
+    assert found["regulariser"] is None
     build = [
         "detector",
         "build",

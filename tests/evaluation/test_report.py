@@ -16,7 +16,13 @@ from PIL import Image
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.feature_map import DistanceFigures, SetDistances
 from good_rt.evaluation.picture_rows import PictureLabel, PictureRows
-from good_rt.evaluation.report import ReportData, Sheet, render_report, write_report
+from good_rt.evaluation.report import (
+    ReportData,
+    Sheet,
+    TrainingCurve,
+    render_report,
+    write_report,
+)
 from good_rt.evaluation.results import MEAN, Refusal, ScoredSets, Share, evaluate_scores
 from good_rt.evaluation.training_gain import TrainingRoles
 
@@ -82,7 +88,9 @@ def _data(names: tuple[str, str] = ("near", "far")) -> ReportData:
         names[0],
         scores,
         sheets=[Sheet.of("Unguided", noise, "Left alone."), Sheet.of("Both", noise)],
-        training=[(step, 1 / (step + 1), 0.7) for step in range(0, 50, 5)],
+        training=TrainingCurve(
+            "squared hinge", [(step, 1 / (step + 1), 0.7) for step in range(0, 50, 5)]
+        ),
         models={"control": "as many steps, no generated images"},
         settings={"seed": "0"},
         versions={"good-rt": "0.1.0"},

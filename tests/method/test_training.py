@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,16 @@ import torch
 import torch.nn.functional as F
 from scipy.special import expit, logsumexp
 
-from good_rt.classifier import Classifier, predict
-from good_rt.config.settings import TrainConfig
+from good_rt.classifier import Classifier, load_classifier, predict
+from good_rt.config.settings import ObjectiveName, TrainConfig
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError, NonFiniteError
-from good_rt.method.training import EnergyHead, TrainingImages, TrainStep, augment, finetune
+from good_rt.method.objective import OBJECTIVES
+from good_rt.method.objective.mahalanobis import FIT_EVERY
+from good_rt.method.objective.separation import MonotoneHead
+from good_rt.method.training import TrainStep, finetune
+from good_rt.method.training_data import TrainingImages, balanced_rows, drawn_batch
 
 ANY_ACCURACY = 1.0
 SMALL = TrainConfig(
@@ -94,7 +101,10 @@ def test_the_losses_of_one_step_by_hand(classifier: Classifier, share: float) ->
     decoded = round(16 * share)
     batch = torch.cat([plain(-0.25, decoded), plain(0.5, 16 - decoded), plain(0.9, 8)])
     ce, bce = by_hand(classifier, batch, [4] * 16, data.val_images)
-    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+    assert (step.ce, step.regulariser) == (
+        pytest.approx(ce, rel=5e-4),
+        pytest.approx(bce, rel=5e-4),
+    )
 
 
 def test_interpolation_goes_part_of_the_way(classifier: Classifier, data: TrainingImages) -> None:
@@ -123,7 +133,7 @@ def test_reconstructions_keep_their_own_labels(classifier: Classifier) -> None:
         decoded=plain(-0.25, 1),
     )
     step = finetune(classifier, data, replace(SMALL, steps=1, decoded_share=1.0)).history[0]
-    assert step.bce is None
+    assert step.regulariser is None
     assert step.ce == pytest.approx(
         by_hand(classifier, plain(-0.25, 16), [2] * 16, data.val_images)[0], rel=1e-4
     )
@@ -157,7 +167,10 @@ def test_unguided_samples_share_the_decoded_part(
     labels = [2] * reconstructed + [6] * sampled + rest
     step = finetune(classifier, data, config).history[0]
     ce, bce = by_hand(classifier, batch, labels, data.val_images)
-    assert (step.ce, step.bce) == (pytest.approx(ce, rel=5e-4), pytest.approx(bce, rel=5e-4))
+    assert (step.ce, step.regulariser) == (
+        pytest.approx(ce, rel=5e-4),
+        pytest.approx(bce, rel=5e-4),
+    )
 
 
 def test_unguided_samples_alone_are_the_decoded_part(classifier: Classifier) -> None:
@@ -181,7 +194,7 @@ def test_the_first_step_is_adamws(classifier: Classifier) -> None:
     config = replace(SMALL, steps=1, weight=0.7, lr=3e-2, weight_decay=0.1)
     trained = finetune(classifier, data, config).classifier
     head, model = (
-        EnergyHead(middle(classifier, data.val_images)),
+        MonotoneHead(middle(classifier, data.val_images)),
         copy.deepcopy(classifier)
         .requires_grad_(True)
         .train()
@@ -209,7 +222,7 @@ def test_validation_by_hand(classifier: Classifier, data: TrainingImages) -> Non
     classifier's own."""
     assert data.val_ood is not None
     result = finetune(classifier, data, replace(SMALL, steps=1, lr=0.0, head_lr=0.0, weight=0.5))
-    head = EnergyHead(middle(classifier, data.val_images, data.val_ood))
+    head = MonotoneHead(middle(classifier, data.val_images, data.val_ood))
     state = result.classifier  # batch norm has moved its statistics
     logits, ood = (
         predict(state, data.val_images)[0].double(),
@@ -264,6 +277,131 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     )
     assert same(finished.classifier, whole.classifier) and -1 not in resumed
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.safetensors"]
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "logistic"])
+def test_every_objective_resumes_bit_for_bit(
+    classifier: Classifier, data: TrainingImages, tmp_path: Path, objective: ObjectiveName
+) -> None:
+    """Interrupted after the fit of a Mahalanobis distance that is older than the checkpoint, and
+    before the next."""
+
+    def interrupt(step: TrainStep) -> None:
+        if step.step == FIT_EVERY + 5:
+            raise KeyboardInterrupt
+
+    config = TrainConfig(
+        steps=2 * FIT_EVERY + 2, id_batch=8, ood_batch=4, evaluate_every=3, objective=objective,
+        max_accuracy_drop=ANY_ACCURACY, balanced=True,
+    )  # fmt: skip
+    whole = finetune(classifier, data, config)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(classifier, data, config, tmp_path, on_step=interrupt)
+    resumed: list[int] = []
+    result = finetune(
+        classifier, data, config, tmp_path, on_step=lambda step: resumed.append(step.step)
+    )
+    assert resumed[0] == FIT_EVERY + 5
+    assert result.history == whole.history and result.augmentation == whole.augmentation
+    assert same(result.classifier, whole.classifier)
+    assert all(step.regulariser is not None for step in whole.history)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from good_rt.classifier import load_classifier
+from good_rt.config.settings import TrainConfig
+from good_rt.method.training import finetune
+from good_rt.method.training_data import TrainingImages, balanced_rows, drawn_batch
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+data = TrainingImages(**torch.load(folder / "data.pt"))
+def kill(step):
+    if step.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+config = TrainConfig(**torch.load(folder / "config.pt"))
+finetune(load_classifier(sys.argv[2]), data, config, folder / "run", on_step=kill)
+"""
+
+
+def test_a_killed_training_resumes_bit_for_bit(
+    classifier_dir: Path, data: TrainingImages, tmp_path: Path
+) -> None:
+    config = replace(SMALL, objective="mahalanobis", evaluate_every=2)
+    torch.save(vars(data), tmp_path / "data.pt")
+    torch.save(asdict(config), tmp_path / "config.pt")
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(classifier_dir)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    classifier = load_classifier(classifier_dir)
+    resumed: list[int] = []
+    result = finetune(
+        classifier, data, config, tmp_path / "run", lambda step: resumed.append(step.step)
+    )
+    assert resumed == [5, 6]
+    assert same(result.classifier, finetune(classifier, data, config).classifier)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_control_has_no_regulariser(
+    classifier: Classifier, data: TrainingImages, objective: ObjectiveName
+) -> None:
+    """All controls are the same, whatever the objective."""
+    config = replace(SMALL, steps=1)
+    control = finetune(classifier, data.control, replace(config, objective=objective))
+    assert control.history[0].regulariser is None
+    assert same(control.classifier, finetune(classifier, data.control, config).classifier)
+
+
+def test_the_weight_multiplies_the_regulariser(
+    classifier: Classifier, data: TrainingImages
+) -> None:
+    """Without a step that changes anything, the held-out loss is CE + w·R."""
+    still = replace(SMALL, steps=1, lr=0.0, head_lr=0.0, objective="uniform")
+    losses = [
+        finetune(classifier, data, replace(still, weight=weight)).history[0].val_loss
+        for weight in (0.0, 0.5, 1.0, None)
+    ]
+    none, half, whole, default = (loss or 0.0 for loss in losses)
+    assert half - none == pytest.approx((whole - none) / 2) and default == half > none
+
+
+def test_balanced_batches_have_all_classes_equally_often() -> None:
+    """Among ID images, reconstructions and unguided samples alike; classes that do not occur stay
+    away."""
+    labels = torch.tensor([0] * 60 + [1] * 30 + [3] * 9 + [4])
+
+    def images(source: int, known: torch.Tensor) -> torch.Tensor:
+        return (100.0 * source + known)[:, None, None, None].expand(-1, 1, 2, 2)
+
+    unguided = torch.tensor([0] * 7 + [2])
+    data = TrainingImages(
+        images(0, labels), labels, images(0, labels), labels, decoded=images(1, labels[:95]),
+        unguided=images(2, unguided), unguided_labels=unguided, ood=images(3, labels),
+    )  # fmt: skip
+    config = TrainConfig(id_batch=4000, ood_batch=10, balanced=True, decoded_share=0.5)
+    batch, drawn = drawn_batch(data, config, torch.Generator().manual_seed(0))
+    values = batch[:, 0, 0, 0]
+    assert batch.shape == (4010, 1, 2, 2) and bool((values[4000:] >= 300).all())
+    parts = {1: slice(0, 1000), 2: slice(1000, 2000), 0: slice(2000, 4000)}
+    classes = {0: [0, 1, 3, 4], 1: [0, 1, 3], 2: [0, 2]}
+    for source, part in parts.items():
+        assert torch.equal(values[part], 100.0 * source + drawn[part])
+        found, counts = drawn[part].unique(return_counts=True)
+        assert found.tolist() == classes[source]
+        expected = len(drawn[part]) / len(found)
+        assert ((counts - expected).abs() < 4 * expected**0.5).all()
+    rows = balanced_rows(labels, 5000, torch.Generator().manual_seed(1))
+    assert set(rows.tolist()) == set(range(100))  # every image of a class is drawn
+
+
+def test_unbalanced_batches_have_the_classes_of_the_images() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    data = TrainingImages(torch.zeros(100, 1, 2, 2), labels, torch.zeros(1, 1, 2, 2), labels[:1])
+    _, drawn = drawn_batch(data, TrainConfig(id_batch=4000), torch.Generator().manual_seed(0))
+    assert 300 < int(drawn.sum()) < 500
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
@@ -351,16 +489,3 @@ def test_a_loss_that_is_not_finite_names_its_step(
     with pytest.raises(NonFiniteError, match="not finite at step 1; lower") as caught:
         finetune(classifier, data, replace(SMALL, lr=1e38))
     assert caught.value.step == 1
-
-
-def test_augmenting_flips_and_shifts_and_does_nothing_else() -> None:
-    image = torch.zeros(64, 1, 32, 32)
-    image[:, 0, 16, 20] = 1
-    moved = augment(image, torch.Generator().manual_seed(0))
-    assert (moved.sum(dim=(1, 2, 3)) == 1).all()
-    columns = moved.amax(dim=2)[:, 0].argmax(dim=1)
-    rows = moved.amax(dim=3)[:, 0].argmax(dim=1)
-    assert len(set(rows.tolist())) == 1 and abs(int(rows[0]) - 16) <= 2
-    left, right = sorted(set(columns.tolist()))
-    assert right - left == 20 - 11 and abs(right - 20) <= 2  # the mirror image of column 20 is 11
-    assert 16 < int((columns == right).sum()) < 48

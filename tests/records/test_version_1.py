@@ -139,6 +139,8 @@ def test_a_training_says_what_it_was_trained_with() -> None:
     assert record is not None
     assert record.generated == ("job/generated/img",) and record.config["lr"] == 1e-5
     assert [step.step for step in record.history] == [1, 2, 3]
+    assert record.history[0].regulariser == 1.5287519693374634
+    assert record.config["objective"] == "logistic" and str(record.augmentation) == "flip and shift"
 
 
 def test_an_evaluation_has_its_figures() -> None:

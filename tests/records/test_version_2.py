@@ -1,6 +1,7 @@
-"""A detector that good-rt 0.2.0 wrote is still read, and scores as it did then.
+"""The records that good-rt 0.2.0 wrote are still read.
 
-Its score always was the gate of energy and k-NN distance; only version 3 says so.
+A detector scores as it did then: its score always was the gate of energy and k-NN distance; only
+version 3 says so. A training always had the objective logistic, and flipped and shifted images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from recorded_scores import check_scores
 
 from good_rt.detector.runtime import METADATA_KEY, Detector, DetectorInfo
 from good_rt.errors import GoodRtError
+from good_rt.method.augmentation import Augmentation
+from good_rt.workflow.train import TRAINING_FILE, TRAINING_RECORD, FinishedTraining
 
 V2 = Path(__file__).parent / "v2" / "detector.onnx"
 IMAGES = Path(__file__).parent / "v1" / "images.npz"
@@ -58,3 +61,16 @@ def test_a_score_that_is_not_the_files_is_refused(tmp_path: Path, score: Any) ->
     onnx.save(model, tmp_path / "detector.onnx")
     with pytest.raises(GoodRtError, match=r"detector\.onnx is damaged \(.*\); build it again"):
         Detector(tmp_path / "detector.onnx")
+
+
+def test_a_training_names_its_objective_and_augmentation() -> None:
+    recorded = json.loads(V2.with_name(TRAINING_FILE).read_text())
+    assert recorded["version"] == 2
+    training = TRAINING_RECORD.read_as(FinishedTraining, V2.with_name(TRAINING_FILE))
+    assert training.config["objective"] == "logistic" and training.config["lr"] == 1e-5
+    assert training.augmentation == Augmentation(flip=True, shift=True)
+    assert training.regulariser == "logistic loss of the energy"
+    assert [step.regulariser for step in training.history] == [
+        step["bce"] for step in recorded["history"]
+    ]
+    assert [step.ce for step in training.history] == [step["ce"] for step in recorded["history"]]
