@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from good_rt.data.pixels import from_uint8, to_uint8
+from good_rt.method.patches import shuffled_patches
 from good_rt.models import Models
 
-PATCH = 8
-"""Side of the patches that change places."""
 BATCH = 100
 
 
@@ -83,14 +82,15 @@ def mix_up(source: OutlierSource, count: int, generator: torch.Generator) -> Ten
 
 @outliers("patch shuffle")
 def patch_shuffle(source: OutlierSource, count: int, generator: torch.Generator) -> Tensor:
-    """ID images whose patches of `PATCH` pixels have changed places."""
-    return _shuffled(source.draw(count, generator)[0], PATCH, generator)
+    """ID images whose patches have changed places."""
+    return shuffled_patches(source.draw(count, generator)[0], generator)
 
 
 @outliers("pixel shuffle")
 def pixel_shuffle(source: OutlierSource, count: int, generator: torch.Generator) -> Tensor:
     """ID images whose pixels have changed places (ASCOOD's outliers without its gradients)."""
-    return _shuffled(source.draw(count, generator)[0], 1, generator)
+    images, _ = source.draw(count, generator)
+    return shuffled_patches(images, generator, per_side=images.shape[-1])
 
 
 @outliers("class gradient")
@@ -144,11 +144,3 @@ def latent_boundary(source: OutlierSource, count: int, generator: torch.Generato
         with torch.no_grad():
             moved.append(decode(latents))
     return torch.cat(moved)
-
-
-def _shuffled(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Images whose squares of ``side`` pixels have changed places, each in its own order."""
-    count, _, height, _ = images.shape
-    pieces = F.unfold(images, side, stride=side)  # (N, C·side², pieces)
-    order = torch.rand(count, 1, pieces.shape[2], generator=generator).argsort(dim=2)
-    return F.fold(pieces.gather(2, order.expand_as(pieces)), height, side, stride=side)

@@ -60,7 +60,9 @@ from good_rt.evaluation.metrics import detection_metrics
 from good_rt.files import read_json, write_json
 from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig, fit_discrepancy
 from good_rt.method.measurements import Measurements
-from good_rt.method.training import TrainingImages, accuracy, finetune
+from good_rt.method.objective import OBJECTIVES
+from good_rt.method.training import accuracy, finetune
+from good_rt.method.training_data import TrainingImages
 from good_rt.method.unified import fit_unified
 from good_rt.models import Models, ModelSpec
 from good_rt.workflow.generate import generate
@@ -87,7 +89,15 @@ COUNT = 900
 """Outliers of every way of making them; every fifth validates."""
 UNGUIDED = 1_000
 DECODED = 2_000
-TRAINING = TrainConfig(steps=300, evaluate_every=100, max_accuracy_drop=0.005)
+TRAINING = TrainConfig(
+    steps=300,
+    evaluate_every=100,
+    max_accuracy_drop=0.005,
+    interpolation=0.4,
+    objective="logistic",
+    shuffled_share=0.0,
+)
+"""Of every arm, but for what it changes; the default settings may become others."""
 SAMPLER = SamplerConfig(steps=12, cfg=1.4, cfg_sigma_max=2.0)
 GOOD = GenerationConfig(
     count=COUNT, kind="img", guidance=GuidanceConfig(mu=0.2), sampler=SAMPLER, batch=50
@@ -135,6 +145,15 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; interpolation 1": Arm(("GOOD, image",), {"interpolation": 1.0}),
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
     "GOOD, image; 3,600 outliers": Arm(("GOOD, image",), count=3_600),
+    **{
+        f"GOOD, image; {share:.0%} shuffled": Arm(("GOOD, image",), {"shuffled_share": share})
+        for share in (0.125, 0.25, 0.5)
+    },
+    **{
+        f"GOOD, image; objective {name}": Arm(("GOOD, image",), {"objective": name})
+        for name in OBJECTIVES
+        if name != "logistic"
+    },
 }
 
 RECIPE = "GOOD, image + patch shuffle"

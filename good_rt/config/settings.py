@@ -401,6 +401,13 @@ class TrainConfig:
         96, "ID images in each step; 192 with 128 OOD images train more steadily.", low=1
     )
     ood_batch: int = setting(64, "OOD images in each step.", low=1)
+    shuffled_share: float = setting(
+        0.0,
+        "Share of the OOD images that are ID images with their patches in another order: far OOD "
+        "that needs no generation.",
+        low=0,
+        high=1,
+    )
     lr: float = setting(1.5e-3, "Peak learning rate of the classifier.", low=0)
     head_lr: float = setting(
         1e-2, "Peak learning rate of the head g of the objectives logistic and mahalanobis.", low=0

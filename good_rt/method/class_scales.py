@@ -24,7 +24,7 @@ PRIOR_IMAGES = 20
 """ID images of all classes that count beside those of a class, so that few images of a class do
 not decide its scale alone."""
 
-SMALLEST = 1e-3
+SMALLEST_SPREAD = 1e-3
 """The smallest spread of a class, in spreads of all classes."""
 
 
@@ -84,7 +84,7 @@ class ClassScales:
             own = _scale(of_class) if len(of_class) else (median, spread)
             weight = len(of_class) / (len(of_class) + PRIOR_IMAGES)
             medians.append(tuple((weight * own[0] + (1 - weight) * median).tolist()))
-            ratio = np.maximum(own[1] / spread, SMALLEST)
+            ratio = np.maximum(own[1] / spread, SMALLEST_SPREAD)
             spreads.append(tuple((spread * ratio**weight).tolist()))
         return cls(tuple(medians), tuple(spreads))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from good_rt.config.settings import TrainConfig
+from good_rt.method.patches import shuffled_patches
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ def drawn_batch(
     if data.ood is None:
         return images, labels
     rows = torch.randint(len(data.ood), (config.ood_batch,), generator=generator)
-    return torch.cat([images, data.ood[rows]]), labels
+    ood = data.ood[rows]
+    shuffled = round(config.shuffled_share * config.ood_batch)
+    if shuffled:
+        at = torch.randint(len(data.images), (shuffled,), generator=generator)
+        ood[:shuffled] = shuffled_patches(data.images[at], generator)
+    return torch.cat([images, ood]), labels
 
 
 def _id_batch(

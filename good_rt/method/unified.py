@@ -40,7 +40,12 @@ class UnifiedScore:
     kind: str
 
     def __call__(self, values: Tensor, logits: Tensor) -> Tensor:
-        """Scores (N,) of discrepancies (N, J) and logits (N, K)."""
+        """Scores (N,), higher = more OOD.
+
+        Args:
+            values: (N, J) discrepancies.
+            logits: (N, K).
+        """
         return self.combination(self.scales.standardise(values, logits))
 
     def to_json(self) -> dict[str, Any]:

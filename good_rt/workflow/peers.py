@@ -34,7 +34,7 @@ GRADIENT_BATCH = 128
 """Largest number of images whose gradients are computed at once."""
 CHUNK = 2**24
 """Largest number of products of a feature and a weight that DICE holds at once."""
-CHECKED_IMAGES = 256
+HEAD_CHECK_IMAGES = 256
 """Real images on which a classifier's head is compared with a linear layer."""
 
 
@@ -93,7 +93,7 @@ class PeerFit:
         Raises:
             GoodRtError: pytorch-ood is missing or cannot be imported.
         """
-        images = next(iter(batches()))[:CHECKED_IMAGES]
+        images = next(iter(batches()))[:HEAD_CHECK_IMAGES]
         head = linear_head(classifier, images)
         return cls(classifier, id_features, batches, head, pytorch_ood_detectors())
 

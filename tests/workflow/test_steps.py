@@ -25,6 +25,7 @@ from good_rt.demo.network import SmallResNet
 from good_rt.detector.module import DetectorModule, build_module
 from good_rt.diffusion import load_diffusion
 from good_rt.errors import GoodRtError
+from good_rt.method.class_scales import ClassScales
 from good_rt.method.combination.linear import Linear
 from good_rt.method.scores import LOGIT_SCORES, OTHER_ROWS
 from good_rt.models import Models
@@ -165,8 +166,9 @@ def test_the_detector_is_built_of_those_parts(
     assert torch.equal(fitted.labels, found.labels)
     ours, theirs = detector_module.unified, expected.unified
     assert ours.names == theirs.names == detector_module.config.discrepancies
-    for name in ("means", "stds"):
-        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-3)
+    for name in ("medians", "spreads"):
+        fitted_scales = np.array(getattr(ours.scales, name))
+        np.testing.assert_allclose(fitted_scales, getattr(theirs.scales, name), rtol=1e-3)
     assert ours.combination.weights == pytest.approx(theirs.combination.weights, rel=1e-3)
     torch.testing.assert_close(
         expected.calibration, detector_module.calibration, rtol=1e-3, atol=1e-3
@@ -263,11 +265,10 @@ def test_a_detector_without_generated_images_and_classes(models: Models, tmp_pat
         made.discrepancies,
         id_batches(IdData(tmp_path), "held_out", classifier, rows=fitted),
     )
-    standardised = [
-        (values - values.mean()) / values.std() for values in found.discrepancies.values()
-    ]
-    scores = made.scores(found)
-    np.testing.assert_allclose(scores, np.mean(standardised, axis=0), rtol=1e-6, atol=1e-6)
+    values = torch.from_numpy(found.values(made.unified.names))
+    scales = ClassScales.fit(made.unified.names, found)
+    standardised = scales.standardise(values, torch.from_numpy(found.logits)).numpy()
+    np.testing.assert_allclose(made.scores(found), standardised.mean(axis=1), rtol=1e-6, atol=1e-6)
     # without labels, the classes are those that the classifier predicts
     train = torch.cat(list(id_batches(IdData(tmp_path), "train", classifier)))
     assert torch.equal(made.id_features.labels, predict(classifier, train)[0].argmax(1))

@@ -73,12 +73,12 @@ class Objective(nn.Module):
         self.load_state_dict(dict(state))
 
 
-Kind = TypeVar("Kind", bound=type[Objective])
+ObjectiveClass = TypeVar("ObjectiveClass", bound=type[Objective])
 OBJECTIVES: dict[str, type[Objective]] = {}
 """The objectives by name."""
 
 
-def objective(kind: Kind) -> Kind:
+def objective(kind: ObjectiveClass) -> ObjectiveClass:
     """Decorator that enters an `Objective`."""
     OBJECTIVES[kind.name] = kind
     return kind
