@@ -28,6 +28,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / ".ci"))
+import torchvision_operators  # noqa: F401  (before all that import torchvision)
+
+# isort: split
 import click
 import numpy as np
 import quality_figures as tables
@@ -70,7 +74,7 @@ from good_rt.workflow.peers import peer_scores
 from good_rt.workflow.train import decoded_images
 
 ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "scripts"), str(ROOT / ".ci")]
+sys.path.append(str(ROOT / "scripts"))
 
 SPLITS = {
     "development": (8, 9),
@@ -336,10 +340,13 @@ class Study:
     def measured(self, arm: Arm, path: Path) -> dict[str, Any]:
         """Trains one arm; writes what every set measures to ``path``."""
         config = replace(TRAINING, seed=self.seed, **arm.training)
+        classifier, images = self.split.models.classifier, self.training_images(arm)
         try:
-            result = finetune(self.split.models.classifier, self.training_images(arm), config)
-        except GoodRtError as error:  # no state kept the accuracy: a result as well
-            return {"failed": str(error)}
+            result = finetune(classifier, images, config)
+        except GoodRtError as error:
+            if not str(error).startswith("training failed"):
+                raise
+            return {"failed": str(error)}  # no state kept the accuracy: a result as well
         save_classifier(result.classifier, path.with_suffix(""))
         return {
             "kept_step": result.kept_step,
@@ -419,8 +426,6 @@ def _figures(known: NDArray[np.float64], ood: NDArray[np.float64]) -> list[float
 
 def measure_original(split: Split, path: Path) -> dict[str, Any]:
     """The original classifier as `measure_split`, and the post-hoc peers' figures."""
-    import torchvision_operators  # noqa: F401  (before pytorch-ood, which imports torchvision)
-
     classifier = split.models.classifier
     known = id_part(split.data, "train", classifier, DetectorConfig().bank_size)
     assert known.labels is not None
