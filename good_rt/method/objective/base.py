@@ -73,12 +73,12 @@ class Objective(nn.Module):
         self.load_state_dict(dict(state))
 
 
-Kind = TypeVar("Kind", bound=type[Objective])
+ObjectiveKind = TypeVar("ObjectiveKind", bound=type[Objective])
 OBJECTIVES: dict[str, type[Objective]] = {}
 """The objectives by name."""
 
 
-def objective(kind: Kind) -> Kind:
+def objective(kind: ObjectiveKind) -> ObjectiveKind:
     """Decorator that enters an `Objective`."""
     OBJECTIVES[kind.name] = kind
     return kind
