@@ -73,12 +73,12 @@ class Objective(nn.Module):
         self.load_state_dict(dict(state))
 
 
-ObjectiveClass = TypeVar("ObjectiveClass", bound=type[Objective])
+ObjectiveKind = TypeVar("ObjectiveKind", bound=type[Objective])
 OBJECTIVES: dict[str, type[Objective]] = {}
 """The objectives by name."""
 
 
-def objective(kind: ObjectiveClass) -> ObjectiveClass:
+def objective(kind: ObjectiveKind) -> ObjectiveKind:
     """Decorator that enters an `Objective`."""
     OBJECTIVES[kind.name] = kind
     return kind
