@@ -26,7 +26,6 @@ from good_rt.demo import assets
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation
 from good_rt.method.scores import LOGIT_SCORES
-from good_rt.workflow import peers as module
 from good_rt.workflow.evaluate import ReportPage, evaluate
 from good_rt.workflow.job_file import Job
 from good_rt.workflow.peers import (
@@ -34,6 +33,7 @@ from good_rt.workflow.peers import (
     PeerFit,
     PeerScores,
     ScoredImages,
+    adascale,
     array_batches,
     linear_head,
     peer_scores,
@@ -313,7 +313,7 @@ def test_adascale_peer_is_the_papers_formula(
 def test_adascale_of_one_percentile_is_scale(
     fit: PeerFit, scored: PeerScores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ADASCALE", replace(module.ADASCALE, lowest=0.65, highest=0.65))
+    monkeypatch.setattr(adascale, "ADASCALE", replace(adascale.ADASCALE, lowest=0.65, highest=0.65))
     near = ScoredImages.of(fit.classifier, array_batches(images("near")))
     fixed = score_with_peers(fit, {"near": near}, ["AdaSCALE-A"]).scores["AdaSCALE-A"]["near"]
     np.testing.assert_allclose(fixed, scored.scores["SCALE"]["near"], rtol=1e-5)
@@ -321,7 +321,7 @@ def test_adascale_of_one_percentile_is_scale(
 
 def test_adascale_thins_id_images_evenly() -> None:
     parts = torch.arange(23).view(-1, 1).split([3, 1, 9, 0, 10])
-    thinned = torch.cat(list(module._thinned(lambda: parts, 4)()))
+    thinned = torch.cat(list(adascale._thinned(lambda: parts, 4)()))
     assert thinned.flatten().tolist() == list(range(0, 23, 4))
 
 
