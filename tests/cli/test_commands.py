@@ -253,6 +253,23 @@ def test_train_then_build_then_evaluate(
     assert (tmp_path / "evaluation" / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_objective_augmentation_and_balance_are_options(
+    run: Run, model_words: list[object], sets: list[object], tmp_path: Path
+) -> None:
+    options = ["--train-steps", 1, "--lr", "1e-5", "--max-drop", 1, "--balanced"]
+    options += ["--objective", "mahalanobis", "--augmentation", "shift", "-o", tmp_path / "t"]
+    trained = run("train", *model_words, *sets, *options, "--json").json
+    assert trained["objective"] == "mahalanobis" and trained["regulariser"] > 0
+    record = json.loads((tmp_path / "t" / "training.json").read_text())
+    config = record["config"]
+    assert (config["objective"], config["weight"], config["balanced"]) == ("mahalanobis", 3.0, True)
+    decided = {"flip": False, "shift": True, "flip_loss": None, "shift_loss": None}
+    assert record["augmentation"] == trained["augmentation"] == decided
+    options[-1] = tmp_path / "auto"
+    shown = run("train", *model_words, *sets, *options, "--augmentation", "auto").out
+    assert "augmentation: " in shown and "(accuracy lost: flip " in shown
+
+
 def test_the_control_is_trained_without_ood(
     run: Run, model_words: list[object], id_dir: Path, tmp_path: Path
 ) -> None:
