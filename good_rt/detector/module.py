@@ -121,11 +121,10 @@ class DetectorModule(nn.Module):
         """The outputs from logits (N, K) and features (N, D)."""
         values = [graph(logits, features) for graph in self.graphs]
         score = self.unified(torch.stack(values, dim=1))
-        more_ood = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
-        less_ood = (self.calibration[None, :] < score[:, None]).sum(dim=1)
-        p_value = (1 + more_ood).float() / (len(self.calibration) + 1)
-        # a NaN calibration score is in neither count and would make every image OOD
-        p_value = torch.where(more_ood + less_ood == len(self.calibration), p_value, torch.nan)
+        excess = self.calibration[None, :] - score[:, None]
+        # with 0·excess, a NaN of the score or of the calibration makes the p-value NaN
+        at_least_as_ood = ((excess >= 0).float() + 0 * excess).sum(dim=1)
+        p_value = (1 + at_least_as_ood) / (len(self.calibration) + 1)
         return logits, *values, score, p_value, p_value <= self.config.alpha
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
