@@ -50,8 +50,9 @@ LARGEST_FILE = 0.25
 """Of the file with that score."""
 TRAIN, FIT, CALIBRATION = 2000, 200, 1000
 """Features of EfficientNet-Lite0's discrepancies."""
-BLOCK = 0.02
-"""Seconds for which a graph runs before the other takes its turn."""
+BLOCK = 0.2
+"""Seconds for which a graph runs before the other takes its turn: many runs, since its weights must
+come back into the cache, which the other one's have left."""
 
 
 class OnlyLogits(nn.Module):
@@ -166,7 +167,7 @@ def latencies(runs: Sequence[Callable[[], object]], seconds: float) -> list[list
     while time.perf_counter() < ends or len(results[0]) < 5:
         for index in order:
             turn = list[float]()
-            runs[index]()  # its weights are in the cache again
+            runs[index]()
             while not turn or sum(turn) < BLOCK:
                 began = time.perf_counter()
                 runs[index]()

@@ -403,7 +403,7 @@ def cpu_kernels(result: dict[str, Any]) -> str:
 
 
 def refusals(result: dict[str, Any]) -> str:
-    """Refused shares of ID test images over the splits, against what chance allows; then targets."""
+    """Refused shares of ID test images over the splits, against chance; then the targets."""
     lines = head(
         "divided", "α", "expected", "mean", "smallest to largest", "95 % interval", "splits in it"
     )
