@@ -156,7 +156,8 @@ def session(path: Path, threads: int) -> ort.InferenceSession:
 
 
 def latencies(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Seconds of a run of each, which take turns for about so many seconds: each turn's median.
+    """Seconds of a run of each, which take turns for about so many seconds: of each turn the lowest
+    decile, since other work on the machine only ever adds time.
 
     Args:
         runs: What is timed.
@@ -172,7 +173,7 @@ def latencies(runs: Sequence[Callable[[], object]], seconds: float) -> list[list
                 began = time.perf_counter()
                 runs[index]()
                 turn.append(time.perf_counter() - began)
-            results[index].append(float(np.median(turn)))
+            results[index].append(float(np.quantile(turn, 0.1)))
         order.reverse()
     return results
 
