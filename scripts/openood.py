@@ -291,11 +291,14 @@ def scores_of(
     def values(measured: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([measured[name] for name in config.discrepancies], dim=1)
 
-    ood = None
+    ood, weights = None, None
     if config.combination in FITTED_ON_GENERATED and generated:
-        ood = values(measured(generated_parts(generated, classifier)[1])[1]).numpy()
+        kinds = [generated_parts([folder], classifier)[1] for folder in generated]
+        ood = values(measured(torch.cat(kinds))[1]).numpy()
+        # each set counts the same, as in a detector
+        weights = np.concatenate([np.full(len(kind), 1 / len(kind)) for kind in kinds])
     known = values(measured(lists.known.batches(benchmark))[1]).numpy()
-    score = fit_unified(config.discrepancies, known, config.combination, ood)
+    score = fit_unified(config.discrepancies, known, config.combination, ood, weights)
 
     def all_scores(images: ImageList) -> tuple[Tensor, Scores]:
         logits, found = measured(images.batches(benchmark))

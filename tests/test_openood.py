@@ -4,6 +4,7 @@ its networks against their published numbers of weights and torchvision."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path.append(str(SCRIPTS))
 import openood  # noqa: E402
 import openood_networks  # noqa: E402
 
+from good_rt.config.settings import DetectorConfig  # noqa: E402
 from good_rt.errors import GoodRtError  # noqa: E402
 
 NEAR, FAR = ("cifar100", "tin"), ("mnist", "svhn", "texture", "places365")
@@ -105,6 +107,27 @@ def test_a_saved_checkpoint_is_a_classifier_with_the_same_figures(
     assert ended.returncode == 0, ended.stderr
     again = json.loads((tree / "again.json").read_text())
     assert again["runs"][0]["scores"] == result["runs"][0]["scores"]
+
+
+def test_generated_sets_fit_the_gate(
+    tree: Path, tmp_path: Path, generated_dirs: list[Path]
+) -> None:
+    folder, score = tmp_path / "rgb", ("energy", "knn_distance")
+    shutil.copytree(generated_dirs[0], folder)
+    for path in (folder / "images").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    checkpoint = tree / "s0" / "best.ckpt"
+    classifier = openood.published_classifier("cifar10", checkpoint, tmp_path / "classifier")
+    benchmark = openood.BENCHMARKS["cifar10"]
+    lists = openood.Lists.read(tree / "data", "cifar10", limit=4, train_limit=30)
+    gate, mean = (
+        openood.scores_of(classifier, benchmark, lists, DetectorConfig(score, kind), [folder])[0]
+        for kind in ("gate", "sum")
+    )
+    np.testing.assert_array_equal(gate["id"]["knn_distance"], mean["id"]["knn_distance"])
+    assert not np.allclose(gate["id"]["score"], mean["id"]["score"])
+    with pytest.raises(GoodRtError, match="gate is fitted on generated images; give some"):
+        openood.scores_of(classifier, benchmark, lists, DetectorConfig(score, "gate"))
 
 
 def test_limits_thin_the_lists(tree: Path) -> None:
