@@ -433,9 +433,11 @@ def detector_overhead(result: dict[str, Any]) -> str:
                     f"{100 * row['overhead']:.1f} %",
                 )
                 lines.append(f"| {name} | {threads} | {batch} | {' | '.join(cells)} |")
-    lines += ["", *head("file, MB", *(next(iter(result["figures"]["cases"].values()))["bytes"]))]
+    files = {"classifier": "classifier", "detector": "detector", "former": "with 0.2.0's score"}
+    lines += ["", *head("file, MB", *files.values())]
     for name, case in result["figures"]["cases"].items():
-        cells = (f"{size / 1e6:.2f}" for size in case["bytes"].values())
+        sizes = (case["bytes"].get(file) for file in files)
+        cells = ("" if size is None else f"{size / 1e6:.2f}" for size in sizes)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", bars(result)])
 
