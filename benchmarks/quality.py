@@ -407,10 +407,7 @@ def _by_set(
     sets: Mapping[str, Measurements], names: tuple[str, ...], kind: str
 ) -> dict[str, list[float]]:
     score = fit_unified(names, sets["fit"], kind)
-    values = {
-        name: score(torch.from_numpy(of.values(names)), torch.from_numpy(of.logits)).numpy()
-        for name, of in sets.items()
-    }
+    values = {name: score.of(measured) for name, measured in sets.items()}
     known = {"near": "test ID", **dict.fromkeys(FAR_SETS, "test ID")}
     return {
         name: _figures(values[known.get(name, "validation ID")], values[name])

@@ -127,12 +127,11 @@ def fpr95(
     """FPR95 and AUROC by set of one score; the combination sees the set "fit" and half of the
     generated images, the other half is the validation set "generated"."""
     generated = measured["generated"]
-    score = fit_unified(names, measured["fit"], kind, _rows(generated, slice(0, None, 2)))
+    score = fit_unified(names, measured["fit"], kind, generated.take(slice(0, None, 2)))
 
     def scores(name: str) -> NDArray[np.float64]:
-        of = _rows(generated, slice(1, None, 2)) if name == "generated" else measured[name]
-        values, logits = map(torch.from_numpy, (of.values(names), of.logits))
-        return score(values, logits).numpy()
+        held_out = generated.take(slice(1, None, 2))
+        return score.of(held_out if name == "generated" else measured[name])
 
     by_set = {}
     for name in measured:
@@ -142,11 +141,6 @@ def fpr95(
         metrics = detection_metrics(known, scores(name))
         by_set[name] = {"fpr95": metrics.fpr95, "auroc": metrics.auroc}
     return by_set
-
-
-def _rows(measured: Measurements, rows: slice) -> Measurements:
-    of = {name: values[rows] for name, values in measured.discrepancies.items()}
-    return Measurements(measured.logits[rows], of)
 
 
 @click.command()

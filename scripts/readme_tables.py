@@ -402,6 +402,46 @@ def cpu_kernels(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{made_by(result)} {others}"])
 
 
+def refusals(result: dict[str, Any]) -> str:
+    """Refused shares of ID test images over the splits, against chance; then the targets."""
+    lines = head(
+        "divided", "α", "expected", "mean", "smallest to largest", "95 % interval", "splits in it"
+    )
+    for way, figures in result["figures"]["ways"].items():
+        for alpha, row in figures["alphas"].items():
+            low, high = row["interval"]
+            cells = (
+                f"{100 * row['expected']:.2f}",
+                f"{100 * row['mean']:.2f}",
+                f"{100 * row['smallest']:.2f} to {100 * row['largest']:.2f}",
+                f"{100 * low:.2f} to {100 * high:.2f}",
+                f"{100 * row['inside']:.1f} %",
+            )
+            lines.append(f"| {way} | {alpha} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", bars(result)])
+
+
+def detector_overhead(result: dict[str, Any]) -> str:
+    """Latency of each classifier and its detector, by threads and batch; then the targets."""
+    lines = head("classifier", "threads", "batch", "classifier, ms", "detector, ms", "overhead")
+    for name, case in result["figures"]["cases"].items():
+        for threads, batches in case["latency"].items():
+            for batch, row in batches.items():
+                cells = (
+                    f"{row['classifier_ms']:.2f}",
+                    f"{row['detector_ms']:.2f}",
+                    f"{100 * row['overhead']:.1f} %",
+                )
+                lines.append(f"| {name} | {threads} | {batch} | {' | '.join(cells)} |")
+    files = {"classifier": "classifier", "detector": "detector", "former": "with 0.2.0's score"}
+    lines += ["", *head("file, MB", *files.values())]
+    for name, case in result["figures"]["cases"].items():
+        sizes = (case["bytes"].get(file) for file in files)
+        cells = ("" if size is None else f"{size / 1e6:.2f}" for size in sizes)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", bars(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "summary": summary,
     "demo": demo,
@@ -416,6 +456,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "batches": batches,
     "cpu_kernels": cpu_kernels,
     "unified_score": unified_score,
+    "refusals": refusals,
+    "detector_overhead": detector_overhead,
 }
 """Table -> how it is written; any other result file is shown as its targets."""
 RESULT_OF = {"summary": "demo"}

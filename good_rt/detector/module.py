@@ -110,11 +110,10 @@ class DetectorModule(nn.Module):
         """The outputs from logits (N, K) and features (N, D)."""
         values = [graph(logits, features) for graph in self.graphs]
         score = self.unified(torch.stack(values, dim=1), logits)
-        more_ood = (self.calibration[None, :] >= score[:, None]).sum(dim=1)
-        less_ood = (self.calibration[None, :] < score[:, None]).sum(dim=1)
-        p_value = (1 + more_ood).float() / (len(self.calibration) + 1)
-        # a NaN calibration score is in neither count and would make every image OOD
-        p_value = torch.where(more_ood + less_ood == len(self.calibration), p_value, torch.nan)
+        excess = self.calibration[None, :] - score[:, None]
+        # with 0·excess, a NaN of the score or of the calibration makes the p-value NaN
+        at_least_as_ood = ((excess >= 0).float() + 0 * excess).sum(dim=1)
+        p_value = (1 + at_least_as_ood) / (len(self.calibration) + 1)
         return logits, *values, score, p_value, p_value <= self.config.alpha
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -127,8 +126,7 @@ class DetectorModule(nn.Module):
 
     def scores(self, measured: Measurements) -> NDArray[np.float64]:
         """Unified scores (N,) of measured images."""
-        values = torch.from_numpy(measured.values(self.unified.names))
-        return self.unified(values, torch.from_numpy(measured.logits)).numpy()
+        return self.unified.of(measured)
 
 
 def build_module(
@@ -168,7 +166,7 @@ def build_module(
         weights = np.concatenate([np.full(len(kind), 1 / len(kind)) for kind in ood_images])
     score = fit_unified(names, known, config.combination, ood, weights)
     held_out = measure(classifier, discrepancies, calibration_images)
-    values, held_out_logits = map(torch.from_numpy, (held_out.values(names), held_out.logits))
-    calibration = score(values, held_out_logits).numpy()
-    module = DetectorModule(classifier, discrepancies, score, calibration, config, id_features)
+    module = DetectorModule(
+        classifier, discrepancies, score, score.of(held_out), config, id_features
+    )
     return module.eval().to(classifier.device)

@@ -52,8 +52,8 @@ class ClassScales:
             logits: (N, K).
         """
         probabilities = torch.softmax(logits.to(values.dtype), dim=1)
-        medians = probabilities @ constant(self.medians, values)
-        spreads = probabilities @ constant(self.spreads, values)
+        rows = [(*pair[0], *pair[1]) for pair in zip(self.medians, self.spreads, strict=True)]
+        medians, spreads = (probabilities @ constant(rows, values)).chunk(2, dim=1)
         return (values - medians) / spreads
 
     @classmethod

@@ -26,3 +26,11 @@ class Measurements:
     def values(self, names: Sequence[str]) -> NDArray[np.float64]:
         """(N, J) of these discrepancies."""
         return np.stack([self.discrepancies[name] for name in names], axis=1)
+
+    def take(self, rows: slice | NDArray[np.int64]) -> Measurements:
+        """What the images of these rows measure."""
+        return Measurements(
+            self.logits[rows],
+            {name: values[rows] for name, values in self.discrepancies.items()},
+            None if self.features is None else self.features[rows],
+        )

@@ -48,6 +48,12 @@ class UnifiedScore:
         """
         return self.combination(self.scales.standardise(values, logits))
 
+    def of(self, measured: Measurements) -> FloatArray:
+        """Scores (N,) of measured images."""
+        values = torch.from_numpy(measured.values(self.names))
+        scores: FloatArray = self(values, torch.from_numpy(measured.logits)).numpy()
+        return scores
+
     def to_json(self) -> dict[str, Any]:
         medians, spreads = (
             dict(zip(self.names, zip(*rows, strict=True), strict=True))

@@ -214,6 +214,21 @@ def test_too_few_calibration_images_and_too_large_k_are_refused(classifier: Clas
         build_module(classifier, few, KNOWN, CALIBRATION, [OOD], config)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["features", "calibration"])
+def test_nan_makes_the_p_value_nan(classifier: Classifier, where: str) -> None:
+    module = build_module(classifier, id_features(classifier), KNOWN, CALIBRATION, [])
+    logits, features = predict(classifier, TEST[:4])
+    if where == "features":
+        features[1, 0] = torch.nan
+    else:
+        module.calibration[17] = torch.nan
+    outputs = dict(zip(module.outputs, module.decide(logits, features), strict=True))
+    expected = [False, True, False, False] if where == "features" else [True] * 4
+    assert outputs["p_value"].isnan().tolist() == expected
+    assert not outputs["is_ood"][outputs["p_value"].isnan()].any()
+
+
 def test_a_combination_of_generated_images_is_refused_without_them(classifier: Classifier) -> None:
     config = DetectorConfig(combination="logistic")
     with pytest.raises(GoodRtError, match="logistic is fitted on generated images; give some, or"):

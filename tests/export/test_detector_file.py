@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError, ParityError
 from good_rt.export.detector import detector_parity, export_detector
+from good_rt.export.to_onnx import export_onnx
 from good_rt.method.combination import COMBINATIONS
 from good_rt.method.discrepancy import DISCREPANCIES
 from good_rt.workflow.detector import detector_for
@@ -164,6 +166,27 @@ def test_weights_that_one_file_cannot_hold_are_refused(
     with pytest.raises(GoodRtError, match=r"detector\.onnx would hold .* GiB of weights, but an"):
         export_detector(detector_module, tmp_path / "detector.onnx", unit("test", 2), "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_score_adds_few_operations(
+    detector_module: DetectorModule, classifier: Classifier, id_dir: Path, tmp_path: Path
+) -> None:
+    """At batch 1 each costs about a microsecond, whatever it computes."""
+
+    class OnlyLogits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.classifier(images * 2 - 1)[0]
+
+    module = detector_for(classifier, IdData(id_dir), features=detector_module.id_features)
+    images, paths = unit("test", 4), [tmp_path / "plain.onnx", tmp_path / "detector.onnx"]
+    export_onnx(OnlyLogits().eval(), {"images": images}, ("logits",), paths[0])
+    export_detector(module, paths[1], images, training="nothing")
+    plain, detector = (len(onnx.load(path).graph.node) for path in paths)
+    assert detector - plain <= 33
 
 
 SCORES: dict[str, DetectorConfig] = {

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from refusals import refusal_interval
+from refusals import divided, refusal_interval, refusals
 from scipy.stats import binom
 
 from good_rt.errors import GoodRtError
@@ -115,3 +115,22 @@ def test_refusals_lie_where_chance_lets_them(alpha: float) -> None:
     assert 0.94 <= np.mean(inside) <= 0.985  # counts are whole, so a little more than 0.95
     plain = binom(900, alpha).interval(0.95)
     assert low < plain[0] / 900 and plain[1] / 900 < high
+
+
+def test_each_split_divides_the_images() -> None:
+    values = {"held_out": np.arange(10.0)[:, None], "test": np.arange(10.0, 17.0)[:, None]}
+    for pooled in (False, True):
+        splits = [[part[:, 0] for part in parts] for parts in divided(values, pooled, 3)]
+        assert [[len(part) for part in parts] for parts in splits] == [[5, 5, 7]] * 3
+        for parts in splits:
+            np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(17))
+            assert pooled or (parts[2] >= 10).all()
+        assert not np.array_equal(splits[0][0], splits[1][0])
+
+
+def test_refusals_of_pooled_images_are_beta_binomial() -> None:
+    rng = np.random.default_rng(3)
+    values = {"held_out": rng.normal(size=(800, 2)), "test": rng.normal(size=(900, 2))}
+    for alpha, row in refusals(values, pooled=True, splits=300)["alphas"].items():
+        assert row["mean"] == pytest.approx(row["expected"], abs=0.003), alpha
+        assert 0.9 <= row["inside"] <= 1, alpha

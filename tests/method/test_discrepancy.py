@@ -25,7 +25,7 @@ from good_rt.method.discrepancy import (
 )
 from good_rt.method.discrepancy.energy import Energy, image_level
 from good_rt.method.discrepancy.knn import KnnDistance
-from good_rt.method.discrepancy.mahalanobis import Gaussians, Mahalanobis
+from good_rt.method.discrepancy.mahalanobis import FittedGaussians, Gaussians, Mahalanobis
 from good_rt.method.discrepancy.relative_mahalanobis import RelativeMahalanobis
 
 ROUNDING = 5e-4
@@ -138,7 +138,7 @@ def test_float32_graphs_agree_with_float64(name: str, case: str) -> None:
 def test_the_squared_distance_to_each_class_is_not_negative() -> None:
     case = CASES["plain"]
     at_means = torch.stack([case.features[case.labels == c].mean(dim=0) for c in range(4)])
-    squared = Gaussians(case.features, case.labels)(at_means)
+    squared = Gaussians(FittedGaussians.of(case.features, case.labels))(at_means)
     assert squared.shape == (4, 4)
     assert squared.diagonal().abs().max() < 1e-4
     assert squared.min() > -1e-4
@@ -230,7 +230,7 @@ def test_classes_without_images_do_not_count(name: str) -> None:
 
 def test_labels_that_skip_a_gaussian_are_refused() -> None:
     with pytest.raises(GoodRtError, match="no ID image is of class 1, so the Mahalanobis distance"):
-        Gaussians(torch.randn(10, 3), torch.tensor([0, 2] * 5))
+        FittedGaussians.of(torch.randn(10, 3), torch.tensor([0, 2] * 5))
 
 
 def test_one_class_suffices_for_mahalanobis_only() -> None:
