@@ -148,7 +148,17 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; interpolation 0.7": Arm(("GOOD, image",), {"interpolation": 0.7}),
     "GOOD, image; interpolation 1": Arm(("GOOD, image",), {"interpolation": 1.0}),
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
-    "GOOD, image; 3,600 outliers": Arm(("GOOD, image",), count=3_600),
+    **{
+        f"{name}; 3,600 outliers": Arm((name,), count=3_600)
+        for name in (*OUTLIERS, "unguided", "GOOD, image", "GOOD, image, from ID", "GOOD, both")
+    },
+    "GOOD, image; 3,600 outliers, 25% shuffled": Arm(
+        ("GOOD, image",), {"shuffled_share": 0.25}, 3_600
+    ),
+    "GOOD, image; 3,600 outliers, 900 steps": Arm(
+        ("GOOD, image",), {"steps": 900, "evaluate_every": 300}, 3_600
+    ),
+    "GOOD, image; 10,800 outliers": Arm(("GOOD, image",), count=10_800),
     **{
         f"GOOD, image; {share:.0%} shuffled": Arm(("GOOD, image",), {"shuffled_share": share})
         for share in (0.125, 0.25, 0.5)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from refusals import divided, refusal_interval, refusals
 from scipy.stats import binom
 
+from good_rt.config.settings import DetectorConfig
 from good_rt.errors import GoodRtError
 from good_rt.method.conformal import check_alpha, conformal_p_value, largest_accepted
+from good_rt.method.measurements import Measurements
 
 scores = st.integers(2, 40).flatmap(
     lambda n: arrays(
@@ -117,10 +119,21 @@ def test_refusals_lie_where_chance_lets_them(alpha: float) -> None:
     assert low < plain[0] / 900 and plain[1] / 900 < high
 
 
+def measurements(values: NDArray[np.float64]) -> Measurements:
+    """Images of one class with these discrepancies (N, J)."""
+    names = DetectorConfig().discrepancies
+    of = dict(zip(names, values.T, strict=False))
+    return Measurements(np.zeros((len(values), 1), np.float32), of)
+
+
 def test_each_split_divides_the_images() -> None:
-    values = {"held_out": np.arange(10.0)[:, None], "test": np.arange(10.0, 17.0)[:, None]}
+    rows = {"held_out": np.arange(10.0), "test": np.arange(10.0, 17.0)}
+    measured = {name: measurements(values[:, None]) for name, values in rows.items()}
     for pooled in (False, True):
-        splits = [[part[:, 0] for part in parts] for parts in divided(values, pooled, 3)]
+        splits = [
+            [part.discrepancies["mahalanobis"] for part in parts]
+            for parts in divided(measured, pooled, 3)
+        ]
         assert [[len(part) for part in parts] for parts in splits] == [[5, 5, 7]] * 3
         for parts in splits:
             np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(17))
@@ -130,7 +143,8 @@ def test_each_split_divides_the_images() -> None:
 
 def test_refusals_of_pooled_images_are_beta_binomial() -> None:
     rng = np.random.default_rng(3)
-    values = {"held_out": rng.normal(size=(800, 2)), "test": rng.normal(size=(900, 2))}
-    for alpha, row in refusals(values, pooled=True, splits=300)["alphas"].items():
+    sizes = {"held_out": 800, "test": 900}
+    measured = {name: measurements(rng.normal(size=(size, 2))) for name, size in sizes.items()}
+    for alpha, row in refusals(measured, pooled=True, splits=300)["alphas"].items():
         assert row["mean"] == pytest.approx(row["expected"], abs=0.003), alpha
         assert 0.9 <= row["inside"] <= 1, alpha

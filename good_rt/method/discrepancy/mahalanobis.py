@@ -72,8 +72,8 @@ class Gaussians(nn.Module):
         super().__init__()
         means = fitted.means @ fitted.whitening
         self.register_buffer("centre", fitted.centre.float())
-        self.register_buffer("whitening", fitted.whitening.float())
-        self.register_buffer("slopes", (-2 * means.T).float())
+        self.register_buffer("whitening", fitted.whitening.float().contiguous())
+        self.register_buffer("slopes", (-2 * means.T).float().contiguous())
         self.register_buffer("offsets", means.square().sum(dim=1).float())
 
     def forward(self, features: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class GaussianDifference(nn.Module):
         values, vectors = torch.linalg.eigh(inverse - of_background)
         towards_means = classes.means @ inverse
         self.register_buffer("centre", classes.centre.float())
-        self.register_buffer("factor", (vectors * values.abs().sqrt()).float())
+        self.register_buffer("factor", (vectors * values.abs().sqrt()).float().contiguous())
         self.register_buffer("signs", values.sign().float()[:, None])
-        self.register_buffer("slopes", (-2 * towards_means.T).float())
+        self.register_buffer("slopes", (-2 * towards_means.T).float().contiguous())
         self.register_buffer("offsets", (towards_means * classes.means).sum(dim=1).float())
 
     def forward(self, features: Tensor) -> Tensor:
