@@ -299,7 +299,7 @@ def test_images_of_another_guide_are_not_removed(
 
 def test_rounds_that_cannot_be_are_refused(write_job: WriteJob, tmp_path: Path) -> None:
     path = write_job(tmp_path, 0)
-    with pytest.raises(GoodRtError, match=r"line 17: train.rounds is 0, but must be .* at least 1"):
+    with pytest.raises(GoodRtError, match=r"line 17: train.rounds is 0, but must be at least 1"):
         Job.read(path)
     text = write_job(tmp_path, 2).read_text()
     path.write_text(
@@ -311,23 +311,17 @@ def test_rounds_that_cannot_be_are_refused(write_job: WriteJob, tmp_path: Path) 
 
 @pytest.fixture(scope="session")
 def guide(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """The models of a second round: another classifier of the same classes."""
-    classifier = load_classifier_copy(models.classifier, tmp_path_factory.mktemp("guide"))
-    return replace(models, classifier=classifier)
-
-
-def load_classifier_copy(classifier: Classifier, folder: Path) -> Classifier:
-    """The classifier with slightly other weights, saved and loaded."""
-    save_classifier(classifier, folder)
-    copy = load_classifier(folder)
+    """The models of a second round: the classifier has other weights."""
+    folder = tmp_path_factory.mktemp("guide")
+    save_classifier(models.classifier, folder)
+    changed = load_classifier(folder)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for weight in copy.parameters():
-            weight.add_(
-                0.05 * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
-            )
-    save_classifier(copy, folder)
-    return load_classifier(folder)
+        for weight in changed.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(0.3 * weight.std(correction=0) * noise)
+    save_classifier(changed, folder)
+    return replace(models, classifier=load_classifier(folder))
 
 
 def test_a_later_round_uses_the_first_ones_engines(
@@ -353,4 +347,5 @@ def test_a_later_round_uses_the_first_ones_engines(
         generator.images(config, list(range(8))).astype(float)
         for generator in (shared, expected, other)
     )
-    assert np.abs(ours - reference).mean() < 0.5 < np.abs(ours - original).mean()
+    assert np.abs(ours - original).mean() > 0.2
+    assert np.abs(ours - reference).mean() < 0.1 * np.abs(ours - original).mean()
