@@ -39,6 +39,7 @@ from good_rt.detector.module import measure
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.method.combination import COMBINATIONS
 from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig, fit_discrepancy
+from good_rt.method.discrepancy.energy import Energy
 from good_rt.method.discrepancy.knn import KnnDistance
 from good_rt.method.measurements import Measurements
 from good_rt.method.unified import fit_unified
@@ -46,7 +47,7 @@ from good_rt.method.unified import fit_unified
 KINDS = ("img", "feat", "both")
 VALIDATION_SETS = ("clip art", "shuffled patches", "inverted", "swapped halves")
 TEST_SETS = ("near", "mnist", "emoji", "photos", "textures")
-SIMPLEST = ("sum", "max", "logistic", "gate", "fisher", "min_p")
+SIMPLEST = ("sum", "max", "logistic", "kl", "gate", "fisher", "min_p")
 """Combinations from the simplest to the least simple."""
 PATCH = 8
 IMAGES = 1000
@@ -117,7 +118,9 @@ def choices() -> list[tuple[tuple[str, ...], str]]:
     found: list[tuple[tuple[str, ...], str]] = []
     for size in range(1, len(DISCREPANCIES) + 1):
         for names in combinations(DISCREPANCIES, size):
-            found += [(names, kind) for kind in (SIMPLEST if size > 1 else SIMPLEST[:1])]
+            kinds = SIMPLEST if size > 1 else SIMPLEST[:1]
+            # kl weighs energy against the others
+            found += [(names, kind) for kind in kinds if kind != "kl" or Energy.name in names]
     return found
 
 

@@ -27,9 +27,9 @@ Examples:
 def run(job: Path, device: str, as_json: bool) -> None:
     """Run a job file, from images to detector.onnx and report.html.
 
-    The steps are split, export, generate, train, build the detector, evaluate and report. Finished
-    steps are skipped while their settings and inputs stay the same. All output goes to the job's
-    folder (`out` in the file).
+    The steps are split, export, generate, train, build the detector, evaluate and report; generate
+    and train repeat for each of `train.rounds`. Finished steps are skipped while their settings and
+    inputs stay the same. All output goes to the job's folder (`out` in the file).
     """
     from good_rt.workflow.job_file import Job
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from PIL import Image
 
-from good_rt.config.settings import SamplerConfig
+from good_rt.config.settings import BackendConfig, SamplerConfig
+from good_rt.data.generated_set import GeneratedSet
 from good_rt.demo import assets
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -124,10 +125,12 @@ def test_commands_for_a_gpu_get_as_far_as_the_gpu(workplace: Path, run: Callable
 
 PYTHON_STEPS = (
     "run_job", "ModelSpec", "export", "generate", "train", "build_detector", "evaluate", "Detector",
+    "generate",
 )  # fmt: skip
 """The call of each block of Python in jobs.md, in order."""
 QUICK_PYTHON = {
     "count=500": "count=20, batch=10, sampler=SamplerConfig(2)",
+    'kind="both", seed=1': 'kind="both", seed=1, backend=BackendConfig("torch")',
     "steps=450, max_accuracy_drop=0.005": "steps=2, max_accuracy_drop=1.0",
 }
 
@@ -149,6 +152,7 @@ def test_a_job_and_its_steps_in_python(workplace: Path, run: Callable[..., Any])
     assert run(*second).code == 0
     names: dict[str, Any] = {
         "images": assets.load_images("test").images[:8],
+        "BackendConfig": BackendConfig,
         "SamplerConfig": SamplerConfig,
     }
     for block in blocks("jobs.md", "python"):
@@ -159,6 +163,11 @@ def test_a_job_and_its_steps_in_python(workplace: Path, run: Callable[..., Any])
     assert names["exported"].exported and len(names["generated"].rows()) == 20
     assert names["trained"].kept_step is not None and names["built"].path.exists()
     assert names["built"].parity.class_disagreements == 0
+    assert (workplace / "trained-2" / "classifier").is_dir()
+    rounds = [GeneratedSet(workplace / name) for name in ("ood", "ood-2")]
+    assert not {row.seed for row in rounds[0].rows()} & {row.seed for row in rounds[1].rows()}
+    guide = names["guide"].classifier.fingerprint
+    assert rounds[1].settings()["classifier"] == guide != rounds[0].settings()["classifier"]
     assert names["evaluation"].ood_sets == ("street",) and len(names["scores"].is_ood) == 8
 
 

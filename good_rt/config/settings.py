@@ -22,7 +22,7 @@ GuidanceKind = Literal["none", "img", "feat", "both"]
 FeatureDiscrepancyName = Literal["knn_distance", "mahalanobis", "relative_mahalanobis"]
 DiscrepancyName = Literal["energy", "knn_distance", "mahalanobis", "relative_mahalanobis"]
 """The files of `good_rt.method.discrepancy`."""
-CombinationName = Literal["sum", "max", "logistic", "gate", "fisher", "min_p"]
+CombinationName = Literal["sum", "max", "logistic", "gate", "kl", "fisher", "min_p"]
 """The entries of `good_rt.method.combination`."""
 ObjectiveName = Literal["logistic", "hinge", "uniform", "mahalanobis", "contrastive"]
 """The files of `good_rt.method.objective`."""
@@ -484,8 +484,8 @@ class DetectorConfig:
     )
     combination: CombinationName = setting(
         "sum",
-        "How the standardised discrepancies become one score; logistic and gate are fitted on "
-        "generated images.",
+        "How the standardised discrepancies become one score; logistic, gate and kl are fitted on "
+        "generated images; kl takes energy first, then discrepancies of features.",
     )
     k: int = setting(1, "Neighbour of the k-NN distance; small ones suit small banks.", low=1)
     alpha: float = setting(
@@ -510,6 +510,14 @@ class DetectorConfig:
         check_bounds(self)
         if not self.discrepancies or len(set(self.discrepancies)) < len(self.discrepancies):
             raise GoodRtError("discrepancies must name one or more discrepancies, each once")
+        if self.combination == "kl" and (
+            self.discrepancies[0] != "energy" or len(self.discrepancies) == 1
+        ):
+            raise GoodRtError(
+                "the combination kl weighs energy against discrepancies of features, but the "
+                f"discrepancies are {', '.join(self.discrepancies)}; name energy first, then one "
+                "or more others"
+            )
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def build_detector(
         id_data: In-distribution images; without labels, their classes are those that the
             classifier predicts.
         out: The file to write.
-        generated: Sets of guided images; the combinations gate and logistic are fitted with them.
+        generated: Sets of guided images; the combinations logistic, gate and kl are fitted with
+            them.
         config: Settings of the detector.
         module: What `detector_for` returned for these arguments, where it is already there.
         training: What the file says that the classifier was fine-tuned with; by default read from

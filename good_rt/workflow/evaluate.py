@@ -422,6 +422,8 @@ def _sheets(id_images: NDArray[np.uint8], folders: Sequence[Path]) -> list[Sheet
         rows = generated.rows()
         shown = _contact_sheet(generated.images(rows[:SHEET_IMAGES]))
         title, caption = GUIDANCE_TEXTS[rows[0].guidance]
+        if number := generated.settings().get("round"):
+            title = f"{title}, round {number}"
         energy = np.mean([row.energy for row in rows])
         distance = np.mean([row.knn_distance for row in rows])
         caption = f"{caption} Mean energy {energy:.2f}, mean k-NN distance {distance:.3f}."

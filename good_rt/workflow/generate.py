@@ -37,13 +37,16 @@ from good_rt.workflow.generator import (
 )
 
 PLAIN_GRAPHS = ("network", "vae_decoder")
+FUSED_GRAPH = "guidance_vjp"
+"""The graph of decoder, classifier and discrepancies: the only one here that depends on the
+classifier."""
 GRADIENT_GRAPHS = (
     *PLAIN_GRAPHS,
     "network_forward",
     "network_backward",
     "decoder_forward",
     "decoder_backward",
-    "guidance_vjp",
+    FUSED_GRAPH,
 )
 """The graphs that sampling runs, without and with gradients by engines; a pixel model has none of
 the decoder's."""
@@ -92,10 +95,13 @@ def open_generator(
     config: GenerationConfig,
     engine_folder: Path,
     progress: Progress = SILENT,
+    exported: Models | None = None,
 ) -> Generator:
     """The generator of a configuration, with the engines that its backend asks for.
 
-    It serves every configuration with the same sampler, bank and backend.
+    It serves every configuration with the same sampler, bank and backend. Engines that were
+    exported with another classifier serve as well, except for the graph that this classifier is
+    part of: PyTorch then computes the gradient of the classifier.
 
     Args:
         models: Diffusion model and classifier.
@@ -103,6 +109,8 @@ def open_generator(
         config: What is generated; TensorRT plans hold batches of up to ``config.batch``.
         engine_folder: Folder of the exported engines, exported there where missing.
         progress: Hears of every part.
+        exported: What the engines are exported of: the same diffusion model with another
+            classifier; None for ``models``.
 
     Raises:
         GoodRtError: the backend does not run here, or images do not fit.
@@ -111,7 +119,9 @@ def open_generator(
     engines = None
     if config.backend.uses_engines:
         check_backend(config.backend, models.device)  # before the work of exporting
-        engines = _engines(models, id_data, config, engine_folder, progress)
+        engines = _engines(
+            exported or models, id_data, config, engine_folder, progress, exported is None
+        )
     with progress.task("computing ID features"):
         return make_generator(models, id_data, config, engines)
 
@@ -159,8 +169,10 @@ def _engines(
     config: GenerationConfig,
     folder: Path,
     progress: Progress,
+    fused: bool,
 ) -> Mapping[str, Engine]:
-    """The engines that sampling runs, exported where missing."""
+    """The engines that sampling runs, exported where missing; without ``fused`` those that do not
+    depend on the classifier."""
     backend = config.backend
     vjp = wants_gradient_engines(backend, models.device)
     exported = export(models, id_data, folder, ExportConfig(vjp=vjp), config.bank, progress)
@@ -173,7 +185,8 @@ def _engines(
     names = [
         name
         for name in (GRADIENT_GRAPHS if vjp else PLAIN_GRAPHS)
-        if models.diffusion.decoder is not None or "decoder" not in name
+        if (models.diffusion.decoder is not None or "decoder" not in name)
+        and (fused or name != FUSED_GRAPH)
     ]
     if config.sampler.start == "id" and models.diffusion.encoder is not None:
         names.append("vae_encoder")

@@ -41,7 +41,7 @@ TABLES: Mapping[str, Sequence[str]] = {
         "count", "kinds", "mu", "strengths", "steps", "cfg", "prompts", "k", "batch", "engine",
         "gradients",
     ),
-    "train": ("kinds", "control", "steps", "lr", "interpolation", "max_drop"),
+    "train": ("kinds", "control", "rounds", "steps", "lr", "interpolation", "max_drop"),
     "detector": ("classifier", "discrepancies", "combination", "alpha", "bank_size"),
 }  # fmt: skip
 """The settings that a new job file shows, by table."""

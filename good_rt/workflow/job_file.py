@@ -38,6 +38,9 @@ LEAST_IMAGES = 10
 TEST_SHARE = 5
 """Without OOD test sets, one is generated of this part of the images of a kind, from other
 seeds."""
+ROUND_SEEDS = 1_000_000
+"""What the seed of generation grows by from round to round, so that no round repeats the noise of
+another one or of the generated test set."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,13 @@ class TrainTable:
     )
     control: bool = setting(
         False, "Also train the same steps without generated images, to compare with."
+    )
+    rounds: int = setting(
+        1,
+        "Rounds of generation and training: each round after the first generates these kinds "
+        "again, guided by the classifier of the round before, and trains with the images of all "
+        "rounds.",
+        low=1,
     )
     config: TrainConfig = nested(TrainConfig, without=("seed",))
 
@@ -153,6 +163,11 @@ class JobConfig:
         if self.detector.classifier == "trained" and not self.train.kinds:
             raise GoodRtError(
                 'detector.classifier is "trained", but train.kinds is empty; make it "before"'
+            )
+        if self.train.rounds > 1 and not self.train.kinds:
+            raise GoodRtError(
+                f"train.rounds is {self.train.rounds}, but train.kinds is empty, so that there is "
+                "nothing to generate again; name kinds, or make it 1"
             )
 
 
@@ -233,7 +248,7 @@ class Job:
 
     @property
     def sets(self) -> dict[str, GenerationConfig]:
-        """Every generated set, by its folder's name."""
+        """Every generated set of the first round, by its folder's name."""
         kinds, unguided = self.config.generate.sets, self.config.train.kinds
         sets: dict[str, GenerationConfig] = {
             kind: self.generation(kind, count)
@@ -245,6 +260,27 @@ class Job:
             test = self.generation(kind, max(kinds[kind] // TEST_SHARE, 5))
             sets["test"] = replace(test, seed=test.seed + 1)
         return sets
+
+    def round_sets(self, number: int) -> dict[str, GenerationConfig]:
+        """Every generated set of a round, by its folder's name: after the first round those of
+        train.kinds, from other seeds.
+
+        Args:
+            number: The round, from 1.
+        """
+        if number == 1:
+            return self.sets
+        seed = self.config.seed + (number - 1) * ROUND_SEEDS
+        return {kind: replace(self.sets[kind], seed=seed) for kind in self.config.train.kinds}
+
+    def round_folder(self, number: int) -> Path:
+        """Where a round keeps its generated sets and its trained classifier: the first one in the
+        job's folder, each later one in a folder of its own there.
+
+        Args:
+            number: The round, from 1.
+        """
+        return self.out if number == 1 else self.out / f"round-{number}"
 
     def _resolved(self, value: str | Path, demo: Path | None = None) -> Path:
         """A path of the file, paths in a spec among them (timm:FOLDER, …@WEIGHTS); other parts of a
@@ -280,7 +316,7 @@ OLD_KEYS = {
 """Keys of version 1 by those of version 2, to say where a mistake stands in an older file."""
 NEW_KEYS = (
     *((key,) for key in ("title", "summary", "test_sets", "evaluate")),
-    ("train", "kinds"),
+    *(("train", key) for key in ("kinds", "rounds")),
     *(("generate", key) for key in ("counts", "mu_schedule", "rho_schedule", "temperature")),
     ("detector", "temperature"),
 )

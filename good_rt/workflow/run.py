@@ -2,7 +2,8 @@
 
 Every step has a key, a hash of its settings and of the fingerprints of what it reads, which
 state.json keeps. A killed run resumes: generated images batch by batch, the training from its last
-checkpoint. Models are loaded once, and passed to every step.
+checkpoint. Models are loaded once, and passed to every step. With ``train.rounds``, generation and
+training repeat (`good_rt.workflow.rounds`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from good_rt.errors import GoodRtError
 from good_rt.evaluation.results import Evaluation
 from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.export.graphs import EXPORTER
-from good_rt.export.manifest import MANIFEST, Manifest
+from good_rt.export.manifest import MANIFEST
 from good_rt.files import read_json, remove_leftovers, sole_user
 from good_rt.method.conformal import check_alpha
 from good_rt.method.objective import regulariser_weight
@@ -47,9 +48,10 @@ from good_rt.workflow.generate import (
     wants_gradient_engines,
     with_batch,
 )
-from good_rt.workflow.generator import Generator, generation_record
+from good_rt.workflow.generator import Generator
 from good_rt.workflow.job_file import Job
 from good_rt.workflow.resume import JobState, key_of
+from good_rt.workflow.rounds import JobRound, check_sets
 from good_rt.workflow.split import split
 from good_rt.workflow.train import (
     TRAINING_FILE,
@@ -57,6 +59,7 @@ from good_rt.workflow.train import (
     FinishedTraining,
     train,
     training_images,
+    with_generated,
 )
 
 CLASSIFIERS = {
@@ -146,18 +149,23 @@ class _Run:
     steps: list[StepDone] = field(default_factory=list)
     classifiers: dict[str, Classifier] = field(default_factory=dict)
     """Every classifier that is compared, by name."""
+    guides: dict[int, Models] = field(default_factory=dict)
+    """The models that guide each round, as far as they are trained."""
     detectors: dict[str, DetectorModule] = field(default_factory=dict)
     """Their detectors, as far as this run has built them."""
+    generator: Generator | None = None
+    """The generator of the round that is generated."""
 
     def __post_init__(self) -> None:
         self.out, self.config = self.job.out, self.job.config
         self.state = JobState(self.out)
         self.splits_path = self.out / SPLITS_FILE
+        self.rounds = [JobRound(self.job, 1 + turn) for turn in range(self.config.train.rounds)]
 
     def check(self) -> None:
         """Reads and compares what the job names, before anything is written."""
         self.job.check_paths()
-        if not all(map(self._is_complete, self.job.sets)):
+        if not self._is_generated:
             with self.job.named("generate.engine"):
                 check_backend(self.backend, self.device)
         _ = self.models
@@ -179,14 +187,24 @@ class _Run:
         remove_leftovers(self.out)
         self._split()
         self._check_sizes()
-        self._export()
-        self._check_sets()
-        folders = {name: self._generate(name) for name in self.job.sets}
-        self._release_generator()
-        self._train(folders)
-        guided: dict[str, Path] = {kind: folders[kind] for kind in self.config.generate.guided}
+        self.classifiers["before"] = self.models.classifier
+        self.guides[1] = self.models
+        for job_round in self.rounds:
+            remove_leftovers(job_round.folder)
+            self._export(job_round)
+            check_sets(self.rounds[job_round.number - 1 :], self.guides, self._data)
+            for name in job_round.sets:
+                self._generate(job_round, name)
+            self._release_generator()
+            self._train(job_round)
+        guided = {
+            job_round.named(kind): job_round.set_folder(kind)
+            for job_round in self.rounds
+            for kind in self.config.generate.guided
+            if kind in job_round.sets
+        }
         detector = self._build(guided)
-        evaluation = self._evaluate(guided, detector, folders.get("test"))
+        evaluation = self._evaluate(guided, detector)
         return RunResult(
             detector,
             self.out / "report.html",
@@ -267,186 +285,156 @@ class _Run:
                 )
 
     @property
-    def _wants_vjp(self) -> bool:
-        return wants_gradient_engines(self.backend, self.device)
+    def _data(self) -> str:
+        """The fingerprint of the divided ID images."""
+        return self.id_data.splits.fingerprint
 
     @property
-    def _engine_folder(self) -> Path:
-        return self.out / "engines"
+    def _is_generated(self) -> bool:
+        """Whether all images of every round are there."""
+        return all(
+            job_round.is_complete(name) for job_round in self.rounds for name in job_round.sets
+        )
 
-    def _export(self) -> None:
-        if not self.backend.uses_engines:
+    def _export(self, job_round: JobRound) -> None:
+        if not self.backend.uses_engines or not job_round.has_own_engines:
             return
-        if all(map(self._is_complete, self.job.sets)):  # engines only serve to generate
-            self.steps.append(StepDone("export", True, 0.0))
+        name = job_round.named("export")
+        if self._is_generated:  # engines only serve to generate
+            self.steps.append(StepDone(name, True, 0.0))
             return
-        bank = self.config.generate.config.bank
-        inputs = (self.id_data.splits.fingerprint, asdict(bank)) if self._wants_vjp else None
-        key = key_of(self.models.fingerprints, inputs, EXPORTER)
-        config, folder = ExportConfig(vjp=self._wants_vjp), self._engine_folder
+        bank, models = self.config.generate.config.bank, self.guides[job_round.number]
+        wants_vjp = wants_gradient_engines(self.backend, self.device)
+        inputs = (self._data, asdict(bank)) if wants_vjp else None
+        key = key_of(models.fingerprints, inputs, EXPORTER)
+        config, folder = ExportConfig(vjp=wants_vjp), job_round.engine_folder
         self._step(
-            "export",
+            name,
             key,
             [folder / MANIFEST],
-            lambda: export(self.models, self.id_data, folder, config, bank, self.progress),
+            lambda: export(models, self.id_data, folder, config, bank, self.progress),
         )
 
-    @cached_property
-    def gradients(self) -> str:
-        """What computes gradients: "engine", or "torch", also where an operation has no rule."""
-        if not self._wants_vjp or self.backend.gradients != "auto":
-            return "engine" if self._wants_vjp else "torch"
-        return "torch" if Manifest.read(self._engine_folder).no_gradient_rule else "engine"
-
-    @cached_property
-    def _generator(self) -> Generator:
-        # TensorRT plans are built for the largest batch
-        largest = max(
-            self.job.sets.values(), key=lambda config: 0 if config.batch == "auto" else config.batch
-        )
-        return open_generator(
-            self.models, self.id_data, largest, self._engine_folder, self.progress
-        )
+    def _generator(self, job_round: JobRound) -> Generator:
+        """The generator of a round, opened once."""
+        if self.generator is None:
+            # TensorRT plans are built for the largest batch
+            largest = max(
+                self.job.sets.values(),
+                key=lambda config: 0 if config.batch == "auto" else config.batch,
+            )
+            self.generator = open_generator(
+                self.guides[job_round.number],
+                self.id_data,
+                largest,
+                job_round.engine_folder,
+                self.progress,
+                None if job_round.has_own_engines else self.models,
+            )
+        return self.generator
 
     def _release_generator(self) -> None:
         """Forgets models and engines of the generator, so that the training has their memory."""
-        self.__dict__.pop("_generator", None)
+        self.generator = None
 
-    def _set_folder(self, name: str) -> Path:
-        return self.out / "generated" / name
-
-    def _record(self, name: str) -> dict[str, Any]:
-        """What job.json says of a set; a complete one is accepted from any device."""
-        config, written = self.job.sets[name], GeneratedSet(self._set_folder(name)).settings()
-        is_complete = self._is_complete(name)
-        device_keys = {"device", "gradients"} if self.backend.gradients == "auto" else {"device"}
-        is_recorded = is_complete and "gradients" in device_keys
-        gradients = str(written.get("gradients")) if is_recorded else self.gradients
-        record = generation_record(self.models, config, gradients)
-        record["data"] = self.id_data.splits.fingerprint
-        if written and config.batch == "auto":
-            record["batch"] = written.get("batch")
-        if is_complete:
-            record = {key: value for key, value in record.items() if key not in device_keys}
-            record |= {key: value for key, value in written.items() if key in device_keys}
-        return record
-
-    def _is_complete(self, name: str) -> bool:
-        """Whether all images of a set are there, of whatever settings."""
-        generated = GeneratedSet(self._set_folder(name))
-        return bool(generated.settings()) and len(generated.rows()) >= self.job.sets[name].count
-
-    def _check_sets(self) -> None:
-        """Looks for images of other settings in the way, of any set: they cost hours, so they are
-        not removed."""
-        differences = {
-            name: GeneratedSet(self._set_folder(name)).differences(self._record(name))
-            for name in self.job.sets
-        }
-        for name, config in self.job.sets.items():
-            images = len(GeneratedSet(self._set_folder(name)).rows())
-            if images > config.count:
-                raise GoodRtError(
-                    f"{self._set_folder(name)} holds {images} images, and the job asks for "
-                    f"{config.count}; raise its count in {self.job.path}, or delete that folder"
-                )
-        changed = {name: settings for name, settings in differences.items() if settings}
-        if not changed:
-            return
-        folders = " and ".join(str(self._set_folder(name)) for name in changed)
-        names = ", ".join(sorted({name for settings in changed.values() for name in settings}))
-        single = len(changed) == 1
-        raise GoodRtError(
-            f"{folders} {'holds' if single else 'hold'} images of another job (different: "
-            f"{names}); "
-            f"delete {'that folder' if single else 'those folders'} to generate them again, or set "
-            f"another `out` in {self.job.path}"
-        )
-
-    def _generate(self, name: str) -> Path:
-        folder, config, record = self._set_folder(name), self.job.sets[name], self._record(name)
+    def _generate(self, job_round: JobRound, name: str) -> None:
+        folder, config = job_round.set_folder(name), job_round.sets[name]
+        record = job_round.record(name, self.guides[job_round.number], self._data)
 
         def work() -> None:
-            fixed = with_batch(config, self._generator, folder)
-            fill(self._generator, fixed, folder, record | {"batch": fixed.batch}, self.progress)
+            generator = self._generator(job_round)
+            fixed = with_batch(config, generator, folder)
+            fill(generator, fixed, folder, record | {"batch": fixed.batch}, self.progress)
 
         # the job's batch: for "auto", the record of a set that is begun has its number
         key = key_of(record | {"batch": config.batch}, config.count)
-        self._step(f"generate {name}", key, [folder / SET_MANIFEST], work)
-        return folder
+        self._step(job_round.named(f"generate {name}"), key, [folder / SET_MANIFEST], work)
 
-    def _training_runs(self, folders: Mapping[str, Path]) -> dict[str, TrainingFolders]:
-        """The trainings of the job by the name of their classifier."""
+    def _train(self, job_round: JobRound) -> None:
+        """Fine-tunes the classifiers of a round: in the first the control, and in each the one with
+        the images of all rounds so far, which guides the next round."""
         table = self.config.train
-        runs = {"control": TrainingFolders()} if table.control else {}
-        if table.kinds:
-            runs["trained"] = TrainingFolders(
-                [folders[kind] for kind in table.kinds],
-                [folders["none"]] if "none" in folders else [],
-            )
-        return runs
+        if table.control and job_round.number == 1:
+            self._train_one(job_round, "control", TrainingFolders())
+            self.classifiers["control"] = self._load_trained(job_round, "control")
+        if not table.kinds:
+            return
+        so_far = self.rounds[: job_round.number]
+        guided = [earlier.set_folder(kind) for earlier in so_far for kind in table.kinds]
+        self._train_one(job_round, "trained", TrainingFolders(guided, self._unguided))
+        trained = self._load_trained(job_round, "trained")
+        if job_round is self.rounds[-1]:
+            self.classifiers["trained"] = trained
+        else:
+            self.classifiers[f"round {job_round.number}"] = trained
+            self.guides[job_round.number + 1] = replace(self.models, classifier=trained)
 
-    def _train(self, folders: Mapping[str, Path]) -> None:
-        """Fine-tunes the classifiers that are compared: control and trained."""
-        runs = self._training_runs(folders)
-        trained = runs.get("trained", TrainingFolders())
+    @cached_property
+    def _control_images(self) -> TrainingImages:
+        """The images of every training but the guided ones, decoded once because that takes
+        long."""
+        return training_images(self.models, self.id_data, (), self._unguided, self.progress)
 
-        @cache
-        def images() -> TrainingImages:
-            """The images of both trainings, decoded once because that takes long."""
-            return training_images(
-                self.models, self.id_data, trained.generated, trained.unguided, self.progress
-            )
+    @property
+    def _unguided(self) -> list[Path]:
+        """The set of unguided images, which every round trains with; none where there is none."""
+        first = self.rounds[0]
+        return [first.set_folder("none")] if "none" in first.sets else []
 
-        self.classifiers["before"] = self.models.classifier
-        for name, run in runs.items():
-            self._train_one(name, run, images)
-            self.classifiers[name] = self._load_trained(name)
-
-    def _train_one(
-        self, name: str, run: TrainingFolders, images: Callable[[], TrainingImages]
-    ) -> None:
-        folder = self.out / name
+    def _train_one(self, job_round: JobRound, name: str, sets: TrainingFolders) -> None:
+        folder = job_round.folder / name
         key = key_of(
             _training_key(self.job.training),
-            [set_key(path) for path in (*run.generated, *run.unguided)],
+            [set_key(path) for path in (*sets.generated, *sets.unguided)],
             self.models.fingerprints,
-            self.id_data.splits.fingerprint,
+            self._data,
         )
 
         def work() -> None:
+            images = self._control_images.control
+            if sets.generated:
+                classifier = self.models.classifier
+                images = with_generated(self._control_images, sets.generated, classifier)
             train(
                 self.models,
                 self.id_data,
                 folder,
-                run.generated,
-                run.unguided,
+                sets.generated,
+                sets.unguided,
                 self.job.training,
-                images() if run.generated else images().control,
+                images,
                 self.progress,
             )
 
         weights = folder / "classifier" / "model.safetensors"
-        self._step(f"train {name}", key, [weights, folder / TRAINING_FILE], work, [folder])
+        files = [weights, folder / TRAINING_FILE]
+        self._step(job_round.named(f"train {name}"), key, files, work, [folder])
 
-    def _load_trained(self, name: str) -> Classifier:
+    def _load_trained(self, job_round: JobRound, name: str) -> Classifier:
         """A classifier read from its folder, whose fingerprint the later steps record."""
-        spec = saved_spec(self.models.classifier, self.out / name / "classifier")
+        spec = saved_spec(self.models.classifier, job_round.folder / name / "classifier")
         classifier = load_classifier(spec).fitted(lambda: self.models.diffusion.image_shape)
         return classifier.to(self.device)
 
     def _detector(self, name: str, generated: Mapping[str, Path]) -> DetectorModule:
         """The detector of a classifier, built once."""
         if name not in self.detectors:
-            config = self.config.detector.config
+            config, classifier = self.config.detector.config, self.classifiers[name]
             features = None
-            if name == "before":
-                features = self.models.id_features(self.id_data, config.bank_size)
-            with self.progress.task(f"building the detector of {CLASSIFIERS[name]}"):
+            for guide in self.guides.values():
+                if guide.classifier is classifier:
+                    features = guide.id_features(self.id_data, config.bank_size)
+            with self.progress.task(f"building the detector of {self._description(name)}"):
                 self.detectors[name] = detector_for(
-                    self.classifiers[name], self.id_data, list(generated.values()), config, features
+                    classifier, self.id_data, list(generated.values()), config, features
                 )
         return self.detectors[name]
+
+    def _description(self, name: str) -> str:
+        """What the report says of a classifier."""
+        if name in CLASSIFIERS:
+            return CLASSIFIERS[name]
+        return f"fine-tuned with generated images, after {name} of {len(self.rounds)}"
 
     def _build(self, generated: Mapping[str, Path]) -> Path:
         out, table = self.out / "detector.onnx", self.config.detector
@@ -455,7 +443,7 @@ class _Run:
             asdict(table),
             self.classifiers[name].fingerprint,
             [set_key(path) for path in sets],
-            self.id_data.splits.fingerprint,
+            self._data,
         )
 
         def work() -> None:
@@ -486,7 +474,8 @@ class _Run:
         config, sampler = generate.config, generate.config.sampler
         strengths = ", ".join(f"{factor:g}" for factor in config.strengths)
         counts = ", ".join(f"{count} {kind}" for kind, count in generate.sets.items())
-        gradients = GeneratedSet(self._set_folder(generate.guided[0])).settings().get("gradients")
+        first = self.rounds[0]
+        gradients = GeneratedSet(first.set_folder(generate.guided[0])).settings().get("gradients")
         training = "none"
         if train_table.kinds:
             t = train_table.config
@@ -498,21 +487,31 @@ class _Run:
                 f"interpolation {t.interpolation:g}, accuracy drop at most "
                 f"{t.max_accuracy_drop:g}"
             )
+        rounds = {}
+        if len(self.rounds) > 1:
+            again = ", ".join(
+                f"{config.count} {kind}" for kind, config in self.rounds[-1].sets.items()
+            )
+            rounds["rounds"] = (
+                f"{len(self.rounds)}; in each after the first {again} again, guided by the "
+                "classifier of the round before"
+            )
         return {
             "job": str(self.job.path),
             "seed": str(self.config.seed),
             "images": f"{self.job.images} ({self.id_data.splits.sizes})",
             "generated": counts,
+            **rounds,
             "guidance": f"mu {config.guidance.mu:g}, rho {config.guidance.rho:g}, times "
             f"{strengths}; gradients by {gradients}",
             "sampler": f"{sampler.steps} steps, eta {sampler.eta:g}, cfg {sampler.cfg:g}",
             "training": training,
         }
 
-    def _evaluate(
-        self, generated: Mapping[str, Path], detector: Path, test: Path | None
-    ) -> Evaluation:
-        """Measures on the job's OOD test sets; without any, on the generated images in ``test``."""
+    def _evaluate(self, generated: Mapping[str, Path], detector: Path) -> Evaluation:
+        """Measures on the job's OOD test sets; without any, on the generated set "test"."""
+        first = self.rounds[0]
+        test = first.set_folder("test") if "test" in first.sets else None
         test_sets, shipped = self.job.test_sets, self.config.detector.classifier
         peers = self.config.evaluate.config.peers
         config = self.models.classifier.config
@@ -523,7 +522,7 @@ class _Run:
             set_key(test)
             if test
             else {name: (str(path), open_source(path).listing) for name, path in test_sets.items()},
-            self.id_data.splits.fingerprint,
+            self._data,
             (self.config.title, self.config.summary),
             *(["peers"] if peers else []),  # keys of jobs without them stay those of 0.2.0
         )
@@ -531,14 +530,16 @@ class _Run:
             title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
             summary=(self.config.summary or ReportPage.summary)
             + ("" if test_sets else NO_TEST_SETS),
-            models={name: CLASSIFIERS[name] for name in self.classifiers},
+            models={name: self._description(name) for name in self.classifiers},
             settings=self._settings_text(),
             files={"detector": str(detector)},
             shipped=shipped,
-            training=saved_spec(self.models.classifier, self.out / "trained" / "classifier")
+            training=saved_spec(
+                self.models.classifier, self.rounds[-1].folder / "trained" / "classifier"
+            )
             if "trained" in self.classifiers
             else None,
-            also=[self._set_folder("none") for name in self.job.sets if name == "none"],
+            also=self._unguided,
             peers=peers,
             roles=self._roles(),
         )

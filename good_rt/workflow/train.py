@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from good_rt.classifier import predict, save_classifier
+from good_rt.classifier import Classifier, predict, save_classifier
 from good_rt.config.settings import TrainConfig
 from good_rt.data.batches import half_rows, id_part
 from good_rt.data.generated_split import generated_images, generated_parts
@@ -206,6 +206,23 @@ def training_images(
         unguided=sampled,
         unguided_labels=None if sampled is None else predict(classifier, sampled)[0].argmax(dim=1),
     )
+
+
+def with_generated(
+    images: TrainingImages, generated: Sequence[Path], classifier: Classifier
+) -> TrainingImages:
+    """The same ID images and unguided samples, with other guided images as OOD.
+
+    Args:
+        images: What `training_images` returned.
+        generated: Sets of guided images.
+        classifier: Decides the shape.
+
+    Raises:
+        GoodRtError: a generated set does not fit.
+    """
+    ood, val_ood = generated_parts(generated, classifier)
+    return replace(images, ood=ood, val_ood=val_ood)
 
 
 def decoded_images(

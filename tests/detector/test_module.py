@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from sklearn.covariance import LedoitWolf
 
 from good_rt.classifier import Classifier, IdFeatures, predict
-from good_rt.config.settings import DetectorConfig
+from good_rt.config.settings import DetectorConfig, DiscrepancyName
 from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import DetectorModule, build_module, measure
@@ -241,6 +241,17 @@ def test_discrepancies_that_repeat_or_are_none_are_refused() -> None:
             DetectorConfig(names)
     with pytest.raises(GoodRtError, match="discrepancies"):
         DetectorConfig(("mahalanobi",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [("energy",), ("knn_distance", "energy"), ("mahalanobis",)])
+def test_kl_needs_energy_first(names: tuple[DiscrepancyName, ...]) -> None:
+    message = (
+        f"kl weighs energy against .*, but the discrepancies are {', '.join(names)}; name energy "
+        "first, then one or more others"
+    )
+    with pytest.raises(GoodRtError, match=message):
+        DetectorConfig(names, "kl")
+    assert DetectorConfig(("energy", "mahalanobis"), "kl").combination == "kl"
 
 
 def test_the_detectors_of_the_fixtures_agree(detector_module: DetectorModule, id_dir: Path) -> None:

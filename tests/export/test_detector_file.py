@@ -197,6 +197,8 @@ SCORES: dict[str, DetectorConfig] = {
     "two, logistic": DetectorConfig(("energy", "relative_mahalanobis"), "logistic"),
     "two, fisher": DetectorConfig(("knn_distance", "mahalanobis"), "fisher", k=2),
     "three, min_p": DetectorConfig(("energy", "knn_distance", "mahalanobis"), "min_p"),
+    "two, kl": DetectorConfig(("energy", "knn_distance"), "kl"),
+    "all, kl": DetectorConfig(tuple(DISCREPANCIES), "kl"),
     "all, gate": DetectorConfig(tuple(DISCREPANCIES), "gate"),
     "all, reversed, sum": DetectorConfig(tuple(DISCREPANCIES)[::-1], "sum"),
 }

@@ -16,11 +16,12 @@ from good_rt.config.settings import CombinationName, DiscrepancyName, FeatureDis
 from good_rt.errors import GoodRtError
 from good_rt.method.combination import COMBINATIONS, Combination, FitValues
 from good_rt.method.combination.gate import Gate
+from good_rt.method.combination.kl import BINS, KlWeighted, kl_divergence
 from good_rt.method.combination.linear import Linear
 from good_rt.method.combination.tail import SHARES
 from good_rt.method.discrepancy import DISCREPANCIES
 
-NEEDS_GENERATED = ("gate", "logistic")
+NEEDS_GENERATED = ("gate", "kl", "logistic")
 value = st.floats(-50, 50)
 count = st.integers(2, 4)
 curvature = st.floats(-5, 5)
@@ -261,3 +262,86 @@ def test_tail_scores_of_values_with_ties_are_finite(name: str) -> None:
 
 def test_equal_weights_where_no_discrepancy_separates() -> None:
     assert fit("logistic", -2.0, -2.0) == Linear((0.5, 0.5))
+
+
+def divergence(ood: Array, known: Array) -> float:
+    return kl_divergence(ood, np.ones(len(ood)), known)
+
+
+def test_kl_is_the_papers_formula() -> None:
+    """Min-max normalised, w = 1 − exp(−½·KL) of the second, by a loop over images."""
+    known, ood = normal(0.0, 0.0, images=300), normal(2.0, 1.5, images=200, seed=1)
+    combine = COMBINATIONS["kl"](FitValues(known, ood))
+    weight = 1 - np.exp(-0.5 * divergence(ood[:, 1].numpy(), known[:, 1].numpy()))
+    both = np.concatenate([known.numpy(), ood.numpy()])
+    low, high = both.min(axis=0), both.max(axis=0)
+    for image, score in zip(both, combine(torch.from_numpy(both)).tolist(), strict=True):
+        energy, distance = (image - low) / (high - low)
+        assert score == pytest.approx((1 - weight) * energy + weight * distance)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 2.0])
+def test_the_divergence_of_normal_values_is_the_known_one(shift: float) -> None:
+    ood, known = (normal(m, images=20000, seed=int(4 * m)).numpy()[:, 0] for m in (shift, 0.0))
+    assert divergence(ood, known) == pytest.approx(shift**2 / 2, rel=0.1, abs=0.01)
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60),
+    st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60),
+)
+def test_the_divergence_is_finite_at_least_0_and_deterministic(
+    first: list[float], second: list[float]
+) -> None:
+    ood, known = np.array(first), np.array(second)
+    found = divergence(ood, known)
+    assert 0 <= found <= np.log(2 * len(known) + BINS)
+    assert found == divergence(ood, known) == divergence(ood[::-1], known[::-1])
+
+
+def test_the_divergence_does_not_depend_on_the_scale_of_the_values() -> None:
+    ood, known = (
+        normal(1.0, images=150).numpy()[:, 0],
+        normal(0.0, images=250, seed=1).numpy()[:, 0],
+    )
+    for scaled in (lambda x: 7 * x + 3, np.exp, lambda x: x**3):
+        assert divergence(scaled(ood), scaled(known)) == divergence(ood, known)
+    far = known.copy()
+    far[0] = 1e9
+    assert divergence(ood, far) == pytest.approx(divergence(ood, known), abs=0.05)
+
+
+def test_the_divergence_of_a_sample_from_itself_is_almost_0() -> None:
+    known = normal(0.0, images=500).numpy()[:, 0]
+    assert divergence(known, known) < 1e-3
+    assert divergence(known + 100, known) > 4
+
+
+def test_several_discrepancies_of_features_share_the_weight() -> None:
+    combine: Any = fit("kl", 1.0, 2.0, 0.0, 1.0)
+    assert isinstance(combine, KlWeighted)
+    first, *others = combine.normalised_weights
+    total = sum(combine.divergences)
+    assert first == pytest.approx(np.exp(-total / 2))
+    assert others == pytest.approx([(1 - first) * one / total for one in combine.divergences])
+    assert combine.divergences[0] > combine.divergences[2] > combine.divergences[1]
+
+
+def test_kl_of_images_that_no_feature_tells_apart_is_the_energy() -> None:
+    known = normal(0.0, 0.0)
+    combine: Any = KlWeighted((0.0,), (-3.0, -3.0), (3.0, 3.0))
+    assert combine.weights == (1.0, 0.0)
+    torch.testing.assert_close(combine(known), (known[:, 0] + 3) / 6)
+
+
+@given(st.lists(value, min_size=2, max_size=2), st.floats(0.0, 8.0))
+def test_kls_derivatives_are_positive_and_the_same_everywhere(
+    image: list[float], kl: float
+) -> None:
+    combine = KlWeighted((kl,), (-3.0, -2.0), (4.0, 9.0))
+    leaf = torch.tensor([image], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(combine(leaf).sum(), leaf)
+    weight = 1 - np.exp(-kl / 2)
+    expected = torch.tensor([[(1 - weight) / 7, weight / 11]], dtype=torch.float64)
+    torch.testing.assert_close(slopes, expected)
+    assert float(slopes[0, 0]) > 0 and float(slopes[0, 1]) >= 0

@@ -31,7 +31,7 @@ from good_rt.method.scores import LOGIT_SCORES, OTHER_ROWS
 from good_rt.models import Models
 from good_rt.workflow.detector import detector_for
 from good_rt.workflow.evaluate import ReportPage, evaluate, evaluate_detectors, measure_images
-from good_rt.workflow.train import decoded_images, training_images
+from good_rt.workflow.train import decoded_images, training_images, with_generated
 
 
 def images_of(tensor: torch.Tensor) -> set[bytes]:
@@ -122,6 +122,20 @@ def test_unguided_samples_have_the_label_that_the_classifier_gives_them(
         GoodRtError, match="was generated with guidance 'none'; OOD images must be guided"
     ):
         training_images(models, IdData(id_dir), [plain.folder])
+
+
+def test_training_images_with_other_sets_are_what_they_would_be_read_anew(
+    models: Models, id_dir: Path, generated_dirs: list[Path]
+) -> None:
+    """Of the rounds of a job, which share the reconstructions."""
+    first, both = (
+        training_images(models, IdData(id_dir), folders)
+        for folders in (generated_dirs[:1], generated_dirs)
+    )
+    found = with_generated(first, generated_dirs, models.classifier)
+    for name, tensor in vars(both).items():
+        other = vars(found)[name]
+        assert other is tensor is None or torch.equal(other, tensor), name
 
 
 def test_the_control_of_training_images_is_what_it_would_read_itself(
