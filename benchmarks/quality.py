@@ -84,7 +84,7 @@ SPLITS = {
 }
 """The near-OOD classes of every split: the demo's, and the first three pairs of the others."""
 FINAL = tuple(SPLITS)[1:]
-MODEL_STEPS = {"classifier": 2_000, "vae": 500, "unet": 2_500, "light": 1_200}
+MODEL_STEPS = {"classifier": 2_000, "vae": 500, "unet": 1_500, "light": 1_200}
 """Optimiser steps of the splits' own models (of the VAE, in each of its three phases): a fraction
 of those of the shipped ones."""
 PER_CLASS = 3_800
@@ -519,7 +519,7 @@ def main() -> None:
 @threads_option
 @click.option("--split", "name", type=click.Choice(FINAL), required=True)
 def models(work: Path, threads: int, name: str) -> None:
-    """Trains a split's own classifier, autoencoders and diffusion model (half an hour)."""
+    """Trains a split's own classifier, autoencoders and diffusion model (half an hour on two cores)."""
     split = Split(name, work)
     near, out = [str(label) for label in split.near], split.folder / "training"
     for stage, steps in MODEL_STEPS.items():

@@ -87,7 +87,8 @@ def kl_divergence(ood: FloatArray, ood_weights: FloatArray, known: FloatArray) -
 
     def counted(of: FloatArray, weighted: FloatArray) -> FloatArray:
         bins = np.searchsorted(edges, of, side="left")
-        return np.bincount(bins, weighted, len(edges) + 1)
+        counts: FloatArray = np.bincount(bins, weighted, len(edges) + 1).astype(np.float64)
+        return counts
 
     p = counted(ood, ood_weights / ood_weights.sum())
     q = counted(known, np.ones(len(known))) + PRIOR_COUNT
