@@ -519,7 +519,7 @@ def main() -> None:
 @threads_option
 @click.option("--split", "name", type=click.Choice(FINAL), required=True)
 def models(work: Path, threads: int, name: str) -> None:
-    """Trains a split's own classifier, autoencoders and diffusion model (half an hour on two cores)."""
+    """Trains a split's classifier, autoencoders and diffusion model: half an hour on two cores."""
     split = Split(name, work)
     near, out = [str(label) for label in split.near], split.folder / "training"
     for stage, steps in MODEL_STEPS.items():
