@@ -86,8 +86,8 @@ def kl_divergence(ood: FloatArray, ood_weights: FloatArray, known: FloatArray) -
     edges = np.unique(values[order][ranks])
 
     def counted(of: FloatArray, weighted: FloatArray) -> FloatArray:
-        bins = np.searchsorted(edges, of, side="left")
-        return np.bincount(bins, weighted, len(edges) + 1)
+        bins = np.searchsorted(edges, of)
+        return np.bincount(bins, weighted, len(edges) + 1).astype(np.float64)
 
     p = counted(ood, ood_weights / ood_weights.sum())
     q = counted(known, np.ones(len(known))) + PRIOR_COUNT
