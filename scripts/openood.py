@@ -32,8 +32,7 @@ from torch import Tensor
 
 from good_rt.classifier import Classifier, IdFeatures, Settings, load_classifier, outputs
 from good_rt.classifier.folder import save_classifier
-from good_rt.cli.settings import takes
-from good_rt.config.settings import DetectorConfig
+from good_rt.config.settings import CombinationName, DetectorConfig
 from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import thinned
 from good_rt.data.pixels import from_uint8
@@ -42,7 +41,7 @@ from good_rt.environment import versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.metrics import detection_metrics
 from good_rt.files import write_json
-from good_rt.method.combination import FITTED_ON_GENERATED
+from good_rt.method.combination import COMBINATIONS, FITTED_ON_GENERATED
 from good_rt.method.discrepancy import DISCREPANCIES, DiscrepancyConfig, fit_discrepancy
 from good_rt.method.measurements import Measurements
 from good_rt.method.scores import LOGIT_SCORES
@@ -467,11 +466,21 @@ def evaluate(
 @click.option("--train-limit", type=click.IntRange(1), help="At most so many training images.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("-o", "--out", type=PATH, required=True, help="The JSON file.")
-@takes(DetectorConfig, "config", without=("alpha", "bank_size"))
+@click.option(
+    "--discrepancy", "discrepancies", multiple=True, type=click.Choice(list(DISCREPANCIES)),
+    default=DetectorConfig().discrepancies, show_default=True,
+    help="Discrepancy in the score; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--combination", type=click.Choice(list(COMBINATIONS)), default=DetectorConfig().combination,
+    show_default=True, help="How they become one score.",
+)  # fmt: skip
 def main(
-    name: str, data: Path, out: Path, scores: Path | None, config: DetectorConfig, **others: Any
-) -> None:
+    name: str, data: Path, out: Path, scores: Path | None, combination: CombinationName,
+    **others: Any,
+) -> None:  # fmt: skip
     """Scores OpenOOD's test sets, prints near and far figures, and writes all of them as JSON."""
+    config = DetectorConfig(discrepancies=others["discrepancies"], combination=combination)
     request = Request(
         name, data, others["checkpoint"], others["classifier"], others["generated"],
         others["save"], others["device"],

@@ -442,6 +442,45 @@ def detector_overhead(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", bars(result)])
 
 
+SPLIT_TITLES = {"development": "development split", "final": "final splits"}
+
+
+def quality_peers(result: dict[str, Any]) -> str:
+    """FPR95 of every score of the original classifiers."""
+    of_splits = {key: rows for key, rows in result["figures"]["peers"].items() if rows}
+    columns = [f"{of}, {SPLIT_TITLES[key]}" for key in of_splits for of in ("near", "far")]
+    lines = head("score", *columns)
+    first = next(iter(of_splits.values()))
+    for name in sorted(first, key=lambda name: first[name]["near_fpr95"]):
+        cells = [
+            f"{100 * rows[name][figure]:.1f}"
+            for rows in of_splits.values()
+            for figure in ("near_fpr95", "far_fpr95")
+        ]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
+def quality_trainings(result: dict[str, Any]) -> str:
+    """FPR95 and AUROC of the unified score after every training, then the targets."""
+    lines = []
+    for key, rows in result["figures"]["trainings"].items():
+        if not rows:
+            continue
+        lines += [
+            f"**{SPLIT_TITLES[key].capitalize()}**", "",
+            *head("training", "runs", "near FPR95", "far FPR95", "near AUROC", "far AUROC",
+                  "ID accuracy"),
+        ]  # fmt: skip
+        for name in sorted(rows, key=lambda name, rows=rows: rows[name]["near_fpr95"]):
+            row = rows[name]
+            figures = ("near_fpr95", "far_fpr95", "near_auroc", "far_auroc", "accuracy")
+            cells = " | ".join(f"{100 * row[figure]:.1f}" for figure in figures)
+            lines.append(f"| {name} | {row['runs']} | {cells} |")
+        lines.append("")
+    return "\n".join([*lines, bars(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "summary": summary,
     "demo": demo,
@@ -458,9 +497,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "unified_score": unified_score,
     "refusals": refusals,
     "detector_overhead": detector_overhead,
+    "quality_peers": quality_peers,
+    "quality_trainings": quality_trainings,
 }
 """Table -> how it is written; any other result file is shown as its targets."""
-RESULT_OF = {"summary": "demo"}
+RESULT_OF = {"summary": "demo", "quality_peers": "quality", "quality_trainings": "quality"}
 """Result file of the tables that are not named after theirs."""
 
 

@@ -480,8 +480,6 @@ def test_an_evaluation_with_peers(
 def test_an_evaluation_of_peers_left_out_of_one_model(
     run: Callable[..., Any], classifier: Classifier, id_dir: Path, tmp_path: Path, detectors: Any
 ) -> None:
-    from good_rt.cli.tables import print_evaluation
-
     changed = with_head(classifier, Squared)
     evaluation = evaluate(
         {"linear": classifier, "squared": changed},
@@ -490,7 +488,6 @@ def test_an_evaluation_of_peers_left_out_of_one_model(
         tmp_path,
         page=ReportPage(peers=True),
     )
-    print_evaluation(evaluation)
     assert evaluation.left_out["linear"] == {} and "ViM" in evaluation.left_out["squared"]
     assert "left out for squared" in (tmp_path / "report.html").read_text()
     with pytest.raises(GoodRtError, match="no row of model 'squared', score 'ViM'"):

@@ -4,6 +4,7 @@ mistakes are mistakes, and no image that was trained with is shown as new."""
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from good_rt.detector.module import DetectorModule
 from good_rt.detector.runtime import Detector
 from good_rt.evaluation.picture_rows import PictureRows
 from good_rt.evaluation.training_gain import TrainingRoles
+from good_rt.method.augmentation import Augmentation
 from good_rt.workflow.evaluate import evaluate, evaluate_detectors
 from good_rt.workflow.report_figures import (
     MISTAKES,
@@ -59,7 +61,9 @@ def p_values(pictures: PictureRows) -> list[str]:
 
 
 def training(generated: list[Path]) -> FinishedTraining:
-    return FinishedTraining({}, tuple(map(str, generated)), (), 1, 0.9, 0.9, ())
+    return FinishedTraining(
+        {}, tuple(map(str, generated)), (), 1, 0.9, 0.9, Augmentation(False, False), ()
+    )
 
 
 def test_generated_images_are_ordered_by_the_detectors_score(
@@ -175,7 +179,7 @@ def test_mistakes_are_the_worst_of_each_set(
 def test_roles_are_read_from_the_training_records(tmp_path: Path) -> None:
     def trained(name: str, generated: list[Path]) -> Path:
         (tmp_path / name / "classifier").mkdir(parents=True)
-        record = {**vars(training(generated))}
+        record = asdict(training(generated))
         TRAINING_RECORD.write(tmp_path / name / "training.json", record)
         return tmp_path / name / "classifier"
 
