@@ -155,6 +155,12 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; 3,600 outliers, 25% shuffled": Arm(
         ("GOOD, image",), {"shuffled_share": 0.25}, 3_600
     ),
+    "GOOD, image, from ID; 3,600 outliers, 6% shuffled": Arm(
+        ("GOOD, image, from ID",), {"shuffled_share": 0.0625}, 3_600
+    ),
+    "GOOD, image, from ID; 3,600 outliers, contrastive": Arm(
+        ("GOOD, image, from ID",), {"objective": "contrastive"}, 3_600
+    ),
     "GOOD, image; 3,600 outliers, 900 steps": Arm(
         ("GOOD, image",), {"steps": 900, "evaluate_every": 300}, 3_600
     ),
