@@ -221,7 +221,7 @@ def measure_seed(out: Path) -> dict[str, Any]:
         "parity": parity.to_json(),
         "validation_refused": float(refused.mean()),
         "training_end": {"ce": history[-1]["ce"], "regulariser": history[-1]["regulariser"]},
-        "gate": module.unified.to_json(),
+        "score": module.unified.to_json(),
     }
 
 

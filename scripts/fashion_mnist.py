@@ -23,7 +23,7 @@ NAMES = (
 DEMO_NEAR = (8, 9)
 """The demo's near-OOD classes."""
 HELD_OUT = 600
-"""Images a class that the models' training never sees: they fit the gate and calibrate the
+"""Images a class that the models' training never sees: they fit the score and calibrate the
 threshold."""
 
 
@@ -75,7 +75,7 @@ def load(source: Path = SOURCE, near: tuple[int, ...] = DEMO_NEAR) -> dict[str, 
 
 
 def near_ood(source: Path = SOURCE, near: tuple[int, ...] = DEMO_NEAR) -> Split:
-    """The test images of the near-OOD classes, for the final evaluation alone."""
+    """The test images of the near-OOD classes, only for the final evaluation."""
     test = _part(source, "t10k")
     return test.where(np.isin(test.labels, near))
 

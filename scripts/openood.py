@@ -277,7 +277,7 @@ def scores_of(
         benchmark: Sizes of the images.
         lists: The images.
         config: The discrepancies in the score, and their combination.
-        generated: Sets of guided images; the combinations gate and logistic are fitted with them.
+        generated: Sets of guided images, with which gate, kl and logistic are fitted.
     """
     _, features = outputs(classifier, lists.train.batches(benchmark))
     labels = torch.from_numpy(lists.train.labels)
@@ -458,7 +458,7 @@ def evaluate(
 )  # fmt: skip
 @click.option(
     "--generated", type=PATH, multiple=True,
-    help="A set of guided images, for the combinations gate and logistic; may be repeated.",
+    help="A set of guided images, for the combinations gate, kl and logistic; may be repeated.",
 )  # fmt: skip
 @click.option("--save", type=PATH, help="Where the checkpoints are kept as good-rt classifiers.")
 @click.option("--scores", type=PATH, help="Where the raw scores are kept, as .npz.")
@@ -480,12 +480,12 @@ def main(
     **others: Any,
 ) -> None:  # fmt: skip
     """Scores OpenOOD's test sets, prints near and far figures, and writes all of them as JSON."""
-    config = DetectorConfig(discrepancies=others["discrepancies"], combination=combination)
     request = Request(
         name, data, others["checkpoint"], others["classifier"], others["generated"],
         others["save"], others["device"],
     )  # fmt: skip
     try:
+        config = DetectorConfig(discrepancies=others["discrepancies"], combination=combination)
         lists = Lists.read(data, name, others["limit"], others["train_limit"])
         result = evaluate(request, lists, config, scores)
     except GoodRtError as error:

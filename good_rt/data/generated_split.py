@@ -1,7 +1,7 @@
 """Which generated images train and which are held out, and both as tensors that a classifier takes.
 
 Every fifth image of a generated set is held out: it chooses the state of the training that is kept,
-and fits the gate of the unified score.
+and some combinations of the unified score are fitted on it.
 """
 
 from __future__ import annotations

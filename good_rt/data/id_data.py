@@ -2,7 +2,7 @@
 share no image.
 
 ``train`` fills the feature bank and the fine-tuning; ``held_out`` was never trained on: it
-standardises, fits the gate and calibrates; ``test`` is used only by the evaluation.
+standardises, fits the score and calibrates; ``test`` is used only by the evaluation.
 """
 
 from __future__ import annotations

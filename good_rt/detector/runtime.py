@@ -49,7 +49,7 @@ class DetectorInfo:
         calibration_size: Held-out ID images behind the p-value; no p-value is below
             1/(calibration_size + 1).
         score: The ``combination`` with its parameters, and the ``discrepancies`` by name in the
-            order of the outputs: settings, mean and standard deviation on ID images, and weight.
+            order of the outputs: settings, medians and spreads on ID images by class, and weight.
         training: What the classifier was fine-tuned with.
         versions: Packages that built the file.
         weights_sha256: Hash of the graph's weights.

@@ -29,7 +29,7 @@ from good_rt.evaluation.metrics import (
 )
 from good_rt.records import RecordType, drop_format
 
-EVALUATION_RECORD = RecordType("evaluation", "run it again", (drop_format,))
+EVALUATION_RECORD = RecordType("evaluation", "run it again", (drop_format, dict))
 MEAN = "mean over sets"
 """The `EvaluationRow.ood_set` of a row that holds the plain mean over all OOD sets."""
 

@@ -1,6 +1,6 @@
 """How the images of a training vary: mirror images and shifts, where the classifier allows them.
 
-A mirrored digit or word is another one, or none. Whether that is so is read off the original
+Mirroring changes the class of a digit or a word. Whether that is so is read off the original
 classifier: what leaves its held-out accuracy as it is does not change the class.
 """
 

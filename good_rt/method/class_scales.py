@@ -34,7 +34,7 @@ class ClassScales:
 
     a_j = (s_j − Σ_c p_c·median_jc) / Σ_c p_c·spread_jc with the classifier's probabilities
     p = softmax(f), so that a is continuous where the predicted class changes. It is 0 at the median
-    of the class's ID images and 1 at their `TAIL` quantile.
+    of the class's ID images and 1 at their `TAIL` quantile, up to the shrinkage of small classes.
 
     Attributes:
         medians: (K, J).
@@ -75,8 +75,8 @@ class ClassScales:
         for name, of_name in zip(names, spread, strict=True):
             if not of_name > 0:
                 raise GoodRtError(
-                    f"{name} is the same for most held-out ID images; the classifier is "
-                    "degenerate, or the images are copies of one"
+                    f"{name} has the same median and {TAIL:.0%} quantile on held-out ID images; "
+                    "the classifier is degenerate, or the images are copies of a few"
                 )
         medians, spreads = [], []
         for label in range(known.logits.shape[1]):

@@ -21,6 +21,10 @@ from good_rt.method.combination import COMBINATIONS, Combination, FitValues
 from good_rt.method.measurements import Measurements
 from good_rt.method.schedule import FloatArray
 
+SCORE = 2
+"""Raised whenever the score of the same settings changes, so that a job's detector and evaluation
+are made again: 2 has a scale for each class."""
+
 
 @dataclass(frozen=True)
 class UnifiedScore:

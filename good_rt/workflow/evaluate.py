@@ -93,7 +93,7 @@ class ReportPage:
         files: Files to list, by what they are.
         shipped: Name of the classifier whose detector is shipped; None for the last.
         training: Folder of the fine-tuning whose curve is drawn; None for the last classifier's.
-        also: Generated sets to show that no gate was fitted on.
+        also: Generated sets to show that no score was fitted on.
         scores: Names of plug-ins whose scores are measured as well.
         peers: Whether the scores of `PEERS` are measured as well.
         roles: Which classifier is the original, the control and the trained one; None to read it
@@ -134,7 +134,7 @@ def evaluate(
         test_sets: OOD images by name: uint8 (N, H, W, C), or any source of images. The first is
             shown as near-OOD.
         out: Folder of the two files.
-        generated: Sets of guided images that the detectors' gates are fitted with.
+        generated: Sets of guided images that some combinations are fitted with.
         config: Settings of the detectors.
         page: What the report says beside its figures.
         progress: Hears of the parts.

@@ -180,7 +180,10 @@ def score_generated(
         images = generated.images([rows[place] for place in kept])
         title = GENERATED_TITLES[rows[0].guidance]
         if title in {one.title for one in scored}:
-            title = f"{title} ({folder.name})"
+            job_round = generated.settings().get("round")
+            title = (
+                f"{title} ({folder.name})" if job_round is None else f"{title}, round {job_round}"
+            )
         scores = {
             model: _unified_scores(evaluated.detectors[model], images)
             for model in evaluated.compared

@@ -36,6 +36,7 @@ from good_rt.method.conformal import check_alpha
 from good_rt.method.objective import regulariser_weight
 from good_rt.method.training import check_trainable
 from good_rt.method.training_data import TrainingImages
+from good_rt.method.unified import SCORE
 from good_rt.models import Models
 from good_rt.progress import SILENT, Progress
 from good_rt.workflow.detector import WITH_GENERATED, WITHOUT_TRAINING, build_detector, detector_for
@@ -440,6 +441,7 @@ class _Run:
         out, table = self.out / "detector.onnx", self.config.detector
         sets, name = list(generated.values()), table.classifier
         key = key_of(
+            SCORE,
             asdict(table),
             self.classifiers[name].fingerprint,
             [set_key(path) for path in sets],
@@ -516,6 +518,7 @@ class _Run:
         peers = self.config.evaluate.config.peers
         config = self.models.classifier.config
         key = key_of(
+            SCORE,
             asdict(self.config.detector),
             {name: classifier.fingerprint for name, classifier in self.classifiers.items()},
             {name: set_key(path) for name, path in generated.items()},
@@ -524,7 +527,7 @@ class _Run:
             else {name: (str(path), open_source(path).listing) for name, path in test_sets.items()},
             self._data,
             (self.config.title, self.config.summary),
-            *(["peers"] if peers else []),  # keys of jobs without them stay those of 0.2.0
+            peers,
         )
         page = ReportPage(
             title=self.config.title or f"good-rt: {self.job.images.resolve().name}",
@@ -571,7 +574,7 @@ def _training_key(config: TrainConfig) -> dict[str, Any]:
     """The settings of a training; defaults that 0.2.0 did not have are left out, so that its
     trainings are not repeated."""
     settings = {**asdict(config), "weight": regulariser_weight(config)}
-    for name in ("objective", "balanced", "augmentation"):
+    for name in ("objective", "balanced", "augmentation", "shuffled_share"):
         if settings[name] == getattr(TrainConfig, name):
             del settings[name]
     return settings

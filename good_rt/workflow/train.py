@@ -260,6 +260,8 @@ def decoded_images(
 def training_record(classifier: Path) -> FinishedTraining | None:
     """training.json of a classifier that `train` wrote; None for any other."""
     # a classifier of the user's code is named MODULE:ATTR@FOLDER
-    folder = classifier if classifier.exists() else Path(str(classifier).partition("@")[2])
-    path = folder.parent / TRAINING_FILE
+    _, _, saved = str(classifier).partition("@")
+    if not classifier.exists() and not saved:
+        return None
+    path = (classifier if classifier.exists() else Path(saved)).parent / TRAINING_FILE
     return TRAINING_RECORD.read_as(FinishedTraining, path) if path.exists() else None

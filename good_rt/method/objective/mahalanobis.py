@@ -34,7 +34,7 @@ class MahalanobisObjective(Separation):
     training itself has computed, every `FIT_EVERY` steps. So they follow the network, without any
     further image going through it. Between two fits they are constants; the gradient reaches the
     features of all images. Half of the features fit the distances, the other half standardises
-    them, as the detector does with training and held-out images.
+    them, by one mean and standard deviation, where the detector has a scale for each class.
 
     Args:
         known: ID features to start with.
