@@ -181,10 +181,11 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
         errors = [middles - edges[0], edges[1] - middles]
         axis.errorbar(middles, arms, xerr=errors, fmt="none", ecolor="#1e293b", elinewidth=1)
         axis.axvline(0, color="#1e293b", linewidth=0.8)
-        axis.set_title(f"FPR95 below the original classifier's, {title} (%)", fontsize=9)
+        axis.set_title(title, fontsize=10)
         axis.tick_params(labelsize=8)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+    figure.supxlabel("FPR95 below the original classifier's, % of it", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
