@@ -18,6 +18,7 @@ import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,6 @@ from good_rt.method.measurements import Measurements
 from good_rt.method.scores import LOGIT_SCORES
 from good_rt.method.unified import fit_unified
 
-ImageFile.LOAD_TRUNCATED_IMAGES = True  # as OpenOOD; some of its images are cut short
 CLASSIC, LARGE = "images_classic", "images_largescale"
 BATCH = 128
 UNIFIED = "score"
@@ -157,7 +157,19 @@ class ImageList:
         with ThreadPoolExecutor() as pool:
             for first in range(0, len(self.paths), BATCH):
                 part = self.paths[first : first + BATCH]
-                yield from_uint8(np.stack(list(pool.map(lambda p: pixels(p, benchmark), part))))
+                with truncated_images():
+                    images = list(pool.map(lambda path: pixels(path, benchmark), part))
+                yield from_uint8(np.stack(images))
+
+
+@contextmanager
+def truncated_images() -> Iterator[None]:
+    """Lets Pillow read images that are cut short, as OpenOOD does: some of its images are."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def pixels(path: Path, benchmark: Benchmark) -> NDArray[np.uint8]:

@@ -178,7 +178,7 @@ def edit_detector(folder: Path, change: Callable[[str], str]) -> None:
     onnx.save(model, folder / "detector.onnx")
 
 
-VERSIONS = {"detector": 3, "training": 3}
+VERSIONS = {"detector": 3, "training": 3, "evaluation": 3}
 """Those that are not 2."""
 RECORDS: dict[
     str, tuple[Callable[[Path, Callable[[str], str]], None], Callable[[Path], object], str]
@@ -255,9 +255,9 @@ def test_a_newer_job_is_refused(folder: Path) -> None:
 
 
 def test_a_newer_evaluation_is_refused() -> None:
-    with pytest.raises(GoodRtError, match=r"written by good-rt 9\.4\.0 \(evaluation version 3\)"):
+    with pytest.raises(GoodRtError, match=r"written by good-rt 9\.4\.0 \(evaluation version 4\)"):
         Evaluation.from_json(
-            {"type": "evaluation", "version": 3, "written_by": "good-rt 9.4.0", "rows": []}
+            {"type": "evaluation", "version": 4, "written_by": "good-rt 9.4.0", "rows": []}
         )
 
 
