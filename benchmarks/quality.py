@@ -56,7 +56,7 @@ from good_rt.config.settings import (
 from good_rt.data.batches import half_rows, id_batches, id_features, id_part
 from good_rt.data.generated_split import HELD_OUT_EVERY
 from good_rt.data.id_data import IdData
-from good_rt.data.pixels import from_uint8
+from good_rt.data.pixels import from_uint8, to_uint8
 from good_rt.demo import assets
 from good_rt.detector.module import measure
 from good_rt.errors import GoodRtError
@@ -301,7 +301,7 @@ class Study:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             made = OUTLIERS[name](self._source, count, torch.Generator().manual_seed(self.seed))
-            np.save(path, ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+            np.save(path, to_uint8(made))
         return np.load(path)
 
     @cached_property
@@ -314,7 +314,7 @@ class Study:
     def training_images(self, arm: Arm) -> TrainingImages:
         """What an arm trains with; all but the outliers is the same for every arm, but that
         unguided samples are not ID where they are the outliers."""
-        source, base = self._source, self._base
+        base = self._base
         if not arm.outliers:
             return base.control
         share = arm.count // len(arm.outliers)
@@ -324,7 +324,6 @@ class Study:
         images = replace(base, ood=made[~validates], val_ood=made[validates])
         if any(name.startswith("unguided") for name in arm.outliers):
             images = replace(images, unguided=None, unguided_labels=None)
-        assert len(source.images) == len(images.images)
         return images
 
     @cached_property
@@ -338,7 +337,7 @@ class Study:
             path.parent.mkdir(parents=True, exist_ok=True)
             decoded = decoded_images(models.diffusion, source.images[:DECODED])
             assert decoded is not None
-            np.save(path, ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+            np.save(path, to_uint8(decoded))
         config = replace(GOOD, kind="none", count=UNGUIDED, seed=1_000 * self.seed + 500)
         out = self.folder / "generated" / "id-samples"
         generated = generate(models, self.split.data, out, config, self.split.folder / "engines")

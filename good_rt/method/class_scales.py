@@ -22,8 +22,7 @@ TAIL = 0.95
 """The quantile of a class's ID images at which a standardised discrepancy is 1."""
 PRIOR_IMAGES = 20
 """ID images of all classes that count beside those of a class, so that few images of a class do
-not decide its scale alone."""
-
+not decide its scale."""
 SMALLEST_SPREAD = 1e-3
 """The smallest spread of a class, in spreads of all classes."""
 

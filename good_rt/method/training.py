@@ -180,7 +180,8 @@ def finetune(
 def _started(original: OriginalOutputs, config: TrainConfig) -> _Progress:
     """The state before the first step; the control has no objective."""
     classifier = original.classifier
-    model = copy.deepcopy(classifier).requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = copy.deepcopy(classifier).requires_grad_(True)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = [{"params": list(model.parameters()), "peak": config.lr}]
     objective = None
     if original.data.ood is not None:

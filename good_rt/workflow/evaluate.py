@@ -56,6 +56,7 @@ from good_rt.workflow.peers import (
     score_with_peers,
 )
 from good_rt.workflow.report_figures import (
+    GUIDANCE_TEXTS,
     EvaluatedSets,
     distance_figures,
     feature_discrepancy,
@@ -72,13 +73,6 @@ ALPHAS = (0.01, 0.05)
 ID_TEST = "id test"
 """The ID test images among the sets that peers score."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
-GUIDANCE_TEXTS = {
-    "none": ("Unguided", "Samples of the diffusion model without guidance."),
-    "img": ("Image level", "Guided to a low log-partition of the classifier."),
-    "feat": ("Feature level", "Guided away from the features of ID images."),
-    "both": ("Both levels", "Guided by the sum of both."),
-}
-"""Title and caption of a generated set's contact sheet, by kind of guidance."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ and the few images that are shown are read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from good_rt.method.discrepancy import (
     fit_discrepancy,
 )
 from good_rt.method.discrepancy.energy import Energy
+from good_rt.method.measurements import Measurements
 from good_rt.method.scores import LOGIT_SCORES
+from good_rt.workflow.peers import array_batches
 from good_rt.workflow.train import FinishedTraining, training_record
 
 ScoreArray = NDArray[np.floating[Any]]
@@ -42,17 +44,16 @@ UNIFIED_ROW, ENERGY_ROW = "Unified", "Energy"
 """Names of two scores of an evaluation."""
 GENERATED_IMAGES = 2000
 """Images of a generated set that are scored at most, evenly spaced."""
-SCORED_AT_ONCE = 500
 ORDERED_IMAGES, ORDERED_COLUMNS, LABEL_EVERY = 32, 16, 4
 MISTAKES = 12
 """Mistakes that are shown of each set."""
-GENERATED_TITLES = {
-    "none": "unguided",
-    "img": "image level",
-    "feat": "feature level",
-    "both": "both levels",
+GUIDANCE_TEXTS = {
+    "none": ("Unguided", "Samples of the diffusion model without guidance."),
+    "img": ("Image level", "Guided to a low log-partition of the classifier."),
+    "feat": ("Feature level", "Guided away from the features of ID images."),
+    "both": ("Both levels", "Guided by the sum of both."),
 }
-"""Title of a generated set by its kind of guidance."""
+"""Title and caption of a generated set by its kind of guidance."""
 
 
 @dataclass(frozen=True)
@@ -178,38 +179,41 @@ def score_generated(
             rows = rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         kept = thinned(range(len(rows)), GENERATED_IMAGES)
         images = generated.images([rows[place] for place in kept])
-        title = GENERATED_TITLES[rows[0].guidance]
+        title = GUIDANCE_TEXTS[rows[0].guidance][0].lower()
         if title in {one.title for one in scored}:
             job_round = generated.settings().get("round")
             title = (
                 f"{title} ({folder.name})" if job_round is None else f"{title}, round {job_round}"
             )
-        scores = {
-            model: _unified_scores(evaluated.detectors[model], images)
+        measured = {
+            model: _measured(
+                evaluated.detectors[model], distance if model == evaluated.shipped else None, images
+            )
             for model in evaluated.compared
         }
-        plane = _plane(evaluated.detector, distance, images)
+        scores = {
+            model: evaluated.detectors[model].scores(of_model)
+            for model, of_model in measured.items()
+        }
+        plane = _plane(measured[evaluated.shipped], distance)
         scored.append(ScoredGenerated(title, images, scores, plane, held_out))
     return scored
 
 
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), SCORED_AT_ONCE):
-        yield images[start : start + SCORED_AT_ONCE]
-
-
-def _unified_scores(detector: DetectorModule, images: NDArray[np.uint8]) -> ScoreArray:
-    pixels = map(from_uint8, _batches(images))
-    return detector.scores(measure(detector.classifier, detector.discrepancies, pixels))
-
-
-def _plane(
+def _measured(
     detector: DetectorModule, distance: Discrepancy | None, images: NDArray[np.uint8]
-) -> ScoreArray:
+) -> Measurements:
+    """The discrepancies of the detector's score, and ``distance``, in one pass of the network."""
+    wanted = {one.name: one for one in detector.discrepancies}
+    if distance is not None:
+        wanted.setdefault(distance.name, distance)
+    return measure(detector.classifier, list(wanted.values()), array_batches(images)())
+
+
+def _plane(measured: Measurements, distance: Discrepancy | None) -> ScoreArray:
     """(N, 2): energy and feature distance; zeros without a distance."""
     if distance is None:
-        return np.zeros((len(images), 2))
-    measured = measure(detector.classifier, [distance], map(from_uint8, _batches(images)))
+        return np.zeros((len(measured.logits), 2))
     energy = LOGIT_SCORES[ENERGY_ROW](measured.logits)
     return np.stack([energy, measured.discrepancies[distance.name]], axis=1)
 

@@ -3,10 +3,12 @@ weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -50,7 +52,9 @@ def write_tree(data: Path, benchmark: str, ood_images: int = 10) -> None:
         write_list(data / folder, lists / f"test_{name}.txt", wide, [-1] * len(wide))
 
 
-def write_list(folder: Path, path: Path, images, labels: list[int]) -> None:  # type: ignore[no-untyped-def]
+def write_list(
+    folder: Path, path: Path, images: Sequence[NDArray[np.uint8]], labels: Sequence[int]
+) -> None:
     """Writes images as PNG files, and their list."""
     lines = []
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -90,7 +90,7 @@ def test_long_sets_are_thinned_evenly(
 ) -> None:
     monkeypatch.setattr("good_rt.workflow.report_figures.GENERATED_IMAGES", 10)
     monkeypatch.setattr("good_rt.workflow.report_figures.ORDERED_IMAGES", 5)
-    monkeypatch.setattr("good_rt.workflow.report_figures.SCORED_AT_ONCE", 4)
+    monkeypatch.setattr("good_rt.workflow.peers.images.ARRAY_BATCH", 4)
     distance = feature_discrepancy(evaluated)
     (scored,) = score_generated(evaluated, generated_dirs[:1], None, distance)
     kept = GeneratedSet(generated_dirs[0]).images()[np.linspace(0, 19, 10).round().astype(int)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from good_rt.classifier import IdFeatures
+from good_rt.method.discrepancy.mahalanobis import present_classes
 from good_rt.workflow.peers.base import PeerFit, PeerScore, peer
 from good_rt.workflow.peers.images import ARRAY_BATCH, network_inputs
 
@@ -47,7 +47,7 @@ def raw_mahalanobis(fit: PeerFit) -> PeerScore:
     """Smallest squared Mahalanobis distance to a class mean with the shared covariance (Lee et al.,
     arXiv 1807.03888, Eq. 2), of features that are not scaled to norm 1."""
     detector = fit.detectors.Mahalanobis(None)
-    detector.fit_features(fit.id_features.features, _contiguous_labels(fit.id_features))
+    detector.fit_features(fit.id_features.features, present_classes(fit.id_features))
     return lambda images: detector.predict_features(images.features)
 
 
@@ -56,7 +56,7 @@ def relative_mahalanobis_distance(fit: PeerFit) -> PeerScore:
     """Mahalanobis distance relative to that of one Gaussian of all ID features (Ren et al., arXiv
     2106.09022)."""
     detector = fit.detectors.RMD(None)
-    detector.fit_features(fit.id_features.features, _contiguous_labels(fit.id_features))
+    detector.fit_features(fit.id_features.features, present_classes(fit.id_features))
     return lambda images: detector.predict_features(images.features)
 
 
@@ -149,11 +149,6 @@ def decision_boundary_distance(fit: PeerFit) -> PeerScore:
     (Liu & Qin, arXiv 2312.11536)."""
     detector = fit.detectors.fDBD(None, fit.weights).fit_features(fit.id_features.features)
     return lambda images: detector.predict_features(images.features)
-
-
-def _contiguous_labels(id_features: IdFeatures) -> Tensor:
-    """Labels 0 to n − 1 of the n classes that occur, as pytorch-ood's Gaussians take them."""
-    return id_features.labels.unique(return_inverse=True)[1]
 
 
 def _as_maps(features: Tensor) -> Tensor:
