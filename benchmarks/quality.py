@@ -3,8 +3,8 @@ outliers, trained in the same way over several class splits and seeds, beside th
 need no training.
 
     python benchmarks/quality.py models --split "T-shirt, trouser"   # hours; see the help
-    python benchmarks/quality.py run --splits development --seeds 0,1,2
-    python benchmarks/quality.py run --splits final --seeds 0,1,2,3,4
+    python benchmarks/quality.py run --split development --seeds 0,1,2
+    python benchmarks/quality.py run --split final --seeds 0,1,2,3,4
     python benchmarks/quality.py summary
 
 It needs pytorch-ood and torchvision, as `.ci/run` installs them. The splits hold out two classes of
@@ -20,7 +20,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +35,7 @@ import click
 import numpy as np
 import quality_figures as tables
 import torch
+from feature_outliers import FEATURE_OUTLIERS, FeatureOutlierClassifier
 from numpy.typing import NDArray
 from outliers import OUTLIERS, OutlierSource
 from quality_figures import BY_CLASS, FAR_SETS, UNIFIED
@@ -119,10 +119,13 @@ GUIDED: dict[str, GenerationConfig] = {
     "GOOD, image, from ID, filtered": replace(GOOD, sampler=FROM_ID, accept=RARE),
     "GOOD, relative Mahalanobis": replace(GOOD, kind="feat", bank=RELATIVE),
     "GOOD, both with relative Mahalanobis": replace(GOOD, kind="both", bank=RELATIVE),
+    "semantic edit": replace(GOOD, kind="none", sampler=replace(FROM_ID, cfg=-2.0)),
     "unguided": replace(GOOD, kind="none"),
     "unguided, filtered": replace(GOOD, kind="none", accept=replace(RARE, budget=100.0)),
 }
-"""Outliers that the product generates."""
+"""Outliers that the product generates. A *semantic edit* is an ID image, noised,
+and sampled away from its own class: the idea of SONA (arXiv 2408.14841), which keeps an image's
+nuisance and changes its meaning, without its masks and texts."""
 
 
 @dataclass(frozen=True)
@@ -140,18 +143,18 @@ class Arm:
     count: int = COUNT
 
 
+LARGE = ("semantic edit", "unguided", "GOOD, image", "GOOD, image, from ID", "GOOD, both")
+"""Generated outliers that are also tried in a larger number."""
+
 ARMS: dict[str, Arm] = {
     "control": Arm(),
-    **{name: Arm((name,)) for name in (*OUTLIERS, *GUIDED)},
+    **{name: Arm((name,)) for name in (*OUTLIERS, *FEATURE_OUTLIERS, *GUIDED)},
     "GOOD, image + patch shuffle": Arm(("GOOD, image", "patch shuffle")),
     "GOOD, image + mix-up": Arm(("GOOD, image", "mix-up")),
     "GOOD, image; interpolation 0.7": Arm(("GOOD, image",), {"interpolation": 0.7}),
     "GOOD, image; interpolation 1": Arm(("GOOD, image",), {"interpolation": 1.0}),
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
-    **{
-        f"{name}; 3,600 outliers": Arm((name,), count=3_600)
-        for name in (*OUTLIERS, "unguided", "GOOD, image", "GOOD, image, from ID", "GOOD, both")
-    },
+    **{f"{name}; 3,600 outliers": Arm((name,), count=3_600) for name in (*OUTLIERS, *LARGE)},
     "GOOD, image; 3,600 outliers, 25% shuffled": Arm(
         ("GOOD, image",), {"shuffled_share": 0.25}, 3_600
     ),
@@ -287,7 +290,10 @@ class Study:
         return self.split.folder / f"seed-{self.seed}"
 
     def outliers(self, name: str, count: int = COUNT) -> Tensor:
-        """(count, C, H, W) outliers of one way, made once."""
+        """(count, C, H, W) outliers of one way, made once; ID images in the place of those that are
+        drawn among features."""
+        if name in FEATURE_OUTLIERS:
+            return self._source.draw(count, torch.Generator().manual_seed(self.seed))[0]
         return from_uint8(self._outlier_images(name, count))[:count]
 
     def _outlier_images(self, name: str, count: int) -> NDArray[np.uint8]:
@@ -356,6 +362,8 @@ class Study:
         """Trains one arm; writes what every set measures to ``path``."""
         config = replace(TRAINING, seed=self.seed, **arm.training)
         classifier, images = self.split.models.classifier, self.training_images(arm)
+        if draw := FEATURE_OUTLIERS.get("".join(arm.outliers)):
+            classifier = FeatureOutlierClassifier(classifier, draw, config.id_batch, self.seed)
         try:
             result = finetune(classifier, images, config)
         except GoodRtError as error:
@@ -530,40 +538,42 @@ def main() -> None:
 @click.option("--split", "name", type=click.Choice(FINAL), required=True)
 def models(work: Path, threads: int, name: str) -> None:
     """Trains a split's classifier, autoencoders and diffusion model: half an hour on two cores."""
+    import package_demo_models
+    import train_demo_models
+
     split = Split(name, work)
     near, out = [str(label) for label in split.near], split.folder / "training"
+    common = ["--out", str(out), "--near", *near, "--threads", str(threads)]
     for stage, steps in MODEL_STEPS.items():
-        subprocess.run(
-            [
-                sys.executable, str(ROOT / "scripts/train_demo_models.py"), stage,
-                "--out", str(out), "--near", *near, "--threads", str(threads),
-                "--steps", str(steps),
-            ],
-            check=True,
-        )  # fmt: skip
-    subprocess.run(
-        [
-            sys.executable, str(ROOT / "scripts/package_demo_models.py"), "--source", str(out),
-            "--out", str(split.folder / "models"), "--near", *near,
-        ],
-        check=True,
-    )  # fmt: skip
+        train_demo_models.main([stage, *common, "--steps", str(steps)], standalone_mode=False)
+    package_demo_models.main(
+        ["--source", str(out), "--out", str(split.folder / "models"), "--near", *near],
+        standalone_mode=False,
+    )
 
 
 @main.command()
 @work_option
 @threads_option
 @click.option(
-    "--splits", type=click.Choice(["development", "final"]), default="development",
-    show_default=True,
+    "--split", "chosen_splits", type=click.Choice([*SPLITS, "final"]), multiple=True,
+    default=["development"], show_default=True, help='Repeat it for more; "final" is all but one.',
 )  # fmt: skip
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--arm", "chosen", multiple=True, help="Only these arms; repeat it for more.")
-def run(work: Path, threads: int, splits: str, seeds: str, chosen: tuple[str, ...]) -> None:
+@click.option(
+    "--arm",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(ARMS)),
+    help="Only these arms; repeat it for more.",
+)
+def run(
+    work: Path, threads: int, chosen_splits: tuple[str, ...], seeds: str, chosen: tuple[str, ...]
+) -> None:
     """Trains and measures every arm that is not finished."""
     torch.set_num_threads(threads)
     finished = Finished(work)
-    names = ("development",) if splits == "development" else FINAL
+    names = [n for of in chosen_splits for n in (FINAL if of == "final" else (of,))]
     for seed in map(int, seeds.split(",")):
         for name in names:
             split = Split(name, work)
@@ -616,7 +626,7 @@ def summary(work: Path) -> None:
         "arms": entries,
     }  # fmt: skip
     rivals = [name for name in ARMS if name.endswith(RECIPE.partition(";")[2])]
-    rivals = [name for name in rivals if not name.startswith("GOOD")]
+    rivals = [name for name in rivals if not name.startswith("GOOD")] + [*FEATURE_OUTLIERS]
     write_result("quality", figures, tables.targets(final, RECIPE, rivals))
     tables.draw(final or development, ROOT / "docs" / "quality.png")
 
