@@ -565,6 +565,7 @@ def models(work: Path, threads: int, name: str) -> None:
     "chosen",
     multiple=True,
     type=click.Choice(list(ARMS)),
+    metavar="ARM",
     help="Only these arms; repeat it for more.",
 )
 def run(
