@@ -38,9 +38,10 @@ import torch
 from feature_outliers import FEATURE_OUTLIERS, FeatureOutlierClassifier
 from numpy.typing import NDArray
 from outliers import OUTLIERS, OutlierSource
-from quality_figures import BY_CLASS, FAR_SETS, UNIFIED
+from quality_figures import BY_CLASS, FAR_SETS, TRANSDUCTIVE, UNIFIED
 from record import RESULTS, write_result
 from torch import Tensor
+from transductive import transductive_scores
 from unified_score import validation_sets
 
 from good_rt.classifier import Classifier, predict, save_classifier
@@ -410,12 +411,19 @@ def read_measurements(path: Path) -> dict[str, Measurements]:
 
 def scores_of(sets: Mapping[str, Measurements]) -> dict[str, dict[str, list[float]]]:
     """By score and set: [FPR95, AUROC, AUPR-out]. Scores "by class" have a scale for each class, as
-    the detector's has; the others have one for all, as they were published."""
+    the detector's has; the others have one for all, as they were published. `TRANSDUCTIVE` has seen
+    the test sets, and is not measured on the validation sets."""
     default, one_scale = DetectorConfig(), {name: _one_class(of) for name, of in sets.items()}
     scores = {}
     for name in DISCREPANCIES:
         scores[name] = _by_set(one_scale, (name,), "sum")
         scores[f"{name}{BY_CLASS}"] = _by_set(sets, (name,), "sum")
+    for name in ("near", *FAR_SETS):
+        known, ood = (sets[of].discrepancies for of in ("test ID", name))
+        seen = transductive_scores(
+            known["energy"], known["knn_distance"], ood["energy"], ood["knn_distance"]
+        )
+        scores.setdefault(TRANSDUCTIVE, {})[name] = _figures(seen.id, seen.ood)
     parts, kind = default.discrepancies, default.combination
     scores[f"{kind} of {' + '.join(parts)}"] = _by_set(one_scale, parts, kind)
     return {**scores, UNIFIED: _by_set(sets, parts, kind)}

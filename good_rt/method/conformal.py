@@ -7,8 +7,6 @@ of ID inputs is refused (Vovk et al., Algorithmic Learning in a Random World; Ba
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +48,7 @@ def largest_accepted(calibration: NDArray[np.floating], alpha: float) -> float:
     # p(score) falls at each calibration score; the first that is refused follows the last accepted
     ordered = np.unique(calibration)
     accepted = ordered[conformal_p_value(calibration, ordered) > alpha]
-    return float(accepted[-1]) if len(accepted) else -math.inf
+    return float(accepted[-1])  # the lowest score has p = 1
 
 
 def allows(alpha: float, calibration_size: int) -> bool:

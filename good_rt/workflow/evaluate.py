@@ -347,7 +347,7 @@ def measure_images(
         keep_features: Whether the features are returned too.
     """
     if isinstance(images, np.ndarray):
-        images = from_uint8(images)
+        images = array_batches(images)()
     return measure(detector.classifier, discrepancies, images, keep_features)
 
 

@@ -169,7 +169,7 @@ def score_generated(
         training: The training of the trained classifier, if there is one.
         distance: What `feature_discrepancy` returned.
     """
-    seen = {Path(folder).resolve() for folder in (training.generated if training else ())}
+    seen = {Path(folder) for folder in (training.generated if training else ())}
     scored: list[ScoredGenerated] = []
     for folder in folders:
         generated = GeneratedSet(folder)

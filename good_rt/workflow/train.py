@@ -6,6 +6,7 @@ and training.json.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,15 +42,20 @@ TRAINING_FILE = "training.json"
 
 
 def _name_objective(values: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 to 3: the only objective was the logistic loss of the energy, called ``bce``, and
-    all images were flipped and shifted."""
+    """Version 2 to 3: the only objective was the logistic loss of the energy, called ``bce``, all
+    images were flipped and shifted, and folders were relative to the working directory."""
     history = [
         {("regulariser" if key == "bce" else key): value for key, value in step.items()}
         for step in values["history"]
     ]
     config = {**values["config"], "objective": "logistic", "augmentation": "flip+shift"}
     augmentation = {"flip": True, "shift": True}
-    return {**values, "config": config, "augmentation": augmentation, "history": history}
+    folders = {
+        name: [str(Path(folder).resolve()) for folder in values[name]]
+        for name in ("generated", "unguided")
+    }
+    new = {"config": config, "augmentation": augmentation, "history": history}
+    return {**values, **folders, **new}
 
 
 TRAINING_RECORD = RecordType("training", "train again", (drop_format, _name_objective))
@@ -67,8 +73,8 @@ class FinishedTraining:
 
     Attributes:
         config: Settings of the training.
-        generated: Folders of guided images; none in the control.
-        unguided: Folders of unguided images.
+        generated: Folders of guided images, relative to the file's folder; none in the control.
+        unguided: Folders of unguided images, in the same way.
         kept_step: The step whose state was kept.
         held_out_accuracy: ID accuracy on the held-out images.
         held_out_accuracy_before: That of the original classifier.
@@ -143,8 +149,8 @@ def train(
     save_classifier(result.classifier.cpu(), out / "classifier")
     record = FinishedTraining(
         config=asdict(config),
-        generated=tuple(map(str, ood_folders)),
-        unguided=tuple(map(str, unguided_folders)),
+        generated=_relative(ood_folders, out),
+        unguided=_relative(unguided_folders, out),
         kept_step=result.kept_step,
         held_out_accuracy=result.accuracy,
         held_out_accuracy_before=result.accuracy_before,
@@ -257,11 +263,24 @@ def decoded_images(
     return torch.cat(done)
 
 
+def _relative(folders: Sequence[Path], start: Path) -> tuple[str, ...]:
+    """Folders as seen from another, so that a job can be moved as a whole."""
+    return tuple(os.path.relpath(folder.resolve(), start.resolve()) for folder in folders)
+
+
 def training_record(classifier: Path) -> FinishedTraining | None:
-    """training.json of a classifier that `train` wrote; None for any other."""
+    """training.json of a classifier that `train` wrote, with absolute folders; None for any
+    other."""
     # a classifier of the user's code is named MODULE:ATTR@FOLDER
     _, _, saved = str(classifier).partition("@")
     if not classifier.exists() and not saved:
         return None
     path = (classifier if classifier.exists() else Path(saved)).parent / TRAINING_FILE
-    return TRAINING_RECORD.read_as(FinishedTraining, path) if path.exists() else None
+    if not path.exists():
+        return None
+    record = TRAINING_RECORD.read_as(FinishedTraining, path)
+    generated, unguided = (
+        tuple(str((path.parent / folder).resolve()) for folder in folders)
+        for folders in (record.generated, record.unguided)
+    )
+    return replace(record, generated=generated, unguided=unguided)

@@ -137,7 +137,8 @@ def test_a_run_state_knows_what_is_done(folder: Path) -> None:
 def test_a_training_says_what_it_was_trained_with() -> None:
     record = training_record(V1 / "trained" / "classifier")
     assert record is not None
-    assert record.generated == ("job/generated/img",) and record.config["lr"] == 1e-5
+    assert record.generated == (str(Path("job/generated/img").resolve()),)
+    assert record.config["lr"] == 1e-5
     assert [step.step for step in record.history] == [1, 2, 3]
     assert record.history[0].regulariser == 1.5287519693374634
     assert record.config["objective"] == "logistic" and str(record.augmentation) == "flip and shift"

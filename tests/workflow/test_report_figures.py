@@ -4,6 +4,7 @@ mistakes are mistakes, and no image that was trained with is shown as new."""
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from good_rt.classifier import Classifier, ClassifierConfig
-from good_rt.config.settings import DetectorConfig
+from good_rt.config.settings import DetectorConfig, TrainConfig
 from good_rt.data.generated_set import GeneratedSet, Row
 from good_rt.data.id_data import IdData
 from good_rt.demo import assets
@@ -23,6 +24,7 @@ from good_rt.detector.runtime import Detector
 from good_rt.evaluation.picture_rows import PictureRows
 from good_rt.evaluation.training_gain import TrainingRoles
 from good_rt.method.augmentation import Augmentation
+from good_rt.models import Models
 from good_rt.workflow.evaluate import evaluate, evaluate_detectors
 from good_rt.workflow.report_figures import (
     MISTAKES,
@@ -35,7 +37,12 @@ from good_rt.workflow.report_figures import (
     score_generated,
     training_roles,
 )
-from good_rt.workflow.train import TRAINING_RECORD, FinishedTraining
+from good_rt.workflow.train import (
+    TRAINING_RECORD,
+    FinishedTraining,
+    train,
+    training_record,
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +196,18 @@ def test_roles_are_read_from_the_training_records(tmp_path: Path) -> None:
     assert training_roles({"x": paths["x"], "z": paths["z"]}) == TrainingRoles("x", "z")
     assert training_roles({"x": paths["x"], "y": control}) is None
     assert training_roles({"z": with_images, "other": object()}) is None
+
+
+def test_a_moved_job_knows_what_it_was_trained_with(
+    models: Models, id_dir: Path, generated_dirs: list[Path], tmp_path: Path
+) -> None:
+    job = tmp_path / "job"
+    shutil.copytree(generated_dirs[0], job / "generated" / "img")
+    config = TrainConfig(steps=1, evaluate_every=1, id_batch=8, ood_batch=8, max_accuracy_drop=1)
+    train(models, id_dir, job / "trained", [job / "generated" / "img"], config=config)
+    moved = job.rename(tmp_path / "moved")
+    record = training_record(moved / "trained" / "classifier")
+    assert record is not None and record.generated == (str(moved / "generated" / "img"),)
 
 
 def test_without_generated_sets(id_dir: Path, classifier_dir: Path, tmp_path: Path) -> None:
