@@ -44,7 +44,7 @@ from torch import Tensor
 from transductive import transductive_scores
 from unified_score import validation_sets
 
-from good_rt.classifier import Classifier, predict, save_classifier
+from good_rt.classifier import Classifier, load_classifier, predict, save_classifier
 from good_rt.config.settings import (
     AcceptConfig,
     BankConfig,
@@ -108,6 +108,9 @@ GOOD = GenerationConfig(
     count=COUNT, kind="img", guidance=GuidanceConfig(mu=0.2), sampler=SAMPLER, batch=50
 )
 FROM_ID = replace(SAMPLER, start="id")
+SECOND_ROUND = "GOOD, image, from ID, second round"
+FIRST_ROUND = "GOOD, image, from ID; 1,800 outliers"
+"""The arm whose classifier guides the second round."""
 RARE = AcceptConfig(p_value=(0.0, 0.1))
 RELATIVE = BankConfig(feature="relative_mahalanobis")
 GUIDED: dict[str, GenerationConfig] = {
@@ -120,6 +123,7 @@ GUIDED: dict[str, GenerationConfig] = {
     "GOOD, image, from ID, filtered": replace(GOOD, sampler=FROM_ID, accept=RARE),
     "GOOD, relative Mahalanobis": replace(GOOD, kind="feat", bank=RELATIVE),
     "GOOD, both with relative Mahalanobis": replace(GOOD, kind="both", bank=RELATIVE),
+    SECOND_ROUND: replace(GOOD, sampler=FROM_ID),
     "semantic edit": replace(GOOD, kind="none", sampler=replace(FROM_ID, cfg=-2.0)),
     "unguided": replace(GOOD, kind="none"),
     "unguided, filtered": replace(GOOD, kind="none", accept=replace(RARE, budget=100.0)),
@@ -156,6 +160,10 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; interpolation 1": Arm(("GOOD, image",), {"interpolation": 1.0}),
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
     **{f"{name}; 3,600 outliers": Arm((name,), count=3_600) for name in (*OUTLIERS, *LARGE)},
+    FIRST_ROUND: Arm(("GOOD, image, from ID",), count=1_800),
+    "GOOD, image, from ID; 3,600 outliers, two rounds": Arm(
+        ("GOOD, image, from ID", SECOND_ROUND), count=3_600
+    ),
     "GOOD, image; 3,600 outliers, 25% shuffled": Arm(
         ("GOOD, image",), {"shuffled_share": 0.25}, 3_600
     ),
@@ -301,8 +309,11 @@ class Study:
         if name in GUIDED:
             config = replace(GUIDED[name], seed=1_000 * self.seed, count=max(count, COUNT))
             out = self.folder / "generated" / _slug(name)
-            data, models = self.split.data, self.split.models
-            generated = generate(models, data, out, config, self.split.folder / "engines")
+            models, engines = self.split.models, self.split.folder / "engines"
+            if name == SECOND_ROUND:
+                config = replace(config, seed=config.seed + 1)
+                models, engines = replace(models, classifier=self._first_round), out / "engines"
+            generated = generate(models, self.split.data, out, config, engines)
             return generated.images(generated.rows())
         path = self.folder / f"{_slug(name)}-{count}.npy"
         if not path.exists():
@@ -310,6 +321,14 @@ class Study:
             made = OUTLIERS[name](self._source, count, torch.Generator().manual_seed(self.seed))
             np.save(path, to_uint8(made))
         return np.load(path)
+
+    @property
+    def _first_round(self) -> Classifier:
+        key = key_of(self.split.name, self.seed, ARMS[FIRST_ROUND])
+        path = self.split.work / "arms" / key
+        if not path.exists():
+            raise click.ClickException(f"{path} does not exist; run the arm '{FIRST_ROUND}' first")
+        return load_classifier(str(path))
 
     @cached_property
     def _source(self) -> OutlierSource:
