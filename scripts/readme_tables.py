@@ -442,13 +442,10 @@ def detector_overhead(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", bars(result)])
 
 
-SPLIT_TITLES = {"development": "development split", "final": "final splits"}
-
-
 def quality_peers(result: dict[str, Any]) -> str:
     """FPR95 of every score of the original classifiers."""
     of_splits = {key: rows for key, rows in result["figures"]["peers"].items() if rows}
-    columns = [f"{of}, {SPLIT_TITLES[key]}" for key in of_splits for of in ("near", "far")]
+    columns = [f"{of}, {key}" for key in of_splits for of in ("near", "far")]
     lines = head("score", *columns)
     first = next(iter(of_splits.values()))
     for name in sorted(first, key=lambda name: first[name]["near_fpr95"]):
@@ -468,7 +465,7 @@ def quality_trainings(result: dict[str, Any]) -> str:
         if not rows:
             continue
         lines += [
-            f"**{SPLIT_TITLES[key].capitalize()}**", "",
+            f"**{key[0].upper()}{key[1:]}**", "",
             *head("training", "runs", "near FPR95", "far FPR95", "near AUROC", "far AUROC",
                   "ID accuracy"),
         ]  # fmt: skip
