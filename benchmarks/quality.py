@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.append(str(Path(__file__).parents[1] / ".ci"))
 import torchvision_operators  # noqa: F401  (before all that import torchvision)
@@ -105,7 +105,7 @@ TRAINING = TrainConfig(
     shuffled_share=0.0,
 )
 """Of every arm, but for what it changes; the default settings may become others."""
-SAMPLER = SamplerConfig(steps=12, cfg=1.4, cfg_sigma_max=2.0)
+SAMPLER = SamplerConfig(steps=12, start="noise", cfg=1.4, cfg_sigma_max=2.0)
 GOOD = GenerationConfig(
     count=COUNT, kind="img", guidance=GuidanceConfig(mu=0.2), sampler=SAMPLER, batch=50
 )
@@ -126,6 +126,13 @@ GUIDED: dict[str, GenerationConfig] = {
     "GOOD, relative Mahalanobis": replace(GOOD, kind="feat", bank=RELATIVE),
     "GOOD, both with relative Mahalanobis": replace(GOOD, kind="both", bank=RELATIVE),
     SECOND_ROUND: replace(GOOD, sampler=FROM_ID),
+    **{
+        f"GOOD, {title}, from ID, μ = {mu}": replace(
+            GOOD, kind=kind, guidance=GuidanceConfig(mu=mu), sampler=FROM_ID
+        )
+        for title, kind in (("image", "img"), ("feature", "feat"), ("both", "both"))
+        for mu in (0.05, 0.1)
+    },
     "semantic edit": replace(GOOD, kind="none", sampler=replace(FROM_ID, cfg=-2.0)),
     "unguided": replace(GOOD, kind="none"),
     "unguided, filtered": replace(GOOD, kind="none", accept=replace(RARE, budget=100.0)),
@@ -143,11 +150,14 @@ class Arm:
         outliers: The ways of making outliers, with equal shares; none for the control.
         training: Settings that differ from `TRAINING`.
         count: Outliers in all.
+        id_samples: What the unguided samples start from that are trained with as ID; None for a
+            training without any.
     """
 
     outliers: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     count: int = COUNT
+    id_samples: Literal["noise", "id"] | None = "noise"
 
 
 LARGE = ("semantic edit", "unguided", "GOOD, image", "GOOD, image, from ID", "GOOD, both")
@@ -163,6 +173,9 @@ ARMS: dict[str, Arm] = {
     "GOOD, image; 900 steps": Arm(("GOOD, image",), {"steps": 900, "evaluate_every": 300}),
     **{f"{name}; 3,600 outliers": Arm((name,), count=3_600) for name in (*OUTLIERS, *LARGE)},
     FIRST_ROUND: Arm(("GOOD, image, from ID",), count=1_800),
+    f"{FIRST_ROUND}, no ID samples": Arm(("GOOD, image, from ID",), {}, 1_800, None),
+    f"{FIRST_ROUND}, ID samples from ID": Arm(("GOOD, image, from ID",), {}, 1_800, "id"),
+    **{f"{name}; 1,800 outliers": Arm((name,), count=1_800) for name in GUIDED if "μ = " in name},
     "GOOD, image, from ID; 3,600 outliers, two rounds": Arm(
         ("GOOD, image, from ID", SECOND_ROUND), count=3_600
     ),
@@ -343,6 +356,8 @@ class Study:
         """What an arm trains with; all but the outliers is the same for every arm, but that
         unguided samples are not ID where they are the outliers."""
         base = self._base
+        if arm.id_samples != "noise":
+            base = replace(base, **self._id_samples(arm.id_samples))
         if not arm.outliers:
             return base.control
         share = arm.count // len(arm.outliers)
@@ -366,19 +381,29 @@ class Study:
             decoded = decoded_images(models.diffusion, source.images[:DECODED])
             assert decoded is not None
             np.save(path, to_uint8(decoded))
-        config = replace(GOOD, kind="none", count=UNGUIDED, seed=1_000 * self.seed + 500)
-        out = self.folder / "generated" / "id-samples"
-        generated = generate(models, self.split.data, out, config, self.split.folder / "engines")
-        unguided = from_uint8(generated.images(generated.rows()))
         return TrainingImages(
             images=source.images,
             labels=source.labels,
             val_images=from_uint8(validation.images),
             val_labels=torch.from_numpy(validation.labels),
             decoded=from_uint8(np.load(path)),
-            unguided=unguided,
-            unguided_labels=predict(models.classifier, unguided)[0].argmax(dim=1),
+            **self._id_samples("noise"),
         )
+
+    def _id_samples(self, start: Literal["noise", "id"] | None) -> dict[str, Tensor | None]:
+        """Unguided samples as `TrainingImages` has them."""
+        if start is None:
+            return {"unguided": None, "unguided_labels": None}
+        models, engines = self.split.models, self.split.folder / "engines"
+        config = replace(GOOD, kind="none", count=UNGUIDED, seed=1_000 * self.seed + 500)
+        config = replace(config, sampler=replace(SAMPLER, start=start))
+        out = (
+            self.folder / "generated" / ("id-samples" if start == "noise" else "id-samples-from-id")
+        )
+        generated = generate(models, self.split.data, out, config, engines)
+        unguided = from_uint8(generated.images(generated.rows()))
+        labels = predict(models.classifier, unguided)[0].argmax(dim=1)
+        return {"unguided": unguided, "unguided_labels": labels}
 
     def measured(self, arm: Arm, path: Path) -> dict[str, Any]:
         """Trains one arm; writes what every set measures to ``path``."""
@@ -506,7 +531,8 @@ def _slug(name: str) -> str:
 def key_of(split: str, seed: int, arm: Arm) -> str:
     """A hash of everything that an arm's figures depend on, the code apart."""
     recipes = {name: asdict(GUIDED[name]) for name in arm.outliers if name in GUIDED}
-    parts = (split, seed, asdict(arm), asdict(TRAINING), recipes, COUNT, UNGUIDED, DECODED)
+    described = {k: v for k, v in asdict(arm).items() if (k, v) != ("id_samples", "noise")}
+    parts = (split, seed, described, asdict(TRAINING), recipes, COUNT, UNGUIDED, DECODED)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -83,7 +83,7 @@ class SamplerConfig:
         renamed_from=("--steps",),
     )
     start: Literal["noise", "id"] = setting(
-        "noise", "What sampling starts from: noise, or noised ID images of the class."
+        "id", "What sampling starts from: noise, or noised ID images of the class."
     )
     start_shares: tuple[float, ...] = setting(
         (0.6, 0.4, 0.3),

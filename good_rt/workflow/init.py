@@ -255,7 +255,7 @@ def _chosen(findings: Findings, out: Path) -> dict[tuple[str, str], Any]:
         ("models", "diffusion"): path(spec.diffusion_path, assets.MODEL),
         ("models", "gradient_decoder"): light and path(light, assets.GRADIENT_DECODER),
         ("models", "image_size"): spec.image_size,
-        ("generate", "count"): min(max(-(-train // 8 // 32) * 32, 128), 1024),
+        ("generate", "count"): min(max(-(-train // 8 // 32) * 32, 128), 3584),
         ("generate", "cfg"): 1.5 if null_class else 1.0,
         ("generate", "k"): min(10, max(1, train // 4)),
         ("generate", "batch"): 32 if classifier.config.image_size <= 64 else 8,
