@@ -43,7 +43,7 @@ ID_IMAGES = 1_000
 """How many of them the sets are compared with."""
 GRADIENTS = 200
 """Images at which the gradients are compared."""
-SAMPLER = SamplerConfig(steps=12, cfg=1.4, cfg_sigma_max=2.0)
+SAMPLER = SamplerConfig(steps=12, start="noise", cfg=1.4, cfg_sigma_max=2.0)
 UNIT = GuidanceConfig(mu=0.2)
 PAPER = GuidanceConfig(
     mu=0.5, rho=0.5, sigma=0.1, mu_schedule="increase", rho_schedule="increase", step="raw"

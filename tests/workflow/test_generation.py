@@ -169,6 +169,7 @@ def test_what_is_not_finite_is_an_error_that_names_the_image_and_leaves_the_fold
             return found
 
     config = make_config(6, kind="none", batch=3)
+    config = replace(config, sampler=replace(config.sampler, start="noise"))
     for part, message in (
         ("decode", "the decoder .* for image 4; its weights"),
         ("denoiser", r"at step 0 for sample 4;"),

@@ -52,7 +52,7 @@ def test_images_may_be_a_splits_file(
 
 def test_values_are_of_their_types(tmp_path: Path) -> None:
     text = 'seed = 3\nout = "x/y"\n' + SMALL
-    text += "[generate]\nmu = 1\nband = [0.5, 2]\nstrengths = [1]\nspan = [0.0, 0.5]\nclip = 2.5\n"
+    text += "[generate]\nmu = 1\nband = [0.5, 2]\nstrengths = [1]\nspan = [0.0, 0.9]\nclip = 2.5\n"
     found = job(tmp_path, text + '[test_sets]\nstreet = "street"\n"far away" = "/far"\n')
     config = found.config.generate.config
     assert type(config.guidance.mu) is float and config.guidance.band == (0.5, 2.0)

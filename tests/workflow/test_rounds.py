@@ -3,7 +3,6 @@ the images of all; killed anywhere, it resumes."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -32,6 +31,7 @@ from good_rt.models import Models
 from good_rt.workflow.generate import open_generator
 from good_rt.workflow.job_file import Job
 from good_rt.workflow.run import RunResult, run_job
+from good_rt.workflow.train import training_record
 
 JOB = """\
 version = 2
@@ -171,8 +171,9 @@ def test_rounds_by_hand_give_the_same_images_and_weights(
     unguided = [out / "generated" / "none"]
     good_rt.train(models, out / "splits.json", tmp_path / "trained", sets, unguided, job.training)
     assert fingerprint(tmp_path) == fingerprint(out / "round-3")
-    recorded = json.loads((out / "round-3" / "trained" / "training.json").read_text())
-    assert recorded["generated"] == [*map(str, sets[:2]), str(expected.folder)]
+    record = training_record(out / "round-3" / "trained" / "classifier")
+    assert record is not None
+    assert [Path(of) for of in record.generated] == [*sets[:2], expected.folder]
 
 
 def test_the_last_rounds_classifier_is_shipped(three_rounds: tuple[Path, RunResult]) -> None:
