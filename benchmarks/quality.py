@@ -87,7 +87,10 @@ SPLITS = {
 """The near-OOD classes of every split; `SHIPPED` is that of the shipped demo models."""
 GROUPS = {"development": tuple(SPLITS)[:2], "final": tuple(SPLITS)[2:]}
 """Choices see the development splits alone."""
-MODEL_STEPS = {"classifier": 2_000, "vae": 500, "decoder": 1_500, "unet": 1_500, "light": 1_200}
+MODEL_STEPS = {
+    "classifier": 2_000, "vae": 500, "decoder": 1_500, "unet": 1_500, "detailed": 3_000,
+    "light": 1_200,
+}  # fmt: skip
 """Optimiser steps of the splits' own models (of the VAE, in each of its three phases): a fraction
 of those of the shipped ones."""
 PER_CLASS = 3_800
