@@ -58,7 +58,7 @@ def generate(
     at each batch size, and guidance amplifies the difference.
     """
     models.check_paths()
-    from good_rt.data.image_files import CONTACT_SHEET
+    from good_rt.data.folder_tree import CONTACT_SHEET
     from good_rt.workflow import generate as step
 
     with shown_progress(quiet=as_json) as progress:

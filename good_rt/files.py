@@ -95,6 +95,20 @@ def read_content(path: Path) -> bytes:
         raise GoodRtError(f"cannot read {path} ({error.strerror})") from None
 
 
+def read_text(path: Path) -> str:
+    """A file's text in UTF-8, whatever the locale, without the mark that Windows begins it with.
+
+    Raises:
+        GoodRtError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_content(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise GoodRtError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+
+
 def paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
     """Several paths as a list; a single one is a list of one."""
     return [Path(given)] if isinstance(given, (str, Path)) else [Path(path) for path in given]
@@ -128,7 +142,7 @@ def parse_json(text: str | bytes, where: Path | str) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def different_names(

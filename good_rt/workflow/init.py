@@ -165,14 +165,15 @@ def _sizes(source: ImageSource) -> str:
     rows = sorted(set(np.linspace(0, count - 1, min(PROBED, count)).round().astype(int).tolist()))
     sizes, modes = set(), set()
     for item in source.items(rows):
-        if isinstance(item.content, np.ndarray):
-            height, width, channels = item.content.shape
-            mode = {1: "L", 3: "RGB"}.get(channels, f"{channels} channels")
-        else:
-            try:
-                width, height, mode = image_header(item.content, item.name)
-            except GoodRtError:
-                continue  # reported when the images are divided
+        try:
+            content = item.readable()
+            if isinstance(content, np.ndarray):
+                height, width, channels = content.shape
+                mode = {1: "L", 3: "RGB"}.get(channels, f"{channels} channels")
+            else:
+                width, height, mode = image_header(content, item.name)
+        except GoodRtError:
+            continue  # reported when the images are divided
         sizes.add((width, height))
         modes.add(mode)
     if not sizes:

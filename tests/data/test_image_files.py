@@ -123,11 +123,7 @@ def test_16_bits_become_8(tmp_path: Path, suffix: str, brightest: int) -> None:
     np.testing.assert_array_equal(read_image(path, 1, SIZE)[..., 0], np.round(deep / 257))
 
 
-def test_float_tiff_and_bilevel(tmp_path: Path) -> None:
-    floats = GREY.astype(np.float32)
-    np.testing.assert_array_equal(
-        read_image(saved(tmp_path / "f.tif", floats), 1, SIZE)[..., 0], GREY
-    )
+def test_bilevel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read_image(saved(tmp_path / "b.png", GREY > 99), 1, SIZE)[..., 0], (GREY > 99) * 255
     )
