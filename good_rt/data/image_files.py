@@ -34,6 +34,8 @@ REDUCING_GAP = 3
 """A reduced image is still so many times larger than what it is resized to."""
 MOST_SCANS = 100
 """Scans of a progressive JPEG, of which each takes the time of a whole image; ten are usual."""
+HELD_TWICE = ("WEBP", "AVIF", "JPEG2000")
+"""Formats whose decoders hold an image twice: half as many pixels are allowed."""
 TWELVE_BITS = 4095
 MODES = {1: "L", 3: "RGB"}
 _limits = ImageLimits()
@@ -191,10 +193,10 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     with _named(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixel bound replaces Pillow's warnings
         with open_image(content) as opened:
-            if opened.width * opened.height > _limits.max_pixels:
+            most = _limits.max_pixels // (2 if opened.format in HELD_TWICE else 1)
+            if opened.width * opened.height > most:
                 raise GoodRtError(
-                    f"{name} has {opened.width}x{opened.height} pixels, more than "
-                    f"{_limits.max_pixels}; refused (--max-pixels, max_pixels in a job file)"
+                    f"{name} has {opened.width}x{opened.height} pixels, more than {most}; refused (--max-pixels, max_pixels in a job file)"
                 )
             if opened.format == "JPEG" and content.count(b"\xff\xda") > MOST_SCANS:
                 raise GoodRtError(
@@ -283,7 +285,9 @@ class _Scale:
                 "images of its kind; save it as 8 or 16 bits, with the white that you mean"
             )
         if self.white == 1:
-            levels = (values * np.float32(255)).clip(0, 255).round().astype(np.uint8)
+            levels = (
+                (values.astype(np.float32, copy=False) * 255).clip(0, 255).round().astype(np.uint8)
+            )
         else:  # a table, so that no image of floats is in memory
             table = (np.arange(self.white + 1) / self.white * 255).round().astype(np.uint8)
             levels = table[values]

@@ -22,11 +22,12 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.files import DEMO
+from good_rt.files import DEMO, printable
 from good_rt.method.conformal import check_alpha
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
-from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of
+from good_rt.specs import resolved_spec
+from good_rt.workflow.job_file import JOB_VERSION, JobConfig
 
 PROBED = 200
 """Images whose size is looked at."""
@@ -192,11 +193,11 @@ def job_text(findings: Findings, out: Path) -> str:
     images = [f"# {findings.splits.kind}, {findings.sizes}; images by class:"]
     for label in labels:
         parts = ", ".join(f"{by_class.get(label, 0)} {part}" for part, by_class in counts.items())
-        images.append(f"#   {label}: {parts}")
+        images.append(f"#   {printable(label)}: {parts}")
     if findings.splits.given:
         images.append("# They already come in parts, which are kept.")
     lines = [
-        f"# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it,",
+        f"# A job of good-rt: `good-rt run {printable(out.name)}` makes detector.onnx and report.html of it,",
         "# and resumes where it was interrupted. Paths are relative to this file. docs/jobs.md",
         "# lists every setting.",
         "",
@@ -273,7 +274,7 @@ def _relative(path: Path, folder: Path) -> str:
     spec."""
     if not path.exists():
         return str(
-            spec_of(
+            resolved_spec(
                 str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None
             )
         )

@@ -140,7 +140,8 @@ class _Strays:
     def remaining(self, path: Path, names: Sequence[str], container: _Container) -> list[Path]:
         """The files that hold images. One that cannot be read is a stray only where no other of its
         kind holds images, else its error is raised."""
-        files, errors = [], {}
+        files: list[Path] = []
+        errors: dict[str, GoodRtError] = {}
         for name in names:
             if container.source is _arrays and "/" in name:
                 self._add(OTHER_KIND, name)
@@ -154,9 +155,9 @@ class _Strays:
                 errors[name] = error
         if files and errors:
             raise next(iter(errors.values()))
-        for name, error in errors.items():
+        for name in errors:
             self._add("files that cannot be read", name)
-            self.errors.append(error)
+        self.errors += errors.values()
         return files
 
     def _add(self, reason: str, name: str) -> None:
