@@ -103,8 +103,8 @@ class ModelSpec:
             )
             if not path.exists() and not is_name:
                 raise GoodRtError(
-                    f"{path} does not exist{suggestion(path)}; give a diffusers folder, as `save_pretrained` writes "
-                    "it, or a model's name on the Hugging Face hub"
+                    f"{path} does not exist{suggestion(path)}; give a diffusers folder, as "
+                    "`save_pretrained` writes it, or a model's name on the Hugging Face hub"
                 )
         with blame("gradient_decoder"):
             light = self.gradient_decoder_path
@@ -217,7 +217,8 @@ def check_classifier_path(path: Path) -> None:
         )
     if not Path(name).exists() and not kind:
         raise GoodRtError(
-            f"{path} does not exist{suggestion(path)}; give a classifier folder, or a spec such as timm:resnet18"
+            f"{path} does not exist{suggestion(path)}; give a classifier folder, or a spec such as "
+            "timm:resnet18"
         )
 
 

@@ -27,7 +27,7 @@ FORMATS = {
     "HEIF": ("", (".heic", ".heif", ".hif")),
 }
 """Pillow's plugin of each format, "" for that of pillow-heif, and the endings of its files."""
-LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
+OPTIONAL_LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 """Libraries that Pillow may have been built without."""
 IMAGE_ENDINGS = frozenset(ending for _, endings in FORMATS.values() for ending in endings)
 """Endings of image files, whether or not their decoder is there."""
@@ -44,7 +44,7 @@ def decoders() -> tuple[str, ...]:
                 importlib.import_module(f"PIL.{plugin}ImagePlugin")
             else:
                 importlib.import_module("pillow_heif").register_heif_opener()
-            library = LIBRARIES.get(name)
+            library = OPTIONAL_LIBRARIES.get(name)
             if library is None or features.check(library):
                 usable.append(name)
     return tuple(usable)

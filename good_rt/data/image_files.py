@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from good_rt.config.settings import ImageLimits
-from good_rt.data.folder_tree import CONTAINERS, LeftOut, folder_tree, left_out_lines, merged
+from good_rt.data.folder_tree import UNASKED, LeftOut, folder_tree, left_out_lines, merged
 from good_rt.data.formats import decoders, open_image
 from good_rt.errors import GoodRtError
 
 MAX_BYTES, MAX_PIXELS = ImageLimits.max_bytes, ImageLimits.max_pixels
 """The limits where the user sets no others."""
-LARGE = 16 * 2**20
+LARGE_IMAGE = 16 * 2**20
 """Pixels from which on an image is reduced, strip by strip, before it is resized."""
 STRIP = 2**20
 """Pixels of a strip."""
@@ -196,7 +196,8 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
             most = _limits.max_pixels // (2 if opened.format in HELD_TWICE else 1)
             if opened.width * opened.height > most:
                 raise GoodRtError(
-                    f"{name} has {opened.width}x{opened.height} pixels, more than {most}; refused (--max-pixels, max_pixels in a job file)"
+                    f"{name} has {opened.width}x{opened.height} pixels, more than {most}; "
+                    "refused (--max-pixels, max_pixels in a job file)"
                 )
             if opened.format == "JPEG" and content.count(b"\xff\xda") > MOST_SCANS:
                 raise GoodRtError(
@@ -242,7 +243,7 @@ def _other_size(name: str, actual: tuple[int, int], size: tuple[int, int]) -> Go
 
 def _reduction(image: Image.Image, side: int) -> int:
     """By how much an image is reduced before it is resized to ``side``: 1 but for large ones."""
-    if image.width * image.height <= LARGE:
+    if image.width * image.height <= LARGE_IMAGE:
         return 1
     return max(1, min(image.size) // (REDUCING_GAP * side))
 
@@ -358,7 +359,7 @@ def list_images(paths: Sequence[Path]) -> ImageListing:
     for path in paths:
         if path.is_dir():
             tree = folder_tree(path)
-            left_out.append(tree.left_out | {CONTAINERS: list(tree.containers)})
+            left_out.append(tree.left_out | {UNASKED: list(tree.containers)})
             if not tree.images:
                 lines = left_out_lines(left_out[-1])
                 found = f"; skipped: {'; '.join(lines)}" if lines else ""

@@ -196,8 +196,9 @@ def job_text(findings: Findings, out: Path) -> str:
         images.append(f"#   {printable(label)}: {parts}")
     if findings.splits.given:
         images.append("# They already come in parts, which are kept.")
+    name = printable(out.name)
     lines = [
-        f"# A job of good-rt: `good-rt run {printable(out.name)}` makes detector.onnx and report.html of it,",
+        f"# A job of good-rt: `good-rt run {name}` makes detector.onnx and report.html of it,",
         "# and resumes where it was interrupted. Paths are relative to this file. docs/jobs.md",
         "# lists every setting.",
         "",

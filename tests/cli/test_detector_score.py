@@ -214,7 +214,10 @@ def test_bad_images_are_refused_or_skipped_by_name(
     options = ["detector", "score", folder, "--detector", detector_path]
     refused = run(*options, "--csv", tmp_path / "scores.csv")
     assert reason in refused.failed() and "--skip-bad leaves such files out" in refused.failed()
-    assert refused.out == "" and not (tmp_path / "scores.csv").exists()
+    assert "; the other 5 were scored" in refused.failed()
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        names = [Path(row["file"]).name for row in csv.DictReader(file)]
+    assert len(names) == 5 and "1.png" not in names
     ended = run(*options, "--skip-bad", "--json")
     assert ended.code == 0
     assert ended.err.startswith("skipped: ") and reason in ended.err

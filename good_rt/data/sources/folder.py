@@ -73,8 +73,8 @@ class FolderSource:
         if len(beside) > len(listed):
             raise GoodRtError(
                 f"{self.path} has {len(beside)} images beside its folders (such as {beside[0]}) "
-                f"and {len(listed)} in them: for a folder of images without classes, move the folders"
-                f" {', '.join(index)} away; for a folder per class, move each image into its "
+                f"and {len(listed)} in them: for images without classes, move the folders "
+                f"{', '.join(index)} away; for a folder per class, move each image into its "
                 "class's folder"
             )
         filled = {entry.label for entry in listed}
