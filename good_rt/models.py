@@ -191,8 +191,14 @@ class Models:
 
 def _without_home(spec: Path) -> Path:
     """A spec whose paths do not begin with ~."""
-    text = str(spec)
-    return resolved_spec(text, user_path) if "~" in text and not spec.exists() else spec
+    if "~" not in str(spec) or spec.exists():
+        return spec
+
+    def existing(part: Path) -> Path | None:
+        path = user_path(part)
+        return path if path.exists() else None
+
+    return resolved_spec(str(spec), existing)
 
 
 def check_classifier_path(path: Path) -> None:

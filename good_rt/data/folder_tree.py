@@ -68,6 +68,16 @@ def folder_tree(folder: Path) -> FolderTree:
     return FolderTree(_ordered(walk.images), _ordered(walk.containers), walk.left_out)
 
 
+def text_of(name: str) -> str:
+    """A file's name as text in UTF-8, whatever the locale says that its bytes mean."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def path_in(folder: Path, name: str) -> Path:
+    """The path of a name that `text_of` gave, perhaps with folders in it."""
+    return folder / os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
 def visible(name: str) -> bool:
     """Whether a file or folder of this name is the user's and not the system's."""
     return not name.startswith(".") and name.casefold() not in SYSTEM_FOLDERS
@@ -144,7 +154,8 @@ class _Walk:
         with os.scandir(path) as entries:
             listed = {entry.name: entry for entry in entries}
         for entry in listed.values():
-            inner = f"{name}/{entry.name}" if name else entry.name
+            own_name = text_of(entry.name)
+            inner = f"{name}/{own_name}" if name else own_name
             covered = hidden or not visible(entry.name)
             if _is(entry.is_dir):
                 queue = self._linked if entry.is_symlink() else self._plain

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from good_rt.config.settings import ImageLimits
-from good_rt.data.folder_tree import UNASKED, LeftOut, folder_tree, left_out_lines, merged
+from good_rt.data.folder_tree import UNASKED, LeftOut, folder_tree, left_out_lines, merged, path_in
 from good_rt.data.formats import decoders, open_image
 from good_rt.errors import GoodRtError
 
@@ -144,7 +144,8 @@ def decode_image(
         if fit:
             image = image if image.mode == mode else image.convert(mode)
             if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.LANCZOS)
+                whole = (0, 0, opened.width / factor, opened.height / factor)
+                image = image.resize((width, height), Image.Resampling.LANCZOS, whole)
         if image.mode != mode:
             names = {"L": "grey", "RGB": "RGB"}
             raise GoodRtError(
@@ -364,7 +365,7 @@ def list_images(paths: Sequence[Path]) -> ImageListing:
                 lines = left_out_lines(left_out[-1])
                 found = f"; skipped: {'; '.join(lines)}" if lines else ""
                 raise GoodRtError(f"{path} holds no image files{found}")
-            files += (path / name for name in tree.images)
+            files += (path_in(path, name) for name in tree.images)
         elif not path.exists():
             raise GoodRtError(f"{path} does not exist; give image files, or folders of them")
         else:

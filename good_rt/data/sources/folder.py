@@ -14,6 +14,8 @@ from good_rt.data.folder_tree import (
     folder_tree,
     left_out_lines,
     merged,
+    path_in,
+    text_of,
     visible,
 )
 from good_rt.data.image_files import read_image_file
@@ -47,7 +49,7 @@ class FolderSource:
     def _listed(self) -> tuple[tuple[str, ...] | None, tuple[ListedImage, ...], LeftOut]:
         parts = self._parts()
         roots: Mapping[str, str | None] = parts or {"": None}
-        classes = sorted({name for root in roots for name in _folders(self.path / root)})
+        classes = sorted({name for root in roots for name in _folders(path_in(self.path, root))})
         index = {name: label for label, name in enumerate(classes)}
         listed: list[ListedImage] = []
         beside: list[str] = []
@@ -118,14 +120,24 @@ class FolderSource:
     @cached_property
     def listing(self) -> str:
         return hash_of(
-            f"{entry.name} {(self.path / entry.name).stat().st_size}" for entry in self.entries
+            f"{entry.name} {_size_of(path_in(self.path, entry.name))}" for entry in self.entries
         )
 
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]:
         for row in range(len(self.entries)) if rows is None else sorted(rows):
-            path = self.path / self.entries[row].name
+            path = path_in(self.path, self.entries[row].name)
             yield Item(row, str(path), content_or_error(partial(read_image_file, path)))
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and visible(path.name))
+    return sorted(
+        text_of(path.name) for path in folder.iterdir() if path.is_dir() and visible(path.name)
+    )
+
+
+def _size_of(path: Path) -> int | None:
+    """A file's size; None for one that has vanished, which is named when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from good_rt.data.folder_tree import OTHER_KIND, LeftOut
+from good_rt.data.folder_tree import OTHER_KIND, LeftOut, path_in
 from good_rt.data.sources.base import PARTS, ImageSource
 from good_rt.data.sources.folder import FolderSource
 from good_rt.data.sources.huggingface import (
@@ -147,8 +147,8 @@ class _Strays:
                 self._add(OTHER_KIND, name)
                 continue
             try:
-                if container.has_images(path / name):
-                    files.append(path / name)
+                if container.has_images(path_in(path, name)):
+                    files.append(path_in(path, name))
                 else:
                     self._add("files without images", name)
             except GoodRtError as error:
