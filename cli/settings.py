@@ -13,6 +13,7 @@ import click
 from good_rt.cli.options import PathText, renamed
 from good_rt.config.declaration import Setting, assemble, settings_of
 from good_rt.config.settings import ImageLimits
+from good_rt.data.limits import image_limits
 
 Command = Callable[..., Any]
 
@@ -62,8 +63,6 @@ def image_limit_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(limits: ImageLimits, **parameters: Any) -> Any:
-        from good_rt.data.image_files import image_limits
-
         with image_limits(limits):
             return command(**parameters)
 

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from good_rt.config.settings import ImageLimits
 from good_rt.data.folder_tree import UNASKED, LeftOut, folder_tree, left_out_lines, merged, path_in
 from good_rt.data.formats import decoders, open_image
+from good_rt.data.limits import limits_now
 from good_rt.errors import GoodRtError
 
 MAX_BYTES, MAX_PIXELS = ImageLimits.max_bytes, ImageLimits.max_pixels
@@ -38,24 +39,6 @@ HELD_TWICE = ("WEBP", "AVIF", "JPEG2000")
 """Formats whose decoders hold an image twice: half as many pixels are allowed."""
 TWELVE_BITS = 4095
 MODES = {1: "L", 3: "RGB"}
-_limits = ImageLimits()
-
-
-@contextmanager
-def image_limits(limits: ImageLimits) -> Iterator[None]:
-    """Within the block, images are read up to other limits.
-
-    Args:
-        limits: The limits.
-    """
-    global _limits
-    before, pillows = _limits, Image.MAX_IMAGE_PIXELS
-    _limits = limits
-    Image.MAX_IMAGE_PIXELS = max(limits.max_pixels, pillows or 0)
-    try:
-        yield
-    finally:
-        _limits, Image.MAX_IMAGE_PIXELS = before, pillows
 
 
 def read_image(
@@ -93,10 +76,10 @@ def read_image_file(path: Path) -> bytes:
             raise GoodRtError(
                 f"{path} is a pipe or device, not a file; write the image to a file first"
             )
-        if status.st_size <= _limits.max_bytes:
+        if status.st_size <= limits_now().max_bytes:
             with path.open("rb") as file:
-                content = file.read(_limits.max_bytes + 1)
-            if len(content) <= _limits.max_bytes:
+                content = file.read(limits_now().max_bytes + 1)
+            if len(content) <= limits_now().max_bytes:
                 return content
         raise too_many_bytes(str(path))
 
@@ -104,14 +87,9 @@ def read_image_file(path: Path) -> bytes:
 def too_many_bytes(name: str) -> GoodRtError:
     """The error for a file that is larger than the limit."""
     return GoodRtError(
-        f"{name} has more than {_limits.max_bytes / 2**20:g} MiB; refused (--max-bytes, max_bytes "
-        "in a job file)"
+        f"{name} has more than {limits_now().max_bytes / 2**20:g} MiB; refused (--max-bytes, "
+        "max_bytes in a job file)"
     )
-
-
-def byte_limit() -> int:
-    """The largest size of an image file."""
-    return _limits.max_bytes
 
 
 def decode_image(
@@ -129,7 +107,7 @@ def decode_image(
     Raises:
         GoodRtError: the image is damaged, too large, or does not fit.
     """
-    if len(content) > _limits.max_bytes:
+    if len(content) > limits_now().max_bytes:
         raise too_many_bytes(name)
     mode, (height, width) = MODES[channels], size
     with _opened(content, name) as opened:
@@ -191,20 +169,32 @@ def largest_value(content: bytes, name: str) -> int | None:
 def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     """An image's header; what Pillow raises within the block becomes an error that names the
     file."""
-    with _named(name), warnings.catch_warnings():
+    with _named(name), _pillows_bound(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pixel bound replaces Pillow's warnings
         with open_image(content) as opened:
-            most = _limits.max_pixels // (2 if opened.format in HELD_TWICE else 1)
+            most = limits_now().max_pixels // (2 if opened.format in HELD_TWICE else 1)
             if opened.width * opened.height > most:
                 raise GoodRtError(
                     f"{name} has {opened.width}x{opened.height} pixels, more than {most}; "
                     "refused (--max-pixels, max_pixels in a job file)"
                 )
-            if opened.format == "JPEG" and content.count(b"\xff\xda") > MOST_SCANS:
+            if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MOST_SCANS:
                 raise GoodRtError(
                     f"{name} is a JPEG of more than {MOST_SCANS} scans; refused: save it again"
                 )
             yield opened
+
+
+@contextmanager
+def _pillows_bound() -> Iterator[None]:
+    """Raises Pillow's own bound where the user's limit is above it."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None:
+        Image.MAX_IMAGE_PIXELS = max(before, limits_now().max_pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager
@@ -220,8 +210,8 @@ def _named(name: str) -> Iterator[None]:
         raise GoodRtError(f"{name} cannot be read: permission denied") from None
     except Image.DecompressionBombError:  # Pillow's bound is reached before ours
         raise GoodRtError(
-            f"{name} has more than {_limits.max_pixels} pixels; refused (--max-pixels, max_pixels "
-            "in a job file)"
+            f"{name} has more than {limits_now().max_pixels} pixels; refused (--max-pixels, "
+            "max_pixels in a job file)"
         ) from None
     except UnidentifiedImageError:
         raise GoodRtError(

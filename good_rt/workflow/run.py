@@ -22,7 +22,7 @@ from good_rt.classifier import Classifier, load_classifier, saved_spec
 from good_rt.config.settings import BackendConfig, ExportConfig, TrainConfig
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
-from good_rt.data.image_files import image_limits
+from good_rt.data.limits import image_limits
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import SPLITS_FILE
 from good_rt.detector.module import DetectorModule

@@ -28,6 +28,7 @@ from good_rt.data.image_files import (
     image_header,
     read_image,
 )
+from good_rt.data.limits import image_limits
 from good_rt.errors import GoodRtError
 
 GREY = (np.add.outer(np.arange(20), np.arange(30)) * 5).astype(np.uint8)  # H 20, W 30
@@ -414,12 +415,12 @@ def test_a_pipe_or_device_does_not_hang(tmp_path: Path) -> None:
 
 def test_limits_are_settings(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.png", COLOUR)
-    with images.image_limits(ImageLimits(max_pixels=599)):
+    with image_limits(ImageLimits(max_pixels=599)):
         with pytest.raises(GoodRtError, match=r"30x20 pixels, more than 599; .*--max-pixels"):
             read_image(path, 3, SIZE)
         with pytest.raises(GoodRtError, match="more than 599"):
             decode_image(path.read_bytes(), "x", 3, SIZE)
-    with images.image_limits(ImageLimits(max_bytes=50)):
+    with image_limits(ImageLimits(max_bytes=50)):
         for read in (
             lambda: read_image(path, 3, SIZE),
             lambda: decode_image(path.read_bytes(), "x", 3, SIZE),
@@ -429,7 +430,7 @@ def test_limits_are_settings(tmp_path: Path) -> None:
     assert read_image(path, 3, SIZE).shape == (*SIZE, 3)
     huge = header(20000, 9000)  # above Pillow's own bound
     with (
-        images.image_limits(ImageLimits(max_pixels=2**62)),
+        image_limits(ImageLimits(max_pixels=2**62)),
         pytest.raises(GoodRtError, match="is a damaged image"),
     ):
         decode_image(huge, "x", 1, SIZE, fit=True)

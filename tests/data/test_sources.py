@@ -19,7 +19,7 @@ from PIL import Image
 
 from good_rt.config.settings import ImageLimits, SplitConfig
 from good_rt.data.id_data import IdData, unlabelled
-from good_rt.data.image_files import image_limits
+from good_rt.data.limits import image_limits
 from good_rt.data.sources.base import PARTS, ImageSource, part_in
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import make_splits

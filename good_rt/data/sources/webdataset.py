@@ -21,7 +21,8 @@ from good_rt.data.folder_tree import (
     visible,
 )
 from good_rt.data.formats import IMAGE_ENDINGS, readable_endings
-from good_rt.data.image_files import byte_limit, too_many_bytes
+from good_rt.data.image_files import too_many_bytes
+from good_rt.data.limits import limits_now
 from good_rt.data.sources.base import (
     PART_NAMES,
     Item,
@@ -175,7 +176,7 @@ class _Reader:
     shard: Path
 
     def __call__(self) -> bytes:
-        if self.member.size > byte_limit():
+        if self.member.size > limits_now().max_bytes:
             raise too_many_bytes(f"{self.shard}/{self.member.name}")
         file = self.archive.extractfile(self.member)
         content = b"" if file is None else file.read()
