@@ -14,7 +14,7 @@ from good_rt.cli.options import (
     id_option,
     json_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import GenerationConfig
 from good_rt.errors import GoodRtError
 from good_rt.models import ModelSpec
@@ -36,6 +36,7 @@ def bench() -> None:
 @bench.command(epilog=EPILOG)
 @takes(ModelSpec, "models")
 @id_option
+@image_limit_options
 @takes(GenerationConfig, "config", without=("count", "batch", "backend", "twins"))
 @click.option(
     "--batch",

@@ -75,15 +75,14 @@ def open_spec(spec: str, classes: Path | None, **values: Any) -> Classifier:
     check_classifier_path(Path(spec))
     from good_rt.classifier import Settings, load_classifier
     from good_rt.errors import GoodRtError
+    from good_rt.files import read_text
 
     names = None
     if classes is not None:
         try:
-            names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise GoodRtError(
-                f"{classes} cannot be read ({error}); give a text file of class names, one per line"
-            ) from None
+            names = tuple(line.strip() for line in read_text(classes).split("\n") if line.strip())
+        except GoodRtError as error:
+            raise GoodRtError(f"{error}; give a text file of class names, one per line") from None
     return load_classifier(spec, Settings(classes=names, **values))
 
 

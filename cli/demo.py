@@ -50,7 +50,7 @@ def demo(images: int, train: TrainConfig, seed: int, out: Path, as_json: bool) -
     fine-tunes the classifier with them, writes detector.onnx, and measures it on images that no
     step has used before.
     """
-    from good_rt.data.image_files import CONTACT_SHEET
+    from good_rt.data.folder_tree import CONTACT_SHEET
     from good_rt.workflow.job_file import Job
     from good_rt.workflow.run import run_job
 

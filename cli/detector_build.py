@@ -14,7 +14,7 @@ from good_rt.cli.options import (
     json_option,
     out_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import DetectorConfig
 from good_rt.models import ModelSpec, check_classifier_path
 from good_rt.progress import shown_progress
@@ -32,6 +32,7 @@ Examples:
 @generated_option(required=False)
 @takes(ModelSpec, "models", without=("diffusion", "gradient_decoder", "image_size"))
 @id_option
+@image_limit_options
 @takes(DetectorConfig, "config")
 @device_option
 @out_option("detector.onnx", "The file to write.")

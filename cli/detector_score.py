@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import os
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import numpy as np
 
-from good_rt.cli.options import PATH, emit_json, json_option
-from good_rt.data.image_files import find_images, read_image
+from good_rt.cli.options import PATH, emit_json, json_option, print_skipped
+from good_rt.cli.settings import image_limit_options
+from good_rt.data.image_files import DepthCheck, decode_image, list_images, read_image_file
 from good_rt.detector.runtime import Detector
 from good_rt.errors import GoodRtError
-from good_rt.files import atomic_path
+from good_rt.files import printable
 from good_rt.progress import shown_progress
 
 EPILOG = """\b
@@ -31,6 +33,8 @@ Examples:
 
 AT_ONCE = 256
 """Images that are held in memory, whatever their number."""
+FORMULA_MARKS = ("=", "+", "-", "@", "'", "＝", "＋", "－", "＠")
+"""What a formula of a spreadsheet begins with, and the mark against it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Line:
 @click.option(
     "--skip-bad",
     is_flag=True,
-    help="Skip files that cannot be read as an image, and list them.",
+    help="Skip files that cannot be read as an image, and list them; without it they are an error "
+    "after the others are scored.",
 )
 @click.option(
     "--csv",
@@ -73,6 +78,7 @@ class Line:
 @click.option(
     "--threads", type=click.IntRange(0, os.cpu_count()), default=0, help="Threads; 0 for all cores."
 )
+@image_limit_options
 @json_option
 def score(
     files: tuple[Path, ...], detector_path: Path, alpha: float | None, fit: bool, skip_bad: bool,
@@ -89,48 +95,57 @@ def score(
             "--json and --csv - would both print to standard output; choose one of them"
         )
     detector = Detector(detector_path, alpha, threads)
-    paths = find_images(files)
+    listing = list_images(files)
+    paths = listing.files
     lines: list[Line] = []
-    skipped: list[str] = []
+    unread: list[str] = []
+    depth = DepthCheck()
     with (
+        _rows(csv_path) as write,
         shown_progress(quiet=as_json or len(paths) <= AT_ONCE) as progress,
         progress.task("scoring", len(paths)) as advance,
     ):
         for first in range(0, len(paths), AT_ONCE):
             part = paths[first : first + AT_ONCE]
-            lines += _scored(detector, part, fit, skipped if skip_bad else None)
+            scored = _scored(detector, part, fit, unread, depth)
+            write(scored)
+            lines += scored
             advance(len(part))
-    for reason in skipped:
-        click.echo(f"skipped: {reason}", err=True)
-    if not lines:
+    skipped = [*listing.left_out, *unread]
+    print_skipped(skipped if skip_bad else listing.left_out)
+    doubt = depth.doubt()
+    if doubt is not None:
+        click.echo(f"warning: {doubt}", err=True)
+    if not lines and (skip_bad or not unread):
         raise GoodRtError("none of the files could be read; nothing was scored")
-    if csv_path is not None:
-        _write_csv(csv_path, lines)
-    if as_json:
+    if as_json and lines:
         images = [line.columns() for line in lines]
         emit_json({"alpha": detector.alpha, "images": images, "skipped": skipped})
-    elif csv_path is None:
+    elif csv_path is None and lines:
         _print_table(lines, detector.alpha)
         click.echo(_summary(lines))
-    elif str(csv_path) != "-":
-        click.echo(f"{_summary(lines)}; scores in {csv_path}")
+    elif lines and str(csv_path) != "-":
+        click.echo(printable(f"{_summary(lines)}; scores in {csv_path}"))
+    if unread and not skip_bad:
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        rest = f"; the other {len(lines)} were scored" if lines else ""
+        raise GoodRtError(f"{unread[0]}{more}{rest} (--skip-bad leaves such files out)")
 
 
 def _scored(
-    detector: Detector, paths: list[Path], fit: bool, skipped: list[str] | None
+    detector: Detector, paths: Sequence[Path], fit: bool, unread: list[str], depth: DepthCheck
 ) -> list[Line]:
-    """The rows of images that are read at once; what is wrong with others goes to ``skipped``, or
-    is raised."""
+    """The rows of images that are read at once; what is wrong with others goes to ``unread``."""
     size = (detector.info.image_size, detector.info.image_size)
     images, names = [], []
     for path in paths:
         try:
-            images.append(read_image(path, detector.info.channels, size, fit))
+            content = read_image_file(path)
+            images.append(decode_image(content, str(path), detector.info.channels, size, fit))
+            depth.see(content, str(path))
             names.append(str(path))
         except GoodRtError as error:
-            if skipped is None:
-                raise GoodRtError(f"{error} (--skip-bad leaves such files out)") from None
-            skipped.append(str(error))
+            unread.append(str(error))
     if not images:
         return []
     scores = detector.score(np.stack(images))
@@ -147,20 +162,54 @@ def _scored(
     ]
 
 
-def _write_csv(path: Path, lines: list[Line]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0].columns()), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(line.columns() for line in lines)
-    if str(path) == "-":
-        sys.stdout.write(text.getvalue())
-        return
-    path = path.resolve()  # a link stays one
-    if path.is_fifo() or path.is_char_device():
-        path.write_text(text.getvalue())
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue())
+@contextlib.contextmanager
+def _rows(path: Path | None) -> Iterator[Callable[[Sequence[Line]], None]]:
+    """A function that writes rows of CSV as they come, so that an error later on does not lose
+    them. Nothing is written before the first row."""
+    with contextlib.ExitStack() as stack:
+        files: list[TextIO] = []
+
+        def write(lines: Sequence[Line]) -> None:
+            if path is None or not lines:
+                return
+            begins = not files
+            if begins:
+                files.append(sys.stdout if str(path) == "-" else stack.enter_context(_opened(path)))
+            writer = csv.DictWriter(
+                files[0], list(map(safe_cell, lines[0].columns())), lineterminator="\n"
+            )
+            if begins:
+                writer.writeheader()
+            for line in lines:
+                columns = line.columns().items()
+                writer.writerow({safe_cell(name): safe_cell(value) for name, value in columns})
+            files[0].flush()
+
+        yield write
+
+
+def _opened(path: Path) -> TextIO:
+    """A file to write CSV to, in which names of files keep the bytes that they have."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise GoodRtError(
+            f"cannot write {path} ({error.strerror or error}); choose another place"
+        ) from None
+
+
+def safe_cell(value: Any) -> Any:
+    """A value of a CSV cell: a text that a spreadsheet would run as a formula has a ' before it,
+    and control characters are escaped.
+
+    Args:
+        value: A text; anything else is returned as it is.
+    """
+    if not isinstance(value, str):
+        return value
+    kept = "".join(printable(c) if unicodedata.category(c) == "Cc" else c for c in value)
+    return f"'{kept}" if kept.startswith(FORMULA_MARKS) else kept
 
 
 def _print_table(lines: list[Line], alpha: float) -> None:
@@ -169,7 +218,7 @@ def _print_table(lines: list[Line], alpha: float) -> None:
     from rich.table import Table
 
     folder = _common_folder([Path(line.file) for line in lines])
-    table = Table(title=f"in {escape(folder)}" if folder else None, title_justify="left")
+    table = Table(title=f"in {escape(printable(folder))}" if folder else None, title_justify="left")
     for name in ("file", "nearest class"):
         table.add_column(name, overflow="fold")
     for name in ("score", "p-value", f"OOD at α = {alpha:g}"):
@@ -178,7 +227,11 @@ def _print_table(lines: list[Line], alpha: float) -> None:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
         name = os.path.relpath(line.file, folder) if folder else line.file
         table.add_row(
-            escape(name), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision
+            escape(printable(name)),
+            escape(printable(line.label)),
+            f"{line.score:.3f}",
+            f"{line.p_value:.4f}",
+            decision,
         )
     Console().print(table)
 

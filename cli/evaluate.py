@@ -17,7 +17,7 @@ from good_rt.cli.options import (
     out_option,
     test_set_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import EvaluateConfig
 from good_rt.demo import assets
 from good_rt.models import check_classifier_path
@@ -44,6 +44,7 @@ Examples:
     "[default: the demo's]",
 )
 @id_option
+@image_limit_options
 @test_set_option(
     "Real OOD images, of any kind that --id accepts; may be repeated.  [default: the demo's]"
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from good_rt.cli.options import PATH, emit_json, id_option, json_option, out_option
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import ENGINE_FOLDER, BankConfig, ExportConfig
 from good_rt.errors import GoodRtError
 from good_rt.models import ModelSpec
@@ -106,6 +106,7 @@ def plan_options(command: Any) -> Any:
 @click.command(epilog=EPILOG)
 @takes(ModelSpec, "models")
 @id_option
+@image_limit_options
 @out_option(str(ENGINE_FOLDER), "Folder of the engines; its former content is replaced.")
 @takes(ExportConfig, "config")
 @takes(BankConfig, "bank")

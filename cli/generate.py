@@ -15,7 +15,7 @@ from good_rt.cli.options import (
     json_option,
     out_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import GenerationConfig
 from good_rt.models import ModelSpec
 from good_rt.progress import shown_progress
@@ -35,6 +35,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @takes(ModelSpec, "models")
 @id_option
+@image_limit_options
 @takes(GenerationConfig, "config")
 @engine_folder_option
 @device_option
@@ -58,7 +59,7 @@ def generate(
     at each batch size, and guidance amplifies the difference.
     """
     models.check_paths()
-    from good_rt.data.image_files import CONTACT_SHEET
+    from good_rt.data.folder_tree import CONTACT_SHEET
     from good_rt.workflow import generate as step
 
     with shown_progress(quiet=as_json) as progress:

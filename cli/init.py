@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -13,12 +14,14 @@ from good_rt.cli.options import (
     emit_json,
     json_option,
     out_option,
+    print_skipped,
     renamed,
     test_set_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import SplitConfig
 from good_rt.errors import GoodRtError
+from good_rt.files import printable
 from good_rt.models import ModelSpec
 from good_rt.progress import shown_progress
 
@@ -35,6 +38,7 @@ Examples:
 @test_set_option("Real OOD images that only the evaluation sees; may be repeated.")
 @renamed("--ood", {"test_sets": "--test-set"}, type=NamedPath(IMAGES_PATH), multiple=True)
 @click.option("--force", is_flag=True, help="Replace an existing job file.")
+@image_limit_options
 @takes(SplitConfig, "config", without=("held_out", "test", "seed"))
 @out_option("job.toml", "The job file to write.")
 @json_option
@@ -65,13 +69,13 @@ def init(
             images, models, dict(test_sets), skip_bad=config.skip_bad, progress=progress
         )
     with atomic_path(out) as temporary:
-        temporary.write_text(job_text(findings, out))
+        temporary.write_text(job_text(findings, out), encoding="utf-8")
     Job.read(out)
-    for reason in findings.splits.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+    print_skipped(findings.splits.skipped)
     if as_json:
         emit_json({"job": str(out), **findings.to_json()})
         return
     for line in findings.lines():
-        click.echo(line)
-    click.echo(f"wrote {out}; review it, then run: good-rt run {out}")
+        click.echo(printable(line))
+    command = f"good-rt run {shlex.quote(str(out))}"
+    click.echo(printable(f"wrote {out}; review it, then run: {command}"))

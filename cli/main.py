@@ -7,15 +7,21 @@ its traceback.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
+import re
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from good_rt import __version__
-from good_rt.errors import GoodRtError
+from good_rt.cli.options import print_skipped
+from good_rt.errors import GoodRtError, LeftOutWarning
+from good_rt.files import printable
 
 COMMANDS = {
     "demo": "good_rt.cli.demo:demo",
@@ -127,13 +133,35 @@ def classifier() -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what it cannot show is replaced
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LeftOutWarning)
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+        _run()
+
+
+def _show_warning(otherwise: Callable[..., None], message: Warning | str, *where: Any) -> None:
+    """Prints what was left out as a line, and other warnings as Python does."""
+    if isinstance(message, LeftOutWarning):
+        print_skipped([str(message)])
+    else:
+        otherwise(message, *where)
+
+
+def _run() -> None:
+    """Runs the command; errors that a user can fix end in one line."""
     try:
         cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command resumes a job", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        lines = shown.getvalue().rstrip("\n").split("\n")
+        click.echo("\n".join(map(printable, lines)), err=True)
         sys.exit(error.exit_code)
     except GoodRtError as error:
         _fail(str(error))
@@ -157,5 +185,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    one_line = re.sub(r"\s*\n\s*", " ", message.strip())
+    click.echo(printable(f"error: {one_line}"), err=True)
     sys.exit(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 
 from good_rt.config.settings import ENGINE_FOLDER
 from good_rt.errors import GoodRtError
-from good_rt.files import DEMO_IMAGES, demo_path
+from good_rt.files import DEMO_IMAGES, demo_path, printable, user_path
 
 
 def refuse_empty(value: Any, parameter: click.Parameter | None) -> None:
@@ -43,7 +43,7 @@ class PathOf(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         refuse_empty(value, param)
-        return Path(value)
+        return user_path(value)
 
 
 class Existing(PathOf):
@@ -83,8 +83,10 @@ class NamedPath(click.ParamType):  # type: ignore[type-arg]  # generic only sinc
         if isinstance(value, tuple):
             return value
         name, _, path = str(value).partition("=")
+        form = (param and param.metavar) or "NAME=PATH"
+        if path and "/" in name and user_path(value).exists():
+            self.fail(f"{value!r} is a path; give {form}", param, ctx)
         if not name or not path:
-            form = (param and param.metavar) or "NAME=PATH"
             self.fail(f"{value!r} is not {form}", param, ctx)
         return name, self.path.convert(path, param, ctx)
 
@@ -240,6 +242,12 @@ def out_option(default: str, text: str) -> Callable[[Any], Any]:
         help=text,
         callback=checked,
     )
+
+
+def print_skipped(reasons: Iterable[str]) -> None:
+    """What was left out and why, a line a reason on standard error."""
+    for reason in reasons:
+        click.echo(printable(f"skipped: {reason}"), err=True)
 
 
 def emit_json(value: object) -> None:

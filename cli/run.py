@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from good_rt.cli.options import Existing, device_option, emit_json, json_option
+from good_rt.cli.options import Existing, device_option, emit_json, json_option, print_skipped
 from good_rt.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def run(job: Path, device: str, as_json: bool) -> None:
 
     with shown_progress(quiet=as_json) as progress:
         result = run_job(read, device, progress)
-    for reason in result.skipped_images:
-        click.echo(f"skipped: {reason}", err=True)
+    print_skipped(result.skipped_images)
     if as_json:
         emit_json(result_json(result))
         return

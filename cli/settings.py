@@ -12,6 +12,8 @@ import click
 
 from good_rt.cli.options import PathText, renamed
 from good_rt.config.declaration import Setting, assemble, settings_of
+from good_rt.config.settings import ImageLimits
+from good_rt.data.limits import image_limits
 
 Command = Callable[..., Any]
 
@@ -54,6 +56,17 @@ def takes(
         return wrapped
 
     return decorate
+
+
+def image_limit_options(command: Command) -> Command:
+    """A decorator: options for the limits of image files, which hold while the command runs."""
+
+    @functools.wraps(command)
+    def run(limits: ImageLimits, **parameters: Any) -> Any:
+        with image_limits(limits):
+            return command(**parameters)
+
+    return takes(ImageLimits, "limits")(run)
 
 
 def _option(name: str, setting: Setting) -> Callable[[Command], Command]:

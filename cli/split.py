@@ -6,9 +6,16 @@ from pathlib import Path
 
 import click
 
-from good_rt.cli.options import ID_IMAGES, emit_json, json_option, out_option
-from good_rt.cli.settings import takes
+from good_rt.cli.options import (
+    ID_IMAGES,
+    emit_json,
+    json_option,
+    out_option,
+    print_skipped,
+)
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import SplitConfig
+from good_rt.files import printable
 from good_rt.progress import shown_progress
 
 EPILOG = """\b
@@ -21,6 +28,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("images", type=ID_IMAGES)
 @takes(SplitConfig, "config")
+@image_limit_options
 @click.option(
     "--check/--no-check",
     default=True,
@@ -42,8 +50,7 @@ def split(images: Path, config: SplitConfig, check: bool, out: Path, as_json: bo
 
     with shown_progress(quiet=as_json) as progress:
         splits = step.split(images, out, config, progress, check=check)
-    for reason in splits.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+    print_skipped(splits.skipped)
     copies = sum(file.copy for file in splits.files.values())
     if as_json:
         emit_json(
@@ -60,6 +67,8 @@ def split(images: Path, config: SplitConfig, check: bool, out: Path, as_json: bo
         return
     print_splits(splits)
     click.echo(
-        f"{out}: {len(splits.files) - copies} images of {splits.source} ({copies} copies are not "
-        "used)"
+        printable(
+            f"{out}: {len(splits.files) - copies} images of {splits.source} ({copies} copies are "
+            "not used)"
+        )
     )

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from good_rt.files import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -227,7 +230,9 @@ def print_splits(splits: Splits) -> None:
     for part in counts:
         table.add_column(part, justify="right")
     for name in dict.fromkeys(name for by_class in counts.values() for name in by_class):
-        table.add_row(name, *(str(by_class.get(name, 0)) for by_class in counts.values()))
+        table.add_row(
+            Text(printable(name)), *(str(by_class.get(name, 0)) for by_class in counts.values())
+        )
     table.add_section()
     table.add_row("all", *(str(sum(by_class.values())) for by_class in counts.values()))
     Console().print(table)

@@ -18,7 +18,7 @@ from good_rt.cli.options import (
     json_option,
     out_option,
 )
-from good_rt.cli.settings import takes
+from good_rt.cli.settings import image_limit_options, takes
 from good_rt.config.settings import TrainConfig
 from good_rt.errors import GoodRtError
 from good_rt.models import ModelSpec
@@ -75,6 +75,7 @@ def training_sets_option(command: Callable[..., None]) -> Callable[..., None]:
 @training_sets_option
 @takes(ModelSpec, "models", without=("gradient_decoder",))
 @id_option
+@image_limit_options
 @takes(TrainConfig, "config")
 @device_option
 @out_option("trained", "Folder of the trained classifier; an interrupted run resumes.")

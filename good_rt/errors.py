@@ -36,6 +36,10 @@ class NonFiniteError(GoodRtError):
         )
 
 
+class LeftOutWarning(UserWarning):
+    """Something in the user's files that is not used; commands print it as one line."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not blank; its class's name where it has none."""
     lines = (line.strip() for line in str(error).splitlines())

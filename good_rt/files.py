@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,57 @@ def read_content(path: Path) -> bytes:
         raise GoodRtError(f"cannot read {path} ({error.strerror})") from None
 
 
+def read_text(path: Path) -> str:
+    """A file's text in UTF-8, whatever the locale, without the mark that Windows begins it with.
+
+    Raises:
+        GoodRtError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_content(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise GoodRtError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def printable(text: str) -> str:
+    """A text to show: characters that would steer a terminal, or turn the direction of what
+    follows, are written as escapes, and so are bytes of file names that are not UTF-8."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in STEERING or character in TURNING:
+        return character.encode("unicode_escape").decode()
+    return character
+
+
+STEERING = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters: control characters, lone surrogates, ends of lines and paragraphs."""
+TURNING = frozenset(
+    map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
+"""Characters that turn the direction of writing."""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as the user writes it, with ~ for the home folder.
+
+    Raises:
+        GoodRtError: ~NAME is no user's.
+    """
+    path = Path(text)
+    if not str(text).startswith("~") or path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise GoodRtError(f"{text} cannot be resolved: {error}") from None
+
+
 def paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
     """Several paths as a list; a single one is a list of one."""
     return [Path(given)] if isinstance(given, (str, Path)) else [Path(path) for path in given]
@@ -102,7 +154,7 @@ def paths_of(given: Path | str | Sequence[Path | str]) -> list[Path]:
 
 def demo_path(value: str | Path, demo: Path) -> Path:
     """The path that ``value`` names: ``demo`` for "demo", unless there is such a path."""
-    return demo if str(value) == DEMO and not Path(value).exists() else Path(value)
+    return demo if str(value) == DEMO and not Path(value).exists() else user_path(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -128,7 +180,7 @@ def parse_json(text: str | bytes, where: Path | str) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def different_names(

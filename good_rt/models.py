@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 from good_rt.config.declaration import setting
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.files import demo_path
+from good_rt.files import demo_path, user_path
+from good_rt.specs import (
+    HUB_KINDS,
+    is_mistyped_path,
+    resolved_spec,
+    split_kind,
+    split_weights,
+    suggestion,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +72,7 @@ class ModelSpec:
     @property
     def classifier_path(self) -> Path:
         """The classifier as a path; the demo's where "demo" names it."""
-        return demo_path(self.classifier, assets.CLASSIFIER)
+        return _without_home(demo_path(self.classifier, assets.CLASSIFIER))
 
     @property
     def diffusion_path(self) -> Path:
@@ -90,10 +98,13 @@ class ModelSpec:
         """
         with blame("diffusion"):
             path = self.diffusion_path
-            if not path.exists() and not HUB_NAME.fullmatch(path.as_posix()):
+            is_name = HUB_NAME.fullmatch(path.as_posix()) and not is_mistyped_path(
+                str(self.diffusion)
+            )
+            if not path.exists() and not is_name:
                 raise GoodRtError(
-                    f"{path} does not exist; give a diffusers folder, as `save_pretrained` writes "
-                    "it, or a model's name on the Hugging Face hub"
+                    f"{path} does not exist{suggestion(path)}; give a diffusers folder, as "
+                    "`save_pretrained` writes it, or a model's name on the Hugging Face hub"
                 )
         with blame("gradient_decoder"):
             light = self.gradient_decoder_path
@@ -178,6 +189,18 @@ class Models:
         return self._id_features[id_data, size]
 
 
+def _without_home(spec: Path) -> Path:
+    """A spec whose paths do not begin with ~."""
+    if "~" not in str(spec) or spec.exists():
+        return spec
+
+    def existing(part: Path) -> Path | None:
+        path = user_path(part)
+        return path if path.exists() else None
+
+    return resolved_spec(str(spec), existing)
+
+
 def check_classifier_path(path: Path) -> None:
     """Checks that the path of a classifier's spec exists, where the spec can only be a path.
 
@@ -187,14 +210,21 @@ def check_classifier_path(path: Path) -> None:
     Raises:
         GoodRtError: it does not exist.
     """
-    name, _, weights = (str(path), "", "") if path.exists() else str(path).partition("@")
+    name, weights = split_weights(str(path))
     if weights and not Path(weights).exists():
         raise GoodRtError(
             f"{weights} does not exist (in {str(path)!r}); give a safetensors file after the @"
         )
-    if not Path(name).exists() and ":" not in name:
+    kind, rest = split_kind(name)
+    if kind in HUB_KINDS and is_mistyped_path(rest):
         raise GoodRtError(
-            f"{path} does not exist; give a classifier folder, or a spec such as timm:resnet18"
+            f"{rest} does not exist (in {str(path)!r}){suggestion(Path(rest))}; give a folder, or "
+            "a model's name"
+        )
+    if not Path(name).exists() and not kind:
+        raise GoodRtError(
+            f"{path} does not exist{suggestion(path)}; give a classifier folder, or a spec such as "
+            "timm:resnet18"
         )
 
 

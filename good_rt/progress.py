@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from good_rt.files import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -46,7 +48,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a line between the bars."""
         if self._bars is not None:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Lines:

@@ -23,7 +23,8 @@ LAYERS = (
     {"classifier", "evaluation"},
     {"engines"},
     {"records"},
-    {"config", "environment", "files", "plugins", "progress"},
+    {"config", "environment", "plugins", "progress", "specs"},
+    {"files"},
     {"errors"},
 )
 """The rooms from the highest layer to the lowest: each imports only rooms of lower layers."""

@@ -122,7 +122,11 @@ def built_library(folder: Path, compiler: str, flags: tuple[str, ...] = FLAGS) -
 def _is_verified(path: Path) -> bool:
     """Whether the library is the one that was checked."""
     checksum = path.with_suffix(CHECKSUM)
-    return path.exists() and checksum.exists() and checksum.read_text() == sha256(path)
+    return (
+        path.exists()
+        and checksum.exists()
+        and checksum.read_text(encoding="ascii", errors="replace") == sha256(path)
+    )
 
 
 def check_private(path: Path) -> None:
@@ -149,7 +153,12 @@ def check_private(path: Path) -> None:
 
 def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, timeout=SECONDS, check=False
+        [compiler, "--version"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=SECONDS,
+        check=False,
     )
     runtimes = [f"{name} {_version(name)}" for name in ("onnxruntime", "onnxruntime-gpu")]
     facts = (*flags, compiler, version.stdout, *_processor(), *runtimes)
@@ -168,7 +177,7 @@ def _version(package: str) -> str:
 def _processor() -> tuple[str, ...]:
     """The processor's architecture, model and instruction sets, as far as the system tells."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     known = ("model name", "flags", "Features")
     facts = {line for line in lines if line.partition(":")[0].strip() in known}
     return platform.machine(), platform.system(), *sorted(facts)
@@ -187,7 +196,7 @@ def _build(path: Path, compiler: str, flags: tuple[str, ...]) -> None:
         checked = _ran([sys.executable, "-P", "-m", "good_rt.engines.cpu.self_test", str(library)])
         if checked is not None:
             raise GoodRtError(f"the kernels fail their self-test here ({checked})")
-        path.with_suffix(CHECKSUM).write_text(sha256(library))
+        path.with_suffix(CHECKSUM).write_text(sha256(library), encoding="ascii")
         library.replace(path)
 
 
@@ -195,7 +204,12 @@ def _ran(command: list[str]) -> str | None:
     """None for a command that succeeds, else the first line that says why not."""
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"no end within {SECONDS} s"
@@ -211,7 +225,7 @@ def _one_process(path: Path) -> Iterator[None]:
     """Waits until no other process is in this block for the same file."""
     import fcntl  # which Windows lacks, where nothing is compiled
 
-    with path.open("w") as file:
+    with path.open("wb") as file:
         path.chmod(0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file gives the lock back

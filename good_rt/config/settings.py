@@ -72,6 +72,22 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class ImageLimits:
+    """How large an image file may be; a small file can unpack to gigabytes."""
+
+    max_pixels: int = setting(
+        64 * 2**20, "Largest number of pixels of an image; larger ones are not decoded.", low=1
+    )
+    max_bytes: int = setting(
+        64 * 2**20, "Largest size of an image file in bytes; larger ones are not read.", low=1
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """The diffusion sampler: its steps, stochasticity and conditioning."""
 

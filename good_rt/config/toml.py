@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from good_rt.config.declaration import Setting, assemble, settings_of
 from good_rt.errors import GoodRtError
+from good_rt.files import printable, read_text
 
 Table = TypeVar("Table")
 KeyPath = tuple[str, ...]
@@ -48,13 +48,12 @@ def read_toml(
             missing one, or a value of the wrong type.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+    except GoodRtError as error:
+        raise GoodRtError(f"{error}; write one with `good-rt init`") from None
+    try:
         values = tomllib.loads(text)
-    except OSError as error:
-        raise GoodRtError(
-            f"cannot read {path} ({error.strerror}); write one with `good-rt init`"
-        ) from None
-    except ValueError as error:  # bad TOML or UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # bad TOML, or an integer of thousands of digits
         raise GoodRtError(f"{path} is not valid TOML: {error}") from None
     reader = _Reader(path, text, former_keys or {})
     try:
@@ -65,17 +64,23 @@ def read_toml(
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """A value as TOML writes it.
+
+    Raises:
+        GoodRtError: a text has bytes that are not UTF-8, which TOML cannot write.
+    """
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and math.isinf(value):
-        return "inf"
     if isinstance(value, Mapping):
         pairs = ", ".join(f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items())
         return f"{{{pairs}}}"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise GoodRtError(
+                f"{printable(value)} is not UTF-8, so it cannot stand in a TOML file; rename it"
+            )
         # JSON's escapes are TOML's, but for the delete character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     return str(value)
@@ -90,7 +95,7 @@ class _Reader:
     """One file's text, to say where a key stands."""
 
     def __init__(self, path: Path, text: str, former_keys: Mapping[KeyPath, KeyPath]) -> None:
-        self.path, self.lines, self.former_keys = path, text.splitlines(), former_keys
+        self.path, self.lines, self.former_keys = path, text.split("\n"), former_keys
 
     def table(self, config: type[Table], values: Mapping[str, Any], key_path: KeyPath) -> Table:
         known = {setting.key: setting for setting in settings_of(config)}

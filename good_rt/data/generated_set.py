@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from good_rt.config.settings import GuidanceKind
-from good_rt.data.image_files import CONTACT_SHEET, SET_MANIFEST, contact_sheet, read_image
+from good_rt.data.folder_tree import CONTACT_SHEET, SET_MANIFEST
+from good_rt.data.image_files import contact_sheet, decode_image, image_header, read_image_file
 from good_rt.errors import GoodRtError
 from good_rt.files import atomic_path, different_names, read_content, remove_leftovers
 from good_rt.records import Count, Index, InnerPath, RecordType, drop_format
@@ -164,7 +165,7 @@ class GeneratedSet:
             if path.exists() and not read_content(path).endswith(b"\n"):
                 whole = "".join(map(_line, _read_lines(path, kind)))
                 with atomic_path(path) as temporary:
-                    temporary.write_text(whole)
+                    temporary.write_text(whole, encoding="utf-8")
 
     def rows(self) -> list[Row]:
         """The manifest's rows by index; a last line cut short by an interruption does not count.
@@ -187,7 +188,7 @@ class GeneratedSet:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
                     temporary, "PNG"
                 )
-        with self._manifest.open("a") as file:
+        with self._manifest.open("a", encoding="utf-8") as file:
             file.writelines(map(_line, rows))
 
     def reject(self, rejections: Sequence[Rejected]) -> None:
@@ -197,7 +198,7 @@ class GeneratedSet:
             rejections: Their indices and reasons.
         """
         if rejections:
-            with self._rejections.open("a") as file:
+            with self._rejections.open("a", encoding="utf-8") as file:
                 file.writelines(map(_line, rejections))
 
     def rejections(self) -> dict[int, str]:
@@ -232,13 +233,12 @@ class GeneratedSet:
                     "again"
                 )
             try:
-                with Image.open(path) as image:
-                    channels, size = 1 if image.mode == "L" else 3, (image.height, image.width)
-            except OSError as error:
-                raise GoodRtError(
-                    f"{path} cannot be read ({error.strerror or error}); generate the set again"
-                ) from None
-            loaded.append(read_image(path, channels, size))
+                content = read_image_file(path)
+                width, height, mode = image_header(content, str(path))
+                channels = 1 if mode == "L" else 3
+                loaded.append(decode_image(content, str(path), channels, (height, width)))
+            except GoodRtError as error:
+                raise GoodRtError(f"{error}; generate the set again") from None
             if loaded[-1].shape != loaded[0].shape:
                 raise GoodRtError(
                     f"{path} is not of the shape of the other images; generate the set again"

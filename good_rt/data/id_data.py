@@ -7,6 +7,7 @@ standardises, fits the score and calibrates; ``test`` is used only by the evalua
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,7 +22,7 @@ from good_rt.data.sources.base import ImageSource
 from good_rt.data.sources.npz import NPZ_HINT, NpzSource
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import SKIP_BAD_HINT, Splits, make_splits, recorded_splits
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, LeftOutWarning
 from good_rt.files import DEMO_IMAGES, demo_path
 
 BATCH = 500
@@ -227,7 +228,9 @@ class IdData:
                 image = item.image(channels, size)
             except GoodRtError as error:
                 raise GoodRtError(
-                    f"{error} ({SKIP_BAD_HINT})" if isinstance(item.content, bytes) else f"{error}"
+                    f"{error}"
+                    if isinstance(item.content, np.ndarray)
+                    else f"{error} ({SKIP_BAD_HINT})"
                 ) from None
             if self.record is not None:  # else the contents were hashed just now
                 self.splits.check_content(item)
@@ -245,13 +248,20 @@ class IdData:
         """The source, and the file of the first image with this label, for errors."""
         name = next(entry.name for entry in self.source.entries if entry.label == label)
         path = self.source.path
-        return f"{path / name.partition('[')[0] if self.source.kind == 'npz' else path}"
+        return f"{path / name.rpartition('[')[0] if self.source.kind == 'npz' else path}"
 
 
 @lru_cache(maxsize=8)
 def _splits(folder: Path, listing: str) -> Splits:
     """The parts of a source; ``listing`` is the cache's key, so a changed source is split again."""
-    return make_splits(open_source(folder))
+    splits = make_splits(open_source(folder))
+    _warn_of_left_out(folder, splits.skipped)
+    return splits
+
+
+def _warn_of_left_out(path: Path, left_out: Sequence[str]) -> None:
+    for line in left_out:
+        warnings.warn(f"{path}: {line}", LeftOutWarning, stacklevel=3)
 
 
 def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDArray[np.uint8]:
@@ -269,6 +279,7 @@ def unlabelled(path: Path, channels: int, size: int, limit: int = 10_000) -> NDA
         GoodRtError: an image is damaged, or an array has another shape.
     """
     source = open_source(path)
+    _warn_of_left_out(path, source.left_out)
     count = len(source.entries)
     rows = thinned(range(count), limit)
     return np.stack([item.image(channels, size) for item in source.items(rows)])

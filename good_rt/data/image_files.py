@@ -1,30 +1,44 @@
 """Reads image files as a model takes them, and lays out contact sheets; needs only Pillow and
 numpy.
+
+What white is in an image deeper than 8 bits follows from its format, never from its values:
+65535 in 16 bits, the declared depth in a TIFF of fewer bits, 1 in floating point. An image whose
+format does not say it is refused.
 """
 
 from __future__ import annotations
 
-import io
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from good_rt.config.settings import ImageLimits
+from good_rt.data.folder_tree import UNASKED, LeftOut, folder_tree, left_out_lines, merged, path_in
+from good_rt.data.formats import decoders, open_image
+from good_rt.data.limits import limits_now
 from good_rt.errors import GoodRtError
 
-MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 64 * 2**20
-"""Larger files and images are refused unread: a small file can unpack to gigabytes."""
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+MAX_BYTES, MAX_PIXELS = ImageLimits.max_bytes, ImageLimits.max_pixels
+"""The limits where the user sets no others."""
+LARGE_IMAGE = 16 * 2**20
+"""Pixels from which on an image is reduced, strip by strip, before it is resized."""
+STRIP = 2**20
+"""Pixels of a strip."""
+REDUCING_GAP = 3
+"""A reduced image is still so many times larger than what it is resized to."""
+MOST_SCANS = 100
+"""Scans of a progressive JPEG, of which each takes the time of a whole image; ten are usual."""
+HELD_TWICE = ("WEBP", "AVIF", "JPEG2000")
+"""Formats whose decoders hold an image twice: half as many pixels are allowed."""
+TWELVE_BITS = 4095
 MODES = {1: "L", 3: "RGB"}
-SET_MANIFEST, CONTACT_SHEET = "manifest.jsonl", "contact_sheet.png"
-"""Files of a generated set, beside its folder of images."""
 
 
 def read_image(
@@ -32,8 +46,8 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """An image file as (H, W, C) uint8.
 
-    EXIF orientation is applied; palettes are looked up, alpha is composited over black, 16 bits
-    become 8, CMYK becomes RGB; of an animation the first frame is taken.
+    EXIF orientation is applied; palettes are looked up, alpha is composited over black, deeper
+    images become 8 bits, CMYK becomes RGB; of an animation the first frame is taken.
 
     Args:
         path: The file.
@@ -44,10 +58,38 @@ def read_image(
     Raises:
         GoodRtError: the file is missing, damaged, too large, or does not fit.
     """
+    return decode_image(read_image_file(path), str(path), channels, size, fit)
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        GoodRtError: it is missing, too large, or no regular file: a pipe could be endless.
+    """
     with _named(str(path)):
-        if path.stat().st_size > MAX_BYTES:
-            raise GoodRtError(f"{path} has more than {MAX_BYTES >> 20} MiB; refused")
-        return _decode(path, str(path), channels, size, fit)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise GoodRtError(
+                f"{path} is a pipe or device, not a file; write the image to a file first"
+            )
+        if status.st_size <= limits_now().max_bytes:
+            with path.open("rb") as file:
+                content = file.read(limits_now().max_bytes + 1)
+            if len(content) <= limits_now().max_bytes:
+                return content
+        raise too_many_bytes(str(path))
+
+
+def too_many_bytes(name: str) -> GoodRtError:
+    """The error for a file that is larger than the limit."""
+    return GoodRtError(
+        f"{name} has more than {limits_now().max_bytes / 2**20:g} MiB; refused (--max-bytes, "
+        "max_bytes in a job file)"
+    )
 
 
 def decode_image(
@@ -65,10 +107,32 @@ def decode_image(
     Raises:
         GoodRtError: the image is damaged, too large, or does not fit.
     """
-    with _named(name):
-        if len(content) > MAX_BYTES:
-            raise GoodRtError(f"{name} has more than {MAX_BYTES >> 20} MiB; refused")
-        return _decode(io.BytesIO(content), name, channels, size, fit)
+    if len(content) > limits_now().max_bytes:
+        raise too_many_bytes(name)
+    mode, (height, width) = MODES[channels], size
+    with _opened(content, name) as opened:
+        if not fit and sorted(opened.size) != sorted((width, height)):
+            raise _other_size(name, opened.size, size)
+        factor = _reduction(opened, max(size)) if fit else 1
+        if factor > 1:  # a JPEG's decoder can reduce by itself
+            opened.draft(None, (REDUCING_GAP * max(size),) * 2)
+            factor = _reduction(opened, max(size))
+        ImageOps.exif_transpose(opened, in_place=True)
+        image = _in_eight_bits(opened, name, factor)
+        if fit:
+            image = image if image.mode == mode else image.convert(mode)
+            if image.size != (width, height):
+                whole = (0, 0, opened.width / factor, opened.height / factor)
+                image = image.resize((width, height), Image.Resampling.LANCZOS, whole)
+        if image.mode != mode:
+            names = {"L": "grey", "RGB": "RGB"}
+            raise GoodRtError(
+                f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use "
+                "--fit"
+            )
+        if image.size != (width, height):
+            raise _other_size(name, image.size, size)
+        return np.asarray(image, np.uint8).reshape(height, width, channels)
 
 
 def image_header(content: bytes, name: str) -> tuple[int, int, str]:
@@ -81,10 +145,56 @@ def image_header(content: bytes, name: str) -> tuple[int, int, str]:
     Raises:
         GoodRtError: it is not an image.
     """
-    with _named(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(content)) as file:
-            return file.width, file.height, file.mode
+    with _opened(content, name) as opened:
+        return opened.width, opened.height, opened.mode
+
+
+def largest_value(content: bytes, name: str) -> int | None:
+    """The largest value of a grey image of 16 bits; None for any other image.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name, for errors.
+
+    Raises:
+        GoodRtError: the image is damaged or too large.
+    """
+    with _opened(content, name) as opened:
+        if not opened.mode.startswith("I") or _scale_of(opened, name).white != 65535:
+            return None
+        return int(np.asarray(opened).max(initial=0))
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """An image's header; what Pillow raises within the block becomes an error that names the
+    file."""
+    with _named(name), _pillows_bound(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pixel bound replaces Pillow's warnings
+        with open_image(content) as opened:
+            most = limits_now().max_pixels // (2 if opened.format in HELD_TWICE else 1)
+            if opened.width * opened.height > most:
+                raise GoodRtError(
+                    f"{name} has {opened.width}x{opened.height} pixels, more than {most}; "
+                    "refused (--max-pixels, max_pixels in a job file)"
+                )
+            if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MOST_SCANS:
+                raise GoodRtError(
+                    f"{name} is a JPEG of more than {MOST_SCANS} scans; refused: save it again"
+                )
+            yield opened
+
+
+@contextmanager
+def _pillows_bound() -> Iterator[None]:
+    """Raises Pillow's own bound where the user's limit is above it."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None:
+        Image.MAX_IMAGE_PIXELS = max(before, limits_now().max_pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager
@@ -99,9 +209,14 @@ def _named(name: str) -> Iterator[None]:
     except PermissionError:
         raise GoodRtError(f"{name} cannot be read: permission denied") from None
     except Image.DecompressionBombError:  # Pillow's bound is reached before ours
-        raise GoodRtError(f"{name} has more than {MAX_PIXELS} pixels; refused") from None
+        raise GoodRtError(
+            f"{name} has more than {limits_now().max_pixels} pixels; refused (--max-pixels, "
+            "max_pixels in a job file)"
+        ) from None
     except UnidentifiedImageError:
-        raise GoodRtError(f"{name} is not an image that can be read") from None
+        raise GoodRtError(
+            f"{name} is not an image that can be read; {', '.join(decoders())} can"
+        ) from None
     except GoodRtError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged files
@@ -110,66 +225,118 @@ def _named(name: str) -> Iterator[None]:
         ) from None
 
 
-def _decode(
-    file: Path | io.BytesIO, name: str, channels: int, size: tuple[int, int], fit: bool
-) -> NDArray[np.uint8]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the pixel bound below replaces Pillow's warnings
-        with Image.open(file) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise GoodRtError(
-                    f"{name} has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS}; "
-                    "refused"
-                )
-            image = _plain(ImageOps.exif_transpose(opened))
-    mode, (height, width) = MODES[channels], size
-    if fit:
-        image = image.convert(mode)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if image.mode != mode:
-        names = {"L": "grey", "RGB": "RGB"}
-        raise GoodRtError(
-            f"{name} is {names[image.mode]}, {names[mode]} is expected; convert it, or use --fit"
-        )
-    if image.size != (width, height):
-        actual = f"{image.width}x{image.height}"
-        raise GoodRtError(
-            f"{name} has {actual} pixels, {width}x{height} are expected; resize it, or use --fit"
-        )
-    return np.asarray(image, np.uint8).reshape(height, width, channels)
+def _other_size(name: str, actual: tuple[int, int], size: tuple[int, int]) -> GoodRtError:
+    return GoodRtError(
+        f"{name} has {actual[0]}x{actual[1]} pixels, {size[1]}x{size[0]} are expected; resize it, "
+        "or use --fit"
+    )
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _reduction(image: Image.Image, side: int) -> int:
+    """By how much an image is reduced before it is resized to ``side``: 1 but for large ones."""
+    if image.width * image.height <= LARGE_IMAGE:
+        return 1
+    return max(1, min(image.size) // (REDUCING_GAP * side))
+
+
+def _in_eight_bits(opened: Image.Image, name: str, factor: int) -> Image.Image:
+    """Any Pillow image as L or RGB, reduced by ``factor``. Large images are converted strip by
+    strip, so that no second image of their size is in memory."""
+    deep = opened.mode.startswith("I") or opened.mode == "F"
+    scale = _scale_of(opened, name) if deep else None
+    if factor == 1:
+        return _plain(opened, scale)
+    width, height = opened.size
+    rows = max(1, STRIP // (width * factor)) * factor
+    reduced = None
+    for top in range(0, height, rows):
+        strip = opened.crop((0, top, width, min(top + rows, height)))
+        part = _plain(strip, scale).reduce(factor)
+        if reduced is None:
+            reduced = Image.new(part.mode, (part.width, -(-height // factor)))
+        reduced.paste(part, (0, top // factor))
+    assert reduced is not None
+    return reduced
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What a deep image's values mean: ``white``, or black where ``inverted``, is the largest."""
+
+    name: str
+    white: int
+    inverted: bool
+
+    def in_eight_bits(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Values as uint8; values beyond black and white are refused."""
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        slack = 0.001 if self.white == 1 else 0  # floats are rounded
+        if not (-slack <= low and high <= self.white + slack):  # nor NaN
+            raise GoodRtError(
+                f"{self.name} holds values from {low:g} to {high:g}, and white is {self.white} in "
+                "images of its kind; save it as 8 or 16 bits, with the white that you mean"
+            )
+        if self.white == 1:
+            levels = (
+                (values.astype(np.float32, copy=False) * 255).clip(0, 255).round().astype(np.uint8)
+            )
+        else:  # a table, so that no image of floats is in memory
+            table = (np.arange(self.white + 1) / self.white * 255).round().astype(np.uint8)
+            levels = table[values]
+        return 255 - levels if self.inverted else levels
+
+
+def _scale_of(image: Image.Image, name: str) -> _Scale:
+    """The scale of a deep image, as its format says."""
+    inverted = False
+    white = {"F": 1, "I": None}.get(image.mode, 65535)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        if white == 65535:
+            white = 2 ** image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 1
+    elif image.mode == "I":  # where Pillow has no mode of 16 bits
+        white = 65535
+    if white is None:
+        raise GoodRtError(
+            f"{name} holds signed or 32-bit whole numbers, whose white no format says; save it as "
+            "8 or 16 bits"
+        )
+    return _Scale(name, white, inverted)
+
+
+def _plain(image: Image.Image, scale: _Scale | None) -> Image.Image:
     """Any Pillow image as L or RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        # 16-bit files come as I;16, or as I or F, which may hold 8 bits as well
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        coloured = image.convert("RGBA")
+    if scale is not None:
+        return Image.fromarray(scale.in_eight_bits(np.asarray(image)))
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        coloured = image if image.mode == "RGBA" else _with_alpha(image)
         flat = Image.alpha_composite(
             Image.new("RGBA", image.size, (0, 0, 0, 255)), coloured
         ).convert("RGB")
-        return flat.convert("L") if image.mode in {"1", "L", "LA"} else flat
-    return image.convert("L" if image.mode in {"1", "L"} else "RGB")
+        return flat.convert("L") if image.mode in {"1", "L", "LA", "La"} else flat
+    mode = "L" if image.mode in {"1", "L"} else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
-def visible(path: Path) -> bool:
-    """Whether a file or folder is the user's and not the operating system's."""
-    return not path.name.startswith((".", "__MACOSX"))
+def _with_alpha(image: Image.Image) -> Image.Image:
+    straight = {"La": "LA"}.get(image.mode)  # Pillow has no direct way from La
+    return (image if straight is None else image.convert(straight)).convert("RGBA")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files anywhere in a folder, in order; of a generated set not its contact sheet."""
-    files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and visible(p) and p.is_file()
-    )
-    return [p for p in files if p.name != CONTACT_SHEET or not p.with_name(SET_MANIFEST).exists()]
+@dataclass(frozen=True)
+class ImageListing:
+    """Image files, and what was found beside them.
+
+    Attributes:
+        files: The files, in order.
+        left_out: What was left out: a line for each reason.
+    """
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...]
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def list_images(paths: Sequence[Path]) -> ImageListing:
     """The files, and the image files in the folders, in order.
 
     Args:
@@ -179,17 +346,58 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         GoodRtError: a path does not exist, or a folder holds no images.
     """
     files: list[Path] = []
+    left_out: list[LeftOut] = []
     for path in paths:
         if path.is_dir():
-            inside = image_files(path)
-            if not inside:
-                raise GoodRtError(f"{path} holds no image files")
-            files += inside
+            tree = folder_tree(path)
+            left_out.append(tree.left_out | {UNASKED: list(tree.containers)})
+            if not tree.images:
+                lines = left_out_lines(left_out[-1])
+                found = f"; skipped: {'; '.join(lines)}" if lines else ""
+                raise GoodRtError(f"{path} holds no image files{found}")
+            files += (path_in(path, name) for name in tree.images)
         elif not path.exists():
             raise GoodRtError(f"{path} does not exist; give image files, or folders of them")
         else:
             files.append(path)
-    return files
+    return ImageListing(tuple(files), left_out_lines(merged(*left_out)))
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files of `list_images`."""
+    return list(list_images(paths).files)
+
+
+class DepthCheck:
+    """Whether grey images of 16 bits only use the lower 12: then they are probably of 12 bits, and
+    would be read as nearly black ones. No single image tells."""
+
+    def __init__(self) -> None:
+        self.count, self.largest = 0, 0
+
+    def see(self, content: bytes, name: str) -> None:
+        """Looks at one image.
+
+        Args:
+            content: The file's bytes.
+            name: The file's name, for errors.
+
+        Raises:
+            GoodRtError: the image is damaged or too large.
+        """
+        value = largest_value(content, name)
+        if value is not None:
+            self.count, self.largest = self.count + 1, max(self.largest, value)
+
+    def doubt(self) -> str | None:
+        """What is doubtful about all images together; None where nothing is."""
+        if not self.count or self.largest > TWELVE_BITS:
+            return None
+        return (
+            f"no value of {self.count} grey images of 16 bits is above {self.largest}, and white "
+            f"is 65535: if {TWELVE_BITS} is meant to be white, multiply all values by 16; if they "
+            "are dark, save them as 8 bits"
+        )
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int, scale: int = 2) -> Image.Image:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from good_rt.config.settings import SplitConfig
+from good_rt.data.image_files import DepthCheck
 from good_rt.data.sources.base import PARTS, ImageSource, Item, hash_of
 from good_rt.errors import GoodRtError
 from good_rt.records import InnerPath, RecordType, drop_format
@@ -247,20 +248,24 @@ def make_splits(
         GoodRtError: an image is bad, or in two classes, or in two given parts, or a class has fewer
             than three images.
     """
-    skipped: list[str] = []
+    skipped, depth = list(source.left_out), DepthCheck()
     digests: dict[int, str] = {}
     rows: Iterable[Item] = source.items()
     for item in rows:
         try:
             if check or config.skip_bad:
-                _check(item)
+                _check(item, depth)
+            digest = item.digest()
         except GoodRtError as error:
             if not config.skip_bad:
                 raise GoodRtError(f"{error} ({SKIP_BAD_HINT})") from None
             skipped.append(str(error))
         else:
-            digests[item.row] = item.digest()
+            digests[item.row] = digest
         on_item(1)
+    doubt = depth.doubt()
+    if doubt is not None:
+        raise GoodRtError(f"{source.path}: {doubt}")
     copies: dict[str, list[int]] = {}
     for row, digest in digests.items():
         copies.setdefault(digest, []).append(row)
@@ -298,10 +303,12 @@ def make_splits(
     )
 
 
-def _check(item: Item) -> None:
+def _check(item: Item, depth: DepthCheck) -> None:
     """Decodes an image's file."""
-    if isinstance(item.content, bytes):
+    content = item.readable()
+    if isinstance(content, bytes):
         item.image(3, CHECK_SIZE)
+        depth.see(content, item.name)
 
 
 def _contradiction(source: ImageSource, group: Sequence[int]) -> str | None:

@@ -154,7 +154,7 @@ def write_report(path: Path, data: ReportData) -> None:
     """
     html = render_report(data)
     with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def render_report(data: ReportData) -> str:

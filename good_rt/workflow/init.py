@@ -22,11 +22,12 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import Splits, make_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.files import DEMO
+from good_rt.files import DEMO, printable
 from good_rt.method.conformal import check_alpha
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
-from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of
+from good_rt.specs import resolved_spec
+from good_rt.workflow.job_file import JOB_VERSION, JobConfig
 
 PROBED = 200
 """Images whose size is looked at."""
@@ -165,14 +166,15 @@ def _sizes(source: ImageSource) -> str:
     rows = sorted(set(np.linspace(0, count - 1, min(PROBED, count)).round().astype(int).tolist()))
     sizes, modes = set(), set()
     for item in source.items(rows):
-        if isinstance(item.content, np.ndarray):
-            height, width, channels = item.content.shape
-            mode = {1: "L", 3: "RGB"}.get(channels, f"{channels} channels")
-        else:
-            try:
-                width, height, mode = image_header(item.content, item.name)
-            except GoodRtError:
-                continue  # reported when the images are divided
+        try:
+            content = item.readable()
+            if isinstance(content, np.ndarray):
+                height, width, channels = content.shape
+                mode = {1: "L", 3: "RGB"}.get(channels, f"{channels} channels")
+            else:
+                width, height, mode = image_header(content, item.name)
+        except GoodRtError:
+            continue  # reported when the images are divided
         sizes.add((width, height))
         modes.add(mode)
     if not sizes:
@@ -191,11 +193,12 @@ def job_text(findings: Findings, out: Path) -> str:
     images = [f"# {findings.splits.kind}, {findings.sizes}; images by class:"]
     for label in labels:
         parts = ", ".join(f"{by_class.get(label, 0)} {part}" for part, by_class in counts.items())
-        images.append(f"#   {label}: {parts}")
+        images.append(f"#   {printable(label)}: {parts}")
     if findings.splits.given:
         images.append("# They already come in parts, which are kept.")
+    name = printable(out.name)
     lines = [
-        f"# A job of good-rt: `good-rt run {out.name}` makes detector.onnx and report.html of it,",
+        f"# A job of good-rt: `good-rt run {name}` makes detector.onnx and report.html of it,",
         "# and resumes where it was interrupted. Paths are relative to this file. docs/jobs.md",
         "# lists every setting.",
         "",
@@ -272,7 +275,7 @@ def _relative(path: Path, folder: Path) -> str:
     spec."""
     if not path.exists():
         return str(
-            spec_of(
+            resolved_spec(
                 str(path), lambda part: Path(_relative(part, folder)) if part.exists() else None
             )
         )

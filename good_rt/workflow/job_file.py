@@ -6,7 +6,7 @@ below ``out``. Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from good_rt.config.settings import (
     EvaluateConfig,
     GenerationConfig,
     GuidanceKind,
+    ImageLimits,
     SplitConfig,
     TrainConfig,
 )
@@ -28,9 +29,10 @@ from good_rt.data.sources.open import open_source
 from good_rt.data.splits import recorded_splits
 from good_rt.demo import assets
 from good_rt.errors import GoodRtError
-from good_rt.files import DEMO
+from good_rt.files import DEMO, user_path
 from good_rt.models import ModelSpec
 from good_rt.records import newer_version
+from good_rt.specs import resolved_spec, split_kind
 
 JOB_VERSION = 2
 LEAST_IMAGES = 10
@@ -49,6 +51,7 @@ class DataTable:
 
     images: str | Path = setting(help="ID images: any source of images.", required_in_file=True)
     split: SplitConfig = nested(SplitConfig)
+    limits: ImageLimits = nested(ImageLimits)
 
 
 @dataclass(frozen=True)
@@ -287,23 +290,15 @@ class Job:
         spec stay as they are."""
         if str(value) == DEMO and demo is not None and not (self.path.parent / value).exists():
             return demo
-        try:
-            inside = self.path.parent / Path(value).expanduser()
-        except RuntimeError as error:  # of an unknown user
-            raise GoodRtError(f"{value} cannot be resolved: {error}") from None
-        if inside.exists() or ":" not in str(value):
+        inside = self.path.parent / user_path(value)
+        if inside.exists() or not split_kind(str(value))[0]:
             return inside
-        return spec_of(
-            str(value), lambda path: path if (path := self.path.parent / path).exists() else None
-        )
 
+        def existing(part: Path) -> Path | None:
+            path = self.path.parent / user_path(part)
+            return path if path.exists() else None
 
-def spec_of(spec: str, resolve: Callable[[Path], Path | None]) -> Path:
-    """A model's spec with its paths resolved; what ``resolve`` returns None for stays as it is."""
-    name, at, weights = spec.partition("@")
-    kind, colon, rest = name.partition(":")
-    parts = (f"{resolve(Path(part)) or part}" if part else "" for part in (rest, weights))
-    return Path(f"{kind}{colon}{next(parts)}{at}{next(parts)}")
+        return resolved_spec(str(value), existing)
 
 
 OLD_KEYS = {

@@ -22,6 +22,7 @@ from good_rt.classifier import Classifier, load_classifier, saved_spec
 from good_rt.config.settings import BackendConfig, ExportConfig, TrainConfig
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.id_data import IdData, unlabelled
+from good_rt.data.limits import image_limits
 from good_rt.data.sources.open import open_source
 from good_rt.data.splits import SPLITS_FILE
 from good_rt.detector.module import DetectorModule
@@ -127,9 +128,10 @@ def run_job(
         GoodRtError: something does not fit; said before anything long begins.
     """
     run = _Run(job if isinstance(job, Job) else Job.read(Path(job)), use_device(device), progress)
-    run.check()
-    with sole_user(run.out):
-        return run.all()
+    with image_limits(run.config.data.limits):
+        run.check()
+        with sole_user(run.out):
+            return run.all()
 
 
 @dataclass(frozen=True)

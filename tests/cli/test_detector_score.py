@@ -16,7 +16,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from good_rt.cli.detector_score import _common_folder
+from good_rt.cli.detector_score import _common_folder, safe_cell
 from good_rt.demo import assets
 from good_rt.detector.runtime import Detector, Scores
 
@@ -214,7 +214,10 @@ def test_bad_images_are_refused_or_skipped_by_name(
     options = ["detector", "score", folder, "--detector", detector_path]
     refused = run(*options, "--csv", tmp_path / "scores.csv")
     assert reason in refused.failed() and "--skip-bad leaves such files out" in refused.failed()
-    assert refused.out == "" and not (tmp_path / "scores.csv").exists()
+    assert "; the other 5 were scored" in refused.failed()
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        names = [Path(row["file"]).name for row in csv.DictReader(file)]
+    assert len(names) == 5 and "1.png" not in names
     ended = run(*options, "--skip-bad", "--json")
     assert ended.code == 0
     assert ended.err.startswith("skipped: ") and reason in ended.err
@@ -300,3 +303,96 @@ def test_outputs_that_cannot_be_written(
     assert sorted(tmp_path.rglob("*")) == before
     both = run("detector", "score", folder, "--detector", detector_path, "--csv", "-", "--json")
     assert "would both print to standard output" in both.failed()
+
+
+@pytest.mark.parametrize("at_once", [2, 256])
+@pytest.mark.parametrize("bad", ["a.png", "2b.png", "z.png"])
+def test_one_bad_file_does_not_lose_the_rest(
+    run: Run, folder: Path, detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    at_once: int, bad: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("good_rt.cli.detector_score.AT_ONCE", at_once)
+    (folder / bad).write_bytes(b"no image")
+    words = ["detector", "score", folder, "--detector", detector_path]
+    ended = run(*words, "--csv", tmp_path / "s.csv")
+    assert f"{bad} is not an image" in ended.failed() and "the other 6 were scored" in ended.err
+    with (tmp_path / "s.csv").open(newline="") as file:
+        assert [Path(row["file"]).name for row in csv.DictReader(file)] == [
+            f"{i}.png" for i in range(6)
+        ]
+    ended = run(*words, "--json")
+    assert ended.code == 2 and len(ended.json["images"]) == 6
+    assert any(bad in line for line in ended.json["skipped"])
+    table = run(*words)
+    assert table.code == 2 and "5.png" in table.out
+
+
+def test_rows_are_there_before_the_end(
+    run: Run, folder: Path, detector_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interruption leaves behind: the header and whole rows."""
+    monkeypatch.setattr("good_rt.cli.detector_score.AT_ONCE", 2)
+    scored = Detector.score
+    batches: list[str] = []
+
+    def interrupted(self: Detector, images: Any, batch: int = 64) -> Scores:
+        batches.append((tmp_path / "s.csv").read_text() if batches else "")
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return scored(self, images, batch)
+
+    monkeypatch.setattr(Detector, "score", interrupted)
+    words = ["detector", "score", folder, "--detector", detector_path, "--csv", tmp_path / "s.csv"]
+    assert run(*words).code == 130
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("file,label,")
+    assert len({line.count(",") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+x", "'+x"),
+        ("-x", "'-x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("＝1", "'＝1"),
+        ("\t=1", r"\t=1"),
+        ("\r=1", r"\r=1"),
+        ("'x", "''x"),
+        ("a=b", "a=b"),
+        ("a\x1b[2J", r"a\x1b[2J"),
+        ("caf\udce9", "caf\udce9"),
+        (-1.5, -1.5),
+        (True, True),
+    ],
+)
+def test_a_cell_is_no_formula(value: object, cell: object) -> None:
+    assert safe_cell(value) == cell
+
+
+def test_what_is_left_out_of_a_folder_is_said(run: Run, folder: Path, detector_path: Path) -> None:
+    (folder / ".trash").mkdir()
+    for name in (".trash/1.png", "notes.txt", "1.dng", "x.tar"):
+        (folder / name).touch()
+    ended = run("detector", "score", folder, "--detector", detector_path, "--json")
+    assert len(ended.json["images"]) == 6 and len(ended.json["skipped"]) == 3
+    for line in ended.json["skipped"]:
+        assert f"skipped: {line}\n" in ended.err
+    for name in (".trash/1.png", "notes.txt", "1.dng", "x.tar"):
+        assert name in ended.err
+
+
+def test_12_bits_in_a_container_of_16_are_doubted(
+    run: Run, tmp_path: Path, detector_path: Path
+) -> None:
+    for i, image in enumerate(IMAGES[..., 0]):
+        Image.fromarray(image.astype(np.uint16) * 16).save(tmp_path / f"{i}.png")
+    ended = run("detector", "score", tmp_path, "--detector", detector_path, "--json")
+    assert ended.code == 0 and "warning: no value of 6 grey images of 16 bits is above" in ended.err
+
+
+def test_limits_are_options(run: Run, folder: Path, detector_path: Path) -> None:
+    words = ["detector", "score", folder, "--detector", detector_path]
+    assert "more than 1000; refused" in run(*words, "--max-pixels", 1000).failed()
+    assert run(*words, "--max-pixels", 1024, "--max-bytes", 100_000).code == 0

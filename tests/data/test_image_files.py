@@ -3,7 +3,10 @@ them."""
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
+from good_rt.config.settings import ImageLimits
+from good_rt.data import formats
 from good_rt.data import image_files as images
 from good_rt.data.image_files import (
     contact_sheet,
@@ -23,6 +28,7 @@ from good_rt.data.image_files import (
     image_header,
     read_image,
 )
+from good_rt.data.limits import image_limits
 from good_rt.errors import GoodRtError
 
 GREY = (np.add.outer(np.arange(20), np.arange(30)) * 5).astype(np.uint8)  # H 20, W 30
@@ -123,11 +129,7 @@ def test_16_bits_become_8(tmp_path: Path, suffix: str, brightest: int) -> None:
     np.testing.assert_array_equal(read_image(path, 1, SIZE)[..., 0], np.round(deep / 257))
 
 
-def test_float_tiff_and_bilevel(tmp_path: Path) -> None:
-    floats = GREY.astype(np.float32)
-    np.testing.assert_array_equal(
-        read_image(saved(tmp_path / "f.tif", floats), 1, SIZE)[..., 0], GREY
-    )
+def test_bilevel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read_image(saved(tmp_path / "b.png", GREY > 99), 1, SIZE)[..., 0], (GREY > 99) * 255
     )
@@ -296,3 +298,228 @@ def test_a_contact_sheet_holds_every_image_at_its_place(
     assert (
         sheet[6 * (len(pictures) // columns) :, 8 * (len(pictures) % columns) :] == 0
     ).all() or len(pictures) % columns == 0
+
+
+def test_a_float_image_has_white_at_1(tmp_path: Path) -> None:
+    for top in (1.0, 0.5, 0.001):  # a dark image is dark
+        floats = (GREY / 255 * top).astype(np.float32)
+        found = read_image(saved(tmp_path / "f.tif", floats), 1, SIZE)
+        np.testing.assert_array_equal(found[..., 0], np.round(GREY * top))
+
+
+@pytest.mark.parametrize("value", [1.1, 255.0, -0.1, 65535.0, np.nan, np.inf])
+def test_a_float_image_with_another_white_is_refused(tmp_path: Path, value: float) -> None:
+    floats = (GREY / 255).astype(np.float32)
+    floats[0, 0] = value
+    path = saved(tmp_path / "f.tif", floats)
+    with pytest.raises(GoodRtError, match=r"f\.tif holds values .* white is 1 in .*; save it as 8"):
+        read_image(path, 1, SIZE)
+
+
+@given(st.integers(0, 65535), st.integers(0, 65535), st.sampled_from(["png", "tif", "pgm", "jp2"]))
+@settings(max_examples=60, deadline=None)
+def test_a_pixels_level_does_not_depend_on_other_pixels(
+    tmp_path_factory: pytest.TempPathFactory, value: int, other: int, suffix: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"deep.{suffix}"
+    levels = []
+    for rest in (0, other, 65535):
+        deep = np.full(SIZE, rest, np.uint16)
+        deep[:10] = value
+        levels.append(read_image(saved(path, deep), 1, SIZE)[3, 3, 0])
+    assert set(levels) == {np.uint8(round(value / 257))}
+
+
+def twelve_bits(values: NDArray[np.integer], white_is_zero: bool = False) -> bytes:
+    """A TIFF that says that its grey values have 12 bits each, two of them in three bytes."""
+    flat = values.ravel().astype(np.uint16)
+    first, second = flat[::2], flat[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1)
+    tags = [(256, values.shape[1]), (257, values.shape[0]), (258, 12), (259, 1)]
+    tags += [(262, 0 if white_is_zero else 1), (273, 8), (277, 1), (278, values.shape[0])]
+    data = packed.astype(np.uint8).tobytes()
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    entries += struct.pack("<HHII", 279, 4, 1, len(data))
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return header + data + struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+
+
+def test_a_tiff_that_says_12_bits_has_white_at_4095(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, GREY.size).reshape(SIZE).astype(np.uint16)
+    content = twelve_bits(values)
+    found = decode_image(content, "x.tif", 1, SIZE)[..., 0]
+    np.testing.assert_array_equal(found, np.round(values / 4095 * 255))
+
+
+def test_white_may_be_zero_in_a_deep_tiff(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 257
+    for image in (Image.fromarray(deep), Image.fromarray((GREY / 255).astype(np.float32))):
+        image.save(tmp_path / "x.tif", tiffinfo={262: 0})
+        found = read_image(tmp_path / "x.tif", 1, SIZE)[..., 0]
+        np.testing.assert_array_equal(found, 255 - GREY)
+
+
+def test_whole_numbers_of_32_bits_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "i.tif", GREY.astype(np.int32) * 1000)
+    with pytest.raises(GoodRtError, match=r"i\.tif holds signed or 32-bit whole numbers, whose"):
+        read_image(path, 1, SIZE)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("name", ["photo.eps", "photo.png", "photo.jpg"])
+def test_only_image_formats_start_decoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from PIL import EpsImagePlugin
+
+    Image.init()  # every plugin of Pillow is there
+
+    def ghostscript(*arguments: object, **options: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    (tmp_path / name).write_bytes(EPS)
+    with pytest.raises(GoodRtError, match=rf"{name} is not an image that can be read; PNG, JPEG"):
+        read_image(tmp_path / name, 3, SIZE, fit=True)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PSD", "ICO", "TGA", "PDF", "WMF", "FITS", "XPM", "SGI"])
+def test_no_other_plugin_is_asked(kind: str) -> None:
+    assert kind not in formats.decoders()
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jfif", "jpe", "jp2", "webp", "mpo", "apng", "pgm"])
+def test_other_endings_are_read(tmp_path: Path, suffix: str) -> None:
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000", "apng": "PNG", "pgm": "PPM"}
+    name = kinds.get(suffix, suffix.upper())
+    if name != "MPO" and name not in formats.decoders():
+        pytest.skip(f"Pillow without {name}")
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(GREY).save(path, name)
+    assert np.abs(read_image(path, 1, SIZE, fit=True)[..., 0].astype(int) - GREY).mean() < 6
+
+
+def test_a_pipe_or_device_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    reading, writing = os.pipe()
+    try:
+        for path in (tmp_path / "pipe.png", Path("/dev/zero"), Path(f"/dev/fd/{reading}")):
+            with pytest.raises(GoodRtError, match=f"{path} is a pipe or device, not a file"):
+                read_image(path, 1, SIZE)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_limits_are_settings(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", COLOUR)
+    with image_limits(ImageLimits(max_pixels=599)):
+        with pytest.raises(GoodRtError, match=r"30x20 pixels, more than 599; .*--max-pixels"):
+            read_image(path, 3, SIZE)
+        with pytest.raises(GoodRtError, match="more than 599"):
+            decode_image(path.read_bytes(), "x", 3, SIZE)
+    with image_limits(ImageLimits(max_bytes=50)):
+        for read in (
+            lambda: read_image(path, 3, SIZE),
+            lambda: decode_image(path.read_bytes(), "x", 3, SIZE),
+        ):
+            with pytest.raises(GoodRtError, match=r"has more than 4.*e-05 MiB; .*--max-bytes"):
+                read()
+    assert read_image(path, 3, SIZE).shape == (*SIZE, 3)
+    huge = header(20000, 9000)  # above Pillow's own bound
+    with (
+        image_limits(ImageLimits(max_pixels=2**62)),
+        pytest.raises(GoodRtError, match="is a damaged image"),
+    ):
+        decode_image(huge, "x", 1, SIZE, fit=True)
+    assert Image.MAX_IMAGE_PIXELS is not None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "CMYK", "I;16", "F"])
+def test_a_large_image_is_nearly_what_plain_resizing_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8))
+    image = coarse.resize((611, 503), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.float32) / 255)
+    else:
+        image = image.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(image.getchannel(0))
+    path = tmp_path / "x.tif"
+    options = {"transparency": 3} if mode == "P" else {}
+    image.save(path if mode != "P" else path.with_suffix(".png"), **options)
+    path = path if mode != "P" else path.with_suffix(".png")
+    plain = read_image(path, 3, (16, 16), fit=True).astype(int)
+    monkeypatch.setattr(images, "LARGE_IMAGE", 1000)
+    monkeypatch.setattr(images, "STRIP", 5000)
+    found = read_image(path, 3, (16, 16), fit=True).astype(int)
+    assert np.abs(found - plain).max() <= 6 and np.abs(found - plain).mean() < 1.5
+
+
+def test_a_large_jpeg_is_reduced_by_its_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.fromarray(COLOUR).resize((640, 480))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    plain = read_image(tmp_path / "x.jpg", 3, (16, 12), fit=True).astype(int)
+    monkeypatch.setattr(images, "LARGE_IMAGE", 1000)
+    found = read_image(tmp_path / "x.jpg", 3, (16, 12), fit=True).astype(int)
+    assert np.abs(found - plain).mean() < 3
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(COLOUR).save(path, progressive=True)
+    assert read_image(path, 3, SIZE).shape == (*SIZE, 3)
+    content = path.read_bytes()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + scan * 200 + content[-2:])
+    with pytest.raises(GoodRtError, match=r"x\.jpg is a JPEG of more than 100 scans; refused"):
+        read_image(path, 3, SIZE)
+
+
+BOMB = """
+import sys
+from pathlib import Path
+from PIL import Image
+from good_rt.data.image_files import read_image
+before = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+assert read_image(Path(sys.argv[1]), 3, (32, 32), fit=True).shape == (32, 32, 3)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "suffix", "side"),
+    [
+        ("RGBA", "png", 8192),
+        ("I;16", "png", 8192),
+        ("P", "gif", 8192),
+        ("F", "tif", 8192),
+        ("CMYK", "tif", 8192),
+        ("RGB", "jpg", 8192),
+        ("RGBA", "webp", 5792),
+        ("RGB", "jp2", 5792),
+        ("RGB", "avif", 5792),
+    ],
+)
+def test_an_image_within_the_limits_takes_less_than_a_gibibyte(
+    tmp_path: Path, mode: str, suffix: str, side: int
+) -> None:
+    path = tmp_path / f"bomb.{suffix}"
+    options = {"compression": "tiff_deflate"} if suffix == "tif" else {}
+    Image.new(mode, (side, side)).save(path, **options)
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", BOMB, path], capture_output=True, check=True, timeout=60
+    )
+    assert int(ended.stdout) < 700 * 1024, f"{int(ended.stdout) / 1024:.0f} MiB"

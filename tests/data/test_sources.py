@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,14 +17,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from good_rt.data.id_data import IdData
+from good_rt.config.settings import ImageLimits, SplitConfig
+from good_rt.data.id_data import IdData, unlabelled
+from good_rt.data.limits import image_limits
 from good_rt.data.sources.base import PARTS, ImageSource, part_in
 from good_rt.data.sources.open import open_source
+from good_rt.data.splits import make_splits
 from good_rt.demo import assets
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, LeftOutWarning
 
 COUNT = 24
 CLASSES = assets.CLASSES[:3]
+SKIP = SplitConfig(skip_bad=True)
 LABELS = np.arange(COUNT) % len(CLASSES)
 
 
@@ -317,8 +323,9 @@ def test_images_that_a_dataset_only_names_are_refused(tmp_path: Path) -> None:
     column = pyarrow.array([{"bytes": None, "path": "/etc/passwd"}], pyarrow.struct(
         {"bytes": pyarrow.binary(), "path": pyarrow.string()}))  # fmt: skip
     parquet.write_table(pyarrow.table({"image": column, "label": [0]}), tmp_path / "x.parquet")
+    (item,) = open_source(tmp_path).items()
     with pytest.raises(GoodRtError, match="is not embedded in the dataset"):
-        list(open_source(tmp_path).items())
+        item.readable()
 
 
 def test_what_the_datasets_library_saves_is_read(tmp_path: Path) -> None:
@@ -339,3 +346,337 @@ def test_what_the_datasets_library_saves_is_read(tmp_path: Path) -> None:
     assert [entry.part for entry in source.entries] == ["train"] * COUNT + ["test"] * 3
     for item, image in zip(source.items(range(COUNT)), pictures(), strict=True):
         np.testing.assert_array_equal(item.image(1, 32), image)
+
+
+def stray_tar(folder: Path) -> None:
+    with tarfile.open(folder / "backup.tar", "w") as archive:
+        add(archive, "notes/readme.txt", b"hello")
+
+
+def stray_damaged_tar(folder: Path) -> None:
+    (folder / "backup.tar").write_bytes(b"no tar at all")
+
+
+def stray_parquet(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"w": [3], "hash": [b"\1\2"]}), folder / "metadata.parquet")
+
+
+def stray_npz(folder: Path) -> None:
+    np.savez(folder / "features.npz", x=np.zeros(3))
+
+
+def stray_npz_of_a_class(folder: Path) -> None:
+    np.savez(folder / CLASSES[0] / "features.npz", images=pictures(), labels=LABELS)
+
+
+STRAYS = [stray_tar, stray_damaged_tar, stray_parquet, stray_npz, stray_npz_of_a_class]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_a_stray_file_does_not_replace_a_folder_of_classes(
+    tmp_path: Path, stray: Callable[[Path], None]
+) -> None:
+    before = set(write_folder(tmp_path).rglob("*"))
+    stray(tmp_path)
+    (name,) = (path.name for path in set(tmp_path.rglob("*")) - before)
+    source = open_source(tmp_path)
+    assert source.kind == "folder" and source.classes == tuple(sorted(CLASSES))
+    assert len(source.entries) == COUNT
+    assert any(name in line for line in source.left_out)
+    assert any("notes.txt" in line for line in source.left_out)
+
+
+@pytest.mark.parametrize(
+    "writer", ["npz", "webdataset", "huggingface, arrow", "huggingface, parquet"]
+)
+def test_two_ways_to_read_a_folder_are_an_error_that_names_both(
+    tmp_path: Path, writer: str
+) -> None:
+    write_folder(tmp_path)
+    WRITERS[writer](tmp_path)
+    other = {"npz": r"x\.npz", "huggingface, arrow": "saved dataset"}
+    other |= {"webdataset": r"shard-0\.tar", "webdataset, compressed": r"shard-0\.tar\.gz"}
+    second = other.get(writer, r"data/train-00000-of-00001\.parquet")
+    with pytest.raises(
+        GoodRtError, match=rf"holds 24 image files \(such as .*\.png\) and .*{second}.*move one"
+    ):
+        open_source(tmp_path)
+
+
+def test_two_kinds_of_container_are_an_error_that_names_both(tmp_path: Path) -> None:
+    write_tars(tmp_path)
+    write_npz(tmp_path)
+    with pytest.raises(GoodRtError, match=r"holds shard-0\.tar and x\.npz, either of which could"):
+        open_source(tmp_path)
+
+
+def test_a_stray_file_does_not_replace_shards(tmp_path: Path) -> None:
+    write_tars(tmp_path)
+    stray_parquet(tmp_path)
+    stray_npz(tmp_path)
+    assert open_source(tmp_path).kind == "webdataset"
+
+
+def test_shards_in_hidden_folders_are_not_the_users(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    write_tars(tmp_path / ".cache")
+    write_folder(tmp_path)
+    source = open_source(tmp_path)
+    assert source.kind == "folder" and any("shard-0.tar" in line for line in source.left_out)
+
+
+def test_images_beside_the_folders_of_classes_are_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "preview.png").write_bytes(png(pictures()[0]))
+    source = open_source(tmp_path)
+    assert len(source.entries) == COUNT
+    assert "images beside the folders of classes: 1 (preview.png)" in source.left_out
+
+
+def test_a_flat_folder_with_a_folder_in_it_is_an_error_that_names_both_readings(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rejected").mkdir()
+    for name in ("1.png", "2.png", "rejected/3.png"):
+        (tmp_path / name).write_bytes(png(pictures()[0]))
+    with pytest.raises(
+        GoodRtError, match=r"has 2 images beside its folders \(such as 1\.png\) and 1 in them: .*"
+    ):
+        open_source(tmp_path)
+    (tmp_path / "rejected" / "3.png").unlink()
+    assert len(open_source(tmp_path).entries) == 2  # a folder of something else
+
+
+def test_parts_beside_another_folder_are_an_error_that_names_both(tmp_path: Path) -> None:
+    for name in ("train/cat", "val/cat", "docs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(png(pictures()[0]))
+    with pytest.raises(GoodRtError, match=r"the folders train, val, which are parts .*, and docs"):
+        open_source(tmp_path)
+
+
+def test_an_empty_class_says_what_was_skipped_there(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "hat").mkdir()
+    (tmp_path / "hat" / "1.dng").touch()
+    with pytest.raises(GoodRtError, match=r"class 'hat' has no images; .*skipped: .*\.dng"):
+        open_source(tmp_path)
+
+
+def write_fields(folder: Path, *fields: str, count: int = 3) -> Path:
+    """A shard whose samples have an image in each field."""
+    with tarfile.open(folder / "x.tar", "w") as archive:
+        for i in range(count):
+            for shift, field in enumerate(fields):
+                add(archive, f"{i}.{field}", png(pictures()[i + shift]))
+            add(archive, f"{i}.cls", b"0")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields", [("png", "seg.png"), ("seg.png", "png"), ("png", "left.png", "right.jpg")]
+)
+def test_of_several_images_the_one_named_by_its_key_is_taken(
+    tmp_path: Path, fields: tuple[str, ...]
+) -> None:
+    source = open_source(write_fields(tmp_path, *fields))
+    assert [entry.name for entry in source.entries] == [f"x.tar/{i}.png" for i in range(3)]
+    assert [entry.label for entry in source.entries] == [0, 0, 0]
+    for item, image in zip(source.items(), pictures()[fields.index("png") :], strict=False):
+        np.testing.assert_array_equal(item.image(1, 32), image)
+    (line,) = source.left_out
+    assert line.startswith(f"further images of samples: {3 * len(fields) - 3} (x.tar/0.")
+
+
+def test_a_sample_that_only_has_a_mask_is_counted(tmp_path: Path) -> None:
+    write_fields(tmp_path, "png", "seg.png")
+    with tarfile.open(tmp_path / "y.tar", "w") as archive:
+        add(archive, "9.seg.png", png(pictures()[9]))
+        add(archive, "9.cls", b"0")
+    source = open_source(tmp_path)
+    assert len(source.entries) == 3
+    assert "further images of samples: 4 " in source.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("left.png", "right.png"), r"several images \(KEY\.left and KEY\.right\).* first dot"),
+        (("jpg", "png"), r"0\.jpg and 0\.png are two images of one sample; leave one out"),
+        (("img.jpg", "img.png"), r"0\.img\.jpg and 0\.img\.png are two images of one sample"),
+        (("jpg", "png", "seg.png"), r"0\.jpg and 0\.png are two images of one sample"),
+    ],
+)
+def test_several_images_of_equal_rank_are_an_error_that_names_both(
+    tmp_path: Path, fields: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(GoodRtError, match=message):
+        open_source(write_fields(tmp_path, *fields))
+
+
+def test_names_with_dots_stay_images_where_each_key_has_one(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("cat/a.v1.png", "cat/b.png", "dog/IMG.2020.png", "dog/._b.png"):
+            add(archive, name, png(pictures()[0]))
+        add(archive, "dog/caption.txt", b"a dog")
+    source = open_source(tmp_path)
+    assert [entry.label for entry in source.entries] == [0, 0, 1]
+    assert any("dog/._b.png" in line for line in source.left_out)
+    assert any("dog/caption.txt" in line for line in source.left_out)
+
+
+def write_columns(path: Path, **columns: object) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        parquet.write_table(pyarrow.table(columns), file)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
+@pytest.mark.parametrize("labels", ["string", "large_string", "dictionary", "int8"])
+def test_parquet_of_other_column_types(tmp_path: Path, kind: str, labels: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    contents = [png(image) for image in pictures()]
+    if kind == "struct":
+        images = pyarrow.array([{"bytes": content, "path": None} for content in contents])
+    else:
+        images = pyarrow.array(contents, getattr(pyarrow, kind)())
+    names = [CLASSES[label] for label in LABELS]
+    column = {
+        "dictionary": lambda: pyarrow.array(names).dictionary_encode(),
+        "int8": lambda: pyarrow.array(LABELS, pyarrow.int8()),
+    }.get(labels, lambda: pyarrow.array(names, getattr(pyarrow, labels)()))()
+    path = write_columns(tmp_path / "a#b c%20.parquet", image=images, label=column)
+    for source in (open_source(path), open_source(tmp_path)):
+        found = [entry.label for entry in source.entries]
+        if labels == "int8":
+            assert source.classes is None and found == LABELS.tolist()
+        else:
+            assert source.classes == tuple(sorted(CLASSES))
+            assert [source.classes[label] for label in found] == names  # type: ignore[index]
+        for item, image in zip(source.items(), pictures(), strict=True):
+            np.testing.assert_array_equal(item.image(1, 32), image)
+
+
+def test_texts_that_are_numbers_are_labels_as_numbers(tmp_path: Path) -> None:
+    contents = [png(image) for image in pictures()[:3]]
+    write_columns(tmp_path / "x.parquet", image=contents, label=["10", "9", "0"])
+    source = open_source(tmp_path)
+    assert source.classes is None and [entry.label for entry in source.entries] == [10, 9, 0]
+
+
+def test_other_columns_of_bytes_are_no_images(tmp_path: Path) -> None:
+    contents = [png(image) for image in pictures()[:3]]
+    write_columns(tmp_path / "x.parquet", digest=[b"a", b"b", b"c"], photo=contents, cls=[0, 1, 0])
+    assert [item.digest() for item in open_source(tmp_path).items()]
+    assert [entry.label for entry in open_source(tmp_path).entries] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (("before", "after"), r"several columns of images: before, after; .*call the right one"),
+        (("image", "img"), r"several columns of images: image, img"),
+        (("image", "mask"), ""),
+    ],
+)
+def test_several_columns_of_images(tmp_path: Path, columns: tuple[str, ...], message: str) -> None:
+    contents = {
+        name: [png(image) for image in pictures()[i : i + 3]] for i, name in enumerate(columns)
+    }
+    write_columns(tmp_path / "x.parquet", **contents)
+    if message:
+        with pytest.raises(GoodRtError, match=message):
+            open_source(tmp_path / "x.parquet")
+    else:
+        item = next(iter(open_source(tmp_path).items()))
+        np.testing.assert_array_equal(item.image(1, 32), pictures()[0])
+
+
+def test_several_columns_of_labels_are_an_error_that_names_both(tmp_path: Path) -> None:
+    contents = [png(image) for image in pictures()[:3]]
+    write_columns(
+        tmp_path / "x.parquet", image=contents, category=["a", "b", "c"], target=[0, 1, 2]
+    )
+    with pytest.raises(
+        GoodRtError, match=r"several columns of labels: category, target; .*'label'"
+    ):
+        open_source(tmp_path)
+
+
+def test_mixed_labels_are_named(tmp_path: Path) -> None:
+    contents = [png(image) for image in pictures()[:3]]
+    write_columns(tmp_path / "x.parquet", image=contents, label=[0.5, 1.0, 2.0])
+    with pytest.raises(GoodRtError, match=r"row\[0\] has the label 0\.5; labels must be whole"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_names_of_any_bytes_are_read(tmp_path: Path, writer: str) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9 #1@x")
+    (tmp_path / "x").mkdir()
+    path = WRITERS[writer](tmp_path / "x")
+    (tmp_path / "x").rename(folder)
+    path = folder / path.name if path.suffix == ".npz" else folder
+    source = open_source(path)
+    assert len(list(source.items())) == COUNT
+    make_splits(source).write(tmp_path / "splits.json")
+    assert len(IdData(tmp_path / "splits.json").part("train", CLASSES, 1, 32)) == 15
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GoodRtError, match="pipe is a pipe or device, not a file"):
+        open_source(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("writer", ["folder", "webdataset", "huggingface, parquet"])
+def test_skip_bad_skips_what_the_source_cannot_read(tmp_path: Path, writer: str) -> None:
+    limits = ImageLimits(max_bytes=max(len(png(image)) for image in pictures()) - 1)
+    source = open_source(WRITERS[writer](tmp_path))
+    with image_limits(limits):
+        with pytest.raises(GoodRtError, match=r"has more than .* MiB; refused .*--skip-bad"):
+            make_splits(source, check=True)
+        splits = make_splits(source, SplitConfig(skip_bad=True))
+    too_large = [line for line in splits.skipped if "has more than" in line]
+    assert 0 < len(too_large) == COUNT - len(splits.files)
+
+
+def test_an_image_that_vanishes_is_skipped_by_name(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path))
+    (tmp_path / source.entries[5].name).unlink()
+    with pytest.raises(GoodRtError, match=r"005\.png|\.png does not exist .*--skip-bad"):
+        make_splits(source)
+    assert any("does not exist" in line for line in make_splits(source, SKIP).skipped)
+
+
+def test_12_bits_in_a_container_of_16_are_refused_by_all_images_together(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        (tmp_path / f"class {i % 2}").mkdir(exist_ok=True)
+        values = rng.integers(0, 4096, (32, 32), np.uint16)
+        Image.fromarray(values).save(tmp_path / f"class {i % 2}" / f"{i}.png")
+    with pytest.raises(GoodRtError, match=r"no value of 6 grey images of 16 bits is above 40\d\d"):
+        make_splits(open_source(tmp_path), check=True)
+    bright = np.full((32, 32), 60000, np.uint16)
+    Image.fromarray(bright).save(tmp_path / "class 0" / "bright.png")
+    make_splits(open_source(tmp_path), check=True)  # one image tells that the others are dark
+
+
+def test_what_is_left_out_is_said_where_no_splits_are_recorded(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / CLASSES[0] / "1.dng").touch()
+    with pytest.warns(LeftOutWarning, match=r"files of other kinds: 2 \(\.dng, \.txt"):
+        IdData(tmp_path).rows("train")
+    with pytest.warns(LeftOutWarning, match=r"files of other kinds: 2"):
+        unlabelled(tmp_path, 1, 32)
+    splits = make_splits(open_source(tmp_path))
+    assert any("1.dng" in line for line in splits.skipped)
+    splits.write(tmp_path / "splits.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IdData(tmp_path).rows("train")

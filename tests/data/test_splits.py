@@ -27,7 +27,7 @@ from good_rt.errors import GoodRtError
 class Memory:
     """A source of a few bytes an image."""
 
-    kind, path, classes = "memory", Path("memory"), None
+    kind, path, classes, left_out = "memory", Path("memory"), None, ()
 
     def __init__(
         self, contents: list[int], labels: list[int], parts: list[str] | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,21 +55,25 @@ class Item:
     Attributes:
         row: Its position in the listing.
         name: Its name in the source.
-        content: A file's bytes, or (H, W, C) uint8 pixels.
+        content: A file's bytes, or (H, W, C) uint8 pixels; or why it cannot be read.
     """
 
     row: int
     name: str
-    content: bytes | NDArray[np.uint8]
+    content: bytes | NDArray[np.uint8] | GoodRtError
 
     def digest(self) -> str:
-        """A hash of only the content: copies under other names have the same."""
-        digest = hashlib.sha256()
-        if isinstance(self.content, np.ndarray):
-            digest.update(f"{self.content.shape}".encode())
-            digest.update(np.ascontiguousarray(self.content).data)
+        """A hash of only the content: copies under other names have the same.
+
+        Raises:
+            GoodRtError: the image cannot be read.
+        """
+        content, digest = self.readable(), hashlib.sha256()
+        if isinstance(content, np.ndarray):
+            digest.update(f"{content.shape}".encode())
+            digest.update(np.ascontiguousarray(content).data)
         else:
-            digest.update(self.content)
+            digest.update(content)
         return digest.hexdigest()[:32]
 
     def image(self, channels: int, size: int) -> NDArray[np.uint8]:
@@ -83,14 +87,25 @@ class Item:
         Raises:
             GoodRtError: the image is damaged or has another shape; it names the image.
         """
-        if not isinstance(self.content, np.ndarray):
-            return decode_image(self.content, self.name, channels, (size, size), fit=True)
-        if self.content.shape != (size, size, channels):
-            actual = "x".join(map(str, self.content.shape))
+        content = self.readable()
+        if not isinstance(content, np.ndarray):
+            return decode_image(content, self.name, channels, (size, size), fit=True)
+        if content.shape != (size, size, channels):
+            actual = "x".join(map(str, content.shape))
             raise GoodRtError(
                 f"{self.name}: images are {actual}, the classifier takes {size}x{size}x{channels}; "
                 "convert them"
             )
+        return content
+
+    def readable(self) -> bytes | NDArray[np.uint8]:
+        """The content.
+
+        Raises:
+            GoodRtError: the image cannot be read.
+        """
+        if isinstance(self.content, GoodRtError):
+            raise self.content
         return self.content
 
 
@@ -98,9 +113,10 @@ class ImageSource(Protocol):
     """Labelled images in one place.
 
     ``classes`` are the labels' names, None where labels are mere numbers. ``listing`` says cheaply
-    whether the source is still the same: a hash of names and sizes. ``items`` reads contents one at
-    a time in the listing's order, those of ``rows`` or all; it raises GoodRtError that names what
-    cannot be read.
+    whether the source is still the same: a hash of names and sizes. ``left_out`` has a line for
+    each reason why something that lies there is not used. ``items`` reads contents one at a time in
+    the listing's order, those of ``rows`` or all; an image that cannot be read has the error as its
+    content, and a source that cannot be read on raises GoodRtError.
     """
 
     @property
@@ -113,7 +129,17 @@ class ImageSource(Protocol):
     def entries(self) -> Sequence[ListedImage]: ...
     @property
     def listing(self) -> str: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
     def items(self, rows: Collection[int] | None = None) -> Iterator[Item]: ...
+
+
+def content_or_error(read: Callable[[], bytes]) -> bytes | GoodRtError:
+    """What ``read`` returns, or the error that it raises."""
+    try:
+        return read()
+    except GoodRtError as error:
+        return error
 
 
 def hash_of(words: Iterator[str]) -> str:

@@ -27,6 +27,7 @@ class NpzSource:
     files: dict[str, Path]
     kind: str = "npz"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def parts(cls, folder: Path) -> NpzSource:
@@ -85,6 +86,19 @@ class NpzSource:
                         yield Item(row, f"{path}[{row - first}]", image)
                     row += 1
             first = row
+
+
+def has_image_array(path: Path) -> bool:
+    """Whether an .npz file has an array of images.
+
+    Raises:
+        GoodRtError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "images.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise GoodRtError(f"{path} is not an .npz file of images ({error})") from None
 
 
 def _labels(path: Path) -> tuple[int, NDArray[np.int64] | None]:
