@@ -17,7 +17,7 @@ import numpy as np
 from good_rt.cli.options import PATH, emit_json, json_option
 from good_rt.data.image_files import find_images, read_image
 from good_rt.detector.runtime import Detector
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, printable
 from good_rt.files import atomic_path
 from good_rt.progress import shown_progress
 
@@ -96,12 +96,13 @@ def score(
         shown_progress(quiet=as_json or len(paths) <= AT_ONCE) as progress,
         progress.task("scoring", len(paths)) as advance,
     ):
-        for first in range(0, len(paths), AT_ONCE):
-            part = paths[first : first + AT_ONCE]
+        at_once = min(AT_ONCE, detector.images_at_once)
+        for first in range(0, len(paths), at_once):
+            part = paths[first : first + at_once]
             lines += _scored(detector, part, fit, skipped if skip_bad else None)
             advance(len(part))
     for reason in skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        click.echo(f"skipped: {printable(reason)}", err=True)
     if not lines:
         raise GoodRtError("none of the files could be read; nothing was scored")
     if csv_path is not None:
@@ -137,7 +138,7 @@ def _scored(
     return [
         Line(
             file=name,
-            label=detector.info.classes[scores.label[i]],
+            label=printable(detector.info.classes[scores.label[i]]),
             score=float(scores.score[i]),
             p_value=float(scores.p_value[i]),
             is_ood=bool(scores.is_ood[i]),
@@ -169,14 +170,14 @@ def _print_table(lines: list[Line], alpha: float) -> None:
     from rich.table import Table
 
     folder = _common_folder([Path(line.file) for line in lines])
-    table = Table(title=f"in {escape(folder)}" if folder else None, title_justify="left")
+    table = Table(title=f"in {escape(printable(folder))}" if folder else None, title_justify="left")
     for name in ("file", "nearest class"):
         table.add_column(name, overflow="fold")
     for name in ("score", "p-value", f"OOD at α = {alpha:g}"):
         table.add_column(name, justify="right")
     for line in lines:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
-        name = os.path.relpath(line.file, folder) if folder else line.file
+        name = printable(os.path.relpath(line.file, folder) if folder else line.file)
         table.add_row(
             escape(name), escape(line.label), f"{line.score:.3f}", f"{line.p_value:.4f}", decision
         )

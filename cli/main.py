@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from good_rt import __version__
-from good_rt.errors import GoodRtError
+from good_rt.errors import GoodRtError, printable
 
 COMMANDS = {
     "demo": "good_rt.cli.demo:demo",
@@ -157,5 +157,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(2)

@@ -29,6 +29,7 @@ from good_rt.export.detector_merge import merge_detector
 from good_rt.export.parity import RELATIVE
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
+from good_rt.method.discrepancy.energy import Energy
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def _score_record(module: DetectorModule) -> dict[str, Any]:
     record = module.unified.to_json()
     for one in module.discrepancies:
         record["discrepancies"][one.name] |= one.parameters_used()
+        if one.name != Energy.name:
+            record["discrepancies"][one.name]["bank_size"] = len(module.id_features)
     return record
 
 

@@ -4,6 +4,7 @@ with code 2."""
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -40,6 +41,15 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not blank; its class's name where it has none."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of a line, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    """A text of one line with control characters as escapes such as ``\\x1b``, for a terminal."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def require(module: str, extra: str) -> ModuleType:

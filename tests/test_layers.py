@@ -24,6 +24,7 @@ LAYERS = (
     {"engines"},
     {"records"},
     {"config", "environment", "files", "plugins", "progress"},
+    {"onnx_runtime"},
     {"errors"},
 )
 """The rooms from the highest layer to the lowest: each imports only rooms of lower layers."""

@@ -70,9 +70,10 @@ TOLERANCE = 1 / 510
 def are_images(values: Tensor) -> Tensor:
     """(N,) bool: which of (N, C, H, W) hold only finite numbers in [0, 1], up to `TOLERANCE`."""
     axes = (1, 2, 3)
-    # a runtime may skip NaN in a minimum and a maximum, but a sum with NaN is NaN
+    # runtimes may skip NaN in a minimum and a maximum, but a sum with NaN is NaN; and OpenVINO's
+    # NaN is greater than any number, but less than none
     lowest, highest, total = values.amin(axes), values.amax(axes), values.sum(axes)
-    return (lowest >= -TOLERANCE) & (highest <= 1 + TOLERANCE) & (total >= -math.inf)
+    return (lowest >= -TOLERANCE) & (highest <= 1 + TOLERANCE) & (total <= math.inf)
 
 
 class DetectorModule(nn.Module):
@@ -117,7 +118,8 @@ class DetectorModule(nn.Module):
         return output_names(self.unified.names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.decide(*self.classifier(images * 2 - 1), are_images(images))
+        logits, features = self.classifier(images * 2 - 1)
+        return self.decide(logits, features, are_images(images))
 
     def decide(self, logits: Tensor, features: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         """The outputs from logits (N, K), features (N, D), and which inputs are images (N,).
@@ -131,7 +133,9 @@ class DetectorModule(nn.Module):
         at_least_as_ood = ((excess >= 0).float() + 0 * excess).sum(dim=1)
         p_value = (1 + at_least_as_ood) / (len(self.calibration) + 1)
         p_value = torch.where(valid, p_value, 0.0)
-        return logits, *values, score, p_value, ~(p_value > self.config.alpha)
+        alpha = torch.tensor(self.config.alpha, device=p_value.device)
+        # not p_value <= alpha, which NaN is not
+        return logits, *values, score, p_value, ~torch.lt(alpha, p_value)
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Conformal p-values (N,) in (0, 1].

@@ -95,6 +95,11 @@ class ListedScore:
     combination: Mapping[str, Any]
     discrepancies: Mapping[str, ListedDiscrepancy]
 
+    @classmethod
+    def of(cls, info: DetectorInfo) -> ListedScore:
+        """What a detector's metadata say."""
+        return from_json(cls, info.score)
+
     def check(self, classes: int) -> None:
         """Raises ValueError where a name is unknown, or a value is none for so many classes."""
         name = self.combination.get("name")
@@ -170,7 +175,7 @@ class DetectorInfo:
                 f"alpha must be a number from {self.smallest_alpha:.3g}, 1/(calibration_size + 1), "
                 f"to 1, not {self.alpha!r}"
             )
-        from_json(ListedScore, self.score).check(len(self.classes))
+        ListedScore.of(self).check(len(self.classes))
         if not re.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}", self.weights_sha256):
             raise ValueError(f"weights_sha256 must be {HASH_DIGITS} hexadecimal digits")
 
@@ -337,7 +342,7 @@ class Detector:
         parts, first = list[Sequence[NDArray[Any]]](), 0
         while first < len(images):
             part = images[first : first + min(batch, self._at_once)]
-            outputs = self._run(part.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+            outputs = self._run(part.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
             if outputs is None:  # the same images again, in smaller parts
                 self._at_once = len(part) // 2
                 continue

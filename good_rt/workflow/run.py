@@ -545,6 +545,7 @@ class _Run:
             also=self._unguided,
             peers=peers,
             roles=self._roles(),
+            detector=detector,
         )
 
         def work() -> None:
