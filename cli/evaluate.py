@@ -18,9 +18,8 @@ from good_rt.cli.options import (
     test_set_option,
 )
 from good_rt.cli.settings import takes
-from good_rt.config.settings import DetectorConfig, EvaluateConfig
+from good_rt.config.settings import EvaluateConfig
 from good_rt.demo import assets
-from good_rt.errors import GoodRtError
 from good_rt.models import check_classifier_path
 from good_rt.progress import shown_progress
 
@@ -49,12 +48,6 @@ Examples:
 @test_set_option(
     "Real OOD images, of any kind that --id accepts; may be repeated.  [default: the demo's]"
 )
-@click.option(
-    "--detector",
-    "detector_path",
-    type=PATH,
-    help="The detector.onnx that is shipped: its settings are measured, and its p-values checked.",
-)
 @takes(EvaluateConfig, "config")
 @device_option
 @out_option("evaluation", "Folder of evaluation.json and report.html.")
@@ -64,7 +57,6 @@ def evaluate(
     classifiers: tuple[tuple[str, Path], ...],
     id_data: Path,
     test_sets: tuple[tuple[str, Path], ...],
-    detector_path: Path | None,
     config: EvaluateConfig,
     device: str,
     out: Path,
@@ -77,25 +69,19 @@ def evaluate(
     95 % of ID images are. The detectors are built with the options below, or with the settings of
     --detector.
     """
-    if detector_path is not None and config.detector != DetectorConfig():
-        raise GoodRtError(
-            "--detector brings its own settings; leave out --discrepancy, --combination, --k, "
-            "--alpha, --bank-size and --temperature"
-        )
     paths = dict(classifiers) or {"before": assets.CLASSIFIER}
     for path in paths.values():
         check_classifier_path(path)
     from good_rt.cli.tables import print_evaluation
+    from good_rt.detector.runtime import Detector
     from good_rt.environment import use_device
     from good_rt.workflow import evaluate as step
     from good_rt.workflow.detector import config_of, open_classifier
     from good_rt.workflow.report_figures import training_roles
 
-    detector = config.detector
-    if detector_path is not None:
-        from good_rt.detector.runtime import Detector
-
-        detector = config_of(Detector(detector_path).info)
+    settings, detector = config.detector, config.detector_file
+    if detector is not None:
+        settings = config_of(Detector(detector).info)
     used_device = use_device(device)
     with shown_progress(quiet=as_json) as progress:
         loaded = {
@@ -106,7 +92,7 @@ def evaluate(
             scores=config.scores,
             peers=config.peers,
             roles=training_roles(paths),
-            detector=detector_path,
+            detector=None if detector is None else Path(detector),
         )
         evaluation = step.evaluate(
             loaded,
@@ -114,7 +100,7 @@ def evaluate(
             dict(test_sets) or assets.TEST_SETS,
             out,
             generated,
-            detector,
+            settings,
             page,
             progress,
         )

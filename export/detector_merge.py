@@ -21,7 +21,7 @@ from good_rt.export.to_onnx import OPSET, export_onnx
 
 
 class Front(nn.Module):
-    """images (N, C, H, W) in [0, 1] -> what the classifier's network takes, and their `are_images`."""
+    """images (N, C, H, W) in [0, 1] -> what the network takes, and which are images (N,)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

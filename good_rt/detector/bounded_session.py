@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from good_rt.errors import GoodRtError, first_line
 from good_rt.onnx_runtime import onnxruntime_module
 
-MEMORY = 2**29
+RUN_MEMORY = 2**29
 """Bytes that the tensors of one run may take, beside the weights."""
-SECONDS = 8.0
+FIRST_RUN_SECONDS = 6.0
 """How long the first image may take; most networks take less than one."""
 _registering = threading.Lock()
 
 
 def bounded_session(path: Path, threads: int = 0, *, optimise: bool = True) -> Any:
-    """An ``onnxruntime.InferenceSession`` whose tensors take at most `MEMORY` at once.
+    """An ``onnxruntime.InferenceSession`` whose tensors take at most `RUN_MEMORY` at once.
 
     Args:
         path: The ONNX file.
@@ -43,7 +43,7 @@ def bounded_session(path: Path, threads: int = 0, *, optimise: bool = True) -> A
     # by its name, the file could be of another format, which nothing has looked at
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    memory = MEMORY
+    memory = RUN_MEMORY
     if optimise:
         memory += 2 * path.stat().st_size  # weights packed for the processor are in the arena too
     else:
@@ -83,15 +83,15 @@ def first_run(session: Any, path: Path, images: NDArray[np.float32]) -> list[Any
         late.set()
         options.terminate = True
 
-    timer = threading.Timer(SECONDS, stop)
+    timer = threading.Timer(FIRST_RUN_SECONDS, stop)
     timer.start()
     try:
         outputs: list[Any] = session.run(None, {"images": images}, options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if late.is_set():
-            problem = f"takes more than {SECONDS:g} s for one image"
+            problem = f"takes more than {FIRST_RUN_SECONDS:g} s for one image"
         elif out_of_memory(error):
-            problem = f"takes more than {MEMORY / 2**20:g} MiB for one image"
+            problem = f"takes more than {RUN_MEMORY / 2**20:g} MiB for one image"
         else:
             problem = f"fails on an image ({reason_of(error)})"
         raise GoodRtError(f"{path} {problem}; build a detector of a smaller classifier") from None

@@ -63,17 +63,17 @@ def _batches(images: Images) -> Iterator[Tensor]:
         yield from images
 
 
-TOLERANCE = 1 / 510
+PIXEL_TOLERANCE = 1 / 510
 """How far a pixel may lie outside [0, 1]: half a grey level of 8 bits, for rounding."""
 
 
 def are_images(values: Tensor) -> Tensor:
-    """(N,) bool: which of (N, C, H, W) hold only finite numbers in [0, 1], up to `TOLERANCE`."""
+    """(N,) bool: which of (N, C, H, W) hold only finite numbers in [0, 1], up to `PIXEL_TOLERANCE`."""
     axes = (1, 2, 3)
     # runtimes may skip NaN in a minimum and a maximum, but a sum with NaN is NaN; and OpenVINO's
     # NaN is greater than any number, but less than none
     lowest, highest, total = values.amin(axes), values.amax(axes), values.sum(axes)
-    return (lowest >= -TOLERANCE) & (highest <= 1 + TOLERANCE) & (total <= math.inf)
+    return (lowest >= -PIXEL_TOLERANCE) & (highest <= 1 + PIXEL_TOLERANCE) & (total <= math.inf)
 
 
 class DetectorModule(nn.Module):

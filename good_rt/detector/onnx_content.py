@@ -20,7 +20,7 @@ VARINT, LENGTH = 0, 2
 """Protobuf's wire types of whole numbers, and of what begins with its length."""
 WIDTHS = {1: 8, 5: 4}
 """Bytes of the wire types of fixed width."""
-PARTS: dict[str, dict[int, str]] = {
+FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 14: "property"},
     "graph": {1: "node", 5: "tensor"},
     "node": {4: "operator", 5: "attribute", 7: "domain"},
@@ -34,7 +34,7 @@ INNER_GRAPH, SPARSE, ELSEWHERE = (
     "sparse weights",
     "weights in another file",
 )
-REFUSED = {
+REFUSED_FIELDS = {
     ("model", 20): "training steps",
     ("model", 25): "functions",
     ("graph", 15): SPARSE,
@@ -52,7 +52,8 @@ UNBOUNDED = re.compile(rb"Loop|Scan|If|.*(Sequence|String|Regex|Optional|TfIdf|I
 """Operators whose time or memory does not follow from the sizes of tensors of numbers."""
 LARGEST_METADATA = 2**23
 """Bytes of metadata; names and scales of 20,000 classes take less than half of it."""
-CHUNK = 2**20
+HASHED_AT_ONCE = 2**20
+NO_MESSAGE = "its bytes are no protobuf message"
 HASH_DIGITS = 64
 """Of a SHA-256 in hexadecimal."""
 
@@ -118,8 +119,8 @@ def content_hash(path: Path, digits: bytes) -> str | None:
         for first, last in ((0, place), (end, len(data))):
             if first:
                 digest.update(b"0" * len(digits))
-            for start in range(first, last, CHUNK):
-                digest.update(data[start : min(start + CHUNK, last)])
+            for start in range(first, last, HASHED_AT_ONCE):
+                digest.update(data[start : min(start + HASHED_AT_ONCE, last)])
     return digest.hexdigest()
 
 
@@ -136,11 +137,11 @@ class _Reader:
 
     def _read(self, kind: str, place: int, end: int) -> None:
         """Reads one message: the bytes from ``place`` to ``end``."""
-        parts = PARTS[kind]
+        parts = FIELDS[kind]
         texts: dict[str, bytes] = {}
         dims: list[int] = []
         for number, wire, first, last in self._fields(place, end):
-            refused = REFUSED.get((kind, number))
+            refused = REFUSED_FIELDS.get((kind, number))
             # the one harmless value: data_location says that the data are here
             if refused and (kind, number, wire, first) != ("tensor", 14, VARINT, 0):
                 raise _RefusedContentError(refused)
@@ -149,7 +150,7 @@ class _Reader:
                 dims += [first] if wire == VARINT else self._whole_numbers(first, last)
             elif part is None or wire != LENGTH:
                 continue
-            elif part in PARTS:
+            elif part in FIELDS:
                 self._read(part, first, last)
             else:
                 texts[part] = self._text(part, first, last)
@@ -179,6 +180,8 @@ class _Reader:
         while place < end:
             tag, place = self._whole_number(place)
             number, wire = tag >> 3, tag & 7
+            if number < 1:
+                raise ValueError(NO_MESSAGE)
             if wire == VARINT:
                 first, place = self._whole_number(place)
                 yield number, wire, first, place
@@ -188,9 +191,9 @@ class _Reader:
             elif wire in WIDTHS:
                 size = WIDTHS[wire]
             else:
-                raise ValueError("its bytes are no protobuf message")
-            if number < 1 or place + size > end:
-                raise ValueError("its bytes are no protobuf message")
+                raise ValueError(NO_MESSAGE)
+            if place + size > end:
+                raise ValueError(NO_MESSAGE)
             yield number, wire, place, place + size
             place += size
 
@@ -207,7 +210,7 @@ class _Reader:
             if byte < 0x80:
                 return number, place
             shift += 7
-        raise ValueError("its bytes are no protobuf message")
+        raise ValueError(NO_MESSAGE)
 
     def _whole_numbers(self, place: int, end: int) -> Iterator[int]:
         while place < end:
