@@ -81,9 +81,7 @@ def attacks(folder: Path) -> Iterator[Attack]:
 
     # what no output needs, but the runtime would compute as a constant
     nodes, tensors = GRAPHS["ConstantOfShape"]
-    model = in_front(
-        onnx.load(V3), [*nodes, node("Identity", ["images"], ["checked"])], tensors
-    )
+    model = in_front(onnx.load(V3), [*nodes, node("Identity", ["images"], ["checked"])], tensors)
     path = write_sealed(model, folder / "dead.onnx")
     yield Attack("unused", path, MESSAGE)
 

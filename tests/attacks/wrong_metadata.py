@@ -57,7 +57,9 @@ TEXTS = {
     "empty": "", "no JSON": "{", "a list": "[]", "null": "null", "deep": "[" * 100_000,
     "a number": "9" * 5000, "NaN": "NaN", "two": "{}{}",
 }  # fmt: skip
-MESSAGE = r"is damaged \(.*\); build it again|is not valid JSON|must hold a JSON object|upgrade|type"
+MESSAGE = (
+    r"is damaged \(.*\); build it again|is not valid JSON|must hold a JSON object|upgrade|type"
+)
 
 
 def attacks(folder: Path) -> Iterator[Attack]:
