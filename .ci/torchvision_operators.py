@@ -8,6 +8,9 @@ they are declared here, and never called; where it can, torchvision stays as it 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -21,7 +24,8 @@ def declare() -> None:
     package = importlib.util.find_spec("torchvision")
     if _library or package is None or package.origin is None:
         return
-    if not _loads_compiled_part(Path(package.origin).parent):
+    folder = Path(package.origin).parent
+    if not _loads_compiled_part(folder) and not _has_operators_by_itself():
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -38,10 +42,22 @@ def _loads_compiled_part(folder: Path) -> bool:
     for file in filter(Path.exists, files):
         try:
             torch.ops.load_library(str(file))
-        except OSError:
+        except (OSError, RuntimeError):
             continue
         return True
     return False
+
+
+def _has_operators_by_itself() -> bool:
+    """Whether torchvision can be imported in a new interpreter and has its operators there.
+
+    It may find its compiled part elsewhere than beside itself. Operators that are declared twice
+    abort the interpreter, so this is worth the seconds.
+    """
+    code = "import torch, torchvision; torch.ops.torchvision.nms"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
 declare()

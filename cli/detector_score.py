@@ -105,8 +105,9 @@ def score(
         shown_progress(quiet=as_json or len(paths) <= AT_ONCE) as progress,
         progress.task("scoring", len(paths)) as advance,
     ):
-        for first in range(0, len(paths), AT_ONCE):
-            part = paths[first : first + AT_ONCE]
+        at_once = min(AT_ONCE, detector.images_at_once)
+        for first in range(0, len(paths), at_once):
+            part = paths[first : first + at_once]
             scored = _scored(detector, part, fit, unread, depth)
             write(scored)
             lines += scored
@@ -152,7 +153,7 @@ def _scored(
     return [
         Line(
             file=name,
-            label=detector.info.classes[scores.label[i]],
+            label=printable(detector.info.classes[scores.label[i]]),
             score=float(scores.score[i]),
             p_value=float(scores.p_value[i]),
             is_ood=bool(scores.is_ood[i]),
@@ -225,7 +226,7 @@ def _print_table(lines: list[Line], alpha: float) -> None:
         table.add_column(name, justify="right")
     for line in lines:
         decision = "[bold red]yes[/]" if line.is_ood else "no"
-        name = os.path.relpath(line.file, folder) if folder else line.file
+        name = printable(os.path.relpath(line.file, folder) if folder else line.file)
         table.add_row(
             escape(printable(name)),
             escape(printable(line.label)),

@@ -27,6 +27,7 @@ EPILOG = """\b
 Examples:
   good-rt evaluate --generated ood/         the demo's classifier and sets
   good-rt evaluate --generated ood/ --classifier before=clf/ --classifier trained=trained/classifier
+  good-rt evaluate --generated ood/ --detector detector.onnx   with the settings of that file
   good-rt evaluate --generated ood/ --test-set street=street.npz --json
   good-rt evaluate --generated ood/ --peers  beside ReAct, ViM, KNN and other papers' scores
 """
@@ -66,17 +67,22 @@ def evaluate(
 
     Gives AUROC, AUPR and FPR95 with bootstrap intervals for scores of logits, for every
     discrepancy, and for the unified score. FPR95 is the share of OOD images that are accepted when
-    95 % of ID images are.
+    95 % of ID images are. The detectors are built with the options below, or with the settings of
+    --detector.
     """
     paths = dict(classifiers) or {"before": assets.CLASSIFIER}
     for path in paths.values():
         check_classifier_path(path)
     from good_rt.cli.tables import print_evaluation
+    from good_rt.detector.runtime import Detector
     from good_rt.environment import use_device
     from good_rt.workflow import evaluate as step
-    from good_rt.workflow.detector import open_classifier
+    from good_rt.workflow.detector import config_of, open_classifier
     from good_rt.workflow.report_figures import training_roles
 
+    settings, detector = config.detector, config.detector_file
+    if detector is not None:
+        settings = config_of(Detector(detector).info)
     used_device = use_device(device)
     with shown_progress(quiet=as_json) as progress:
         loaded = {
@@ -87,6 +93,7 @@ def evaluate(
             scores=config.scores,
             peers=config.peers,
             roles=training_roles(paths),
+            detector=None if detector is None else Path(detector),
         )
         evaluation = step.evaluate(
             loaded,
@@ -94,7 +101,7 @@ def evaluate(
             dict(test_sets) or assets.TEST_SETS,
             out,
             generated,
-            config.detector,
+            settings,
             page,
             progress,
         )

@@ -4,7 +4,7 @@ installed."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from good_rt.engines.base import TensorSpec, check_inputs
 from good_rt.engines.threads import cores
 from good_rt.errors import GoodRtError, first_line
+from good_rt.onnx_runtime import (
+    CPU_PACKAGE,
+    GPU_PACKAGE,
+    both_installed,
+    gpu_commands,
+    onnxruntime_module,
+)
 
 ONNX_TYPES = {
     "tensor(float)": "float32",
@@ -33,6 +39,7 @@ GPU_PROVIDERS = frozenset(
 )
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64,
                 torch.int64: np.int64, torch.bool: np.bool_}  # fmt: skip
+TORCH_DTYPES = {np.dtype(dtype).name: kind for kind, dtype in NUMPY_DTYPES.items()}
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 CPU_PROVIDERS = ("CPUExecutionProvider",)
 
@@ -73,16 +80,19 @@ def check_providers(providers: Sequence[Provider]) -> None:
         providers: Execution providers.
 
     Raises:
-        GoodRtError: one is missing; it names the first.
+        GoodRtError: one is missing; it names the first, and the commands that install it.
     """
-    import onnxruntime as ort
-
+    available = onnxruntime_module().get_available_providers()
     names = [entry if isinstance(entry, str) else entry[0] for entry in providers]
-    missing = [name for name in names if name not in ort.get_available_providers()]
+    missing = [name for name in names if name not in available]
     if missing:
+        why = (
+            f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed, and one has overwritten the other"
+            if both_installed()
+            else f"its GPU build, {GPU_PACKAGE}, is needed"
+        )
         raise GoodRtError(
-            f"ONNX Runtime has no {missing[0]} here; install its GPU build: pip uninstall -y "
-            "onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            f"ONNX Runtime has no {missing[0]} here: {why}; run: {gpu_commands(torch.version.cuda)}"
         )
 
 
@@ -170,25 +180,38 @@ class OnnxRuntimeEngine:
         # alive until run
         held = {name: array.to(self.device).contiguous() for name, array in tensors.items()}
         for name, array in held.items():
-            dtype = NUMPY_DTYPES[array.dtype]
-            binding.bind_input(
-                name,
-                array.device.type,
-                array.device.index or 0,
-                dtype,
-                array.shape,
-                array.data_ptr(),
-            )
+            _bind(binding.bind_input, name, array)
+        outputs = self._empty_outputs(held)
         for name in self.outputs:
-            binding.bind_output(name, self.device.type, self.device.index or 0)
+            if name in outputs:
+                _bind(binding.bind_output, name, outputs[name])
+            else:
+                binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             # ONNX Runtime works on a stream of its own
             torch.cuda.current_stream(self.device).synchronize()
         self._session.run_with_iobinding(binding)
+        values = zip(self.outputs, binding.get_outputs(), strict=True)
         return {
-            name: from_dlpack(value)
-            for name, value in zip(self.outputs, binding.get_outputs(), strict=True)
+            name: outputs[name]
+            if name in outputs
+            else torch.from_numpy(value.numpy()).to(self.device)
+            for name, value in values
         }
+
+    def _empty_outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the outputs whose sizes follow from the inputs' axes of the same names."""
+        sizes: dict[int | str, int] = {}
+        for name, spec in self.inputs.items():
+            sizes |= zip(spec.shape, inputs[name].shape, strict=True)
+        outputs = {}
+        for name, spec in self.outputs.items():
+            known = all(isinstance(axis, int) or axis in sizes for axis in spec.shape)
+            if known and spec.dtype in TORCH_DTYPES:
+                shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
+                dtype = TORCH_DTYPES[spec.dtype]
+                outputs[name] = torch.empty(shape, dtype=dtype, device=self.device)
+        return outputs
 
 
 def _open_session(
@@ -197,8 +220,7 @@ def _open_session(
     threads: int,
     graph: SessionGraph,
 ) -> Any:
-    import onnxruntime as ort
-
+    ort = onnxruntime_module()
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = graph.keep_memory
     options.intra_op_num_threads = threads
@@ -225,9 +247,16 @@ def _open_session(
         raise GoodRtError(
             f"ONNX Runtime took {taken[0]} in the place of {wanted}, whose libraries it cannot "
             "load here; the "
-            "versions of CUDA and cuDNN must be those that onnxruntime-gpu was built for"
+            "versions of CUDA and cuDNN must be those that it was built for; run: "
+            + gpu_commands(torch.version.cuda)
         )
     return session
+
+
+def _bind(bind: Callable[..., None], name: str, array: Tensor) -> None:
+    """Binds an input or output to a tensor's memory."""
+    device, dtype = array.device, NUMPY_DTYPES[array.dtype]
+    bind(name, device.type, device.index or 0, dtype, array.shape, array.data_ptr())
 
 
 def _numpy(array: Tensor) -> np.ndarray[Any, Any]:

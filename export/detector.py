@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import mmap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 import good_rt
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule
-from good_rt.detector.runtime import METADATA_KEY, DetectorInfo
+from good_rt.detector.onnx_content import content_hash
+from good_rt.detector.runtime import METADATA_KEY, Detector, DetectorInfo
 from good_rt.engines.onnx_file import LARGEST_FILE
 from good_rt.engines.open import open_engine
 from good_rt.errors import GoodRtError, ParityError
@@ -27,6 +29,7 @@ from good_rt.export.detector_merge import merge_detector
 from good_rt.export.parity import RELATIVE
 from good_rt.export.to_onnx import export_onnx
 from good_rt.files import atomic_path
+from good_rt.method.discrepancy.energy import Energy
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def export_detector(
         ParityError: a label or decision differs, an output differs by more than `parity.RELATIVE`
             of its mean magnitude, or the p-value by more ranks than such a difference of the score
             explains; nothing is written.
-        GoodRtError: the weights are larger than one ONNX file may be.
+        GoodRtError: the weights are larger than one ONNX file may be, or the classifier does what
+            no detector may.
     """
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     if size > LARGEST_FILE:
@@ -145,6 +149,12 @@ def export_detector(
             export_onnx(
                 module, {"images": images[:2]}, module.outputs, temporary, metadata=metadata
             )
+        _write_hash(temporary, info.weights_sha256)
+        try:
+            Detector(temporary)
+        except GoodRtError as error:
+            reason = str(error).replace(str(temporary), path.name)
+            raise GoodRtError(f"this classifier's detector cannot be opened: {reason}") from None
         parity = detector_parity(module, temporary, images)
         # a NaN is the worst there is
         worst = max(
@@ -174,7 +184,18 @@ def _score_record(module: DetectorModule) -> dict[str, Any]:
     record = module.unified.to_json()
     for one in module.discrepancies:
         record["discrepancies"][one.name] |= one.parameters_used()
+        if one.name != Energy.name:
+            record["discrepancies"][one.name]["bank_size"] = len(module.id_features)
     return record
+
+
+def _write_hash(path: Path, digits: str) -> None:
+    """Replaces the digits that stand for the file's hash by the hash."""
+    digest = content_hash(path, digits.encode())
+    assert digest is not None  # a hash of the weights stands nowhere else
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        place = data.find(digits.encode())
+        data[place : place + len(digits)] = digest.encode()
 
 
 def _weights_hash(module: DetectorModule) -> str:

@@ -9,37 +9,38 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import compose, version_converter
+from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
 from good_rt.classifier.base import as_vectors
 from good_rt.classifier.sources.onnx import OnnxNetwork
-from good_rt.detector.module import DetectorModule
+from good_rt.detector.module import DetectorModule, are_images
 from good_rt.errors import GoodRtError, first_line
 from good_rt.export.to_onnx import OPSET, export_onnx
 
 
 class Front(nn.Module):
-    """images (N, C, H, W) in [0, 1] -> what the classifier's network takes."""
+    """images (N, C, H, W) in [0, 1] -> what the network takes, and which are images (N,)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.prepare(images * 2 - 1)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.classifier.prepare(images * 2 - 1), are_images(images)
 
 
 class Back(nn.Module):
-    """(logits, features as the network gives them) -> the detector's outputs."""
+    """(logits, features as the network gives them, which are images) -> the detector's outputs."""
 
     def __init__(self, detector: DetectorModule) -> None:
         super().__init__()
         self.detector = detector
 
-    def forward(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, logits: Tensor, features: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         # a copy, since an output may not be an input as well
-        return self.detector.decide(logits + 0.0, as_vectors(features))
+        return self.detector.decide(logits + 0.0, as_vectors(features), valid)
 
 
 def merge_detector(
@@ -66,8 +67,9 @@ def merge_detector(
         features = network.forward_features(prepared)
         logits = network.forward_head(features)
     front, back = path.with_name("front.onnx"), path.with_name("back.onnx")
-    export_onnx(Front(module.classifier).eval(), {"images": images}, ("prepared",), front)
-    export_onnx(Back(module).eval(), {"of_head": logits, "of_body": features}, module.outputs, back)
+    export_onnx(Front(module.classifier).eval(), {"images": images}, ("prepared", "valid"), front)
+    examples = {"of_head": logits, "of_body": features, "of_front": are_images(images)}
+    export_onnx(Back(module).eval(), examples, module.outputs, back)
     try:
         parts = {"front": onnx.load(front), "body": network.body_model, "head": network.head_model}
         parts["back"] = onnx.load(back)
@@ -81,12 +83,14 @@ def merge_detector(
         merged = compose.merge_models(
             parts["front"], parts["body"], io_map=[(ends["front"][1], ends["body"][0])]
         )
-        seen = [ends["body"][1], ends["head"][1]]
+        seen = [ends["body"][1], ends["head"][1], "front/valid"]
         merged = compose.merge_models(
             merged, parts["head"], io_map=[(seen[0], ends["head"][0])], outputs=seen
         )
         merged = compose.merge_models(
-            merged, parts["back"], io_map=[(seen[1], "back/of_head"), (seen[0], "back/of_body")]
+            merged,
+            parts["back"],
+            io_map=list(zip(seen, ("back/of_body", "back/of_head", "back/of_front"), strict=True)),
         )
         outputs = {f"back/{name}": name for name in module.outputs}
         _rename(merged.graph, {"front/images": "images", **outputs})
@@ -107,7 +111,7 @@ def _at_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     version = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
     converted = model if version == OPSET else version_converter.convert_version(model, OPSET)
     result = onnx.ModelProto()
-    result.CopyFrom(converted)
+    result.CopyFrom(inline_local_functions(converted))
     del result.metadata_props[:]
     result.ir_version = 10
     return result

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from good_rt.export.vjp import cotangent_names, export_vjp_onnx
 from good_rt.export.vjp.forward_backward import split_vjp
 from good_rt.files import atomic_path
 from good_rt.models import Models, check_fit
+from good_rt.onnx_runtime import onnxruntime_module
 
 HALVES = ("forward", "backward")
 
@@ -130,7 +130,7 @@ def export_models(
             "good-rt": good_rt.__version__,
             "torch": torch.__version__,
             "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": onnxruntime_module().__version__,
         }
         tolerance = {"relative": relative, "absolute": absolute}
         manifest = Manifest(

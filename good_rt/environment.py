@@ -7,16 +7,15 @@ NOT YET RUN ON A GPU: that nothing is mixed up between two devices is tested on 
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from good_rt.errors import GoodRtError
+from good_rt.onnx_runtime import package_version
 
 CPU = torch.device("cpu")
 PACKAGES = (
@@ -61,11 +60,9 @@ def cpu_name() -> str:
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Python's, and of those that are installed: on a GPU machine onnxruntime is
     onnxruntime-gpu."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    found = {package: package_version(package) for package in packages}
+    known = {package: version for package, version in found.items() if version is not None}
+    return {"python": platform.python_version(), **known}
 
 
 def use_device(name: str | torch.device) -> torch.device:

@@ -46,6 +46,9 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+"""Control characters, those that turn the direction of a line, and halves of characters."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports a module, or raises GoodRtError that names the extra it comes with."""
     try:

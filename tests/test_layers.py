@@ -25,6 +25,7 @@ LAYERS = (
     {"records"},
     {"config", "environment", "plugins", "progress", "specs"},
     {"files"},
+    {"onnx_runtime"},
     {"errors"},
 )
 """The rooms from the highest layer to the lowest: each imports only rooms of lower layers."""

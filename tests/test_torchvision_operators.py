@@ -52,3 +52,16 @@ def load_library(path):
 torch.ops.load_library = load_library
 """
     assert declared_beside(torchvision_without_operators.parent, patch) == "0 True"
+
+
+def test_operators_that_torchvision_finds_elsewhere_are_left_alone(tmp_path: Path) -> None:
+    """Declared twice they would abort the interpreter: nothing may be declared where they come."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import torch\n"
+        'library = torch.library.Library("torchvision", "DEF")\n'
+        'library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+    )
+    assert declared_beside(tmp_path) == "0 False"
+    assert declared_beside(tmp_path, "import torchvision") == "0 True"

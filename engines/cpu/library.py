@@ -20,12 +20,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from good_rt.engines.cpu.self_test import check_library
 from good_rt.errors import GoodRtError
 from good_rt.files import sha256
+from good_rt.onnx_runtime import CPU_PACKAGE, GPU_PACKAGE, package_version
 
 SWITCH = "GOOD_RT_KERNELS"
 """Environment variable: "0" leaves the kernels out, "avx2" those for AVX-512."""
@@ -160,18 +160,12 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
         timeout=SECONDS,
         check=False,
     )
-    runtimes = [f"{name} {_version(name)}" for name in ("onnxruntime", "onnxruntime-gpu")]
+    packages = (CPU_PACKAGE, GPU_PACKAGE)
+    runtimes = [f"{name} {package_version(name) or ''}" for name in packages]
     facts = (*flags, compiler, version.stdout, *_processor(), *runtimes)
     digest = hashlib.sha256(SOURCE.read_bytes())
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:24]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _processor() -> tuple[str, ...]:

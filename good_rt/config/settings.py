@@ -551,11 +551,23 @@ class EvaluateConfig:
         "Also measure post-hoc scores of other papers, at their published settings; needs the "
         "extra peers.",
     )
+    detector_file: str | Path | None = setting(
+        None,
+        "The detector.onnx that is shipped: its settings are measured in place of those below, and "
+        "its p-values compared.",
+        option="--detector",
+        metavar="PATH",
+    )
     detector: DetectorConfig = nested(DetectorConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
         check_bounds(self)
+        if self.detector_file is not None and self.detector != DetectorConfig():
+            raise GoodRtError(
+                "--detector brings its own settings; leave out --discrepancy, --combination, --k, "
+                "--alpha, --bank-size and --temperature"
+            )
 
 
 @dataclass(frozen=True)

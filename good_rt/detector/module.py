@@ -7,6 +7,7 @@ PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -62,6 +63,19 @@ def _batches(images: Images) -> Iterator[Tensor]:
         yield from images
 
 
+PIXEL_TOLERANCE = 1 / 510
+"""How far a pixel may lie outside [0, 1]: half a grey level of 8 bits, for rounding."""
+
+
+def are_images(values: Tensor) -> Tensor:
+    """(N,) bool: which of (N, C, H, W) hold only finite numbers in [0, 1] up to `PIXEL_TOLERANCE`."""
+    axes = (1, 2, 3)
+    # runtimes may skip NaN in a minimum and a maximum, but a sum with NaN is NaN; and OpenVINO's
+    # NaN is greater than any number, but less than none
+    lowest, highest, total = values.amin(axes), values.amax(axes), values.sum(axes)
+    return (lowest >= -PIXEL_TOLERANCE) & (highest <= 1 + PIXEL_TOLERANCE) & (total <= math.inf)
+
+
 class DetectorModule(nn.Module):
     """images (N, C, H, W) float32 in [0, 1] -> `outputs` in their order, each with leading axis N.
 
@@ -104,17 +118,24 @@ class DetectorModule(nn.Module):
         return output_names(self.unified.names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.decide(*self.classifier(images * 2 - 1))
+        logits, features = self.classifier(images * 2 - 1)
+        return self.decide(logits, features, are_images(images))
 
-    def decide(self, logits: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """The outputs from logits (N, K) and features (N, D)."""
+    def decide(self, logits: Tensor, features: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        """The outputs from logits (N, K), features (N, D), and which inputs are images (N,).
+
+        What is no image, or has a p-value of NaN, is OOD.
+        """
         values = [graph(logits, features) for graph in self.graphs]
         score = self.unified(torch.stack(values, dim=1), logits)
         excess = self.calibration[None, :] - score[:, None]
         # with 0·excess, a NaN of the score or of the calibration makes the p-value NaN
         at_least_as_ood = ((excess >= 0).float() + 0 * excess).sum(dim=1)
         p_value = (1 + at_least_as_ood) / (len(self.calibration) + 1)
-        return logits, *values, score, p_value, p_value <= self.config.alpha
+        p_value = torch.where(valid, p_value, 0.0)
+        alpha = torch.tensor(self.config.alpha, device=p_value.device)
+        # not p_value <= alpha, which NaN is not
+        return logits, *values, score, p_value, ~torch.lt(alpha, p_value)
 
     def p_values(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Conformal p-values (N,) in (0, 1].

@@ -7,19 +7,42 @@ metadata. docs/format.md describes both.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.errors import GoodRtError, first_line
-from good_rt.records import RecordType, Values, drop_format
+from good_rt.config.declaration import Bounds
+from good_rt.config.settings import CombinationName, DiscrepancyName
+from good_rt.detector.bounded_session import (
+    bounded_session,
+    first_run,
+    out_of_memory,
+    reason_of,
+)
+from good_rt.detector.onnx_content import (
+    HASH_DIGITS,
+    LARGEST_METADATA,
+    content_hash,
+    read_onnx_content,
+)
+from good_rt.errors import GoodRtError
+from good_rt.records import Count, RecordType, Values, drop_format, from_json
 
 METADATA_KEY = "good_rt"
+LARGEST_IMAGE = 4096
+"""Pixels of an image's height and width."""
+LONGEST_NAME = 1000
+"""Characters of a class's name."""
+BYTES_AT_ONCE = 2**26
+"""Of the float32 pixels of images that run at once."""
+FIRST_WITH_HASH = 4
+"""The first version whose ``weights_sha256`` is of the file."""
 
 
 def output_names(discrepancies: Iterable[str]) -> tuple[str, ...]:
@@ -34,7 +57,75 @@ def describe_score(values: Values) -> Values:
     return {**rest, "score": {"combination": {"name": "gate"}, "discrepancies": discrepancies}}
 
 
-DETECTOR_RECORD = RecordType("detector", "build it again", (drop_format, describe_score))
+def keep_values(values: Values) -> Values:
+    """Version 3 to 4: graphs have a guard, and the hash is the file's."""
+    return values
+
+
+DETECTOR_RECORD = RecordType(
+    "detector", "build it again", (drop_format, describe_score, keep_values)
+)
+
+
+@dataclass(frozen=True)
+class ListedDiscrepancy:
+    """What the metadata say of a discrepancy in the score; versions 1 and 2 say less.
+
+    Attributes:
+        medians: On held-out ID images, by class.
+        spreads: Median to 95 % quantile, by class.
+        weight: In the score.
+        temperature: Of the energy.
+        k: Of the k-NN distance.
+        bank_size: Of the k-NN distance.
+    """
+
+    medians: tuple[float, ...] | None = None
+    spreads: tuple[Annotated[float, Bounds(low=0)], ...] | None = None
+    weight: float | None = None
+    temperature: Annotated[float, Bounds(low=0, open_low=True)] | None = None
+    k: Count | None = None
+    bank_size: Count | None = None
+
+
+@dataclass(frozen=True)
+class ListedScore:
+    """What the metadata say of the score: a combination, and discrepancies by name."""
+
+    combination: Mapping[str, Any]
+    discrepancies: Mapping[str, ListedDiscrepancy]
+
+    @classmethod
+    def of(cls, info: DetectorInfo) -> ListedScore:
+        """What a detector's metadata say."""
+        return from_json(cls, info.score)
+
+    def check(self, classes: int) -> None:
+        """Raises ValueError where a name is unknown, or a value is none for so many classes."""
+        name = self.combination.get("name")
+        if name not in get_args(CombinationName):
+            raise ValueError(f"score.combination.name is {name!r}, which is not known")
+        for key, value in self.combination.items():
+            if key != "name" and not _is_finite(value):
+                raise ValueError(f"score.combination.{key} must hold finite numbers")
+        if not self.discrepancies:
+            raise ValueError("score must list one or more discrepancies")
+        for name, listed in self.discrepancies.items():
+            if name not in get_args(DiscrepancyName):
+                raise ValueError(f"score.discrepancies has {name[:60]!r}, which is not known")
+            for values in (listed.medians, listed.spreads):
+                if values is not None and len(values) != classes:
+                    raise ValueError(
+                        f"score.discrepancies.{name} has {len(values)} values, but there are "
+                        f"{classes} classes"
+                    )
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a finite number, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 @dataclass(frozen=True)
@@ -52,7 +143,8 @@ class DetectorInfo:
             order of the outputs: settings, medians and spreads on ID images by class, and weight.
         training: What the classifier was fine-tuned with.
         versions: Packages that built the file.
-        weights_sha256: Hash of the graph's weights.
+        weights_sha256: SHA-256 of the file, of which these digits are zeros; before version 4, of
+            the weights as PyTorch had them.
     """
 
     classes: tuple[str, ...]
@@ -70,13 +162,32 @@ class DetectorInfo:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, not {self.channels}")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size must be at most {LARGEST_IMAGE}, not {self.image_size}")
         if not self.classes or not all(isinstance(name, str) for name in self.classes):
             raise ValueError("classes must be one or more names")
-        if not isinstance(self.alpha, float) or not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must be a number between 0 and 1, not {self.alpha!r}")
-        listed = self.score.get("discrepancies") if isinstance(self.score, Mapping) else None
-        if not isinstance(listed, Mapping) or not listed:
-            raise ValueError(f"score must list the discrepancies by name, not {self.score!r}")
+        if max(map(len, self.classes)) > LONGEST_NAME:
+            raise ValueError(f"classes must be names of at most {LONGEST_NAME} characters")
+        if not isinstance(self.alpha, float) or not self.smallest_alpha <= self.alpha < 1:
+            raise ValueError(
+                f"alpha must be a number from {self.smallest_alpha:.3g}, 1/(calibration_size + 1), "
+                f"to 1, not {self.alpha!r}"
+            )
+        ListedScore.of(self).check(len(self.classes))
+        if not re.fullmatch(f"[0-9a-f]{{{HASH_DIGITS}}}", self.weights_sha256):
+            raise ValueError(f"weights_sha256 must be {HASH_DIGITS} hexadecimal digits")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of an image."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
+    def smallest_alpha(self) -> float:
+        """The smallest p-value, below which no image is refused."""
+        return 1 / (self.calibration_size + 1)
 
     @property
     def discrepancies(self) -> tuple[str, ...]:
@@ -88,7 +199,9 @@ class DetectorInfo:
         return json.dumps(DETECTOR_RECORD.to_record(asdict(self)))
 
     @classmethod
-    def from_json(cls, text: str, where: Path | str = "the detector's metadata") -> DetectorInfo:
+    def from_json(
+        cls, text: str | bytes, where: Path | str = "the detector's metadata"
+    ) -> DetectorInfo:
         """What `to_json` returned, of this version or an older one.
 
         Args:
@@ -136,55 +249,81 @@ class Detector:
     """
 
     def __init__(self, path: Path | str, alpha: float | None = None, threads: int = 0) -> None:
-        import onnxruntime as ort
-
         self.path = path = Path(path)
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            what = "is not a regular file" if path.exists() else "does not exist"
+            what = "is a folder" if path.is_dir() else what
             raise GoodRtError(
                 f"{path} {what}; give a detector.onnx, which `good-rt detector build` writes"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what goes wrong is raised, in one line
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            metadata = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", first_line(error))
+        self.info = info = self._read_info()
+        self._outputs = output_names(info.discrepancies)
+        self._check_file(threads)
+        self._session = bounded_session(path, threads)
+        self._at_once = self.images_at_once
+        self.alpha = info.alpha if alpha is None else alpha
+        if not info.smallest_alpha <= self.alpha < 1:
             raise GoodRtError(
-                f"{path} is damaged or not an ONNX file ({reason}); build it again"
-            ) from None
-        if METADATA_KEY not in metadata:
-            raise GoodRtError(
-                f"{path} is an ONNX file, but not a good-rt detector; build one with `good-rt "
-                "detector build`"
+                f"alpha must be at least {info.smallest_alpha:.3g} for this detector, and below 1; "
+                f"not {self.alpha}"
             )
-        self.info = info = DetectorInfo.from_json(metadata[METADATA_KEY], path)
-        names, self._outputs = (
-            tuple(node.name for node in self._session.get_outputs()),
-            output_names(info.discrepancies),
-        )
-        if names != self._outputs:
-            raise DETECTOR_RECORD.damaged(path, f"its outputs are {names}, not {self._outputs}")
-        inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
-        expected = {"images": [info.channels, info.image_size, info.image_size]}
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images are worth holding in memory, from 1 to 256."""
+        return max(1, min(256, BYTES_AT_ONCE // (4 * int(np.prod(self.info.image_shape)))))
+
+    def _read_info(self) -> DetectorInfo:
+        """The file's metadata, after a look at its nodes and weights and its hash."""
+        content = read_onnx_content(self.path)
+        text = content.metadata.get(METADATA_KEY.encode())
+        if text is None:
+            raise GoodRtError(
+                f"{self.path} is an ONNX file, but not a good-rt detector; build one with "
+                "`good-rt detector build`"
+            )
+        if len(text) > LARGEST_METADATA:
+            raise self._damaged(f"its metadata have {len(text):,} bytes")
+        info = DetectorInfo.from_json(text, self.path)
+        if info.calibration_size not in content.lengths:
+            raise self._damaged(f"it holds no {info.calibration_size} calibration scores")
+        version = DETECTOR_RECORD.json_object(text, self.path).get("version", 1)
+        if version >= FIRST_WITH_HASH:
+            digits = info.weights_sha256
+            if content_hash(self.path, digits.encode()) != digits:
+                raise self._damaged("its bytes are not those that weights_sha256 was made of")
+        return info
+
+    def _check_file(self, threads: int) -> None:
+        """Checks inputs and outputs against the metadata, as declared and for a first image."""
+        info, session = self.info, bounded_session(self.path, threads, optimise=False)
+        inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
+        expected = {"images": ("tensor(float)", list(info.image_shape))}
         if inputs != expected:
-            raise DETECTOR_RECORD.damaged(path, f"its inputs are {inputs}, not {expected}")
-        self.alpha = self.info.alpha if alpha is None else alpha
-        smallest = 1 / (self.info.calibration_size + 1)
-        if not smallest <= self.alpha < 1:
-            raise GoodRtError(
-                f"alpha must be at least {smallest:.3g} for this detector, and below 1; not "
-                f"{self.alpha}"
-            )
+            raise self._damaged(f"its inputs are {inputs}, not {expected}")
+        (batch,) = [node.shape[0] for node in session.get_inputs()]
+        if isinstance(batch, int):
+            raise self._damaged(f"it only takes batches of {batch}")
+        names = tuple(node.name for node in session.get_outputs())
+        if names != self._outputs:
+            raise self._damaged(f"its outputs are {names}, not {self._outputs}")
+        images = np.full((1, *info.image_shape), 0.5, np.float32)
+        for name, values in zip(names, first_run(session, self.path, images), strict=True):
+            shape = (1, len(info.classes)) if name == "logits" else (1,)
+            dtype = np.dtype(np.bool_ if name == "is_ood" else np.float32)
+            if not isinstance(values, np.ndarray) or (values.shape, values.dtype) != (shape, dtype):
+                kind = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "no"
+                raise self._damaged(f"its output {name} is {kind}, not {dtype} {shape}")
+
+    def _damaged(self, reason: str) -> GoodRtError:
+        return DETECTOR_RECORD.damaged(self.path, reason)
 
     def score(self, images: NDArray[np.uint8], batch: int = 64) -> Scores:
         """Scores images (N, H, W, C) uint8.
 
         Args:
             images: N > 0 images of the detector's size and channels.
-            batch: Images that run at once.
+            batch: Most images that run at once; fewer where they are large.
 
         Raises:
             GoodRtError: the images do not fit, or an output is not finite.
@@ -200,10 +339,15 @@ class Detector:
                 f"images must be uint8 (N, {', '.join(map(str, expected))}), not {images.dtype} "
                 f"{images.shape}"
             )
-        parts = []
-        for first in range(0, len(images), batch):
-            pixels = images[first : first + batch].transpose(0, 3, 1, 2).astype(np.float32) / 255
-            parts.append(self._session.run(list(self._outputs), {"images": pixels}))
+        parts, first = list[Sequence[NDArray[Any]]](), 0
+        while first < len(images):
+            part = images[first : first + min(batch, self._at_once)]
+            outputs = self._run(part.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
+            if outputs is None:  # the same images again, in smaller parts
+                self._at_once = len(part) // 2
+                continue
+            parts.append(outputs)
+            first += len(part)
         columns = zip(*parts, strict=True)
         arrays = dict(zip(self._outputs, map(np.concatenate, columns), strict=True))
         wrong = ~np.isfinite(arrays["logits"]).all(axis=1)
@@ -222,3 +366,19 @@ class Detector:
             logits=arrays["logits"],
             discrepancies={name: arrays[name] for name in self.info.discrepancies},
         )
+
+    def _run(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[Any]] | None:
+        """The outputs for (N, C, H, W) in [0, 1]; None where so many take too much memory."""
+        try:
+            outputs: Sequence[NDArray[Any]] = self._session.run(
+                list(self._outputs), {"images": pixels}
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            if out_of_memory(error) and len(pixels) > 1:
+                return None
+            raise GoodRtError(
+                f"{self.path} fails on an image ({reason_of(error)}); build it again"
+            ) from None
+        if any(len(values) != len(pixels) for values in outputs):
+            raise self._damaged(f"it does not give one score for each of {len(pixels)} images")
+        return outputs

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from good_rt.classifier import Classifier, IdFeatures, load_classifier
 from good_rt.config.settings import DetectorConfig
@@ -20,9 +23,13 @@ from good_rt.data.batches import half_rows, id_batches, id_features
 from good_rt.data.generated_set import GeneratedSet
 from good_rt.data.generated_split import generated_parts
 from good_rt.data.id_data import IdData
+from good_rt.data.pixels import from_uint8
 from good_rt.demo import assets
-from good_rt.detector.module import DetectorModule, build_module
+from good_rt.detector.module import DetectorModule, build_module, measure
+from good_rt.detector.runtime import Detector, DetectorInfo, ListedScore
+from good_rt.errors import GoodRtError
 from good_rt.export.detector import DetectorParity, export_detector
+from good_rt.export.parity import RELATIVE
 from good_rt.files import demo_path, paths_of
 from good_rt.method.combination import FITTED_ON_GENERATED
 from good_rt.models import check_classifier_path
@@ -102,6 +109,58 @@ def build_detector(
     with progress.task("exporting the detector"):
         parity = export_detector(module, Path(out), images, training=training)
     return BuiltDetector(Path(out), module, parity)
+
+
+def config_of(info: DetectorInfo) -> DetectorConfig:
+    """The settings that a detector file was built with, as far as its version tells them.
+
+    Args:
+        info: Its metadata.
+    """
+    score = ListedScore.of(info)
+    listed, settings = score.discrepancies.values(), dict[str, Any]()
+    for name in ("k", "bank_size", "temperature"):
+        values = [getattr(one, name) for one in listed]
+        if any(values):
+            settings[name] = next(filter(None, values))
+    names: Any = info.discrepancies  # which are known, or the file would not be read
+    return DetectorConfig(names, score.combination["name"], alpha=info.alpha, **settings)
+
+
+def check_same_detector(
+    detector: Detector, module: DetectorModule, images: NDArray[np.uint8]
+) -> None:
+    """Checks that a detector file is the detector that a module computes.
+
+    Args:
+        detector: The file.
+        module: The detector in PyTorch.
+        images: (N, H, W, C) uint8 to compare both on.
+
+    Raises:
+        GoodRtError: settings, or p-values of an image, differ.
+    """
+    info, config = detector.info, module.config
+    for name, found, wanted in (
+        ("classes", info.classes, module.classifier.config.classes),
+        ("discrepancies", info.discrepancies, tuple(config.discrepancies)),
+        ("combination", info.score["combination"]["name"], config.combination),
+        ("alpha", info.alpha, config.alpha),
+        ("calibration_size", info.calibration_size, len(module.calibration)),
+    ):
+        if found != wanted:
+            raise GoodRtError(
+                f"{detector.path} has {name} {found}, but {wanted} would be measured; measure the "
+                "classifier, images and settings that it was built from, or build it again"
+            )
+    measured = measure(module.classifier, module.discrepancies, from_uint8(images))
+    differences = detector.score(images).p_value - module.p_values(module.scores(measured))
+    ranks = float(np.abs(differences).max()) * (info.calibration_size + 1)
+    if ranks > 1.5 + RELATIVE * info.calibration_size:
+        raise GoodRtError(
+            f"{detector.path} gives other p-values than what would be measured; measure the "
+            "classifier, images and settings that it was built from, or build it again"
+        )
 
 
 def training_of(classifier: Path | None) -> str:

@@ -25,6 +25,7 @@ from good_rt.data.id_data import IdData, unlabelled
 from good_rt.data.image_files import contact_sheet
 from good_rt.data.pixels import from_uint8
 from good_rt.detector.module import DetectorModule, measure
+from good_rt.detector.runtime import Detector
 from good_rt.environment import REPORTED_PACKAGES, versions
 from good_rt.errors import GoodRtError
 from good_rt.evaluation.picture_rows import THUMBNAIL, thumbnails
@@ -45,7 +46,7 @@ from good_rt.method.measurements import Measurements
 from good_rt.method.schedule import FloatArray
 from good_rt.method.scores import LOGIT_SCORES, LogitScore, plugin_scores
 from good_rt.progress import SILENT, Progress
-from good_rt.workflow.detector import detector_for, open_classifier
+from good_rt.workflow.detector import check_same_detector, detector_for, open_classifier
 from good_rt.workflow.peers import (
     PEERS,
     ImageBatches,
@@ -72,6 +73,8 @@ ALPHAS = (0.01, 0.05)
 """The shares of ID inputs at which the refusals are checked."""
 ID_TEST = "id test"
 """The ID test images among the sets that peers score."""
+COMPARED_IMAGES = 64
+"""ID test images that the shipped file is compared on."""
 SHEET_IMAGES, SHEET_COLUMNS = 32, 8
 
 
@@ -92,6 +95,8 @@ class ReportPage:
         peers: Whether the scores of `PEERS` are measured as well.
         roles: Which classifier is the original, the control and the trained one; None to read it
             from the training.json beside each.
+        detector: The detector.onnx that is shipped, which must give what is measured; None where
+            there is none yet.
     """
 
     title: str = "OOD detection, measured"
@@ -107,6 +112,7 @@ class ReportPage:
     scores: Sequence[str] = ()
     peers: bool = False
     roles: TrainingRoles | None = None
+    detector: Path | None = None
 
 
 def evaluate(
@@ -129,7 +135,7 @@ def evaluate(
             shown as near-OOD.
         out: Folder of the two files.
         generated: Sets of guided images that some combinations are fitted with.
-        config: Settings of the detectors.
+        config: Settings of the detectors that are not yet built.
         page: What the report says beside its figures.
         progress: Hears of the parts.
 
@@ -137,8 +143,8 @@ def evaluate(
         What evaluation.json holds.
 
     Raises:
-        GoodRtError: there is nothing to measure, images do not fit, or peers are asked for and
-            pytorch-ood is missing.
+        GoodRtError: there is nothing to measure, images do not fit, the shipped file is another
+            detector, or peers are asked for and pytorch-ood is missing.
     """
     id_data, out = IdData.of(id_data), Path(out)
     plugins = plugin_scores(page.scores)
@@ -156,6 +162,10 @@ def evaluate(
             detectors[name] = given
             advance(1)
     last_name, last = list(detectors.items())[-1]
+    shipped = detectors[last_name if page.shipped is None else page.shipped]
+    if page.detector is not None:
+        compared = id_part(id_data, "test", shipped.classifier, COMPARED_IMAGES).images
+        check_same_detector(Detector(page.detector), shipped, compared)
     shape = last.classifier.config.channels, last.classifier.config.image_size
     ood = {
         name: images if isinstance(images, np.ndarray) else unlabelled(Path(images), *shape)
@@ -191,8 +201,8 @@ def evaluate(
         models=page.models,
         settings={
             **page.settings,
-            "score": f"{config.combination} of {', '.join(config.discrepancies)}",
-            "alpha": str(config.alpha),
+            "score": f"{shipped.unified.kind} of {', '.join(shipped.unified.names)}",
+            "alpha": str(shipped.config.alpha),
         },
         versions=versions(REPORTED_PACKAGES),
         files={"detector and figures": str(out), **page.files},

@@ -122,7 +122,7 @@ class DetectorTable:
 class EvaluateTable:
     """[evaluate]: what the report measures beside the detector's score."""
 
-    config: EvaluateConfig = nested(EvaluateConfig, without=("scores", "detector"))
+    config: EvaluateConfig = nested(EvaluateConfig, without=("scores", "detector_file", "detector"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -547,6 +547,7 @@ class _Run:
             also=self._unguided,
             peers=peers,
             roles=self._roles(),
+            detector=detector,
         )
 
         def work() -> None:

@@ -3,6 +3,8 @@ refused in one line."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from detector_files import V3, in_front, write_sealed
 
 from good_rt.demo import assets
 from good_rt.detector.runtime import METADATA_KEY, Detector, DetectorInfo, output_names
@@ -141,7 +144,7 @@ def test_nan_weights_are_found_when_scoring(detector_path: Path, tmp_path: Path,
     array = onnx.numpy_helper.to_array(weight).copy()
     array[..., :1] = np.nan
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
-    onnx.save(model, tmp_path / "nan.onnx")
+    write_sealed(model, tmp_path / "nan.onnx")
     with pytest.raises(
         GoodRtError,
         match=r"nan\.onnx gives a value that is not finite \(image 0 of 2\); its weights or",
@@ -154,3 +157,65 @@ def test_the_description_there_and_back(detector_path: Path) -> None:
     assert DetectorInfo.from_json(info.to_json()) == info
     assert info.training == "nothing"
     assert len(info.weights_sha256) == 64
+
+
+def test_more_images_than_fit_into_memory_are_scored_in_parts(tmp_path: Path) -> None:
+    """Each takes 200 MB: three at once are too many, and two are not."""
+    expand = onnx.helper.make_node("Tile", ["images", "times"], ["large"])
+    largest = onnx.helper.make_node("ReduceMax", ["large", "axes"], ["largest"], keepdims=1)
+    times = onnx.numpy_helper.from_array(np.array([1, 50_000, 1, 1]), "times")
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    nothing = [
+        onnx.helper.make_node("Sub", ["largest", "images"], ["nothing"]),
+        onnx.helper.make_node("Add", ["images", "nothing"], ["checked"]),
+    ]
+    model = in_front(onnx.load(V3), [expand, largest, *nothing], [times, axes])
+    detector = Detector(write_sealed(model, tmp_path / "large.onnx"))
+    expected = Detector(V3).score(IMAGES[:5])
+    found = detector.score(IMAGES[:5])
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found.label, expected.label)
+    assert detector._at_once <= 2
+
+
+def test_large_images_run_in_small_parts() -> None:
+    detector = Detector(V3)
+    assert detector.images_at_once == 256
+    detector.info = dataclasses.replace(detector.info, image_size=4096, channels=3)
+    assert detector.images_at_once == 1
+    detector.info = dataclasses.replace(detector.info, image_size=224)
+    assert 64 < detector.images_at_once < 256
+
+
+def test_the_hash_is_the_files(detector_path: Path, tmp_path: Path) -> None:
+    """SHA-256 of the file with zeros in the place of the digits, as docs/format.md says."""
+    content, digits = detector_path.read_bytes(), Detector(detector_path).info.weights_sha256
+    assert content.count(digits.encode()) == 1
+    zeros = content.replace(digits.encode(), b"0" * 64)
+    assert hashlib.sha256(zeros).hexdigest() == digits
+
+
+def test_files_of_many_weights_open_in_the_memory_of_one_run(tmp_path: Path) -> None:
+    """The limit is for what a run makes; weights come on top, however many they are."""
+    model = onnx.load(V3)
+    weights = np.ones((13_000, 13_000), np.float32)  # 676 MB
+    product = [
+        onnx.helper.make_node("Expand", ["images", "wide"], ["expanded"]),
+        onnx.helper.make_node("Reshape", ["expanded", "row"], ["rows"]),
+        onnx.helper.make_node("MatMul", ["rows", "weights"], ["product"]),
+        onnx.helper.make_node("ReduceMax", ["product"], ["largest"], keepdims=0),
+        onnx.helper.make_node("Mul", ["largest", "zero"], ["nothing"]),
+        onnx.helper.make_node("Add", ["images", "nothing"], ["checked"]),
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(weights, "weights"),
+        onnx.numpy_helper.from_array(np.array([1, 1, 13, 1000, 1]), "wide"),
+        onnx.numpy_helper.from_array(np.array([-1, 13_000]), "row"),
+        onnx.numpy_helper.from_array(np.array(0, np.float32), "zero"),
+    ]
+    tensors[1] = onnx.numpy_helper.from_array(np.array([1, 13_000, 32, 32]), "wide")
+    model = in_front(model, product, tensors)
+    path = write_sealed(model, tmp_path / "heavy.onnx")
+    del model, weights, tensors
+    expected = Detector(V3).score(IMAGES[:2]).score
+    np.testing.assert_allclose(Detector(path).score(IMAGES[:2]).score, expected, rtol=1e-4)

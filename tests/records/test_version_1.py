@@ -179,7 +179,7 @@ def edit_detector(folder: Path, change: Callable[[str], str]) -> None:
     onnx.save(model, folder / "detector.onnx")
 
 
-VERSIONS = {"detector": 3, "training": 3, "evaluation": 3}
+VERSIONS = {"detector": 4, "training": 3, "evaluation": 3}
 """Those that are not 2."""
 RECORDS: dict[
     str, tuple[Callable[[Path, Callable[[str], str]], None], Callable[[Path], object], str]

@@ -36,7 +36,7 @@ def test_a_detector_gives_the_same_scores() -> None:
 
 def test_its_metadata_migrate_to_the_current_version() -> None:
     info = Detector(V2).info
-    assert json.loads(info.to_json())["version"] == 3
+    assert json.loads(info.to_json())["version"] == 4
     assert DetectorInfo.from_json(info.to_json()) == info
 
 
