@@ -99,7 +99,7 @@ def open_timm(request: ClassifierRequest) -> OpenedClassifier:
         network=_split_timm(model, channels, size, request.features),
         architecture=f"timm:{name}",
         outputs=outputs,
-        arguments=arguments,
+        arguments={**arguments, "num_classes": 1} if outputs == 1 else arguments,
         classes=classes if classes is not None and len(classes) == outputs else None,
         input_channels=channels,
         input_size=size,
@@ -116,7 +116,7 @@ def restore_timm(config: ClassifierConfig, folder: Path) -> nn.Module:
     import_library("timm")
     name = config.architecture.partition(":")[2]
     where = f"{folder / 'classifier.json'}"
-    model = _create_timm(name, {**config.arguments, "num_classes": len(config.classes)}, where)
+    model = _create_timm(name, {"num_classes": len(config.classes), **config.arguments}, where)
     channels = config.input_channels or config.channels
     network = _split_timm(
         model, channels, config.resize.crop if config.resize else config.image_size, config.features

@@ -49,6 +49,7 @@ def open_torchvision(request: ClassifierRequest) -> OpenedClassifier:
         network=part(model, example_images(3, size), request.features),
         architecture=spec,
         outputs=outputs,
+        arguments={"num_classes": 1} if outputs == 1 else {},
         classes=categories if len(categories) == outputs else None,
         input_channels=3,
         input_size=size,
@@ -64,7 +65,7 @@ def restore_torchvision(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder."""
     name = config.architecture.partition(":")[2]
     model, _, _ = _create_torchvision(
-        name, {**config.arguments, "num_classes": len(config.classes)}, str(folder)
+        name, {"num_classes": len(config.classes), **config.arguments}, str(folder)
     )
     size = config.resize.crop if config.resize else config.image_size
     network = part(
