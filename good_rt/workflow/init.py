@@ -104,6 +104,7 @@ class Findings:
             f"({self.splits.kind}, {self.sizes}), {copies} copies; {self.splits.sizes}{share}",
             f"classifier: takes {config.image_size}x{config.image_size} pixels, "
             f"{config.channels} {channels}{frozen}",
+            *(f"            {note}" for note in self.models.classifier.notes),
             f"diffusion:  a {space} model{condition}, of the same images",
         ]
 
