@@ -117,9 +117,7 @@ def _refuse_names(
     names: Sequence[str], expected_names: Sequence[str], by_name: dict[int, int], where: str
 ) -> NoReturn:
     unknown = [name for place, name in enumerate(names) if place not in by_name]
-    missing = [
-        name for place, name in enumerate(expected_names) if place not in by_name.values()
-    ]
+    missing = [name for place, name in enumerate(expected_names) if place not in by_name.values()]
     for name in unknown:
         alike = [other for other in expected_names if FORMS[-1](other) == FORMS[-1](name)]
         same = [other for other in names if FORMS[-1](other) == FORMS[-1](name)]
@@ -137,9 +135,7 @@ def _refuse_names(
 def _numbered(names: Sequence[str]) -> tuple[str, list[int]] | None:
     """The stem that all names share and their numbers, each once; None for other names."""
     matches = [NUMBERED.fullmatch(name.strip()) for name in names]
-    stems = {
-        match["stem"].rstrip(" _-") or match["stem"] for match in matches if match is not None
-    }
+    stems = {match["stem"].rstrip(" _-") or match["stem"] for match in matches if match is not None}
     if None in matches or len(stems) != 1:
         return None
     numbers = [int(match["number"]) for match in matches if match is not None]

@@ -346,8 +346,11 @@ def _last_probability(model: nn.Module, images: Tensor) -> str | None:
         for hook in hooks:
             hook.remove()
     return next(
-        (name for name, output in ran.items() if output.numel() == whole.numel()
-         and torch.equal(output.reshape(whole.shape), whole)),
+        (
+            name
+            for name, output in ran.items()
+            if output.numel() == whole.numel() and torch.equal(output.reshape(whole.shape), whole)
+        ),
         None,
     )
 

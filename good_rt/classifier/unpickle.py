@@ -67,8 +67,9 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds
         raise GoodRtError(
-            f"{path} cannot be read without running its code ({first_line(error)[:160]}); save only "
-            "the state dict, where the network was trained: torch.save(model.state_dict(), path)"
+            f"{path} cannot be read without running its code ({first_line(error)[:160]}); save "
+            "only the state dict where the network was trained: "
+            "torch.save(model.state_dict(), path)"
         ) from None
     sets = dict(_weight_sets(content))
     if not sets:
@@ -161,13 +162,14 @@ def main(arguments: Sequence[str]) -> int:
         key = names[place + 1]
         del names[place : place + 2]
     if len(names) < 2 or any(name.startswith("--") for name in names):
-        print(USAGE, file=sys.stderr)
+        sys.stderr.write(f"{USAGE}\n")
         return 2
     try:
-        print(convert([Path(name) for name in names[:-1]], Path(names[-1]), key))
+        written = convert([Path(name) for name in names[:-1]], Path(names[-1]), key)
     except GoodRtError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
+    sys.stdout.write(f"{written}\n")
     return 0
 
 

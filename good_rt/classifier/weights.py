@@ -4,10 +4,10 @@ code."""
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -22,7 +22,9 @@ COMPILED = "_orig_mod."
 """What torch.compile puts into names, before those of the module that it compiled."""
 COUNTERS = frozenset({"n_averaged"})
 """What torch.optim.swa_utils.AveragedModel keeps beside the weights."""
-LORA = re.compile(r"lora[._](?:A|B|a|b|up|down|mid|linear|embedding)|(?:^|[._])lora_|\.base_layer\.")
+LORA = re.compile(
+    r"lora[._](?:A|B|a|b|up|down|mid|linear|embedding)|(?:^|[._])lora_|\.base_layer\."
+)
 """In the names of low-rank layers, which belong to other weights, and of the layers they wrap."""
 INDEX = ".index.json"
 
@@ -153,9 +155,12 @@ def _prefixes(names: Iterable[str], wanted: Collection[str]) -> list[str]:
 
 
 def _shared_prefix(names: Collection[str], wanted: Collection[str]) -> str:
-    """What all names start with and no wanted one does, up to a dot; for weights that do not fit."""
-    prefix = os.path.commonprefix(list(names))
-    prefix = prefix[: prefix.rfind(".") + 1]
+    """What all names start with up to a dot, and no wanted one; for weights that do not fit."""
+    first, last = min(names, default=""), max(names, default="")
+    shared = "".join(
+        takewhile(str, (a if a == b else "" for a, b in zip(first, last, strict=False)))
+    )
+    prefix = shared[: shared.rfind(".") + 1]
     return prefix if prefix and not any(name.startswith(prefix) for name in wanted) else ""
 
 

@@ -26,6 +26,7 @@ from good_rt.files import DEMO
 from good_rt.method.conformal import check_alpha
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
+from good_rt.workflow.class_order import check_class_order
 from good_rt.workflow.job_file import JOB_VERSION, JobConfig, spec_of
 
 PROBED = 200
@@ -157,6 +158,7 @@ def inspect_job(
             f"alpha {ALPHA} needs {needed}: add images; 100 that the classifier was not trained on "
             "would do"
         ) from None
+    check_class_order(data, models.classifier)
     return Findings(data.folder, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
 
 

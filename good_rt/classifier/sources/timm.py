@@ -61,9 +61,7 @@ def open_timm(request: ClassifierRequest) -> OpenedClassifier:
             folder / "config.json" if folder.is_dir() else hub_file(name, "config.json", spec)
         )
         weights = weights or (
-            folder / "model.safetensors"
-            if folder.is_dir()
-            else hub_weights(name, spec)
+            folder / "model.safetensors" if folder.is_dir() else hub_weights(name, spec)
         )
         if not isinstance(settings.get("architecture"), str):
             raise GoodRtError(f"{spec}: its config.json names no timm architecture")
