@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from good_rt.errors import GoodRtError
 
@@ -97,36 +96,36 @@ def class_outputs(names: Sequence[str], expected_names: Sequence[str], where: st
             if whole and (unnamed or (not numbered[0] and _numbered(expected_names) is None)):
                 return numbered[1]
             if _numbered(expected_names) is not None:
-                _refuse_order(names, expected_names, where)
+                raise _order_error(names, expected_names, where)
         if unnamed:
             if numbered is not None and numbered[1] != sorted(numbered[1]):
-                _refuse_order(names, expected_names, where)
+                raise _order_error(names, expected_names, where)
             return list(range(count))
-    _refuse_names(names, expected_names, by_name, where)
+    raise _names_error(names, expected_names, by_name, where)
 
 
-def _refuse_order(names: Sequence[str], expected_names: Sequence[str], where: str) -> NoReturn:
-    raise GoodRtError(
+def _order_error(names: Sequence[str], expected_names: Sequence[str], where: str) -> GoodRtError:
+    return GoodRtError(
         f"{where}: the classes {_some(names)} are numbered otherwise than the classifier's "
         f"({_some(expected_names)}): {names[-1]!r} could be the output of that number, or the one "
         f"in that place of the order; {REMEDY}"
     )
 
 
-def _refuse_names(
+def _names_error(
     names: Sequence[str], expected_names: Sequence[str], by_name: dict[int, int], where: str
-) -> NoReturn:
+) -> GoodRtError:
     unknown = [name for place, name in enumerate(names) if place not in by_name]
     missing = [name for place, name in enumerate(expected_names) if place not in by_name.values()]
     for name in unknown:
         alike = [other for other in expected_names if FORMS[-1](other) == FORMS[-1](name)]
         same = [other for other in names if FORMS[-1](other) == FORMS[-1](name)]
         if alike:
-            raise GoodRtError(
+            return GoodRtError(
                 f"{where}: the class {' and '.join(map(repr, same))} could be the classifier's "
                 f"{' or '.join(map(repr, alike))}; {REMEDY}"
             )
-    raise GoodRtError(
+    return GoodRtError(
         f"{where}: classes {_some(unknown)} are not among the classifier's, which also has "
         f"{_some(missing)}; {REMEDY}"
     )

@@ -100,7 +100,7 @@ def check_network(classifier: Classifier, where: str) -> None:
 
     Raises:
         GoodRtError: it does not take the images, has another number of outputs, or gives
-            probabilities.
+            probabilities or values that are not finite.
     """
     config, network = classifier.config, classifier.network
     size = config.resize.crop if config.resize else config.image_size
@@ -112,6 +112,11 @@ def check_network(classifier: Classifier, where: str) -> None:
         raise GoodRtError(
             f"{where} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} "
             "classes"
+        )
+    if not logits.isfinite().all():
+        raise GoodRtError(
+            f"{where} gives outputs that are not finite for ordinary images; check its weights, "
+            "mean and std, or train or convert it again"
         )
     check_logits(network, features, where)
 

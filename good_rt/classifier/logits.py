@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from good_rt.errors import GoodRtError
 
-SCALES = (1.0, -1.0, 30.0, -30.0, 1000.0, -1000.0)
+SCALES = (1.0, -1.0, 1e3, -1e3, 1e6, -1e6)
 """Of features: a layer's outputs grow with them, probabilities do not."""
 TOLERANCE = 1e-3
 PROBABILITY_MODULES = (

@@ -156,7 +156,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other widths": (
         edit("unet/config.json", lambda v: v.update(block_out_channels=[16, 16])),
-        r"unet cannot be loaded \(.+\)",
+        r"unet: weight .+ has shape \(.+\), and config.json describes \(.+\); it belongs",
     ),
     "vae of another": (
         other_vae,

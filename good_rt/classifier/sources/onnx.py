@@ -198,14 +198,15 @@ def load_model(path: Path) -> tuple[Any, bytes]:
             larger than one file can be.
     """
     onnx = require("onnx", "toolkit")
-    from good_rt.engines.onnx_file import LARGEST_FILE, data_files
+    from good_rt.engines.onnx_file import LARGEST_FILE, check_data, data_files
 
     if not path.is_file():
         raise GoodRtError(f"{path} is missing")
     try:
         model = onnx.load(path, load_external_data=False)
+        check_data(model, path)
         others = [path.parent / name for name in data_files(model)]
-        size = sum(file.stat().st_size for file in (path, *others) if file.is_file())
+        size = sum(file.stat().st_size for file in (path, *others))
         if size > LARGEST_FILE:
             raise GoodRtError(
                 f"{path} and its weights have {size / 2**30:.1f} GiB, and an ONNX file holds 2; "
