@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 
 from good_rt.errors import GoodRtError
 
-SHOWN = 5
+NAMES_SHOWN = 5
 NUMBERED = re.compile(r"(?P<stem>(?:.*[^0-9])?)(?P<number>[0-9]+)", re.DOTALL)
 PLACEHOLDER_STEMS = frozenset({"", "class", "label", "output"})
-REMEDY = (
+NAMING_REMEDY = (
     "name the folders as the classifier's classes, or by its outputs: 0, 1, 2, ...; or name the "
     "outputs with `good-rt classifier save SPEC --classes names.txt`"
 )
@@ -55,7 +55,7 @@ def match_by_name(names: Sequence[str], expected_names: Sequence[str]) -> dict[i
         expected_names: Classes of the classifier, in the order of its outputs.
     """
     outputs: dict[int, int] = {}
-    for form in FORMS:
+    for form in NAME_FORMS:
         ours, theirs = [form(name) for name in names], [form(name) for name in expected_names]
         our_counts, their_counts = Counter(ours), Counter(theirs)
         for place, name in enumerate(ours):
@@ -108,7 +108,7 @@ def _order_error(names: Sequence[str], expected_names: Sequence[str], where: str
     return GoodRtError(
         f"{where}: the classes {_some(names)} are numbered otherwise than the classifier's "
         f"({_some(expected_names)}): {names[-1]!r} could be the output of that number, or the one "
-        f"in that place of the order; {REMEDY}"
+        f"in that place of the order; {NAMING_REMEDY}"
     )
 
 
@@ -118,16 +118,16 @@ def _names_error(
     unknown = [name for place, name in enumerate(names) if place not in by_name]
     missing = [name for place, name in enumerate(expected_names) if place not in by_name.values()]
     for name in unknown:
-        alike = [other for other in expected_names if FORMS[-1](other) == FORMS[-1](name)]
-        same = [other for other in names if FORMS[-1](other) == FORMS[-1](name)]
+        alike = [other for other in expected_names if NAME_FORMS[-1](other) == NAME_FORMS[-1](name)]
+        same = [other for other in names if NAME_FORMS[-1](other) == NAME_FORMS[-1](name)]
         if alike:
             return GoodRtError(
                 f"{where}: the class {' and '.join(map(repr, same))} could be the classifier's "
-                f"{' or '.join(map(repr, alike))}; {REMEDY}"
+                f"{' or '.join(map(repr, alike))}; {NAMING_REMEDY}"
             )
     return GoodRtError(
         f"{where}: classes {_some(unknown)} are not among the classifier's, which also has "
-        f"{_some(missing)}; {REMEDY}"
+        f"{_some(missing)}; {NAMING_REMEDY}"
     )
 
 
@@ -161,10 +161,10 @@ def _separator(match: re.Match[str]) -> str:
     return match[0] if separates_digits else ""
 
 
-FORMS: tuple[Callable[[str], str], ...] = (str, _composed, _folded, _joined)
+NAME_FORMS: tuple[Callable[[str], str], ...] = (str, _composed, _folded, _joined)
 """What names are compared by, from the finest to the coarsest."""
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return f"{shown}, ..." if len(names) > SHOWN else shown
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"{shown}, ..." if len(names) > NAMES_SHOWN else shown

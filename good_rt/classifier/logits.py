@@ -16,7 +16,7 @@ from good_rt.errors import GoodRtError
 
 SCALES = (1.0, -1.0, 1e3, -1e3, 1e6, -1e6)
 """Of features: a layer's outputs grow with them, probabilities do not."""
-TOLERANCE = 1e-3
+RELATIVE_TOLERANCE = 1e-3
 PROBABILITY_MODULES = (
     nn.Softmax,
     nn.LogSoftmax,
@@ -27,7 +27,7 @@ PROBABILITY_MODULES = (
     nn.Tanh,
 )
 """Modules whose outputs are no logits; a larger input is a larger output."""
-REMEDY = (
+LOGITS_REMEDY = (
     "let the network return what goes into its last softmax or sigmoid, or name the layer that "
     "gives the logits as `features` (--features)"
 )
@@ -67,7 +67,7 @@ def check_logits(network: Any, features: Tensor, where: str) -> None:
     outputs = outputs.double()[outputs.isfinite().all(dim=1)]
     fault = _fault(outputs)
     if fault is not None:
-        raise GoodRtError(f"{where}: the outputs are {fault}, not logits; {REMEDY}")
+        raise GoodRtError(f"{where}: the outputs are {fault}, not logits; {LOGITS_REMEDY}")
 
 
 def _fault(outputs: Tensor) -> str | None:
@@ -76,17 +76,17 @@ def _fault(outputs: Tensor) -> str | None:
         return None
     low, high, sums = outputs.min(), outputs.max(), outputs.sum(dim=1)
     several = outputs.shape[1] > 1
-    steady = bool((sums - sums.mean()).abs().max() <= TOLERANCE * sums.mean().abs())
-    if several and low >= -TOLERANCE and steady and sums.mean() > TOLERANCE:
+    steady = bool((sums - sums.mean()).abs().max() <= RELATIVE_TOLERANCE * sums.mean().abs())
+    if several and low >= -RELATIVE_TOLERANCE and steady and sums.mean() > RELATIVE_TOLERANCE:
         return f"probabilities (never negative, with the sum {float(sums.mean()):.4g})"
-    if several and outputs.logsumexp(dim=1).abs().max() <= TOLERANCE:
+    if several and outputs.logsumexp(dim=1).abs().max() <= RELATIVE_TOLERANCE:
         return "logarithms of probabilities (their exponentials have the sum 1)"
-    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
+    if low >= -RELATIVE_TOLERANCE and high <= 1 + RELATIVE_TOLERANCE:
         return "probabilities (all within [0, 1])"
-    if high <= TOLERANCE and bool((outputs.amax(dim=0) >= -TOLERANCE).all()):
+    if high <= RELATIVE_TOLERANCE and bool((outputs.amax(dim=0) >= -RELATIVE_TOLERANCE).all()):
         return "logarithms of probabilities (never positive)"
-    extreme = (outputs.abs() >= 1 - TOLERANCE).double().mean()
-    if outputs.abs().max() <= 1 + TOLERANCE and extreme > 0.5:
+    extreme = (outputs.abs() >= 1 - RELATIVE_TOLERANCE).double().mean()
+    if outputs.abs().max() <= 1 + RELATIVE_TOLERANCE and extreme > 0.5:
         return "bounded (all within [-1, 1], as after a tanh)"
     return None
 

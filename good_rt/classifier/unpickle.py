@@ -1,16 +1,20 @@
 """``python -m good_rt.classifier.unpickle CHECKPOINT... OUT.safetensors``: the weights of pickled
 checkpoints, as timm, Lightning, Accelerate and `torch.save` write them, as safetensors.
 
-Only tensors are taken. PyTorch's unpickler for weights reads the file, with a stand-in for each
-class that it does not know, so that no code of the file runs.
+Only tensors are taken. The unpickler knows what rebuilds tensors, and puts a stand-in for every
+other class and function, so that no code of the file runs. PyTorch's own unpickler for weights
+refuses the dictionaries, paths and settings of other classes that checkpoints contain.
 """
 
 from __future__ import annotations
 
+import pickle
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -21,8 +25,22 @@ from good_rt.files import atomic_path
 USAGE = "usage: python -m good_rt.classifier.unpickle CHECKPOINT... OUT.safetensors [--key NAME]"
 
 
+REBUILDING = frozenset(
+    {
+        ("collections", "OrderedDict"),
+        ("torch", "Size"),
+        ("torch._utils", "_rebuild_tensor"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch._utils", "_rebuild_parameter"),
+        ("torch.nn.parameter", "Parameter"),
+    }
+)
+"""Modules and names of what a tensor is made by; its storage is read by `torch.load` itself."""
+DTYPES = frozenset(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))
+
+
 class Unknown:
-    """Stands in for a class of the file; it keeps what the file says of it and does nothing."""
+    """Stands in for a class or function; it keeps what the file says of it and does nothing."""
 
     def __new__(cls, *args: object, **settings: object) -> Unknown:
         unknown = super().__new__(cls)
@@ -47,6 +65,26 @@ class Unknown:
             self.__dict__.update(state)
 
 
+class TensorUnpickler(pickle.Unpickler):
+    """Reads tensors, and dictionaries of them; everything else becomes an `Unknown`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function of this name, if it rebuilds tensors.
+
+        Args:
+            module: The module that the file names.
+            name: The name in it.
+        """
+        if (module, name) in REBUILDING or (module == "torch" and name in DTYPES):
+            return super().find_class(module, name)
+        return Unknown
+
+
+def _load(file: IO[bytes], **settings: Any) -> Any:
+    """`pickle.load`, which PyTorch's older format calls."""
+    return TensorUnpickler(file, **settings).load()
+
+
 def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """The weights of a pickled checkpoint by name.
 
@@ -57,18 +95,22 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises:
         GoodRtError: the file cannot be read, or holds no weights or several sets.
     """
+    if tarfile.is_tarfile(path):
+        raise GoodRtError(
+            f"{path} is an archive or a checkpoint of PyTorch before 0.4; unpack it, or save the "
+            "weights again"
+        )
     try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # of the format before PyTorch 1.6 they are not listed
-        unknown = []
-    stand_ins: list[Any] = [(Unknown, name) for name in unknown]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=False,  # the unpickler below allows less than that of weights only
+            pickle_module=SimpleNamespace(__name__=__name__, Unpickler=TensorUnpickler, load=_load),
+        )
     except Exception as error:  # torch.load raises many kinds
         raise GoodRtError(
-            f"{path} cannot be read without running its code ({first_line(error)[:160]}); save "
-            "only the state dict where the network was trained: "
+            f"{path} cannot be read as a checkpoint of PyTorch ({first_line(error)[:160]}); save "
+            "the state dict again, where the network was trained: "
             "torch.save(model.state_dict(), path)"
         ) from None
     sets = dict(_weight_sets(content))
@@ -150,7 +192,7 @@ def _tensors(value: Any, prefix: str = "") -> dict[str, Tensor]:
     return state
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_command(arguments: Sequence[str]) -> int:
     """Converts what the command line names; returns the exit code.
 
     Args:
@@ -174,4 +216,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(sys.argv[1:]))

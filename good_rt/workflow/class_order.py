@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from good_rt.classifier import Classifier, predict
-from good_rt.classifier.class_names import REMEDY, are_placeholders, match_by_name
+from good_rt.classifier.class_names import NAMING_REMEDY, are_placeholders, match_by_name
 from good_rt.data.batches import half_rows, id_part
 from good_rt.data.id_data import IdData, thinned
 from good_rt.data.pixels import from_uint8
@@ -16,7 +16,7 @@ from good_rt.errors import GoodRtError
 
 IMAGES = 512
 """Held-out images that are looked at."""
-LEAST_IMAGES = 8
+LEAST_COMPARED = 8
 DEVIATIONS = 2.0
 """Standard deviations of chance up to which an accuracy is near it."""
 
@@ -39,7 +39,7 @@ def check_class_order(id_data: IdData, classifier: Classifier) -> None:
     rows = thinned(half_rows(id_data, "held_out")[0], IMAGES)
     part = id_part(id_data, "held_out", classifier, rows=rows)
     assert part.labels is not None
-    if len(part.labels) < LEAST_IMAGES:
+    if len(part.labels) < LEAST_COMPARED:
         return
     predicted = predict(classifier, from_uint8(part.images))[0].argmax(dim=1)
     name_of = {
@@ -61,7 +61,7 @@ def _check_counts(counts: np.ndarray, names: list[str], id_data: IdData) -> None
     if accuracy <= chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / total):
         raise GoodRtError(
             f"{where}, and in the order that was taken the accuracy on {total:.0f} held-out images "
-            f"is {accuracy:.0%}, near chance ({chance:.0%}); {REMEDY}"
+            f"is {accuracy:.0%}, near chance ({chance:.0%}); {NAMING_REMEDY}"
         )
     mostly = counts.argmax(axis=1)
     moved = np.flatnonzero(mostly != np.arange(len(counts)))
@@ -73,5 +73,5 @@ def _check_counts(counts: np.ndarray, names: list[str], id_data: IdData) -> None
         raise GoodRtError(
             f"{where}, and in another order they agree better: {counts[first, mostly[first]]:.0f} "
             f"of {counts[first].sum():.0f} held-out images of {names[first]!r} get output "
-            f"{mostly[first]}, {counts[first, first]:.0f} get output {first}; {REMEDY}"
+            f"{mostly[first]}, {counts[first, first]:.0f} get output {first}; {NAMING_REMEDY}"
         )

@@ -109,7 +109,7 @@ def test_free_axes_take_channels_and_size(tmp_path: Path) -> None:
     torch.testing.assert_close(classifier.network(IMAGES), network()(IMAGES))
     save_classifier(classifier, tmp_path / "saved")
     assert load_classifier(tmp_path / "saved").config == classifier.config
-    with pytest.raises(GoodRtError, match="does not take images of shape|cannot run the class"):
+    with pytest.raises(GoodRtError, match=r"does not take images of shape|cannot run the class"):
         load_classifier(path, Settings(size=32, channels=1))
 
 

@@ -48,7 +48,7 @@ SHAPING_OPERATIONS = (
 """What may stand between the last layer and the output."""
 PROBABILITY_OPERATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh")
 """What is left out there, since logits are wanted; a larger input is a larger output."""
-MADE_OF_PROBABILITIES = ("Log", "Exp", "Clip")
+FOLLOWING_OPERATIONS = ("Log", "Exp", "Clip")
 """What may follow them, and is left out with them."""
 LOW_PRECISION = ("FLOAT16", "BFLOAT16", "DOUBLE")
 """The types that are read as float32, as all weights are."""
@@ -314,7 +314,7 @@ def _without_probabilities(graph: Any, output: str) -> tuple[str, tuple[str, ...
     chain, name = [], output
     while name in made and made[name].op_type in (
         *PROBABILITY_OPERATIONS,
-        *MADE_OF_PROBABILITIES,
+        *FOLLOWING_OPERATIONS,
         *(kind for kind in SHAPING_OPERATIONS if kind != "Add"),
     ):
         chain.append(made[name])
