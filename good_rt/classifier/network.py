@@ -271,19 +271,29 @@ def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted | 
     """
     notes = drop_probabilities(model, images)
     whole = run_network(model, images)
-    heads = linears_run(model, images)[-2:] if head is None else [head]
+    pair = mean_of_heads(model, images, whole) if head is None else None
     parted: Parted | TwoHeads
-    if len(heads) == 2 and _is_mean(model, heads, images, whole):
-        parted = TwoHeads(model, (heads[0], heads[1]))
+    if pair is None:
+        parted = Parted(model, head or last_linear(model, images))
     else:
-        parted = Parted(model, heads[-1])
+        parted = TwoHeads(model, pair)
     check_parts(parted, images, whole)
     parted.notes += notes
     return parted
 
 
-def _is_mean(model: nn.Module, names: list[str], images: Tensor, whole: Tensor) -> bool:
-    """Whether a model's output is the mean of what two of its Linears give."""
+def mean_of_heads(model: nn.Module, images: Tensor, whole: Tensor) -> tuple[str, str] | None:
+    """The last two Linears of a model whose output is their mean; None for other models.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) that it takes, already prepared.
+        whole: Its output for them.
+
+    Raises:
+        GoodRtError: the model has no Linear.
+    """
+    names = linears_run(model, images)[-2:]
     given: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(name).register_forward_hook(
@@ -298,8 +308,9 @@ def _is_mean(model: nn.Module, names: list[str], images: Tensor, whole: Tensor) 
             hook.remove()
     parts = list(given.values())
     if len(parts) != 2 or any(part.shape != whole.shape for part in parts):
-        return False
-    return torch.allclose((parts[0] + parts[1]) / 2, whole, rtol=1e-4, atol=1e-5)
+        return None
+    is_mean = torch.allclose((parts[0] + parts[1]) / 2, whole, rtol=1e-4, atol=1e-5)
+    return (names[0], names[1]) if is_mean else None
 
 
 def drop_probabilities(model: nn.Module, images: Tensor) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ USAGE = "usage: python -m good_rt.classifier.unpickle CHECKPOINT... OUT.safetens
 
 REBUILDING = frozenset(
     {
+        ("__builtin__", "set"),
+        ("builtins", "set"),
         ("collections", "OrderedDict"),
         ("torch", "Size"),
         ("torch._utils", "_rebuild_tensor"),

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import (
     Parted,
+    TwoHeads,
     check_parts,
     example_images,
     last_linear,
+    mean_of_heads,
     output_of,
     run_network,
 )
@@ -42,6 +44,8 @@ from good_rt.files import read_json
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, as ``resample`` has it."""
+LABELS = ("id2label", "label2id", "num_labels")
+HEAD_WEIGHT = re.compile(r"(?:^|\.)\w*classifier(?:\.\d+)?\.weight$")
 
 
 def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
@@ -64,8 +68,18 @@ def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
     weights = request.weights or _weights_path(folder, request.name, spec)
     state = load_weights(weights)
     refuse_lora(state, weights)
+    outputs, relabelled = _head_outputs(state), False
+    if outputs is not None:
+        try:
+            _class_names(values, outputs, spec)
+        except GoodRtError:
+            if not request.named:
+                raise
+            # the caller's names stand for those of config.json
+            values = {name: value for name, value in values.items() if name not in LABELS}
+            values["num_labels"], relabelled = outputs, True
     model = None
-    if request.weights is None:
+    if request.weights is None and not relabelled:
         model = _pretrained(request.name, spec)
     if model is None:
         model = _create_transformers(values, spec)
@@ -81,14 +95,14 @@ def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
     channels = int(getattr(model.config, "num_channels", 3))
     size = preprocessing["input_size"]
     _check_task(model.config, spec)
-    outputs = _outputs(model)
+    outputs = int(model.config.num_labels)
     network = _split_transformers(model, channels, size, request.features)
     names = None if request.named else _class_names(values, outputs, spec)
     return OpenedClassifier(
         network=network,
         architecture=f"transformers:{model.config.model_type}",
         outputs=outputs,
-        arguments=_model_settings(values),
+        arguments=_model_settings(values, network),
         classes=names,
         input_channels=channels,
         stated=True,
@@ -148,11 +162,11 @@ def _check_task(config: Any, spec: str) -> None:
         )
 
 
-def _outputs(model: Any) -> int:
-    """The number of outputs, by the head's own weight where there is one."""
-    head = getattr(model, "classifier", None)
-    found = getattr(head, "out_features", None)
-    return int(model.config.num_labels if found is None else found)
+def _head_outputs(state: Mapping[str, Tensor]) -> int | None:
+    """The number of outputs of the layer that names call a classifier; None where it is not clear
+    which that is."""
+    rows = {len(tensor) for name, tensor in state.items() if HEAD_WEIGHT.search(name)}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def _class_names(values: Mapping[str, Any], outputs: int, spec: str) -> tuple[str, ...] | None:
@@ -283,16 +297,21 @@ def _pretrained(name: str, where: str) -> Any:
     return None if report["missing_keys"] else model.eval().float()
 
 
-def _split_transformers(model: nn.Module, channels: int, size: int, features: str | None) -> Parted:
+def _split_transformers(
+    model: nn.Module, channels: int, size: int, features: str | None
+) -> Parted | TwoHeads:
     images = example_images(channels, size)
-    whole = run_network(model, images)
     head = features
+    if head is None and isinstance(getattr(model, "classifier", None), nn.Module):
+        head = "classifier"
+    whole = run_network(model, images)
     if head is None:
-        head = (
-            "classifier"
-            if isinstance(getattr(model, "classifier", None), nn.Module)
-            else last_linear(model, images)
-        )
+        pair = mean_of_heads(model, images, whole)
+        if pair is not None:
+            two_heads = TwoHeads(model, pair)
+            check_parts(two_heads, images, whole)
+            return two_heads
+        head = last_linear(model, images)
     parted = TransformersNetwork(model, head)
     check_parts(parted, images, whole)
     parted.features = (
@@ -301,9 +320,11 @@ def _split_transformers(model: nn.Module, channels: int, size: int, features: st
     return parted
 
 
-def _model_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _model_settings(values: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """config.json without what only says where it comes from."""
     left_out = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+    if isinstance(network, TwoHeads):  # not the model that its type stands for
+        left_out.remove("architectures")
     return {name: value for name, value in values.items() if name not in left_out}
 
 
