@@ -113,7 +113,7 @@ def print_summary(summary: Summary) -> None:
         "training": "yes" if summary.trainable else "no: the detector is built without fine-tuning",
         "gradient": "yes" if summary.gradient else "no: it cannot guide a diffusion model",
     }
-    for name, text in rows.items():
+    for name, text in [*rows.items(), *(("note", note) for note in summary.notes)]:
         click.echo(f"{name:<14} {text}")
 
 

@@ -40,7 +40,7 @@ def read_graph(path: Path) -> ModelProto:
         raise GoodRtError(f"{path} does not exist; make it with `good-rt export`")
     try:
         model = onnx.load(path, load_external_data=False)
-        _check_data(model, path)
+        check_data(model, path)
         _check_operations(model, path)
         size = (
             sum((path.parent / name).stat().st_size for name in data_files(model))
@@ -77,7 +77,16 @@ def is_small(model: ModelProto) -> bool:
     return not data_files(model) and model.ByteSize() <= SMALL_MODEL
 
 
-def _check_data(model: ModelProto, path: Path) -> None:
+def check_data(model: ModelProto, path: Path) -> None:
+    """Checks that the files of a graph's external data are there, in the folder of its file.
+
+    Args:
+        model: The graph.
+        path: Its file.
+
+    Raises:
+        GoodRtError: one is missing, or lies elsewhere.
+    """
     for tensor in _tensors(model.graph):
         name = _data_file(tensor)
         if name is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from good_rt.classifier import Classifier
 from good_rt.classifier.base import as_vectors
+from good_rt.classifier.logits import as_logits
 from good_rt.classifier.sources.onnx import OnnxNetwork
 from good_rt.detector.module import DetectorModule, are_images
 from good_rt.errors import GoodRtError, first_line
@@ -40,7 +41,7 @@ class Back(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         # a copy, since an output may not be an input as well
-        return self.detector.decide(logits + 0.0, as_vectors(features), valid)
+        return self.detector.decide(as_logits(logits) + 0.0, as_vectors(features), valid)
 
 
 def merge_detector(

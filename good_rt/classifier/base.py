@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from good_rt.classifier.logits import as_logits
 from good_rt.classifier.resampling import resampling_matrix
 from good_rt.config.declaration import Bounds
 from good_rt.errors import GoodRtError
@@ -91,6 +92,8 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, config: ClassifierConfig, fingerprint: str = "") -> None:
         super().__init__()
+        self.notes: tuple[str, ...] = getattr(network, "notes", ())
+        """How the network was read, where that is not obvious, for people."""
         self.network = network
         self.config = config
         self.fingerprint = fingerprint
@@ -142,7 +145,12 @@ class Classifier(nn.Module):
                 "good_rt.data.pixels.from_uint8"
             )
         features = self.network.forward_features(self.prepare(images))  # type: ignore[operator]
-        return self.network.forward_head(features), as_vectors(features)  # type: ignore[operator]
+        return self.head(features), as_vectors(features)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (N, K) of features as the network gives them; 0 and the output of a network that
+        has one output for two classes."""
+        return as_logits(self.network.forward_head(features))  # type: ignore[operator]
 
     def prepare(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> what the network takes: resized, normalised, with its
@@ -186,7 +194,9 @@ class Classifier(nn.Module):
             config, channels=channels, image_size=size, input_channels=network_channels
         )
         digest = hashlib.sha256(f"{self.fingerprint} {channels} {size}".encode()).hexdigest()
-        return Classifier(self.network, config, digest).train(self.training).to(self.device)
+        other = Classifier(self.network, config, digest).train(self.training).to(self.device)
+        other.notes = self.notes
+        return other
 
     def fitted(self, shape: Callable[[], tuple[int, ...]]) -> Classifier:
         """`for_images` of a shape that is only asked for where the classifier resizes at all.

@@ -12,9 +12,12 @@ import importlib
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from good_rt.classifier.base import Classifier, ClassifierConfig
+from good_rt.classifier.logits import check_logits
+from good_rt.classifier.network import example_images, run_features
 from good_rt.classifier.sources.registry import SOURCES, classifier_source
 from good_rt.classifier.weights import library_state, load_weights, put_weights
 from good_rt.errors import GoodRtError, first_line
@@ -84,17 +87,48 @@ def load_folder(folder: Path) -> Classifier:
         classifier = Classifier(network, config, fingerprint)
     except GoodRtError as error:
         raise GoodRtError(f"{path}: {error}") from None
-    return classifier.eval().requires_grad_(False)
+    check_network(classifier.eval().requires_grad_(False), str(folder))
+    return classifier
+
+
+def check_network(classifier: Classifier, where: str) -> None:
+    """Runs the network on example images: its outputs must be logits, one a class.
+
+    Args:
+        classifier: The classifier, in evaluation mode.
+        where: Its folder or spec, for errors.
+
+    Raises:
+        GoodRtError: it does not take the images, has another number of outputs, or gives
+            probabilities or values that are not finite.
+    """
+    config, network = classifier.config, classifier.network
+    size = config.resize.crop if config.resize else config.image_size
+    images = example_images(config.input_channels or config.channels, size)
+    features = run_features(network, images)
+    with torch.no_grad():
+        logits = classifier.head(features)
+    if logits.ndim != 2 or logits.shape[1] != len(config.classes):
+        raise GoodRtError(
+            f"{where} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} "
+            "classes"
+        )
+    if not logits.isfinite().all():
+        raise GoodRtError(
+            f"{where} gives outputs that are not finite for ordinary images; check its weights, "
+            "mean and std, or train or convert it again"
+        )
+    check_logits(network, features, where)
 
 
 def folder_fingerprint(network: nn.Module, folder: Path) -> str:
-    """One hash of all of the folder's files that make the classifier."""
-    names = [
-        CONFIG,
-        *([WEIGHTS] if (folder / WEIGHTS).exists() else []),
-        *sorted(getattr(network, "files", {})),
-    ]
-    return hashlib.sha256("".join(sha256(folder / name) for name in names).encode()).hexdigest()
+    """One hash of all of the folder's files that make the classifier, and of what they refer to."""
+    names = [CONFIG, *([WEIGHTS] if (folder / WEIGHTS).exists() else [])]
+    hashes = [sha256(folder / name) for name in names]
+    # as they were read: a file's content also contains the weights that lie beside it
+    for _, content in sorted(getattr(network, "files", {}).items()):
+        hashes.append(hashlib.sha256(content).hexdigest())
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:

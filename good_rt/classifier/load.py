@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,13 +13,22 @@ from pathlib import Path
 from torch import nn
 
 from good_rt.classifier.base import Classifier, ClassifierConfig, Resize
-from good_rt.classifier.folder import CONFIG, WEIGHTS, folder_fingerprint, load_folder, read_config
-from good_rt.classifier.network import example_images, run_network
+from good_rt.classifier.class_names import placeholder_names
+from good_rt.classifier.folder import (
+    CONFIG,
+    WEIGHTS,
+    check_network,
+    folder_fingerprint,
+    load_folder,
+    read_config,
+)
+from good_rt.classifier.resampling import FILTERS
 from good_rt.classifier.sources.registry import (
     SOURCES,
     ClassifierRequest,
     OpenedClassifier,
     classifier_source,
+    settled,
 )
 from good_rt.classifier.weights import (
     PICKLE_SUFFIXES,
@@ -56,6 +66,18 @@ class Settings:
     interpolation: str | None = None
     classes: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.interpolation is not None and self.interpolation not in FILTERS:
+            raise GoodRtError(
+                f"unknown interpolation {self.interpolation!r}; known are {', '.join(FILTERS)}"
+            )
+        wrong = [value for value in self.mean or () if not math.isfinite(value)]
+        wrong += [value for value in self.std or () if not 0 < value < math.inf]
+        if wrong:
+            raise GoodRtError(
+                f"mean and std cannot be {wrong[0]}; give numbers of images in [0, 1], std above 0"
+            )
+
 
 def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classifier:
     """A classifier in evaluation mode, float32, without gradients of its weights.
@@ -86,19 +108,16 @@ def load_classifier(spec: Path | str, settings: Settings = Settings()) -> Classi
     if kind not in SOURCES:
         opened = replace(opened, architecture=_plugin_architecture(kind, request.name))
     network = opened.network.eval().requires_grad_(False)
+    if settings.channels is not None:
+        settled(opened.input_channels, settings.channels, "channels", text)
     config = _config(opened, settings, text)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     digest.update(weights_hash(network).encode())
     classifier = Classifier(network, config, digest.hexdigest()).eval()
-    channels = config.input_channels or config.channels
-    logits = run_network(
-        network,
-        example_images(channels, config.resize.crop if config.resize else config.image_size),
-    )
-    if logits.ndim != 2 or logits.shape[1] != len(config.classes):
-        raise GoodRtError(
-            f"{text} gives outputs of shape {tuple(logits.shape)} for {len(config.classes)} classes"
-        )
+    check_network(classifier, text)
+    classifier.notes += opened.notes
+    if opened.outputs == 1:
+        classifier.notes += (f"the one output is the second class's; {config.classes[0]!r} has 0",)
     return classifier
 
 
@@ -115,7 +134,15 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
 
     def request(name: str) -> ClassifierRequest:
         given = Path(weights) if weights else None
-        return ClassifierRequest(name, given, settings.features, settings.size, settings.channels)
+        return ClassifierRequest(
+            name,
+            given,
+            settings.features,
+            settings.size,
+            settings.channels,
+            named=settings.classes is not None,
+            preprocessing=None not in (settings.size, settings.mean, settings.std),
+        )
 
     if weights and not Path(weights).exists():
         raise GoodRtError(
@@ -163,13 +190,11 @@ def _config(opened: OpenedClassifier, settings: Settings, text: str) -> Classifi
     size = settings.size or opened.input_size
     if size is None:
         raise GoodRtError(f"{text} does not say what images it takes; give the size")
-    classes = (
-        settings.classes or opened.classes or tuple(f"class {i}" for i in range(opened.outputs))
-    )
-    if len(classes) != opened.outputs:
-        raise GoodRtError(
-            f"{text} has {opened.outputs} outputs, but {len(classes)} classes are named"
-        )
+    count = max(2, opened.outputs)
+    classes = settings.classes or opened.classes or placeholder_names(count)
+    if len(classes) != count:
+        outputs = "one output, for two classes" if opened.outputs == 1 else f"{count} outputs"
+        raise GoodRtError(f"{text} has {outputs}, but {len(classes)} classes are named")
     own_size = size == opened.input_size
     return ClassifierConfig(
         architecture=opened.architecture,
@@ -214,11 +239,9 @@ def _folder_with_code(kind: str, name: str, folder: Path) -> Classifier:
         network = _module_network(name, config, folder)
     else:
         network = classifier_source(kind).restore(config, folder)
-    return (
-        Classifier(network, config, folder_fingerprint(network, folder))
-        .eval()
-        .requires_grad_(False)
-    )
+    classifier = Classifier(network, config, folder_fingerprint(network, folder))
+    check_network(classifier.eval().requires_grad_(False), str(folder))
+    return classifier
 
 
 def _module_network(name: str, config: ClassifierConfig, folder: Path) -> nn.Module:

@@ -8,12 +8,13 @@ tracing and gradients go as usual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from good_rt.classifier.logits import PROBABILITY_MODULES, left_out
 from good_rt.errors import GoodRtError, first_line
 
 
@@ -27,6 +28,8 @@ class ClassifierNetwork(nn.Module):
     differentiable: bool = True
     features: str = ""
     """Where the features come from, for people."""
+    notes: tuple[str, ...] = ()
+    """What else there is to know of how the network is read, for people."""
     files: Mapping[str, bytes]
 
     def __init__(self) -> None:
@@ -94,23 +97,101 @@ class Parted(ClassifierNetwork):
         }
 
 
+class TwoHeads(ClassifierNetwork):
+    """A model whose output is the mean of two Linears, such as the own head and a teacher's: the
+    features are the inputs of both.
+
+    Args:
+        model: The model; it is changed in place.
+        heads: The names of both.
+    """
+
+    def __init__(self, model: nn.Module, heads: tuple[str, str]) -> None:
+        super().__init__()
+        first, second = (model.get_submodule(name) for name in heads)
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        self.first, self.second = first, second
+        self.width = first.in_features
+        for name, padding in zip(heads, ((0, second.in_features), (self.width, 0)), strict=True):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.ZeroPad1d(padding))
+        self.model, self.heads = model, heads
+        self.features = f"the inputs of {heads[0]} and {heads[1]}"
+        self.notes = (f"logits are the mean of {heads[0]!r} and {heads[1]!r}",)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return 2 * output_of(self.model(images))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        logits: Tensor = (
+            self.first(features[..., : self.width]) + self.second(features[..., self.width :])
+        ) / 2
+        return logits
+
+    def library_names(self) -> dict[str, str]:
+        heads = dict(zip(("first", "second"), self.heads, strict=True))
+        names = {}
+        for own in self.state_dict():
+            part, _, rest = own.partition(".")
+            names[own] = f"{heads[part]}.{rest}" if part in heads else rest
+        return names
+
+
 def output_of(value: Any) -> Tensor:
     """The tensor in what a library's network returns: itself, its ``logits``, or the first of
-    several."""
+    several.
+
+    Raises:
+        GoodRtError: there is none, or two could be the logits.
+    """
     if isinstance(value, Tensor):
         return value
-    logits = getattr(value, "logits", None)
+    logits = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+        shapes = [tuple(other.shape[1:]) for other in value if isinstance(other, Tensor)]
+        check_outputs([f"output {i}" for i in range(len(shapes))], shapes, "the classifier")
         return value[0]
     raise GoodRtError(
         f"the classifier returns a {type(value).__name__}; it must return its logits (N, K)"
     )
 
 
+def check_outputs(names: Sequence[str], shapes: Sequence[tuple[Any, ...]], where: str) -> None:
+    """Checks that only the first of a network's outputs can be the logits.
+
+    Args:
+        names: Names of the outputs, for errors.
+        shapes: Their shapes without the batch.
+        where: The classifier, for errors.
+
+    Raises:
+        GoodRtError: another output, such as that of a teacher's head, has the same shape.
+    """
+    alike = [name for name, shape in zip(names, shapes, strict=True) if shape == shapes[0]]
+    if len(alike) > 1:
+        raise GoodRtError(
+            f"{where} has several outputs that could be the logits ({', '.join(alike)}); give one "
+            "with a single output, or with the name 'logits' for the one to use"
+        )
+
+
 def last_linear(model: nn.Module, images: Tensor) -> str:
     """The name of the Linear that runs last.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) that it takes, already prepared.
+
+    Raises:
+        GoodRtError: there is none, or the model does not take the images.
+    """
+    return linears_run(model, images)[-1]
+
+
+def linears_run(model: nn.Module, images: Tensor) -> list[str]:
+    """The names of a model's Linears in the order in which they run.
 
     Args:
         model: The model.
@@ -136,12 +217,12 @@ def last_linear(model: nn.Module, images: Tensor) -> str:
             "gives the logits "
             "as `features`"
         )
-    return ran[-1]
+    return ran
 
 
 @torch.no_grad()
 def run_network(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (N, K) in evaluation mode.
+    """Logits (N, K) in evaluation mode; (N, 1) of a network that gives one number an image.
 
     Args:
         model: The model.
@@ -150,7 +231,8 @@ def run_network(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         GoodRtError: the model does not take them.
     """
-    return output_of(_tried(model, model, images))
+    outputs = output_of(_tried(model, model, images))
+    return outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
 
 
 @torch.no_grad()
@@ -174,8 +256,10 @@ def _tried(model: nn.Module, function: Callable[[Tensor], Any], images: Tensor) 
         model.train(training)
 
 
-def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
-    """The model divided before the module that gives the logits.
+def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted | TwoHeads:
+    """The model divided before the module that gives the logits, or before two whose mean they are.
+
+    Softmax and sigmoid modules at its end are taken off.
 
     Args:
         model: The model; it is changed in place.
@@ -185,10 +269,101 @@ def part(model: nn.Module, images: Tensor, head: str | None = None) -> Parted:
     Raises:
         GoodRtError: there is no such module, or the model's output is not that module's.
     """
+    notes = drop_probabilities(model, images)
     whole = run_network(model, images)
-    parted = Parted(model, head or last_linear(model, images))
+    pair = mean_of_heads(model, images, whole) if head is None else None
+    parted: Parted | TwoHeads
+    if pair is None:
+        parted = Parted(model, head or last_linear(model, images))
+    else:
+        parted = TwoHeads(model, pair)
     check_parts(parted, images, whole)
+    parted.notes += notes
     return parted
+
+
+def mean_of_heads(model: nn.Module, images: Tensor, whole: Tensor) -> tuple[str, str] | None:
+    """The last two Linears of a model whose output is their mean; None for other models.
+
+    Args:
+        model: The model.
+        images: (N, C, H, W) that it takes, already prepared.
+        whole: Its output for them.
+
+    Raises:
+        GoodRtError: the model has no Linear.
+    """
+    names = linears_run(model, images)[-2:]
+    given: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: given.update({name: output})
+        )
+        for name in dict.fromkeys(names)
+    ]
+    try:
+        run_network(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    parts = list(given.values())
+    if len(parts) != 2 or any(part.shape != whole.shape for part in parts):
+        return None
+    is_mean = torch.allclose((parts[0] + parts[1]) / 2, whole, rtol=1e-4, atol=1e-5)
+    return (names[0], names[1]) if is_mean else None
+
+
+def drop_probabilities(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Takes off softmax and sigmoid modules that give the model's output.
+
+    Args:
+        model: The model in evaluation mode; it is changed in place.
+        images: (N, C, H, W) that it takes, already prepared.
+
+    Returns:
+        What was taken off, for people.
+    """
+    notes: list[str] = []
+    while (name := _last_probability(model, images)) is not None:
+        whole = run_network(model, images)
+        parent, _, child = name.rpartition(".")
+        module = model.get_submodule(name)
+        setattr(model.get_submodule(parent), child, nn.Identity())
+        with torch.no_grad():
+            again = module(run_network(model, images))
+        if again.shape != whole.shape or not torch.allclose(again, whole, rtol=1e-4, atol=1e-5):
+            # it also runs elsewhere, or something follows it
+            setattr(model.get_submodule(parent), child, module)
+            break
+        notes.append(left_out(f"{type(module).__name__} {name!r}"))
+    return tuple(notes)
+
+
+def _last_probability(model: nn.Module, images: Tensor) -> str | None:
+    """The name of the module, of those that give probabilities, whose output is the model's."""
+    ran: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: ran.update({name: output})
+        )
+        for name, module in model.named_modules()
+        if name and isinstance(module, PROBABILITY_MODULES)
+    ]
+    if not hooks:
+        return None
+    try:
+        whole = run_network(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(
+        (
+            name
+            for name, output in ran.items()
+            if output.numel() == whole.numel() and torch.equal(output.reshape(whole.shape), whole)
+        ),
+        None,
+    )
 
 
 def check_parts(network: ClassifierNetwork, images: Tensor, whole: Tensor) -> None:

@@ -28,6 +28,8 @@ class Summary:
     trainable: bool
     gradient: bool
     """Whether guidance can follow its gradient; a detector needs none."""
+    notes: tuple[str, ...] = ()
+    """How the network was read, where that is not obvious."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,4 +58,5 @@ def summarise(classifier: Classifier) -> Summary:
         ],
         trainable=classifier.trainable,
         gradient=classifier.differentiable,
+        notes=classifier.notes,
     )

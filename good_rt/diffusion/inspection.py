@@ -7,9 +7,7 @@ could not run it.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,14 +21,20 @@ from good_rt.diffusion import autoencoder
 from good_rt.diffusion.base import Family, Shape, misfits
 from good_rt.diffusion.conditioning import ClassLabels, TextPrompts
 from good_rt.diffusion.load import Layout, check_channels, resized
-from good_rt.diffusion.parts import class_name, empty_part, weight_files
+from good_rt.diffusion.parts import (
+    check_weights,
+    class_name,
+    empty_part,
+    empty_text_encoder,
+    stored_tensors,
+    weight_files,
+)
 from good_rt.diffusion.process import load_process
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 
 FLOAT = 4
 """Bytes of a number: everything is computed in float32."""
-META = "__metadata__"
 T = TypeVar("T")
 
 
@@ -154,6 +158,8 @@ def inspect_model(
         part = problems.attempt(partial(part_of, layout.folder / name))
         if part is not None:
             parts[name] = part
+    for name in parts:
+        problems.attempt(partial(_check_part, names.get(name, layout.folder / name), name in names))
     network = None if family is None else problems.attempt(lambda: empty_part(layout.network))
     config: Mapping[str, Any] = {} if network is None else network.config
     shape = out = process = None
@@ -205,6 +211,15 @@ def inspect_model(
     )
 
 
+def _check_part(folder: Path, of_diffusers: bool) -> None:
+    """Compares the weights of a part with the network that its config.json describes."""
+    import diffusers
+
+    if of_diffusers and not hasattr(diffusers, class_name(folder)):
+        return  # named as a problem of its own
+    check_weights(folder, empty_part(folder) if of_diffusers else empty_text_encoder(folder))
+
+
 def part_of(folder: Path) -> ModelPart:
     """A part from its config and the headers of its weight files.
 
@@ -230,8 +245,7 @@ def part_of(folder: Path) -> ModelPart:
 
 
 def header(path: Path) -> dict[str, tuple[str, int]]:
-    """Type and number of elements of every tensor of a safetensors file, from its header: a length
-    of 8 bytes, then JSON.
+    """Type and number of elements of every tensor of a safetensors file, from its header.
 
     Args:
         path: The file.
@@ -239,19 +253,7 @@ def header(path: Path) -> dict[str, tuple[str, int]]:
     Raises:
         GoodRtError: the file is missing or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            value = json.loads(file.read(min(length, 100_000_000)))
-        return {
-            name: (str(entry["dtype"]), math.prod(entry["shape"]))
-            for name, entry in value.items()
-            if name != META
-        }
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GoodRtError(
-            f"{path} is not a safetensors file ({type(error).__name__}); download it again"
-        ) from None
+    return {name: (t.dtype, math.prod(t.shape)) for name, t in stored_tensors(path).items()}
 
 
 def _pipeline(folder: Path) -> str | None:

@@ -34,6 +34,7 @@ from good_rt.files import demo_path, paths_of
 from good_rt.method.combination import FITTED_ON_GENERATED
 from good_rt.models import check_classifier_path
 from good_rt.progress import SILENT, Progress
+from good_rt.workflow.class_order import check_class_order
 from good_rt.workflow.train import training_record
 
 DETECTOR_PARITY_IMAGES = 512
@@ -186,6 +187,7 @@ def detector_for(
         config: Settings of the detector.
         features: The features of training images, where they are already there.
     """
+    check_class_order(id_data, classifier)
     known, calibration = half_rows(id_data, "held_out")
     # read in any case, so that a damaged set is refused whatever the combination
     ood = [generated_parts([folder], classifier)[1] for folder in generated]

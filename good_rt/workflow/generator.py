@@ -44,6 +44,7 @@ from good_rt.method.guidance import LEVEL_WEIGHTS, Decoder, LatentGuidance
 from good_rt.method.sampler import GuidedModel, SampleBatch, sample, sample_seeds
 from good_rt.method.schedule import FloatArray
 from good_rt.models import Models
+from good_rt.workflow.class_order import check_class_order
 from good_rt.workflow.id_start import IdStart
 
 LARGEST_BATCH = 128
@@ -350,6 +351,7 @@ def make_generator(
         cfg_sigma_max=config.sampler.cfg_sigma_max,
         **condition,
     )
+    check_class_order(id_data, classifier)
     knn, feature = guidance_discrepancies(models, id_data, config.bank)
     known, _ = half_rows(id_data, "held_out")
     held_out = outputs(classifier, id_batches(id_data, "held_out", classifier, rows=known))

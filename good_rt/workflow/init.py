@@ -27,6 +27,7 @@ from good_rt.method.conformal import check_alpha
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.specs import resolved_spec
+from good_rt.workflow.class_order import check_class_order
 from good_rt.workflow.job_file import JOB_VERSION, JobConfig
 
 PROBED = 200
@@ -105,6 +106,7 @@ class Findings:
             f"({self.splits.kind}, {self.sizes}), {copies} copies; {self.splits.sizes}{share}",
             f"classifier: takes {config.image_size}x{config.image_size} pixels, "
             f"{config.channels} {channels}{frozen}",
+            *(f"            {note}" for note in self.models.classifier.notes),
             f"diffusion:  a {space} model{condition}, of the same images",
         ]
 
@@ -157,6 +159,7 @@ def inspect_job(
             f"alpha {ALPHA} needs {needed}: add images; 100 that the classifier was not trained on "
             "would do"
         ) from None
+    check_class_order(data, models.classifier)
     return Findings(data.folder, spec, models, splits, _sizes(data.source), dict(test_sets or {}))
 
 

@@ -40,6 +40,7 @@ from good_rt.method.training_data import TrainingImages
 from good_rt.method.unified import SCORE
 from good_rt.models import Models
 from good_rt.progress import SILENT, Progress
+from good_rt.workflow.class_order import check_class_order
 from good_rt.workflow.detector import WITH_GENERATED, WITHOUT_TRAINING, build_detector, detector_for
 from good_rt.workflow.evaluate import ReportPage, check_peers, evaluate
 from good_rt.workflow.export import export
@@ -189,6 +190,7 @@ class _Run:
     def all(self) -> RunResult:
         remove_leftovers(self.out)
         self._split()
+        check_class_order(self.id_data, self.models.classifier)
         self._check_sizes()
         self.classifiers["before"] = self.models.classifier
         self.guides[1] = self.models

@@ -37,6 +37,7 @@ from good_rt.method.training_data import TrainingImages
 from good_rt.models import Models, ModelSpec
 from good_rt.progress import SILENT, Progress
 from good_rt.records import RecordType, drop_format
+from good_rt.workflow.class_order import check_class_order
 
 TRAINING_FILE = "training.json"
 
@@ -187,6 +188,7 @@ def training_images(
     classifier = models.classifier
     check_trainable(classifier)  # before the work of decoding
     classifier.to(models.device)
+    check_class_order(id_data, classifier)
     ood, val_ood = generated_parts(generated, classifier) if generated else (None, None)
     samples = [generated_images(folder, classifier, guided=False) for folder in unguided]
     config = classifier.config

@@ -56,8 +56,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SPECS = {
     "nowhere": "nowhere is not a classifier folder",
     "state.pth": "is a pickle, which can run code, and is not read; "
-    ".*save_file.*'state.safetensors'",
-    "timm:resnet18@state.pth": "is a pickle, .*convert it once to safetensors",
+    ".*to safetensors: python -m good_rt.classifier.unpickle state.pth state.safetensors$",
+    "timm:resnet18@state.pth": "is a pickle, .*convert its tensors once to safetensors: python",
     "small.safetensors": "only holds weights; say of which network, such as "
     "timm:resnet18@small.safetensors",
     "gone.pt2": r"gone\.pt2 does not exist",

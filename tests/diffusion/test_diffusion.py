@@ -152,11 +152,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (damage_weight, r"unet: weight 'conv_in\.weight' has values that are not finite"),
     "truncated": (
         lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:5000]),
-        r"unet cannot be loaded \(.+\); save it again",
+        r"safetensors is not a safetensors file \(.+\); download it again",
     ),
     "other widths": (
         edit("unet/config.json", lambda v: v.update(block_out_channels=[16, 16])),
-        r"unet cannot be loaded \(.+\)",
+        r"unet: weight .+ has shape \(.+\), and config.json describes \(.+\); it belongs",
     ),
     "vae of another": (
         other_vae,

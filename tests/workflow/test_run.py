@@ -598,6 +598,12 @@ def test_prompts_another_size_and_a_light_decoder_are_the_jobs_to_set(
     assert run("train", *words, *settings, "--image-size", "32").code == 0
 
 
+def named(folder: Path) -> list[str | Path]:
+    """The option that names the demo's classes, since an untrained network is as good as chance."""
+    (folder / "names.txt").write_text("\n".join(assets.CLASSES))
+    return ["--classes", folder / "names.txt"]
+
+
 OWN_CODE = """
 from torch import nn
 
@@ -617,11 +623,13 @@ def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
 ) -> None:
     (tmp_path / "own_net_of_a_job.py").write_text(OWN_CODE)
     monkeypatch.chdir(tmp_path)
+    names = named(tmp_path)
+    assert run("classifier", "save", "own_net_of_a_job:Net", *names, "-o", "named").code == 0
     words = [
         "init",
         photos,
         "--classifier",
-        "own_net_of_a_job:Net",
+        "own_net_of_a_job:Net@named",
         "--model",
         model_dir,
         "-o",
@@ -633,7 +641,7 @@ def test_a_classifier_of_the_users_own_code_goes_the_whole_way(
     # by hand as well, from what `good-rt train` says
     words = [
         "--classifier",
-        "own_net_of_a_job:Net",
+        "own_net_of_a_job:Net@named",
         "--model",
         model_dir,
         "--id",
@@ -662,7 +670,8 @@ def test_a_classifier_that_cannot_be_trained_is_found_out_first(
     )
     torch.jit.script(network.eval()).save(tmp_path / "network.pt")
     saved, path = tmp_path / "saved", tmp_path / "job.toml"
-    assert run("classifier", "save", tmp_path / "network.pt", "--size", "32", "-o", saved).code == 0
+    words = ["classifier", "save", tmp_path / "network.pt", "--size", "32", *named(tmp_path)]
+    assert run(*words, "-o", saved).code == 0
     made = run("init", photos, "--classifier", saved, "--model", model_dir, "-o", path)
     assert "its file cannot be trained" in made.out
     job = Job.read(path).config

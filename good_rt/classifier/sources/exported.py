@@ -23,6 +23,7 @@ from good_rt.classifier.sources.registry import (
     ClassifierRequest,
     ClassifierSource,
     OpenedClassifier,
+    settled,
 )
 from good_rt.classifier.weights import load_weights, put_weights
 from good_rt.errors import GoodRtError, first_line
@@ -75,29 +76,33 @@ def open_exported(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network, with the weights in it."""
     path = Path(request.name)
     program = load_program(path)
-    channels, size = input_shape(program, str(path))
+    shape = input_shape(program, str(path))
     network = graph_network(program, str(path), request.features)
     network.files = {EXPORTED_FILE: path.read_bytes()}
-    return graph_classifier(network, "exported", channels, size or request.input_size, str(path))
+    return graph_classifier(network, "exported", shape, request)
 
 
 def graph_classifier(
-    network: ClassifierNetwork, architecture: str, channels: int, size: int | None, where: str
+    network: ClassifierNetwork,
+    architecture: str,
+    shape: tuple[int | None, int | None],
+    request: ClassifierRequest,
 ) -> OpenedClassifier:
     """A graph as an opened classifier, with its number of classes from a trial run.
 
     Args:
         network: The graph's network.
         architecture: Name that classifier.json records.
-        channels: Channels of the network.
-        size: Height and width of its images; None where neither file nor user gives it.
-        where: The file, for errors.
+        shape: Channels and size of its images, None for what the file leaves open.
+        request: Names the file, and gives what it leaves open.
 
     Raises:
-        GoodRtError: there is no size, or the output is not logits (N, K).
+        GoodRtError: channels or size are missing or not the file's, or the output is not logits
+            (N, K).
     """
-    if size is None:
-        raise GoodRtError(f"{where} does not say what images it takes; give the size")
+    where = request.name
+    channels = settled(shape[0], request.input_channels, "channels", where)
+    size = settled(shape[1], request.input_size, "size", where)
     outputs = run_network(network, example_images(channels, size))
     if outputs.ndim != 2:
         raise GoodRtError(

@@ -3,7 +3,8 @@ features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,17 +12,52 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from good_rt.classifier.network import ClassifierNetwork
+from good_rt.classifier.logits import left_out
+from good_rt.classifier.network import ClassifierNetwork, check_outputs
+from good_rt.classifier.sources.registry import square_size
 from good_rt.errors import GoodRtError
 
 aten = torch.ops.aten
 
-SOFTMAXES = {
+PROBABILITIES = {
     aten.softmax.int,
     aten._softmax.default,
     aten.log_softmax.int,
     aten._log_softmax.default,
+    aten.sigmoid.default,
+    aten.special_expit.default,
+    aten.log_sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.tanh.default,
 }
+"""The operations whose outputs are no logits; a larger input is a larger output."""
+MADE_OF_PROBABILITIES = {
+    aten.log.default,
+    aten.exp.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clip.default,
+}
+"""What may follow them, and is left out with them."""
+SHAPING = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.select.int,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.dropout.default,
+}
+"""What may stand between them and the output, and stays."""
 TRAINING_ARGUMENTS: dict[Any, int] = {aten.batch_norm.default: 5, aten.dropout.default: 2}
 """The operations that act otherwise in training, and the place of the argument that says so."""
 FEATURE_ARGUMENTS: dict[Any, int] = {
@@ -78,8 +114,8 @@ class GraphNetwork(ClassifierNetwork):
 def graph_network(
     program: torch.export.ExportedProgram, where: str, features: str | None = None
 ) -> GraphNetwork:
-    """An exported program divided before its last layer or the one named; a softmax at its end is
-    dropped.
+    """An exported program divided before its last layer or the one named; a softmax or sigmoid at
+    its end is left out.
 
     Args:
         program: Images (N, C, H, W) -> logits or probabilities (N, K).
@@ -101,15 +137,14 @@ def graph_network(
     ]
     if len(inputs) != 1 or not outputs:
         raise GoodRtError(f"{where} takes {len(inputs)} inputs; a classifier takes only images")
+    logits = outputs[_logits_place(program, outputs, where)]
     for node in nodes:
         training = TRAINING_ARGUMENTS.get(node.target)
         if training is not None and len(node.args) > training and node.args[training] is True:
             raise GoodRtError(
                 f"{where} was exported in training mode; call model.eval() before exporting it"
             )
-    logits = outputs[0]
-    while logits.target in SOFTMAXES:
-        logits = logits.args[0]  # type: ignore[assignment]
+    logits, notes = _without_probabilities(logits)
     layer = _last_layer(logits, where) if features is None else _named_layer(nodes, features, where)
     place = FEATURE_ARGUMENTS.get(layer.target, 0)
     source = layer.args[place]
@@ -118,7 +153,9 @@ def graph_network(
     name = _module_of(layer) or layer.name
     body = _part(whole, inputs[0], inputs[0], source, where)
     head = _part(whole, inputs[0], source, logits, where)
-    return GraphNetwork(body, head, name)
+    network = GraphNetwork(body, head, name)
+    network.notes = notes
+    return network
 
 
 def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int, int | None]:
@@ -129,7 +166,7 @@ def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int,
         where: The file, for errors.
 
     Raises:
-        GoodRtError: the batch size is fixed, or the input is not (N, C, H, W).
+        GoodRtError: the batch size is fixed, the input is not (N, C, H, W), or not square.
     """
     names = program.graph_signature.user_inputs
     node = next(
@@ -145,7 +182,36 @@ def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int,
             f"{where} only takes batches of {shape[0]}; export it with a dynamic batch: "
             "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
         )
-    return shape[1], shape[2] if isinstance(shape[2], int) else None
+    return shape[1], square_size(shape[2:], where)
+
+
+def _logits_place(
+    program: torch.export.ExportedProgram, outputs: Sequence[fx.Node], where: str
+) -> int:
+    """Which of a program's outputs the logits are: the one of that name, else the first."""
+    spec = program.call_spec.out_spec
+    names = spec.context if spec is not None and spec.type in {dict, OrderedDict} else None
+    if isinstance(names, list) and "logits" in names and len(names) == len(outputs):
+        return names.index("logits")
+    shapes = [tuple(node.meta["val"].shape[1:]) for node in outputs]
+    check_outputs([str(node) for node in outputs], shapes, where)
+    return 0
+
+
+def _without_probabilities(output: fx.Node) -> tuple[fx.Node, tuple[str, ...]]:
+    """The output of the graph without the softmax or sigmoid at its end, and what was left out."""
+    chain, node = [], output
+    while node.target in PROBABILITIES | MADE_OF_PROBABILITIES | SHAPING:
+        chain.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+    first = max((i for i, node in enumerate(chain) if node.target in PROBABILITIES), default=-1)
+    left = [node for node in chain[: first + 1] if node.target not in SHAPING]
+    for node in left:
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node.replace_all_uses_with(before)
+        output = before if node is output else output
+    return output, tuple(left_out(node.name) for node in left if node.target in PROBABILITIES)
 
 
 def _last_layer(logits: fx.Node, where: str) -> fx.Node:

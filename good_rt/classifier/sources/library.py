@@ -7,7 +7,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from good_rt.classifier.weights import INDEX
 from good_rt.errors import GoodRtError, first_line
+from good_rt.files import read_json
 
 EXTRA = "classifiers"
 
@@ -69,6 +71,31 @@ def hub_file(repository: str, name: str, spec: str) -> Path:
         raise GoodRtError(unreachable(spec, repository)) from None
     except Exception:  # what the HTTP libraries raise without a network is of many kinds
         raise GoodRtError(unreachable(spec, repository)) from None
+
+
+def hub_weights(repository: str, spec: str) -> Path:
+    """The path of a repository's weights: model.safetensors, or the index of several files, which
+    are then there as well.
+
+    Args:
+        repository: OWNER/NAME.
+        spec: The classifier's spec, for errors.
+
+    Raises:
+        GoodRtError: there are none, or they cannot be fetched.
+    """
+    plain = "model.safetensors"
+    try:
+        return hub_file(repository, plain, spec)
+    except GoodRtError as error:
+        try:
+            index = hub_file(repository, plain + INDEX, spec)
+        except GoodRtError:
+            raise error from None
+    files = read_json(index).get("weight_map")
+    for name in sorted(set(files.values())) if isinstance(files, dict) else ():
+        hub_file(repository, str(name), spec)
+    return index
 
 
 def unreachable(spec: str, repository: str) -> str:

@@ -18,8 +18,8 @@ from torch import nn
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import (
     ClassifierNetwork,
-    Parted,
     check_parts,
+    drop_probabilities,
     example_images,
     part,
     run_network,
@@ -145,11 +145,12 @@ def parts(model: nn.Module, channels: int, size: int, features: str | None) -> C
     """
     images = example_images(channels, size)
     if features is None and hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        notes = drop_probabilities(model, images)
         network = OwnParts(model)
         check_parts(network, images, run_network(model, images))
+        network.notes = notes
         return network
-    parted: Parted = part(model, images, features)
-    return parted
+    return part(model, images, features)
 
 
 def _first_channels(model: nn.Module) -> int:

@@ -15,13 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.network import ClassifierNetwork, example_images, run_network
+from good_rt.classifier.logits import left_out
+from good_rt.classifier.network import (
+    ClassifierNetwork,
+    check_outputs,
+    example_images,
+    run_network,
+)
 from good_rt.classifier.sources.exported import graph_classifier
 from good_rt.classifier.sources.onnx_operations import OPERATIONS, OnnxGraph
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
     ClassifierSource,
     OpenedClassifier,
+    settled,
+    square_size,
 )
 from good_rt.errors import GoodRtError, first_line, require
 
@@ -34,13 +42,16 @@ SHAPING_OPERATIONS = (
     "Reshape",
     "Squeeze",
     "Unsqueeze",
-    "Softmax",
-    "LogSoftmax",
     "Dropout",
     "Cast",
 )
-"""What may stand between the last layer and the output; a softmax is left out, since logits are
-wanted."""
+"""What may stand between the last layer and the output."""
+PROBABILITY_OPERATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh")
+"""What is left out there, since logits are wanted; a larger input is a larger output."""
+FOLLOWING_OPERATIONS = ("Log", "Exp", "Clip")
+"""What may follow them, and is left out with them."""
+LOW_PRECISION = ("FLOAT16", "BFLOAT16", "DOUBLE")
+"""The types that are read as float32, as all weights are."""
 
 
 class ConvertedNetwork(ClassifierNetwork):
@@ -109,61 +120,50 @@ class OnnxNetwork(ClassifierNetwork):
 
 
 def open_onnx(request: ClassifierRequest) -> OpenedClassifier:
-    """The file's network; the size of its images has to be given where the file leaves it open."""
-    path = Path(request.name)
-    network, channels, size = read(path, request.features)
-    return graph_classifier(network, "onnx", channels, size or request.input_size, str(path))
+    """The file's network; channels and size of its images have to be given where the file leaves
+    them open."""
+    network, shape = read(request)
+    return graph_classifier(network, "onnx", shape, request)
 
 
 def restore_onnx(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The file in the folder."""
-    return read(folder / ONNX_FILE, config.features)[0]
+    size = config.resize.crop if config.resize else config.image_size
+    request = ClassifierRequest(
+        str(folder / ONNX_FILE),
+        features=config.features,
+        input_channels=config.input_channels or config.channels,
+        input_size=size,
+    )
+    return read(request)[0]
 
 
 ONNX = ClassifierSource(open_onnx, restore_onnx)
 
 
-def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int | None]:
-    """The network, its channels, and its size where the file fixes it.
+def read(request: ClassifierRequest) -> tuple[ClassifierNetwork, tuple[int | None, int | None]]:
+    """The network, and its channels and size where the file fixes them.
 
     Args:
-        path: The .onnx file.
-        features: Name of the node, or of its output, whose input is the features; None for the last
-            layer.
+        request: The .onnx file, the name of the node, or of its output, whose input is the features
+            (None for the last layer), and channels and size where the file leaves them open.
 
     Raises:
         GoodRtError: the file is missing, damaged, or does not turn a batch of images into logits.
     """
-    onnx = require("onnx", "toolkit")
-    if not path.is_file():
-        raise GoodRtError(f"{path} is missing")
-    try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf and onnx raise many kinds
-        reason = first_line(error)
-        raise GoodRtError(
-            f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again"
-        ) from None
+    path = Path(request.name)
+    model, content = load_model(path)
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        raise GoodRtError(f"{path} takes {len(inputs)} inputs; a classifier takes only images")
-    shape = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]
-    if len(shape) != 4 or shape[1] not in {1, 3}:
-        raise GoodRtError(
-            f"{path} takes an input of shape {shape}; a classifier takes images (N, C, H, W)"
-        )
-    if shape[0] is not None:
-        raise GoodRtError(
-            f"{path} only takes batches of {shape[0]}; export it with a dynamic batch"
-        )
-    layer, logits = _layer(graph, features, path)
+    shape = _image_shape(graph, path)
+    channels = settled(shape[0], request.input_channels, "channels", str(path))
+    output, notes = _without_probabilities(graph, _logits_output(graph, path))
+    layer = _layer(graph, request.features, output, path)
     source, name = layer.input[0], f"the input of {layer.name or layer.op_type}"
+    constants = {tensor.name for tensor in graph.initializer}
+    image = next(value.name for value in graph.input if value.name not in constants)
     try:
-        body = _extract(model, inputs[0].name, source)
-        head = _extract(model, source, logits)
+        body = _extract(model, image, source)
+        head = _extract(model, source, output)
     except Exception as error:
         reason = first_line(error)
         raise GoodRtError(f"{path} cannot be parted at {source!r} ({reason[:120]})") from None
@@ -175,14 +175,160 @@ def read(path: Path, features: str | None) -> tuple[ClassifierNetwork, int, int 
     network: ClassifierNetwork = as_it_is
     if not unknown:
         converted = ConvertedNetwork(OnnxGraph(body), OnnxGraph(head), name)
-        difference = _difference(converted, as_it_is, example_images(shape[1], shape[2] or 64))
+        images = example_images(channels, shape[1] or request.input_size or 64)
+        difference = _difference(converted, as_it_is, images)
         if difference is None:
             network = converted
         else:
             as_it_is.why = difference
-    network.files = {ONNX_FILE: path.read_bytes()}
+    network.files, network.notes = {ONNX_FILE: content}, notes
     network.eval()
-    return network, shape[1], shape[2]
+    return network, shape
+
+
+def load_model(path: Path) -> tuple[Any, bytes]:
+    """The graph of an ONNX file with all of its weights, in float32, and the file's content, which
+    also contains weights that lie in other files.
+
+    Args:
+        path: The .onnx file.
+
+    Raises:
+        GoodRtError: the file or one that it names is missing or damaged, or together they are
+            larger than one file can be.
+    """
+    onnx = require("onnx", "toolkit")
+    from good_rt.engines.onnx_file import LARGEST_FILE, check_data, data_files
+
+    if not path.is_file():
+        raise GoodRtError(f"{path} is missing")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        check_data(model, path)
+        others = [path.parent / name for name in data_files(model)]
+        size = sum(file.stat().st_size for file in (path, *others))
+        if size > LARGEST_FILE:
+            raise GoodRtError(
+                f"{path} and its weights have {size / 2**30:.1f} GiB, and an ONNX file holds 2; "
+                "export the network with torch.export.save to a .pt2 file"
+            )
+        content = path.read_bytes()
+        if others:
+            model = onnx.load(path)
+            content = model.SerializeToString(deterministic=True)
+        _to_float32(model)
+        model = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(model)
+    except GoodRtError:
+        raise
+    except Exception as error:  # protobuf and onnx raise many kinds
+        reason = first_line(error)
+        raise GoodRtError(
+            f"{path} is not an ONNX file that can be read ({reason[:120]}); export it again"
+        ) from None
+    return model, content
+
+
+def _to_float32(model: Any) -> None:
+    """Turns every number and tensor of half or double precision into float32, in place."""
+    from onnx import AttributeProto, TensorProto, numpy_helper
+
+    types = {TensorProto.DataType.Value(name) for name in LOW_PRECISION}
+
+    def convert(tensor: Any) -> None:
+        if tensor.data_type in types:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    def visit(nodes: Any) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.TENSOR:
+                    convert(attribute.t)
+                elif attribute.type == AttributeProto.GRAPH:
+                    visit_graph(attribute.g)
+                elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in types:
+                    attribute.i = TensorProto.FLOAT
+
+    def visit_graph(graph: Any) -> None:
+        for tensor in graph.initializer:
+            convert(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type in types:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        visit(graph.node)
+
+    visit_graph(model.graph)
+    for function in model.functions:
+        visit(function.node)
+
+
+def _image_shape(graph: Any, path: Path) -> tuple[int | None, int | None]:
+    """Channels and size of the images that a graph takes, None for what it leaves open."""
+    from onnx import TensorProto
+
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise GoodRtError(f"{path} takes {len(inputs)} inputs; a classifier takes only images")
+    kind = inputs[0].type.tensor_type
+    shape = [dim.dim_value or None for dim in kind.shape.dim]
+    if kind.elem_type != TensorProto.FLOAT:
+        name = TensorProto.DataType.Name(kind.elem_type).lower()
+        raise GoodRtError(
+            f"{path} takes images of type {name}, but a classifier takes normalised floats; export "
+            "it without the cast at its beginning"
+        )
+    if len(shape) == 4 and shape[1] not in {None, 1, 3} and shape[3] in {1, 3}:
+        raise GoodRtError(
+            f"{path} takes images (N, H, W, C), with channels last; export it for (N, C, H, W)"
+        )
+    if len(shape) != 4 or shape[1] not in {None, 1, 3}:
+        raise GoodRtError(
+            f"{path} takes an input of shape {shape}; a classifier takes images (N, C, H, W)"
+        )
+    if shape[0] is not None:
+        raise GoodRtError(
+            f"{path} only takes batches of {shape[0]}; export it with a dynamic batch"
+        )
+    return shape[1], square_size(shape[2:], str(path))
+
+
+def _logits_output(graph: Any, path: Path) -> str:
+    """The name of the output that the logits are: "logits", else the first."""
+    names = [value.name for value in graph.output]
+    if "logits" in names:
+        return "logits"
+    shapes = [
+        tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)[1:]
+        for value in graph.output
+    ]
+    check_outputs(names, shapes, str(path))
+    return str(names[0])
+
+
+def _without_probabilities(graph: Any, output: str) -> tuple[str, tuple[str, ...]]:
+    """The output of a graph without the softmax or sigmoid at its end, and what was left out; the
+    graph is changed in place."""
+    made = {name: node for node in graph.node for name in node.output}
+    chain, name = [], output
+    while name in made and made[name].op_type in (
+        *PROBABILITY_OPERATIONS,
+        *FOLLOWING_OPERATIONS,
+        *(kind for kind in SHAPING_OPERATIONS if kind != "Add"),
+    ):
+        chain.append(made[name])
+        name = made[name].input[0]
+    is_probability = [node.op_type in PROBABILITY_OPERATIONS for node in chain]
+    first = max((place for place, is_one in enumerate(is_probability) if is_one), default=-1)
+    left = [node for node in chain[: first + 1] if node.op_type not in SHAPING_OPERATIONS]
+    for node in left:
+        before, after = node.input[0], node.output[0]
+        for other in graph.node:
+            other.input[:] = [before if name == after else name for name in other.input]
+        output = before if output == after else output
+    names = [node.name or node.op_type for node in left if node.op_type in PROBABILITY_OPERATIONS]
+    return output, tuple(left_out(name) for name in names)
 
 
 def _difference(
@@ -198,16 +344,13 @@ def _difference(
     return None
 
 
-def _layer(graph: Any, features: str | None, path: Path) -> tuple[Any, str]:
-    """The node that gives the logits, and the logits' name."""
+def _layer(graph: Any, features: str | None, logits: str, path: Path) -> Any:
+    """The node that gives the logits."""
     made = {name: node for node in graph.node for name in node.output}
-    logits = graph.output[0].name
-    while logits in made and made[logits].op_type in {"Softmax", "LogSoftmax"}:
-        logits = made[logits].input[0]
     if features is not None:
         for node in graph.node:
             if features in {node.name, *node.output}:
-                return node, logits
+                return node
         known = ", ".join(
             [
                 node.name or node.output[0]
@@ -220,7 +363,7 @@ def _layer(graph: Any, features: str | None, path: Path) -> tuple[Any, str]:
     while name in made:
         node = made[name]
         if node.op_type in LAYER_OPERATIONS:
-            return node, logits
+            return node
         before = [source for source in node.input if source in made]
         if node.op_type not in SHAPING_OPERATIONS or not before:
             break
@@ -252,6 +395,11 @@ def _session(model: Any) -> Any:
 
 def _ran(session: Any, value: Tensor) -> Tensor:
     array = np.ascontiguousarray(value.detach().cpu().numpy(), np.float32)
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: array})[0]).to(
-        value.device
-    )
+    try:
+        output = session.run(None, {session.get_inputs()[0].name: array})[0]
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise GoodRtError(
+            f"ONNX Runtime cannot run the classifier on an input of shape {tuple(value.shape)} "
+            f"({first_line(error)[:160]})"
+        ) from None
+    return torch.from_numpy(output).to(value.device)

@@ -7,7 +7,7 @@ installed plug-in when a spec names it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class ClassifierRequest:
     features: str | None = None
     input_size: int | None = None
     input_channels: int | None = None
+    named: bool = False
+    """Whether the caller names the classes, so that the source's own names do not matter."""
+    preprocessing: bool = False
+    """Whether the caller gives size, mean and std, so that the source's own do not matter."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class OpenedClassifier:
     std: tuple[float, ...] | None = (1.0,)
     stated: bool = False
     """Whether the preprocessing was read from the source's own settings."""
+    notes: tuple[str, ...] = ()
+    """What was assumed of the source, for people."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,48 @@ class ClassifierSource:
     """Reads what a spec names."""
     restore: Callable[[ClassifierConfig, Path], nn.Module]
     """The network of a classifier folder, with its weights."""
+
+
+def settled(own: int | None, asked: int | None, option: str, where: str) -> int:
+    """What a file fixes, or what the caller gives where it leaves it open.
+
+    Args:
+        own: The file's value; None where it has none.
+        asked: The caller's; None where he gives none.
+        option: Name of the setting, "size" or "channels".
+        where: The file, for errors.
+
+    Raises:
+        GoodRtError: both are there and differ, or there is neither.
+    """
+    value = own if asked is None else asked
+    if value is None:
+        raise GoodRtError(
+            f"{where} does not say what images it takes; give the {option} (--{option})"
+        )
+    if own is not None and value != own:
+        raise GoodRtError(
+            f"{where} only takes images of {option} {own}, not {value}; leave out --{option}"
+        )
+    return value
+
+
+def square_size(sides: Sequence[Any], where: str) -> int | None:
+    """Height and width of images; None where either is open.
+
+    Args:
+        sides: Height and width: numbers where they are fixed.
+        where: The file, for errors.
+
+    Raises:
+        GoodRtError: they differ.
+    """
+    fixed = {side for side in sides if isinstance(side, int)}
+    if len(fixed) > 1:
+        raise GoodRtError(
+            f"{where} takes images of {sides[0]}x{sides[1]} pixels; only square ones are supported"
+        )
+    return fixed.pop() if fixed else None
 
 
 def classifier_source(kind: str) -> ClassifierSource:

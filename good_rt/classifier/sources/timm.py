@@ -22,13 +22,13 @@ from good_rt.classifier.network import (
     part,
     run_network,
 )
-from good_rt.classifier.sources.library import hub_file, import_library
+from good_rt.classifier.sources.library import hub_file, hub_weights, import_library
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
     ClassifierSource,
     OpenedClassifier,
 )
-from good_rt.classifier.weights import load_weights, put_weights
+from good_rt.classifier.weights import load_weights, plain_names, put_weights
 from good_rt.errors import GoodRtError
 from good_rt.files import read_json
 
@@ -61,14 +61,11 @@ def open_timm(request: ClassifierRequest) -> OpenedClassifier:
             folder / "config.json" if folder.is_dir() else hub_file(name, "config.json", spec)
         )
         weights = weights or (
-            folder / "model.safetensors"
-            if folder.is_dir()
-            else hub_file(name, "model.safetensors", spec)
+            folder / "model.safetensors" if folder.is_dir() else hub_weights(name, spec)
         )
         if not isinstance(settings.get("architecture"), str):
             raise GoodRtError(f"{spec}: its config.json names no timm architecture")
         name, arguments = settings["architecture"], dict(settings.get("model_args") or {})
-        classes = _class_names(settings)
     model = _create_timm(name, {}, spec)
     own = getattr(model, "pretrained_cfg", {})
     if weights is None:
@@ -79,8 +76,12 @@ def open_timm(request: ClassifierRequest) -> OpenedClassifier:
         weights = hub_file(own["hf_hub_id"], "model.safetensors", spec)
         classes = _imagenet_names(own)
     state = load_weights(weights)
+    plain = plain_names(state, model.state_dict(), weights)
+    state = {new: state[old] for old, new in plain.items()}
     arguments |= _weight_sizes(own, state, spec, weights)
     outputs = arguments.pop("num_classes")
+    if not request.named:
+        classes = _class_names(settings, outputs, spec) or classes
     model = _create_timm(name, {"num_classes": outputs, **arguments}, spec)
     put_weights(model, state, weights, spec)
     data = import_library("timm.data").resolve_data_config(
@@ -99,7 +100,7 @@ def open_timm(request: ClassifierRequest) -> OpenedClassifier:
         network=_split_timm(model, channels, size, request.features),
         architecture=f"timm:{name}",
         outputs=outputs,
-        arguments=arguments,
+        arguments={**arguments, "num_classes": 1} if outputs == 1 else arguments,
         classes=classes if classes is not None and len(classes) == outputs else None,
         input_channels=channels,
         input_size=size,
@@ -116,7 +117,7 @@ def restore_timm(config: ClassifierConfig, folder: Path) -> nn.Module:
     import_library("timm")
     name = config.architecture.partition(":")[2]
     where = f"{folder / 'classifier.json'}"
-    model = _create_timm(name, {**config.arguments, "num_classes": len(config.classes)}, where)
+    model = _create_timm(name, {"num_classes": len(config.classes), **config.arguments}, where)
     channels = config.input_channels or config.channels
     network = _split_timm(
         model, channels, config.resize.crop if config.resize else config.image_size, config.features
@@ -175,11 +176,11 @@ def _weight_sizes(
     were made for."""
     head, first = settings.get("classifier"), settings.get("first_conv")
     head, first = (name[0] if isinstance(name, (tuple, list)) else name for name in (head, first))
-    of_head = state.get(f"{head}.weight", state.get(f"module.{head}.weight"))
+    of_head = state.get(f"{head}.weight")
     if of_head is None:
         raise GoodRtError(f"{path} lacks '{head}.weight'; it does not belong to {spec}")
     found = {"num_classes": len(of_head)}
-    of_first = state.get(f"{first}.weight", state.get(f"module.{first}.weight"))
+    of_first = state.get(f"{first}.weight")
     if (
         of_first is not None
         and of_first.ndim == 4
@@ -195,9 +196,16 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     return values if len(values) in {1, channels} else (sum(values) / len(values),)
 
 
-def _class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _class_names(settings: Mapping[str, Any], outputs: int, spec: str) -> tuple[str, ...] | None:
     names = settings.get("label_names") or (settings.get("pretrained_cfg") or {}).get("label_names")
-    return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else None
+    if not names:
+        return None
+    if not isinstance(names, (list, tuple)) or len(names) != outputs:
+        raise GoodRtError(
+            f"{spec}: label_names of config.json must be a list of {outputs} names, one an output; "
+            "correct it, or name the classes in the order of the outputs (--classes names.txt)"
+        )
+    return tuple(str(name) for name in names)
 
 
 def _imagenet_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from good_rt.classifier.base import ClassifierConfig
-from good_rt.classifier.network import check_parts, example_images, output_of
+from good_rt.classifier.network import example_images, output_of
 from good_rt.classifier.sources.exported import graph_classifier, with_weights
 from good_rt.classifier.sources.graph import GraphNetwork, graph_network
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
     ClassifierSource,
     OpenedClassifier,
+    settled,
 )
 from good_rt.classifier.weights import pickle_refusal
 from good_rt.errors import GoodRtError, first_line
@@ -31,16 +32,10 @@ TORCHSCRIPT_FILE = "model.pt"
 def open_torchscript(request: ClassifierRequest) -> OpenedClassifier:
     """The file's network, with the weights in it; the size of its images has to be given."""
     path = Path(request.name)
-    if request.input_size is None:
-        raise GoodRtError(
-            f"{path}: a TorchScript file does not say what images it takes; give the size, and "
-            "save it as a folder "
-            "with `good-rt classifier save`"
-        )
-    network = _read(path, request.input_channels or 3, request.input_size, request.features)
-    return graph_classifier(
-        network, "torchscript", request.input_channels or 3, request.input_size, str(path)
-    )
+    size = settled(None, request.input_size, "size", str(path))
+    channels = request.input_channels or 3
+    network = _read(path, channels, size, request.features)
+    return graph_classifier(network, "torchscript", (channels, size), request)
 
 
 def restore_torchscript(config: ClassifierConfig, folder: Path) -> nn.Module:
@@ -79,6 +74,7 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
             with torch.no_grad():
                 whole = output_of(script(images))
                 program = TS2EPConverter(script, (images,)).convert()
+                converted = output_of(program.module(check_guards=False)(images))
         except GoodRtError:
             raise
         except Exception as error:  # the converter raises many kinds
@@ -87,9 +83,11 @@ def _read(path: Path, channels: int, size: int, features: str | None) -> GraphNe
                 f"{path} cannot be converted ({reason[:120]}); export the network with "
                 "torch.export.save to a .pt2 file"
             ) from None
+    if whole.shape != converted.shape or not torch.allclose(whole, converted, 1e-3, 1e-4):
+        raise GoodRtError(
+            f"{path} computes something else once it is converted; export the network with "
+            "torch.export.save to a .pt2 file"
+        )
     network = graph_network(program, str(path), features)
     network.files = {TORCHSCRIPT_FILE: path.read_bytes()}
-    if torch.allclose(whole.sum(dim=1), torch.ones(len(whole)), atol=1e-3):
-        return network  # probabilities, whose softmax is left out
-    check_parts(network, images, whole)
     return network

@@ -20,7 +20,7 @@ from good_rt.classifier.sources.registry import (
     ClassifierSource,
     OpenedClassifier,
 )
-from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
+from good_rt.classifier.weights import load_weights, pickle_refusal, plain_names, put_weights
 from good_rt.errors import GoodRtError
 
 
@@ -39,6 +39,8 @@ def open_torchvision(request: ClassifierRequest) -> OpenedClassifier:
         )
     size = int(preset["crop_size"])
     state = load_weights(request.weights)
+    plain = plain_names(state, model.state_dict(), request.weights)
+    state = {new: state[old] for old, new in plain.items()}
     head = request.features or last_linear(model, example_images(3, size))
     last = _last_weight(state, head)
     outputs = 1000 if last is None else len(last)
@@ -49,6 +51,7 @@ def open_torchvision(request: ClassifierRequest) -> OpenedClassifier:
         network=part(model, example_images(3, size), request.features),
         architecture=spec,
         outputs=outputs,
+        arguments={"num_classes": 1} if outputs == 1 else {},
         classes=categories if len(categories) == outputs else None,
         input_channels=3,
         input_size=size,
@@ -64,7 +67,7 @@ def restore_torchvision(config: ClassifierConfig, folder: Path) -> nn.Module:
     """The network of a classifier folder."""
     name = config.architecture.partition(":")[2]
     model, _, _ = _create_torchvision(
-        name, {**config.arguments, "num_classes": len(config.classes)}, str(folder)
+        name, {"num_classes": len(config.classes), **config.arguments}, str(folder)
     )
     size = config.resize.crop if config.resize else config.image_size
     network = part(
@@ -118,11 +121,7 @@ def _create_torchvision(
 
 def _last_weight(state: Mapping[str, Tensor], head: str) -> Tensor | None:
     """The weight of the head, or of the last layer in it."""
-    names = [
-        name
-        for name in state
-        if name.removeprefix("module.").startswith(f"{head}.") and name.endswith("weight")
-    ]
+    names = [name for name in state if name.startswith(f"{head}.") and name.endswith("weight")]
     return state[names[-1]] if names else None
 
 

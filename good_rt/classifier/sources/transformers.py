@@ -7,6 +7,8 @@ that of preprocessor_config.json.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,24 +18,34 @@ from torch import Tensor, nn
 from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.network import (
     Parted,
+    TwoHeads,
     check_parts,
     example_images,
     last_linear,
+    mean_of_heads,
     output_of,
     run_network,
 )
-from good_rt.classifier.sources.library import hub_file, import_library
+from good_rt.classifier.sources.library import hub_file, hub_weights, import_library
 from good_rt.classifier.sources.registry import (
     ClassifierRequest,
     ClassifierSource,
     OpenedClassifier,
 )
-from good_rt.classifier.weights import load_weights, pickle_refusal, put_weights
+from good_rt.classifier.weights import (
+    load_weights,
+    pickle_refusal,
+    put_weights,
+    refuse_lora,
+    shards,
+)
 from good_rt.errors import GoodRtError, first_line
 from good_rt.files import read_json
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, as ``resample`` has it."""
+LABELS = ("id2label", "label2id", "num_labels")
+HEAD_WEIGHT = re.compile(r"(?:^|\.)\w*classifier(?:\.\d+)?\.weight$")
 
 
 def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
@@ -53,35 +65,48 @@ def open_transformers(request: ClassifierRequest) -> OpenedClassifier:
             f"{spec} names code of its own in config.json, which is not run; only transformers' "
             "models are"
         )
-    if folder.is_dir() and request.weights is None and not (folder / "model.safetensors").exists():
-        pickles = sorted(folder.glob("pytorch_model*.bin"))
-        if pickles:
-            raise GoodRtError(pickle_refusal(pickles[0]))
-    if request.weights is None:
-        # only for its refusals; transformers knows older names of weights
-        load_weights(file("model.safetensors"))
-    model = (
-        _pretrained(request.name, spec)
-        if request.weights is None
-        else _create_transformers(values, spec)
-    )
-    preprocessing = _preprocessing(read_json(file("preprocessor_config.json")), spec)
+    weights = request.weights or _weights_path(folder, request.name, spec)
+    state = load_weights(weights)
+    refuse_lora(state, weights)
+    outputs, relabelled = _head_outputs(state), False
+    if outputs is not None:
+        try:
+            _class_names(values, outputs, spec)
+        except GoodRtError:
+            if not request.named:
+                raise
+            # the caller's names stand for those of config.json
+            values = {name: value for name, value in values.items() if name not in LABELS}
+            values["num_labels"], relabelled = outputs, True
+    model = None
+    if request.weights is None and not relabelled:
+        model = _pretrained(request.name, spec)
+    if model is None:
+        model = _create_transformers(values, spec)
+        put_weights(model, state, weights, spec)
+    notes: tuple[str, ...] = ()
+    try:
+        found = read_json(file("preprocessor_config.json"))
+    except GoodRtError:
+        if (folder / "preprocessor_config.json").exists():
+            raise
+        found, notes = _default_preprocessing(model.config, request, spec)
+    preprocessing = _preprocessing(found, spec)
     channels = int(getattr(model.config, "num_channels", 3))
     size = preprocessing["input_size"]
-    network = _split_transformers(model, channels, size, request.features)
-    if request.weights is not None:
-        put_weights(network, load_weights(request.weights), request.weights, spec)
+    _check_task(model.config, spec)
     outputs = int(model.config.num_labels)
-    labels = model.config.id2label
-    names = tuple(str(labels[i]) for i in range(outputs)) if len(labels) == outputs else None
+    network = _split_transformers(model, channels, size, request.features)
+    names = None if request.named else _class_names(values, outputs, spec)
     return OpenedClassifier(
         network=network,
         architecture=f"transformers:{model.config.model_type}",
         outputs=outputs,
-        arguments=_model_settings(values),
-        classes=None if names is not None and names[0] == "LABEL_0" else names,
+        arguments=_model_settings(values, network),
+        classes=names,
         input_channels=channels,
         stated=True,
+        notes=notes,
         **preprocessing,
     )
 
@@ -103,6 +128,117 @@ def restore_transformers(config: ClassifierConfig, folder: Path) -> nn.Module:
 
 
 TRANSFORMERS = ClassifierSource(open_transformers, restore_transformers)
+
+
+def _weights_path(folder: Path, name: str, spec: str) -> Path:
+    """The weights of a folder or repository, or the index of several files."""
+    plain = "model.safetensors"
+    if not folder.is_dir():
+        return hub_weights(name, spec)
+    if shards(folder / plain) != [folder / plain] or (folder / plain).exists():
+        return folder / plain
+    if (folder / "adapter_config.json").exists():
+        raise GoodRtError(
+            f"{folder} is a LoRA adapter, which changes another network; merge both with peft "
+            "(merge_and_unload()) and save the whole network with save_pretrained"
+        )
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if pickles:
+        raise GoodRtError(pickle_refusal(*pickles))
+    return folder / plain
+
+
+def _check_task(config: Any, spec: str) -> None:
+    """Refuses networks whose outputs are not the logits of one class an image."""
+    reasons = {
+        "multi_label_classification": "several classes of an image at once",
+        "regression": "numbers, no classes",
+    }
+    reason = reasons.get(getattr(config, "problem_type", None) or "")
+    if reason is not None:
+        raise GoodRtError(
+            f"{spec} is made for {config.problem_type}: it predicts {reason}; the scores need one "
+            "class an image, so give a classifier that was trained with cross-entropy"
+        )
+
+
+def _head_outputs(state: Mapping[str, Tensor]) -> int | None:
+    """The number of outputs of the layer that names call a classifier; None where it is not clear
+    which that is."""
+    rows = {len(tensor) for name, tensor in state.items() if HEAD_WEIGHT.search(name)}
+    return rows.pop() if len(rows) == 1 else None
+
+
+def _class_names(values: Mapping[str, Any], outputs: int, spec: str) -> tuple[str, ...] | None:
+    """The classes' names in the order of the outputs; None where config.json has none.
+
+    Raises GoodRtError where its id2label does not name each output once.
+    """
+    labels = values.get("id2label")
+    if labels is None:
+        return None
+    remedy = "correct it, or name the classes in the order of the outputs (--classes names.txt)"
+    if not isinstance(labels, dict) or not all(
+        re.fullmatch("[0-9]+", str(key)) and isinstance(name, (str, int, float))
+        for key, name in labels.items()
+    ):
+        raise GoodRtError(
+            f"{spec}: id2label of config.json must map the numbers of outputs to names; {remedy}"
+        )
+    names = {int(key): str(name) for key, name in labels.items()}
+    missing = sorted(set(range(outputs)) - names.keys())
+    if missing or len(names) != outputs or len(labels) != outputs:
+        reading = (
+            f"{names[min(names)]!r} could be output {min(names)} or, in order, output 0"
+            if min(names, default=0) != 0 and len(names) == outputs
+            else f"output {missing[0]} has no name"
+            if missing
+            else f"the numbers go to {max(names)}"
+        )
+        raise GoodRtError(
+            f"{spec}: id2label of config.json has {len(labels)} names for {outputs} outputs from "
+            f"0, and {reading}; {remedy}"
+        )
+    numbers = values.get("label2id")
+    if isinstance(numbers, dict):
+        for name, number in numbers.items():
+            place = int(number) if re.fullmatch("[0-9]+", str(number)) else -1
+            if names.get(place) != name:
+                raise GoodRtError(
+                    f"{spec}: id2label and label2id of config.json contradict each other: output "
+                    f"{number} is {names.get(place)!r} or {name!r}; {remedy}"
+                )
+    return tuple(names[place] for place in range(outputs))
+
+
+def _default_preprocessing(
+    config: Any, request: ClassifierRequest, spec: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What preprocessor_config.json would have, and a note that says where it is from: the caller's
+    settings where they are complete, else the default of the model's library."""
+    if request.preprocessing:
+        return {"size": request.input_size}, ()
+    remedy = "give --size, --mean and --std, with which the network was trained"
+    auto = import_library("transformers.models.auto.image_processing_auto")
+    entry = auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    names = entry.values() if isinstance(entry, Mapping) else entry or ()
+    transformers = import_library("transformers")
+    for name in sorted((str(name) for name in names if name), key=lambda name: "Pil" not in name):
+        try:
+            found = json.loads(getattr(transformers, name)().to_json_string())
+        except Exception:  # it needs a library that is not there
+            continue
+        own = getattr(config, "image_size", None)
+        size = request.input_size or (own if isinstance(own, int) else None)
+        if size is not None:
+            found |= {"size": {"height": size, "width": size}, "do_center_crop": False}
+            found.pop("crop_pct", None)
+        note = (
+            f"preprocessor_config.json is missing: the preprocessing is the default of {name}; "
+            "where the network was trained with another, give --size, --mean and --std"
+        )
+        return found, (note,)
+    raise GoodRtError(f"{spec} has no preprocessor_config.json; {remedy}")
 
 
 class TransformersNetwork(Parted):
@@ -133,7 +269,7 @@ def _create_transformers(values: Mapping[str, Any], where: str) -> Any:
 
 
 def _pretrained(name: str, where: str) -> Any:
-    """The model with its own weights, which all have to be there."""
+    """The model with its own weights; None where they are not there under its own names."""
     transformers = import_library("transformers")
     logging = import_library("transformers.utils.logging")
     verbosity = logging.get_verbosity()
@@ -157,25 +293,25 @@ def _pretrained(name: str, where: str) -> Any:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise GoodRtError(
-            f"{where}: the weights lack {missing[0]!r}; it is not the checkpoint of an image "
-            "classifier"
-        )
-    return model.eval().float()
+    # of a wrapped network, whose weights have other names
+    return None if report["missing_keys"] else model.eval().float()
 
 
-def _split_transformers(model: nn.Module, channels: int, size: int, features: str | None) -> Parted:
+def _split_transformers(
+    model: nn.Module, channels: int, size: int, features: str | None
+) -> Parted | TwoHeads:
     images = example_images(channels, size)
-    whole = run_network(model, images)
     head = features
+    if head is None and isinstance(getattr(model, "classifier", None), nn.Module):
+        head = "classifier"
+    whole = run_network(model, images)
     if head is None:
-        head = (
-            "classifier"
-            if isinstance(getattr(model, "classifier", None), nn.Module)
-            else last_linear(model, images)
-        )
+        pair = mean_of_heads(model, images, whole)
+        if pair is not None:
+            two_heads = TwoHeads(model, pair)
+            check_parts(two_heads, images, whole)
+            return two_heads
+        head = last_linear(model, images)
     parted = TransformersNetwork(model, head)
     check_parts(parted, images, whole)
     parted.features = (
@@ -184,9 +320,11 @@ def _split_transformers(model: nn.Module, channels: int, size: int, features: st
     return parted
 
 
-def _model_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _model_settings(values: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """config.json without what only says where it comes from."""
     left_out = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+    if isinstance(network, TwoHeads):  # not the model that its type stands for
+        left_out.remove("architectures")
     return {name: value for name, value in values.items() if name not in left_out}
 
 

@@ -103,7 +103,7 @@ def _moved_features(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, Ten
     with torch.enable_grad():
         inputs = inputs.detach().requires_grad_()
         given = network.forward_features(inputs)  # type: ignore[operator]
-        predicted = network.forward_head(given).amax(dim=1).sum()  # type: ignore[operator]
+        predicted = classifier.head(given).amax(dim=1).sum()
         (gradient,) = torch.autograd.grad(predicted, inputs)
     sizes = gradient.abs().flatten(1)
     smallest = sizes.topk(int(sizes.shape[1] * ADASCALE.pixels), dim=1, largest=False).indices

@@ -43,7 +43,7 @@ def _probed_head(classifier: Classifier, width: int) -> nn.Linear | None:
     """The affine function h(x) = Wx + b of a head, read off h(0) and h of the unit vectors."""
     points = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(classifier.device)
     try:
-        values = classifier.network.forward_head(points)  # type: ignore[operator]
+        values = classifier.head(points)
     except (RuntimeError, ValueError, IndexError, GoodRtError):  # it takes maps or tokens
         return None
     return _linear((values[1:] - values[0]).T, values[0]) if values.ndim == 2 else None

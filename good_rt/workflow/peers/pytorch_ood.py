@@ -30,7 +30,7 @@ def odin(fit: PeerFit) -> PeerScore:
     network, std = fit.classifier.network, fit.classifier.config.std
 
     def logits(inputs: Tensor) -> Tensor:
-        return network.forward_head(network.forward_features(inputs))  # type: ignore[operator]
+        return fit.classifier.head(network.forward_features(inputs))  # type: ignore[operator]
 
     # a network without normalisation takes [-1, 1], where a step is twice as long as in [0, 1]
     detector = fit.detectors.ODIN(logits, norm_std=list(std or (0.5,)))
