@@ -316,11 +316,13 @@ def _contradiction(source: ImageSource, group: Sequence[int]) -> str | None:
     entries = [source.entries[row] for row in group]
     first = entries[0]
     for other in entries[1:]:
+        more = [entry.name for entry in entries[1:] if entry is not other]
+        also = f" (so are {', '.join(more)})" if more else ""
         names = f"{source.path}: {first.name} and {other.name} are the same image"
         if other.label != first.label:
-            return f"{names} in two classes"
+            return f"{names} in two classes{also}"
         if other.part != first.part:
-            return f"{names} in two parts of the data"
+            return f"{names} in two parts of the data{also}"
     return None
 
 

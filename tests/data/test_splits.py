@@ -125,6 +125,10 @@ def test_given_parts_are_kept_and_the_missing_one_is_half_of_the_other() -> None
             Memory([1, 2, 3, 1], [0, 0, 0, 1]),
             r"0\.png and 3\.png are the same image in two classes",
         ),
+        (
+            Memory([1, 1, 2, 3, 1], [0, 0, 0, 0, 1]),
+            r"0\.png and 4\.png are the same image in two classes \(so are 1\.png\)",
+        ),
         (Memory([1, 2, 2], [0, 0, 0]), r"class 0 has 2 different images; at least 3 are needed"),
     ],
 )
