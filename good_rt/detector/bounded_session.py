@@ -21,7 +21,9 @@ from good_rt.onnx_runtime import onnxruntime_module
 RUN_MEMORY = 2**29
 """Bytes that the tensors of one run may take, beside the weights."""
 FIRST_RUN_SECONDS = 6.0
-"""How long the first image may take; most networks take less than one."""
+"""How long the first image of a small file may take; most networks take less than one second."""
+BYTES_PER_SECOND = 2**26
+"""Bytes of a file that give it another second: large networks take longer."""
 _registering = threading.Lock()
 
 
@@ -77,19 +79,20 @@ def first_run(session: Any, path: Path, images: NDArray[np.float32]) -> list[Any
     """
     options = onnxruntime_module().RunOptions()
     options.log_severity_level = 4
+    seconds = FIRST_RUN_SECONDS + path.stat().st_size / BYTES_PER_SECOND
     late = threading.Event()
 
     def stop() -> None:
         late.set()
         options.terminate = True
 
-    timer = threading.Timer(FIRST_RUN_SECONDS, stop)
+    timer = threading.Timer(seconds, stop)
     timer.start()
     try:
         outputs: list[Any] = session.run(None, {"images": images}, options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if late.is_set():
-            problem = f"takes more than {FIRST_RUN_SECONDS:g} s for one image"
+            problem = f"takes more than {seconds:.0f} s for one image"
         elif out_of_memory(error):
             problem = f"takes more than {RUN_MEMORY / 2**20:g} MiB for one image"
         else:

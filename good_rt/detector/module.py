@@ -68,7 +68,7 @@ PIXEL_TOLERANCE = 1 / 510
 
 
 def are_images(values: Tensor) -> Tensor:
-    """(N,) bool: which of (N, C, H, W) are all finite and in [0, 1] up to `PIXEL_TOLERANCE`."""
+    """(N,) bool: which of (N, C, H, W) hold only numbers in [0, 1], up to `PIXEL_TOLERANCE`."""
     axes = (1, 2, 3)
     # runtimes may skip NaN in a minimum and a maximum, but a sum with NaN is NaN; and OpenVINO's
     # NaN is greater than any number, but less than none

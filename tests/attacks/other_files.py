@@ -1,4 +1,4 @@
-"""Weights that lie elsewhere: a runtime would read any file, and hand its bytes out as outputs."""
+"""Weights that lie elsewhere: the runtime would read any file, and put its bytes into outputs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from attack import Attack
 from PIL import Image
 
 from good_rt.detector.runtime import Detector
-from good_rt.errors import UNPRINTABLE, GoodRtError
+from good_rt.errors import GoodRtError
+from good_rt.files import printable
 
 HERE = Path(__file__).parent
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "test_attacks")
@@ -57,7 +58,7 @@ def check_refused(attack: Attack, images: list[Path]) -> None:
     assert process.returncode == 2, (attack.name, process.returncode, out, err)
     assert out == "", (attack.name, out)
     assert err.startswith("error: ") and err.count("\n") == 1, (attack.name, err)
-    assert not UNPRINTABLE.search(err.rstrip("\n")) and len(err) < 1000, (attack.name, err)
+    assert printable(err.rstrip("\n")) == err.rstrip("\n") and len(err) < 1000, (attack.name, err)
     assert re.search(attack.message, err), (attack.name, err)
     assert usage.ru_maxrss * 1024 < MOST_BYTES, (attack.name, usage.ru_maxrss)
     assert seconds < MOST_SECONDS, (attack.name, seconds)

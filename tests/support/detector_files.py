@@ -1,4 +1,4 @@
-"""Detector files that somebody changed and sealed again, so that the change alone is wrong."""
+"""Detector files that somebody changed and sealed again, so that only the change is wrong."""
 
 from __future__ import annotations
 
