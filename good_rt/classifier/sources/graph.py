@@ -190,9 +190,10 @@ def _logits_place(
 ) -> int:
     """Which of a program's outputs the logits are."""
     spec = program.call_spec.out_spec
-    keys = spec.context if spec is not None and spec.type in {dict, OrderedDict} else None
-    named = isinstance(keys, list) and len(keys) == len(outputs)
-    names = [str(key) for key in keys] if named else [str(node) for node in outputs]
+    names = [str(node) for node in outputs]
+    if spec is not None and spec.type in {dict, OrderedDict} and spec.context is not None:
+        keys = [str(key) for key in spec.context]
+        names = keys if len(keys) == len(outputs) else names
     return place_of_logits(names, [tuple(node.meta["val"].shape[1:]) for node in outputs], where)
 
 
