@@ -138,8 +138,8 @@ class TwoHeads(ClassifierNetwork):
 
 
 def output_of(value: Any) -> Tensor:
-    """The tensor in what a library's network returns: itself, its ``logits``, or the first of
-    several.
+    """The tensor in what a library's network returns: itself, its ``logits``, or the only one of
+    shape (N, K).
 
     Raises:
         GoodRtError: there is none, or two could be the logits.
@@ -149,32 +149,39 @@ def output_of(value: Any) -> Tensor:
     logits = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
-        shapes = [tuple(other.shape[1:]) for other in value if isinstance(other, Tensor)]
-        check_outputs([f"output {i}" for i in range(len(shapes))], shapes, "the classifier")
-        return value[0]
+    if isinstance(value, (tuple, list)):
+        tensors = [item for item in value if isinstance(item, Tensor)]
+        names = [f"output {place}" for place in range(len(tensors))]
+        shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
+        if tensors:
+            return tensors[place_of_logits(names, shapes, "the classifier")]
     raise GoodRtError(
         f"the classifier returns a {type(value).__name__}; it must return its logits (N, K)"
     )
 
 
-def check_outputs(names: Sequence[str], shapes: Sequence[tuple[Any, ...]], where: str) -> None:
-    """Checks that only the first of a network's outputs can be the logits.
+def place_of_logits(names: Sequence[str], shapes: Sequence[tuple[Any, ...]], where: str) -> int:
+    """Which of a network's outputs the logits are: the one of that name, or the only one of shape
+    (N, K).
 
     Args:
-        names: Names of the outputs, for errors.
+        names: Names of the outputs.
         shapes: Their shapes without the batch.
         where: The classifier, for errors.
 
     Raises:
-        GoodRtError: another output, such as that of a teacher's head, has the same shape.
+        GoodRtError: several could be the logits, such as features or a teacher's.
     """
-    alike = [name for name, shape in zip(names, shapes, strict=True) if shape == shapes[0]]
-    if len(alike) > 1:
+    if "logits" in names:
+        return list(names).index("logits")
+    places = [place for place, shape in enumerate(shapes) if len(shape) <= 1]
+    if len(places) > 1:
         raise GoodRtError(
-            f"{where} has several outputs that could be the logits ({', '.join(alike)}); give one "
-            "with a single output, or with the name 'logits' for the one to use"
+            f"{where} has several outputs that could be the logits "
+            f"({', '.join(names[place] for place in places)}); let it return one, or call the one "
+            "to use 'logits'"
         )
+    return places[0] if places else 0
 
 
 def last_linear(model: nn.Module, images: Tensor) -> str:

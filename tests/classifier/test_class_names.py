@@ -6,7 +6,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from good_rt.classifier.class_names import class_outputs, match_by_name, placeholder_names
@@ -78,6 +78,7 @@ def test_what_could_mean_two_outputs_is_refused(
 NAMES = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=8, unique=True)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(NAMES, st.randoms())
 def test_equal_names_match_whatever_their_order_and_signs(names: list[str], random: object) -> None:
     shuffled = list(names)
@@ -86,12 +87,14 @@ def test_equal_names_match_whatever_their_order_and_signs(names: list[str], rand
     assert [names[output] for output in outputs] == shuffled
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(NAMES, NAMES)
 def test_no_two_classes_have_one_output(names: list[str], expected_names: list[str]) -> None:
     outputs = match_by_name(names, expected_names)
     assert len(set(outputs.values())) == len(outputs)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(NAMES)
 def test_decomposed_names_of_a_file_system_match(names: list[str]) -> None:
     composed = list({unicodedata.normalize("NFC", name) for name in names})

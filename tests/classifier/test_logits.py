@@ -267,14 +267,57 @@ def test_timms_distilled_heads_are_split() -> None:
     assert set(network.library_names().values()) == set(model.state_dict())
 
 
-def test_two_outputs_of_one_shape_are_ambiguous(mine: Any, tmp_path: Path) -> None:
-    mine.Net = lambda: Distilled(both=True)
+class Returns(nn.Module):
+    """A network with features, and what it returns of both."""
+
+    image_size = 16
+
+    def __init__(self, returned: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.returned = Net(nn.Identity()), returned
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.net.body(x)
+        return self.returned(features, self.net.fc(features))
+
+
+AMBIGUOUS: dict[str, Callable[[], nn.Module]] = {
+    "teacher": lambda: Distilled(both=True),
+    "features first": lambda: Returns(lambda features, logits: (features, logits)),
+    "features last": lambda: Returns(lambda features, logits: (logits, features)),
+}
+
+
+@pytest.mark.parametrize("form", list(AMBIGUOUS))
+def test_two_outputs_that_could_be_logits_are_ambiguous(
+    mine: Any, tmp_path: Path, form: str
+) -> None:
+    mine.Net = AMBIGUOUS[form]
     with pytest.raises(GoodRtError, match=r"several outputs that could be the logits \(output 0,"):
         load_classifier("mine:Net", SETTINGS)
     for suffix in (".pt2", ".pt", ".onnx"):
-        path = write(Distilled(both=True), tmp_path / f"net{suffix}")
+        path = write(AMBIGUOUS[form](), tmp_path / f"net{suffix}")
         with pytest.raises(GoodRtError, match="several outputs that could be the logits"):
             load_classifier(path, SETTINGS)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".onnx", "code"])
+def test_maps_beside_the_logits_are_not_them(mine: Any, tmp_path: Path, suffix: str) -> None:
+    network = Returns(lambda features, logits: (features[:, :, None, None], logits)).eval()
+    expected = network(IMAGES)[1]
+    mine.net = copy.deepcopy(network)
+    spec = "mine:net" if suffix == "code" else write(network, tmp_path / f"net{suffix}")
+    found = load_classifier(spec, SETTINGS).network(IMAGES)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_in_a_dictionary_are_taken(mine: Any, tmp_path: Path) -> None:
+    network = Returns(lambda features, logits: {"features": features, "logits": logits}).eval()
+    expected = network(IMAGES)["logits"]
+    mine.net = copy.deepcopy(network)
+    for spec in ("mine:net", write(network, tmp_path / "net.pt2")):
+        found = load_classifier(spec, SETTINGS).network(IMAGES)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_output_called_logits_is_taken(tmp_path: Path) -> None:

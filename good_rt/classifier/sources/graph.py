@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from good_rt.classifier.logits import left_out
-from good_rt.classifier.network import ClassifierNetwork, check_outputs
+from good_rt.classifier.network import ClassifierNetwork, place_of_logits
 from good_rt.classifier.sources.registry import square_size
 from good_rt.errors import GoodRtError
 
@@ -188,14 +188,13 @@ def input_shape(program: torch.export.ExportedProgram, where: str) -> tuple[int,
 def _logits_place(
     program: torch.export.ExportedProgram, outputs: Sequence[fx.Node], where: str
 ) -> int:
-    """Which of a program's outputs the logits are: the one of that name, else the first."""
+    """Which of a program's outputs the logits are."""
     spec = program.call_spec.out_spec
-    names = spec.context if spec is not None and spec.type in {dict, OrderedDict} else None
-    if isinstance(names, list) and "logits" in names and len(names) == len(outputs):
-        return names.index("logits")
-    shapes = [tuple(node.meta["val"].shape[1:]) for node in outputs]
-    check_outputs([str(node) for node in outputs], shapes, where)
-    return 0
+    names = [str(node) for node in outputs]
+    if spec is not None and spec.type in {dict, OrderedDict} and spec.context is not None:
+        keys = [str(key) for key in spec.context]
+        names = keys if len(keys) == len(outputs) else names
+    return place_of_logits(names, [tuple(node.meta["val"].shape[1:]) for node in outputs], where)
 
 
 def _without_probabilities(output: fx.Node) -> tuple[fx.Node, tuple[str, ...]]:

@@ -18,8 +18,8 @@ from good_rt.classifier.base import ClassifierConfig
 from good_rt.classifier.logits import left_out
 from good_rt.classifier.network import (
     ClassifierNetwork,
-    check_outputs,
     example_images,
+    place_of_logits,
     run_network,
 )
 from good_rt.classifier.sources.exported import graph_classifier
@@ -295,16 +295,13 @@ def _image_shape(graph: Any, path: Path) -> tuple[int | None, int | None]:
 
 
 def _logits_output(graph: Any, path: Path) -> str:
-    """The name of the output that the logits are: "logits", else the first."""
-    names = [value.name for value in graph.output]
-    if "logits" in names:
-        return "logits"
+    """The name of the output that the logits are."""
+    names = [str(value.name) for value in graph.output]
     shapes = [
         tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)[1:]
         for value in graph.output
     ]
-    check_outputs(names, shapes, str(path))
-    return str(names[0])
+    return names[place_of_logits(names, shapes, str(path))]
 
 
 def _without_probabilities(graph: Any, output: str) -> tuple[str, tuple[str, ...]]:
