@@ -130,7 +130,7 @@ def saved_spec(classifier: Classifier, folder: Path) -> Path:
 
 def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
     """The kind of spec and its parts."""
-    name, _, weights = (text, "", "") if Path(text).exists() else text.partition("@")
+    name, weights = split_weights(text)
 
     def request(name: str) -> ClassifierRequest:
         given = Path(weights) if weights else None
@@ -150,8 +150,8 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
         )
     if weights and Path(weights).suffix in PICKLE_SUFFIXES:
         raise GoodRtError(pickle_refusal(weights))
-    prefix, colon, rest = name.partition(":")
-    if colon and prefix in SOURCES and SOURCES[prefix].prefixed:
+    prefix, rest = split_kind(name)
+    if prefix and prefix in SOURCES and SOURCES[prefix].prefixed:
         if not rest:
             raise GoodRtError(f"{text!r} names no model; write {SOURCES[prefix].form}")
         return prefix, request(rest)

@@ -133,7 +133,7 @@ class DetectorModule(nn.Module):
         at_least_as_ood = ((excess >= 0).float() + 0 * excess).sum(dim=1)
         p_value = (1 + at_least_as_ood) / (len(self.calibration) + 1)
         p_value = torch.where(valid, p_value, 0.0)
-        alpha = torch.tensor(self.config.alpha, device=p_value.device)
+        alpha = constant([self.config.alpha], p_value)
         # not p_value <= alpha, which NaN is not
         return logits, *values, score, p_value, ~torch.lt(alpha, p_value)
 

@@ -122,10 +122,10 @@ class ListedScore:
 
 
 def _is_finite(value: object) -> bool:
-    """Whether a value is a finite number, or a list of such."""
+    """Whether a value is a finite number or a truth value, or a list of such."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_finite, value))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and abs(value) < math.inf
 
 
 @dataclass(frozen=True)

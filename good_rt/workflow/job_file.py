@@ -34,7 +34,7 @@ from good_rt.models import ModelSpec
 from good_rt.records import newer_version
 from good_rt.specs import resolved_spec, split_kind
 
-JOB_VERSION = 2
+JOB_VERSION = 3
 LEAST_IMAGES = 10
 """Images of each kind that a job generates at least: a part of them is held out."""
 TEST_SHARE = 5
@@ -322,7 +322,7 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a job file as this version reads them.
 
     A file without ``version`` is of version 1 (before 0.2.0), whose gradients were PyTorch's unless
-    it says otherwise.
+    it says otherwise. Up to version 2 (0.2.0), sampling started from noise.
 
     Raises:
         GoodRtError: the file is of a newer version.
@@ -332,18 +332,27 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
         raise GoodRtError(f"version is {version!r}, but must be a whole number of at least 1")
     if version > JOB_VERSION:
         raise newer_version("the job file", f"job version {version}", JOB_VERSION)
-    if version != 1:
+    if version == JOB_VERSION:
         return dict(values)
+    tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
+    generate = tables.setdefault("generate", {})
+    if isinstance(generate, dict):
+        generate.setdefault("start", "noise")
+    if version == 1:
+        _migrate_first(tables)
+    return {**tables, "version": JOB_VERSION}
+
+
+def _migrate_first(tables: dict[str, Any]) -> None:
+    """Renames version 1's keys in place."""
     for table, *keys in NEW_KEYS:
-        part = values.get(table)
+        part = tables.get(table)
         if part is not None and (not keys or (isinstance(part, dict) and keys[0] in part)):
             raise GoodRtError(
                 f"{'.'.join((table, *keys))} is a key of version {JOB_VERSION}, and the file is "
                 f"read as version 1; add `version = {JOB_VERSION}` as its first line"
             )
-    tables = {key: dict(part) if isinstance(part, dict) else part for key, part in values.items()}
-    generate = tables.setdefault("generate", {})
-    train = tables.get("train", {})
+    generate, train = tables["generate"], tables.get("train", {})
     if "ood" in tables:
         tables["test_sets"] = tables.pop("ood")
     if isinstance(train, dict):
@@ -360,4 +369,3 @@ def migrate_job(values: Mapping[str, Any]) -> dict[str, Any]:
         if "schedule" in generate:
             generate["mu_schedule"] = generate["rho_schedule"] = generate.pop("schedule")
         generate.setdefault("gradients", "torch")
-    return {**tables, "version": JOB_VERSION}

@@ -49,7 +49,7 @@ def here(tmp_path: Path) -> Path:
         paths = {"images": "demo", "classifier": "demo", "diffusion": "demo", "test_sets": "images"}
         paths[missing] = "no"
         (tmp_path / f"{missing}.toml").write_text(
-            f'version = 2\n[data]\nimages = "{paths["images"]}"\n[models]\n'
+            f'version = 3\n[data]\nimages = "{paths["images"]}"\n[models]\n'
             f'classifier = "{paths["classifier"]}"\ndiffusion = "{paths["diffusion"]}"\n'
             f'[test_sets]\nstreet = "{paths["test_sets"]}"\n'
         )

@@ -263,7 +263,7 @@ def test_a_provider_that_is_not_installed_is_named(path: Path) -> None:
         for name in onnxruntime.get_all_providers()
         if name not in onnxruntime.get_available_providers()
     )
-    with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here; install its GPU"):
+    with pytest.raises(GoodRtError, match=rf"ONNX Runtime has no {missing} here: its GPU build"):
         OnnxRuntimeEngine(path, [missing, "CPUExecutionProvider"])
 
 

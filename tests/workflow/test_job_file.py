@@ -14,7 +14,7 @@ from good_rt.workflow.job_file import Job, JobConfig
 from good_rt.workflow.split import split
 
 SMALL = """\
-version = 2
+version = 3
 [data]
 images = "photos"
 [models]
@@ -200,18 +200,18 @@ def test_a_file_of_version_1_is_migrated(tmp_path: Path) -> None:
     [
         (OLD.replace('"feat"', '"feet"'), r"line 9: train\.ood is 'feet', but must be one of"),
         ("version = 3\n" + SMALL[12:], r"line 1: .*\(job version 3\).* reads up to version 2"),
-        ("version = 2\n" + OLD, r"line 12: there is no 'ood'"),
+        ("version = 3\n" + OLD, r"line 12: there is no 'ood'"),
         ("version = true\n" + OLD, r"line 1: version is True, but must be a whole number"),
         ("version = 0\n" + OLD, r"line 1: version is 0, but must be a whole number"),
         (OLD.replace("40", '""'), "train.unguided is '', but must be a whole number"),
         ("train = 5\n" + SMALL[12:], "train is 5, but must be a table"),
         (
             SMALL[12:] + '[test_sets]\nstreet = "s"\n',
-            r"job\.toml: test_sets .* add `version = 2` as its first",
+            r"job\.toml: test_sets .* add `version = 3` as its first",
         ),
         (
             SMALL[12:] + '[train]\nkinds = ["img"]\n',
-            r"job\.toml: train\.kinds .* add `version = 2` as its first",
+            r"job\.toml: train\.kinds .* add `version = 3` as its first",
         ),
     ],
 )

@@ -409,7 +409,7 @@ def test_a_peer_that_does_not_exist(
 
 
 JOB = """\
-version = 2
+version = 3
 [data]
 images = "ID"
 [models]

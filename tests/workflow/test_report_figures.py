@@ -228,9 +228,11 @@ def test_large_colour_images_and_one_class(tmp_path: Path) -> None:
     config = ClassifierConfig("small_resnet", ("photo",), 3, side)
     classifier = Classifier(network, config)
     base = rng.integers(0, 255, (1, side, side, 3))
+    data = tmp_path / "data"
+    data.mkdir()
     for part, count in {"train": 40, "held_out": 40, "test": 20}.items():
         images = (base + rng.normal(0, 40, (count, side, side, 3))).clip(0, 255).astype(np.uint8)
-        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.zeros(count, np.int64))
+        np.savez(data / f"{part}.npz", images=images, labels=np.zeros(count, np.int64))
     folder = tmp_path / "ood"
     generated = GeneratedSet(folder)
     generated.begin({"kind": "img"})
@@ -241,7 +243,7 @@ def test_large_colour_images_and_one_class(tmp_path: Path) -> None:
     detector_config = DetectorConfig(("knn_distance",), combination="sum", alpha=0.1)
     arguments = (
         {"before": classifier},
-        tmp_path,
+        data,
         {"near": noise[:20]},
         out,
         [folder],

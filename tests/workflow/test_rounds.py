@@ -34,7 +34,7 @@ from good_rt.workflow.run import RunResult, run_job
 from good_rt.workflow.train import training_record
 
 JOB = """\
-version = 2
+version = 3
 [data]
 images = "{images}"
 [models]
