@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from good_rt.data.classes import match_classes
 from good_rt.data.labelled import LabelledImages
 from good_rt.data.sources.base import ImageSource
 from good_rt.data.sources.npz import NPZ_HINT, NpzSource
@@ -99,7 +98,9 @@ class IdData:
             )
         known = [label for label in labels if label is not None]
         if self.source.classes is not None and not isinstance(classes, int):
-            outputs = match_classes(self.source.classes, classes, str(self.source.path))
+            from good_rt.classifier.class_names import class_outputs  # imports torch
+
+            outputs = class_outputs(self.source.classes, classes, str(self.source.path))
             wrong = next((label for label in known if not 0 <= label < len(outputs)), None)
             if wrong is not None:
                 raise GoodRtError(

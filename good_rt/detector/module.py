@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from good_rt.classifier import Classifier, IdFeatures, Images, predict
 from good_rt.config.settings import DetectorConfig
 from good_rt.detector.runtime import output_names
+from good_rt.method.combination.base import constant
 from good_rt.method.conformal import check_alpha, conformal_p_value
 from good_rt.method.discrepancy import Discrepancy, DiscrepancyConfig, fit_discrepancy
 from good_rt.method.measurements import Measurements
