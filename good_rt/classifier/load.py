@@ -39,6 +39,7 @@ from good_rt.classifier.weights import (
 )
 from good_rt.errors import GoodRtError
 from good_rt.plugins import CLASSIFIER_PLUGINS, PLUGIN_NAME, installed_text, plugin_names
+from good_rt.specs import split_kind, split_weights
 
 FORMS = ("FOLDER", *(entry.form for entry in SOURCES.values()), "PLUGIN:ARGUMENT")
 """What `load_classifier` takes, for people."""
@@ -165,7 +166,7 @@ def _parse(text: str, settings: Settings) -> tuple[str, ClassifierRequest]:
             if not Path(name).exists():
                 raise GoodRtError(f"{name} does not exist; give the path of a {suffix} file")
             return kind, request(name)
-    could_be_plugin = colon and rest and PLUGIN_NAME.fullmatch(prefix) and not Path(name).exists()
+    could_be_plugin = prefix and rest and PLUGIN_NAME.fullmatch(prefix) and not Path(name).exists()
     if could_be_plugin and prefix in plugin_names(CLASSIFIER_PLUGINS):
         return prefix, request(rest)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from good_rt.classifier.class_names import class_outputs
 from good_rt.config.settings import SplitConfig
-from good_rt.data.classes import match_classes
 from good_rt.data.id_data import IdData
 from good_rt.data.sources.base import PARTS, Item, ListedImage
 from good_rt.data.sources.open import open_source
@@ -293,7 +293,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     ],
 )  # fmt: skip
 def test_classes_are_matched(found: list[str], wanted: list[str], expected: list[int]) -> None:
-    assert match_classes(found, wanted, "x") == expected
+    assert class_outputs(found, wanted, "x") == expected
 
 
 @pytest.mark.parametrize(
@@ -310,4 +310,4 @@ def test_classes_are_matched(found: list[str], wanted: list[str], expected: list
 )
 def test_classes_that_do_not_match(found: list[str], wanted: list[str], message: str) -> None:
     with pytest.raises(GoodRtError, match=message):
-        match_classes(found, wanted, "x")
+        class_outputs(found, wanted, "x")

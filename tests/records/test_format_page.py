@@ -28,6 +28,7 @@ from good_rt.detector.runtime import (
 from good_rt.evaluation.results import EVALUATION_RECORD
 from good_rt.export.manifest import ENGINES_RECORD
 from good_rt.method.discrepancy import DISCREPANCIES
+from good_rt.workflow.job_file import JOB_VERSION
 from good_rt.workflow.resume import STATE_RECORD
 from good_rt.workflow.train import TRAINING_RECORD
 
@@ -117,7 +118,7 @@ def test_opset_ir_version_and_shapes_are_as_described() -> None:
 def test_every_record_is_listed_with_its_version() -> None:
     listed = {tuple(names(row[1])): int(row[2]) for row in rows("Records and versions")}
     job = listed.pop(())
-    assert job == 2
+    assert job == JOB_VERSION
     assert listed == {(record.name,): record.version for record in RECORDS}
 
 

@@ -199,7 +199,7 @@ def test_a_file_of_version_1_is_migrated(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (OLD.replace('"feat"', '"feet"'), r"line 9: train\.ood is 'feet', but must be one of"),
-        ("version = 3\n" + SMALL[12:], r"line 1: .*\(job version 3\).* reads up to version 2"),
+        ("version = 4\n" + SMALL[12:], r"line 1: .*\(job version 4\).* reads up to version 3"),
         ("version = 3\n" + OLD, r"line 12: there is no 'ood'"),
         ("version = true\n" + OLD, r"line 1: version is True, but must be a whole number"),
         ("version = 0\n" + OLD, r"line 1: version is 0, but must be a whole number"),
