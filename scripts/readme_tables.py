@@ -478,6 +478,21 @@ def quality_trainings(result: dict[str, Any]) -> str:
     return "\n".join([*lines, bars(result)])
 
 
+def kinds(result: dict[str, Any]) -> str:
+    """How far from ID and how varied the images of each setting are."""
+    lines = head(
+        "guidance", "energy", "k-NN distance", "relative Mahalanobis", "spread of features",
+        "pixels from unguided", "pixels from image level",
+    )  # fmt: skip
+    for name, row in result["figures"]["sets"].items():
+        levels = (row[one] for one in ("energy", "knn_distance", "relative_mahalanobis", "spread"))
+        pixels = [row.get(f"pixels_from_{other}") for other in ("unguided", "image")]
+        cells = [f"{value:.2f}" for value in levels]
+        cells += [f"{value:.0f}" if value else "" for value in pixels]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made_by(result)])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "summary": summary,
     "demo": demo,
@@ -494,6 +509,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "unified_score": unified_score,
     "refusals": refusals,
     "detector_overhead": detector_overhead,
+    "kinds": kinds,
     "quality_peers": quality_peers,
     "quality_trainings": quality_trainings,
 }
