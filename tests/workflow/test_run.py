@@ -436,7 +436,7 @@ def in_two_classes(folder: Path) -> None:
         (one_class, "has 1 class (.*), the classifier 8 "),
         (empty_class, "class 'coat' has no images; add some, or remove its folder"),
         (other_classes, "classes cat are not among the classifier's, which also has coat"),
-        (in_parts, r"same image in two parts of the data; keep one"),
+        (in_parts, r"same image in two parts of the data \(so are .*\); keep one"),
         (in_two_classes, r"coat/\d+.png and dress/same.png are the same image in two classes"),
         (
             lambda folder: None,
