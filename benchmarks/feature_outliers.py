@@ -92,7 +92,7 @@ class FeatureOutlierClassifier(Classifier):
             return super().forward(images)
         features = network.forward_features(self.prepare(images))
         known = features[: self.id_batch]
-        newest = (known.detach().float(), network.forward_head(known).detach().argmax(dim=1))
+        newest = (known.detach().float(), self.head(known).detach().argmax(dim=1))
         if self.queue is not None:
             newest = tuple(
                 torch.cat([new, old])[:QUEUE] for new, old in zip(newest, self.queue, strict=True)
@@ -102,4 +102,4 @@ class FeatureOutlierClassifier(Classifier):
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
         outliers = self.draw(*self.queue, count, generator).to(features.dtype)
         features = torch.cat([known, outliers])
-        return network.forward_head(features), features
+        return self.head(features), features

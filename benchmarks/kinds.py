@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from record import RESULTS, write_result
 from torch import Tensor
 
-from good_rt.classifier import predict
+from good_rt.classifier import Classifier, IdFeatures, predict
 from good_rt.config.settings import BankConfig, GenerationConfig, GuidanceConfig, SamplerConfig
 from good_rt.data.batches import id_features, id_part
 from good_rt.data.id_data import IdData
@@ -85,14 +85,13 @@ def spread(features: Tensor) -> float:
 
 
 def figures_of(
-    images: Mapping[str, NDArray[np.uint8]], models: Models, data: IdData
+    images: Mapping[str, NDArray[np.uint8]], classifier: Classifier, known: IdFeatures
 ) -> dict[str, dict[str, float]]:
     """By set: the mean of each discrepancy in standard deviations of ID test images, the spread of
     the features, and the difference to the images of the same noise that image-level guidance and
     no guidance give."""
-    known = id_features(data, models.classifier)
     every = [fit_discrepancy(name, known, DiscrepancyConfig()) for name in DISCREPANCIES]
-    outputs = {name: predict(models.classifier, from_uint8(of)) for name, of in images.items()}
+    outputs = {name: predict(classifier, from_uint8(of)) for name, of in images.items()}
     levels = {
         name: {one.name: one(logits, features).double() for one in every}
         for name, (logits, features) in outputs.items()
@@ -114,22 +113,21 @@ def figures_of(
     return found
 
 
-def gradient_cosines(pixels: Tensor, models: Models, data: IdData) -> dict[str, float]:
+def gradient_cosines(pixels: Tensor, models: Models, known: IdFeatures) -> dict[str, float]:
     """Mean cosine of the gradients, in the latents, of energy and of each other discrepancy at
     images (N, C, H, W)."""
     encode, decode = models.diffusion.encoder, models.diffusion.decoder
     assert encode is not None and decode is not None
-    known = id_features(data, models.classifier)
+    with torch.no_grad():
+        batches = [encode(part) for part in pixels.split(50)]
     choices = {f"knn_distance, k = {k}": ("knn_distance", k) for k in (1, 10, 100)}
     choices |= {name: (name, 10) for name in ("mahalanobis", "relative_mahalanobis")}
     gradients = {}
     for title, (name, k) in {"energy": ("energy", 10), **choices}.items():
         discrepancy = fit_discrepancy(name, known, DiscrepancyConfig(k=k))
         parts = []
-        for part in pixels.split(50):
-            with torch.no_grad():
-                latents = encode(part)
-            latents.requires_grad_(True)
+        for batch in batches:
+            latents = batch.clone().requires_grad_(True)
             value = discrepancy(*models.classifier(decode(latents))).sum()
             parts.append(torch.autograd.grad(value, latents)[0].flatten(1))
         gradients[title] = torch.cat(parts)
@@ -150,9 +148,10 @@ def main(work: Path | None) -> None:
             click.echo(name)
             out = folder / str(number)
             images[name] = generate(models, data, out, config, folder / "engines").images()
-    figures = figures_of(images, models, data)
+    known = id_features(data, models.classifier)
+    figures = figures_of(images, models.classifier, known)
     cosines = {
-        name: gradient_cosines(from_uint8(images[name][:GRADIENTS]), models, data)
+        name: gradient_cosines(from_uint8(images[name][:GRADIENTS]), models, known)
         for name in (ID, "unguided", "image")
     }
     sets: dict[str, Any] = {name: figures[name] for name in images}

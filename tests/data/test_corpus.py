@@ -143,6 +143,12 @@ def write_parquet(root: Path, images: Sequence[Picture], inside: Sequence[bytes]
     return root
 
 
+corpus = settings(
+    max_examples=int(os.environ.get("GOOD_RT_CORPUS", "2000")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+"""How many inputs each property is tried with."""
 WRITERS = (write_folder, write_tar, write_parquet)
 
 
@@ -154,11 +160,7 @@ def divided(splits: Splits) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=int(os.environ.get("GOOD_RT_CORPUS", "2000")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@corpus
 @given(st.data())
 def test_the_same_images_are_divided_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -204,11 +206,7 @@ def add_extra(root: Path, images: Sequence[Picture], name: str) -> None:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=int(os.environ.get("GOOD_RT_CORPUS", "2000")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@corpus
 @given(st.data())
 def test_every_file_is_used_or_said_not_to_be(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
